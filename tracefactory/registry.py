@@ -1,0 +1,47 @@
+"""Things that are looked up by name: one registry per kind, filled by decorators, one file per entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from tracefactory.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Named entries of one kind. Registering a name twice is a programming error; an unknown name is the user's."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Return a decorator that files its argument under `name`."""
+
+        def file_under(entry: T) -> T:
+            if name in self._entries:
+                raise ValueError(f"{self.kind} {name!r} is registered twice")
+            self._entries[name] = entry
+            return entry
+
+        return file_under
+
+    def get(self, name: str) -> T:
+        """Return the entry called `name`.
+
+        Raises:
+            UserError: with the nearest valid name.
+        """
+        try:
+            return self._entries[name]
+        except KeyError:
+            hint = nearest(name, self._entries) or ""
+            raise UserError(f"unknown {self.kind} {name!r}" + (f" ({hint})" if hint else "")) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._entries))
