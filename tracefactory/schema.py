@@ -177,10 +177,7 @@ TRACE_SCHEMA = pa.schema(
         _required("sample_index", _I),
         pa.field("seed", _I),
         pa.field("temperature", _F),
-        *(
-            _required(name, _S)
-            for name in ("request_key", "reasoning", "answer_text", "thinking", "finish_reason")
-        ),
+        *(_required(name, _S) for name in ("request_key", "reasoning", "answer_text", "thinking", "finish_reason")),
         pa.field("refusal", _S),
         _required("prompt_tokens", _I),
         _required("completion_tokens", _I),

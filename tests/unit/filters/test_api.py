@@ -1,0 +1,73 @@
+"""The words filters are written in."""
+
+import pickle
+
+import pytest
+from pydantic import ValidationError
+
+from tracefactory.filters import KEEP, Decision, FilterFailed, Params, drop, trace_filter
+from tracefactory.filters.api import mark_of
+
+
+def test_a_decision_has_no_truth_value():
+    for decision in (KEEP, drop("too_long")):
+        with pytest.raises(TypeError, match="no truth value"):
+            bool(decision)
+        with pytest.raises(TypeError, match="no truth value"):
+            [row for row in ["row"] if decision]
+    assert KEEP.keep
+    assert not drop("too_long").keep
+
+
+def test_a_drop_carries_its_reason_and_detail():
+    assert drop("too_long", "12 tokens") == Decision("too_long", "12 tokens")
+    assert drop("x2_y").reason == "x2_y"
+
+
+@pytest.mark.parametrize(
+    "reason", ["", "Too long", "too-long", "TooLong", "_x", "x_", "x__y", "2x", "zu_lang\n", "über"]
+)
+def test_a_reason_that_is_no_identifier_is_refused(reason: str):
+    with pytest.raises(ValueError, match="not snake_case"):
+        drop(reason)
+
+
+def test_the_decorator_leaves_the_function_callable_and_notes_its_measure():
+    def measured(trace: object, params: object) -> dict[str, float]:
+        return {"x": 1.0}
+
+    @trace_filter
+    def plain(trace: object) -> Decision:
+        return KEEP
+
+    @trace_filter(measure=measured, needs=("student",))
+    def split(trace: object) -> Decision:
+        return drop("never")
+
+    assert plain(object()).keep
+    assert split(object()).reason == "never"
+    mark = mark_of(split)
+    assert mark is not None
+    assert (mark.measure, mark.needs) == (measured, ("student",))
+    assert mark_of(measured) is None
+
+
+def test_parameters_are_frozen_strict_in_names_and_checked_in_their_defaults():
+    class Good(Params):
+        rate: float = 0.5
+
+    with pytest.raises(ValidationError, match="frozen"):
+        Good().rate = 0.1
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        Good.model_validate({"rat": 1})
+
+    class Bad(Params):
+        rate: float = "high"  # type: ignore[assignment]
+
+    with pytest.raises(ValidationError, match="rate"):
+        Bad()
+
+
+def test_a_failure_travels_between_processes():
+    failed = pickle.loads(pickle.dumps(FilterFailed("length", "t1", "ZeroDivisionError")))
+    assert (failed.name, failed.trace_id, failed.traceback_text) == ("length", "t1", "ZeroDivisionError")

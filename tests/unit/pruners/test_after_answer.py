@@ -1,0 +1,142 @@
+"""after_answer and verification_steps: where the answer is stated, and what follows it."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from tracefactory.pruners import AfterAnswer, PruneItem, Tools, VerificationSteps
+from tracefactory.schema import Thinking
+
+SOLVED = (
+    "We need 6 * 7.\n\nSix sevens are 42, since 5 * 7 = 35 and 35 + 7 = 42.\n\nSo the answer is 42.\n\n"
+    "Let me double-check: 7 * 6 = 42.\n\nFor the halves: 3 * 7 = 21, and 21 + 21 = 42.\n\nYes, that matches.\n\n"
+    "Therefore, the answer is 42."
+)
+
+
+async def after(lab: SimpleNamespace, *traces, **params):
+    return await AfterAnswer(**params).prune([PruneItem.of(trace) for trace in traces], Tools(verify=lab.verify))
+
+
+async def checks(lab: SimpleNamespace, *traces):
+    return await VerificationSteps().prune([PruneItem.of(trace) for trace in traces], Tools(verify=lab.verify))
+
+
+async def test_what_follows_the_answer_goes_and_the_own_ending_stays(lab: SimpleNamespace) -> None:
+    (result,) = await after(lab, lab.trace(SOLVED, "The product is 42: the answer is 42."))
+    assert result.reasoning.endswith("So the answer is 42.")
+    assert result.answer_text == "The product is 42: the answer is 42."
+    assert result.calls == 0
+
+
+async def test_an_unclosed_trace_gets_an_ending_from_what_it_stated(lab: SimpleNamespace) -> None:
+    looping = SOLVED + "\n\nWait, is it? 42 = 42 = 42" + " = 42" * 500
+    (result,) = await after(lab, lab.trace(looping, "", thinking=Thinking.OPEN))
+    assert result.answer_text == "The final answer is \\boxed{42}."
+    assert result.closed
+    assert len(result.reasoning) < 120
+
+
+async def test_a_chinese_trace_ends_in_chinese(lab: SimpleNamespace) -> None:
+    text = "六乘以七等于四十二。\n\n所以答案是42。\n\n等等，让我再想想这道题目的条件是不是都用上了。\n\n重新考虑一下"
+    (result,) = await after(lab, lab.trace(text, "", thinking=Thinking.OPEN))
+    assert result.reasoning.endswith("所以答案是42。")
+    assert result.answer_text == "最终答案是\\boxed{42}。"
+
+
+async def test_a_wrong_ending_is_not_kept_after_the_right_answer(lab: SimpleNamespace) -> None:
+    (result,) = await after(lab, lab.trace(SOLVED + "\n\nWait, no. It is 41.", "The answer is 41."))
+    assert result.answer_text == "The final answer is \\boxed{42}."
+
+
+@pytest.mark.parametrize(
+    "early",
+    [
+        "Is the answer 42?",
+        "Maybe the answer is 42.",
+        "If the answer is 42, then 42 / 7 = 6.",
+        "The answer is 41.",
+        "There are 42 days in six weeks.",
+        "答案可能是42。",
+    ],
+)
+async def test_guesses_questions_wrong_answers_and_numbers_passing_by_state_nothing(
+    lab: SimpleNamespace, early: str
+) -> None:
+    (result,) = await after(lab, lab.trace(f"{early}\n\nNow let us compute.\n\nThe answer is 42.\n\nDone with 1 day."))
+    assert result.kept == (0, 1, 2)
+
+
+async def test_a_result_counts_only_where_asked_for(lab: SimpleNamespace) -> None:
+    text = "Six sevens: 35 + 7.\n\nSo we get 35 + 7 = 42.\n\nNow 3 weeks too.\n\nThe answer is 42.\n\nBye now 1."
+    explicit, result = await after(lab, lab.trace(text)), await after(lab, lab.trace(text), evidence="result")
+    assert explicit[0].kept == (0, 1, 2, 3)
+    assert result[0].kept == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Compute 6 * 7.\n\nThe answer is 42.", "nothing_after_answer"),
+        ("Compute 6 * 7.\n\nIt is 42 I think.", "answer_not_stated"),
+        ("", "no_reasoning"),
+    ],
+)
+async def test_otherwise_the_parent_stands_with_a_reason(lab: SimpleNamespace, text: str, reason: str) -> None:
+    (result,) = await after(lab, lab.trace(text))
+    assert (result.reason, result.reasoning) == (reason, text)
+
+
+async def test_all_statements_of_a_batch_are_verified_at_once_and_repeats_once(lab: SimpleNamespace) -> None:
+    loop = "So the answer is 41.\n\n" * 50
+    await after(lab, lab.trace(loop, name="a"), lab.trace(loop, name="b"), lab.trace(loop, name="c", gold="7"))
+    assert lab.verify.batches == [2]
+
+
+async def test_checks_after_the_answer_go_and_everything_else_stays(lab: SimpleNamespace) -> None:
+    item = PruneItem.of(lab.trace(SOLVED))
+    (result,) = await checks(lab, item.trace)
+    cut = [item.step(index).strip() for index in range(len(item.steps)) if index not in result.kept]
+    assert cut == [
+        "Let me double-check: 7 * 6 = 42.",
+        "For the halves: 3 * 7 = 21, and 21 + 21 = 42.",
+        "Yes, that matches.",
+    ]
+    assert result.reasoning.endswith("Therefore, the answer is 42.")
+
+
+async def test_checks_before_the_answer_stay(lab: SimpleNamespace) -> None:
+    text = "6 * 7 = 42.\n\nLet me double-check: 7 * 6 = 42, which matches.\n\nSo the answer is 42."
+    (result,) = await checks(lab, lab.trace(text))
+    assert result.reason == "no_checks_after_answer"
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        "Let me verify: 6 + 7 = 13, which does not match.\n\nRight, it is a product.",
+        "Let me verify: 6 * 7 = 36 + 6.\n\nWait, that's not right as written.",
+        "Let me verify: 6 * 7 = 36 + 6.\n\nAlternatively, add sevens: 7 + 7 = 14.",
+        "验算一下：6+7=13，不等于42。",
+    ],
+)
+async def test_a_check_that_fails_or_brings_doubt_stays(lab: SimpleNamespace, rest: str) -> None:
+    (result,) = await checks(lab, lab.trace(f"6 * 7 = 42.\n\nSo the answer is 42.\n\n{rest}"))
+    assert result.reason == "no_checks_after_answer"
+
+
+async def test_other_work_after_the_answer_is_not_a_check(lab: SimpleNamespace) -> None:
+    text = "The answer is 42.\n\nAlternatively, count: 7, 14.\n\nLet me verify: 42 / 7 = 6.\n\nSo the answer is 42."
+    (result,) = await checks(lab, lab.trace(text))
+    assert result.kept == (0, 1, 3)
+
+
+async def test_the_doubt_that_leads_up_to_a_check_goes_with_it(lab: SimpleNamespace) -> None:
+    text = "So the answer is 42.\n\nWait, maybe I made a mistake.\n\nLet me check: 42 / 7 = 6.\n\nSo the answer is 42."
+    (result,) = await checks(lab, lab.trace(text))
+    assert result.kept == (0, 3)
+
+
+async def test_a_trace_that_never_closed_keeps_its_checks(lab: SimpleNamespace) -> None:
+    (result,) = await checks(lab, lab.trace(SOLVED, "", thinking=Thinking.OPEN))
+    assert result.reason == "thinking_not_closed"

@@ -1,0 +1,130 @@
+"""What was pruned must still teach the answer, or the parent stands with a reason."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from tracefactory.pruners import PruneItem, reverify
+from tracefactory.pruners.base import Cost, keep, parent
+from tracefactory.pruners.dangling import dangling
+from tracefactory.schema import Outcome
+
+TEXT = "Take 6 rows of 7.\n\nThen 5 * 7 = 35 eggs.\n\nAnd 35 + 7 = 42 eggs.\n\nLet me check the 42 again."
+
+
+async def check(lab: SimpleNamespace, kept: tuple[int, ...], answer: str = "The answer is 42.", **rest):
+    item = PruneItem.of(lab.trace(TEXT))
+    (checked,) = await reverify([item], [keep(item, kept, answer, **rest)], lab.verify)
+    return checked
+
+
+async def test_a_result_that_holds_passes_with_its_verdict(lab: SimpleNamespace) -> None:
+    checked = await check(lab, (0, 1, 2))
+    assert checked.result.kept == (0, 1, 2)
+    assert checked.verdict is not None
+    assert checked.verdict.outcome is Outcome.CORRECT
+
+
+@pytest.mark.parametrize(
+    ("rest", "reason"),
+    [
+        ({"answer": "The answer is 41."}, "answer_lost"),
+        ({"answer": "It depends."}, "answer_unverifiable"),
+        ({"answer": "boom: the answer is 42."}, "verifier_error"),
+        ({"answer": "  "}, "thinking_not_closed"),
+        ({"closed": False}, "thinking_not_closed"),
+        ({"added": "So </think> it is."}, "thinking_tags_inside"),
+        ({"kept": ()}, "empty_reasoning"),
+        ({"kept": (0, 3), "added": "As computed above, 5 * 7 = 35."}, "dangling_reference"),
+    ],
+)
+async def test_otherwise_the_parent_stands(lab: SimpleNamespace, rest: dict, reason: str) -> None:
+    checked = await check(lab, rest.pop("kept", (0, 1, 2)), cost=Cost(calls=4, samples=8), **rest)
+    assert checked.result.reason == reason
+    assert checked.result.reasoning == TEXT
+    assert checked.result.answer_text == "The answer is 42."
+    assert (checked.result.calls, checked.result.samples) == (4, 8)
+    assert checked.verdict is None
+
+
+async def test_parents_and_texts_already_refused_are_not_verified_again(lab: SimpleNamespace) -> None:
+    items = [PruneItem.of(lab.trace(TEXT, name=name)) for name in "abc"]
+    results = [
+        parent(items[0], "never_valid"),
+        keep(items[1], (), "The answer is 42."),
+        keep(items[2], (0,), "42 is it"),
+    ]
+    checked = await reverify(items, results, lab.verify)
+    assert lab.verify.batches == [1]
+    assert [one.result.reason for one in checked] == ["never_valid", "empty_reasoning", "answer_unverifiable"]
+
+
+STEPS = {
+    "value": ["Take 6 rows.", "Each has 17 eggs.", "So x is small.", "As computed above, 17 eggs are in each."],
+    "value_zh": ["共有6排。", "每排有17个鸡蛋。", "所以很多。", "如上所述，每排17个。"],
+    "equation": ["Take 6 rows.", "x + y = 5 (1)", "Now go on.", "From (1), y = 5 - x."],
+    "tag": ["Take 6 rows.", "\\[ x + y = 5 \\tag{3} \\]", "Now go on.", "By equation (3) we get y."],
+    "step": ["Take 6 rows.", "Step 2: multiply by 7.", "Now go on.", "The result of Step 2 is needed now."],
+    "step_first": ["Take 6 rows.", "Step 2: multiply by 7.", "Now go on.", "Step 2 gave what is needed."],
+    "case_zh": ["共有6排。", "情况1：x为偶数。", "继续看下去。", "由情况1可知y为奇数。"],
+    "gap": ["Take 6 rows.", "Now go on.", "Each row is long.", "As shown above, it must be so."],
+    "zh_gap": ["共有6排。", "继续看下去。", "每排都很长。", "由上述推导可知结论成立。"],
+    "before": ["Take 6 rows.", "We found 19 earlier eggs.", "Now go on.", "Earlier we found 19, so y is 2."],
+}
+LOST = {"gap": (0, 1, 3), "zh_gap": (0, 1, 3)}
+
+
+def item_of(lab: SimpleNamespace, steps: list[str]) -> PruneItem:
+    item = PruneItem.of(lab.trace("\n\n".join(steps)))
+    assert len(item.steps) == len(steps)
+    return item
+
+
+@pytest.mark.parametrize("name", list(STEPS))
+def test_a_reference_to_what_was_cut_is_found(lab: SimpleNamespace, name: str) -> None:
+    item = item_of(lab, STEPS[name])
+    fault = dangling(item, keep(item, LOST.get(name, (0, 2, 3)), "The answer is 42."))
+    assert fault is not None
+    assert STEPS[name][3].split()[0] in fault
+
+
+@pytest.mark.parametrize("name", list(STEPS))
+def test_nothing_dangles_when_nothing_was_cut_or_only_what_follows(lab: SimpleNamespace, name: str) -> None:
+    item = item_of(lab, [*STEPS[name], "Some more words."])
+    assert dangling(item, keep(item, range(5), "The answer is 42.")) is None
+    assert dangling(item, keep(item, range(4), "The answer is 42.")) is None
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "As computed above, the 6 rows stay.",
+        "The point lies above the line y = 2.",
+        "Values above 17 are out.",
+        "Step 2: add them up.",
+        "**Case 1:** all are even.",
+        "f(1) is in (1, 2).",
+        "So x is 5.",
+    ],
+)
+def test_references_to_what_is_there_and_words_for_places_stand(lab: SimpleNamespace, last: str) -> None:
+    item = item_of(lab, ["Take 6 rows.", "Step 2 has 17 eggs in case 1.", "Now go on.", last])
+    assert dangling(item, keep(item, (0, 2, 3), "The answer is 42.")) is None
+
+
+def test_the_question_counts_as_above(lab: SimpleNamespace) -> None:
+    steps = ["Let us see.", "There are 17 eggs.", "Now go on.", "As noted above, there are 17."]
+    item = PruneItem.of(lab.trace("\n\n".join(steps), question="What do 17 eggs cost?"))
+    assert dangling(item, keep(item, (0, 2, 3), "The answer is 42.")) is None
+
+
+def test_a_rewrite_that_opens_by_pointing_back_dangles(lab: SimpleNamespace) -> None:
+    item = item_of(lab, ["Take rows.", "Each is long."])
+    assert dangling(item, keep(item, (), "The answer is 42.", added="As we computed above, it is so.")) is not None
+    assert dangling(item, keep(item, (), "The answer is 42.", added="Rows are long. As we saw, it is so.")) is None
+
+
+def test_the_answer_text_may_not_point_at_what_was_cut(lab: SimpleNamespace) -> None:
+    item = item_of(lab, ["Take 6 rows.", "They hold 99 eggs.", "Now go on."])
+    assert dangling(item, keep(item, (0, 2), "With the 99 eggs found above, the answer is 42.")) is not None
+    assert dangling(item, keep(item, (0, 1), "With the 99 eggs found above, the answer is 42.")) is None

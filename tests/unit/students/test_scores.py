@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tracefactory.students.scores import TOKEN_SCORES_SCHEMA, TokenScores, scores_from_table, scores_to_table
+
+INTS = ("token_ids", "starts", "ends", "ranks")
+FLOATS = ("logprobs", "entropies")
+
+
+def random_scores(size: int, seed: int) -> TokenScores:
+    rng = np.random.default_rng(seed)
+    ints = {name: rng.integers(1, 100_000, size).astype(np.int32) for name in INTS}
+    floats = {name: -rng.random(size).astype(np.float32) for name in FLOATS}
+    return TokenScores(**ints, **floats, body_start=seed)
+
+
+def test_scores_survive_parquet_bit_by_bit(tmp_path: Path) -> None:
+    rows = [(f"t{i}", "key", random_scores(size, i)) for i, size in enumerate([3, 0, 500, 1])]
+    pq.write_table(scores_to_table(rows), tmp_path / "scores.parquet")
+    table = pq.read_table(tmp_path / "scores.parquet")
+    assert table.schema.equals(TOKEN_SCORES_SCHEMA)
+    for (trace_id, key, scores), (found_id, found_key, found) in zip(rows, scores_from_table(table), strict=True):
+        assert (trace_id, key, scores.body_start, len(scores)) == (found_id, found_key, found.body_start, len(found))
+        for name in (*INTS, *FLOATS):
+            assert getattr(found, name).dtype == getattr(scores, name).dtype
+            np.testing.assert_array_equal(getattr(found, name), getattr(scores, name))
+
+
+def test_a_slice_of_a_table_reads_its_own_rows() -> None:
+    rows = [(f"t{i}", "key", random_scores(4, i)) for i in range(6)]
+    table = pa.concat_tables([scores_to_table(rows[:3]), scores_to_table(rows[3:])])
+    found = list(scores_from_table(table.slice(2, 3)))
+    assert [row[0] for row in found] == ["t2", "t3", "t4"]
+    np.testing.assert_array_equal(found[1][2].logprobs, rows[3][2].logprobs)
+
+
+def test_an_empty_table_keeps_its_types() -> None:
+    assert scores_to_table([]).schema.equals(TOKEN_SCORES_SCHEMA)
+    assert list(scores_from_table(scores_to_table([]))) == []

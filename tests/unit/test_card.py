@@ -1,0 +1,245 @@
+"""The card: valid metadata, numbers as given, nothing from data becomes markup."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+from huggingface_hub import DatasetCard
+from markdown_it import MarkdownIt
+from pydantic import ValidationError
+
+from tracefactory.card import (
+    CardInputs,
+    ConfigLine,
+    LengthLine,
+    MixLine,
+    ModelLine,
+    PromptLine,
+    SourceLine,
+    StageLine,
+    VerifierLine,
+    escape,
+    limits,
+    render,
+)
+
+CONFIGS = (
+    ConfigLine(name="sft", summary="`prompt` and `completion`.", rows=1200, files="data/sft/*.parquet"),
+    ConfigLine(name="raw", summary="Everything.", rows=1234, files="data/raw/*.parquet"),
+)
+FULL = CardInputs(
+    title="Math mix",
+    summary="Long and short traces.",
+    licence="Apache-2.0",
+    repo="org/math-mix",
+    languages=("en",),
+    tags=("math", "synthetic"),
+    stages=(
+        StageLine(id="long", verb="sample: chat", rows_in=40, kept=39, errors=1, reasons={"timeout": 1}, requests=41),
+        StageLine(
+            id="clean",
+            verb="filter",
+            rows_in=39,
+            kept=30,
+            dropped=9,
+            reasons={"too_long": 2, "thinking_open": 7},
+            tokens=123456,
+            cost=1.5,
+        ),
+    ),
+    mix=(
+        MixLine(stage="mixed", part="long", unit="problems", asked=0.2, got=5),
+        MixLine(stage="mixed", part="short", unit="problems", asked=0.8, got=15),
+    ),
+    notes=("Short of 3 long problems.",),
+    lengths=(LengthLine.of("long", [5, 1, 9]),),
+    models=(ModelLine(name="long", role="teacher", model="org/big", revision="abc123", licence="mit"),),
+    prompts=(PromptLine(name="math_long", digest="ff00"),),
+    sources=(SourceLine(name="org/math", revision="9f2c1de", licence="mit", rows=40),),
+    verifiers=(VerifierLine(name="math", version="1", outcomes={"correct": 1234}),),
+    command="tracefactory run pipelines/mix.yaml",
+    pipeline="name: math-mix\n",
+)
+
+
+def test_metadata_is_what_the_hub_reads() -> None:
+    card = DatasetCard(render(FULL, version="1.0", configs=CONFIGS))
+    assert card.data.to_dict() == {
+        "language": ["en"],
+        "license": "apache-2.0",
+        "pretty_name": "Math mix",
+        "size_categories": ["1K<n<10K"],
+        "task_categories": ["text-generation"],
+        "tags": ["tracefactory", "synthetic", "reasoning", "chain-of-thought", "distillation", "math"],
+        "configs": [
+            {"config_name": "sft", "data_files": [{"split": "train", "path": "data/sft/*.parquet"}], "default": True},
+            {"config_name": "raw", "data_files": [{"split": "train", "path": "data/raw/*.parquet"}]},
+        ],
+    }
+
+
+@pytest.mark.parametrize(("rows", "size"), [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (5 * 10**6, "1M<n<10M")])
+def test_size_category(rows: int, size: str) -> None:
+    configs = (CONFIGS[0].model_copy(update={"rows": rows}),)
+    assert DatasetCard(render(FULL, version="1", configs=configs)).data.size_categories == [size]
+
+
+def test_a_licence_the_hub_does_not_know_keeps_its_name() -> None:
+    card = DatasetCard(render(FULL.model_copy(update={"licence": "Acme Data Licence 2"}), version="1", configs=CONFIGS))
+    assert card.data.license == "other"
+    assert card.data.to_dict()["license_name"] == "acme-data-licence-2"
+
+
+def test_the_numbers_are_there() -> None:
+    card = render(FULL, version="1.0", configs=CONFIGS)
+    assert "| `clean` | `filter` | 39 | 30 | 9 | 0 | `thinking_open` 7, `too_long` 2 | 0 | 123,456 | 1.5000 |" in card
+    assert "| `mixed` | `long` | problems | 20.0% | 25.0% | 5 |" in card
+    assert "| `long` | 3 | 1 | 1 | 5 | 9 | 9 |" in card
+    assert "| `long` | teacher | `org/big` | `abc123` | `mit` |" in card
+    assert "| `math_long` | `ff00` |" in card
+    assert "| `org/math` | `9f2c1de` | `mit` | 40 |" in card
+    assert "- Short of 3 long problems." in card
+    assert 'load_dataset("org/math-mix", "sft", revision="v1.0", split="train")' in card
+    assert "tracefactory run pipelines/mix.yaml" in card
+
+
+def test_a_card_of_a_bare_run_renders() -> None:
+    card = render(CardInputs(title="Bare"), version="1", configs=CONFIGS)
+    assert "license" not in DatasetCard(card).data.to_dict()
+    assert "No answer in this dataset was verified." in card
+    assert 'load_dataset("PATH/TO/THIS/FOLDER", "sft", split="train")' in card
+
+
+def test_tables_render_as_tables() -> None:
+    body = render(FULL, version="1.0", configs=CONFIGS).split("---\n", 2)[2]
+    tokens = MarkdownIt("commonmark").enable("table").parse(body)
+    assert sum(token.type == "table_open" for token in tokens) == 8
+    assert not any(token.type == "inline" and token.content.startswith("|") for token in tokens)
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "a | b | c",
+    "[click](https://example.org)",
+    "![img](https://example.org/x.png)",
+    "`code` and ``more``",
+    "**bold** _it_ ~~no~~",
+    "# Heading",
+    "1. item",
+    "- item",
+    "line one\n\n# line two\n---\n",
+    "back\\slash \\| pipe",
+    "&lt;b&gt; & <!-- comment -->",
+    "{{ card.title }} {% raw %}",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_escaped_text_shows_literally(text: str) -> None:
+    for frame in ("{}", "# {}", "- {}", "| x |\n|---|\n| {} |"):
+        tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(frame.format(escape(text)))
+        kinds = {child.type for token in tokens for child in (token.children or [])}
+        assert kinds <= {"text"}, frame
+        assert sum(t.type in ("heading_open", "bullet_list_open", "ordered_list_open") for t in tokens) == (
+            1 if frame[0] in "#-" else 0
+        )
+        assert "".join(t.content for token in tokens for t in token.children or [] if t.content != "x") == " ".join(
+            text.split()
+        )
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_names_stay_inside_their_cells(text: str) -> None:
+    """The document keeps its structure whatever names, notes and reasons hold."""
+
+    def shape(inputs: CardInputs) -> list[str]:
+        body = render(inputs, version="1.0", configs=CONFIGS).split("---\n", 2)[2]
+        tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
+        assert not any(
+            child.type in ("link_open", "image", "html_inline") for t in tokens for child in t.children or []
+        )
+        return [token.type for token in tokens]
+
+    hostile = FULL.model_copy(
+        update={
+            "title": text,
+            "summary": text,
+            "notes": (text,),
+            "sources": (SourceLine(name=text, revision=text, licence=text),),
+            "prompts": (PromptLine(name=text, digest=text),),
+            "models": (ModelLine(name=text, role=text, model=text, revision=text, licence=text),),
+            "stages": (StageLine(id=text, verb=text, rows_in=1, kept=0, dropped=1, reasons={text: 1}), FULL.stages[1]),
+            "verifiers": (VerifierLine(name=text, version=text, outcomes={text: 2}),),
+        }
+    )
+    calm = hostile.model_copy(
+        update={field: getattr(FULL, field) for field in ("title", "summary", "notes", "sources", "prompts", "models")}
+    ).model_copy(
+        update={
+            "stages": (StageLine(id="a", verb="b", rows_in=1, kept=0, dropped=1, reasons={"c": 1}), FULL.stages[1]),
+            "verifiers": (VerifierLine(name="a", version="b", outcomes={"c": 2}),),
+        }
+    )
+    assert shape(hostile) == shape(calm)
+
+
+def test_hostile_metadata_stays_a_value() -> None:
+    inputs = FULL.model_copy(update={"title": "x\nlicense: mit\n---\n# y", "tags": ("a: b", "- c")})
+    card = render(inputs, version="1.0", configs=CONFIGS)
+    data = yaml.safe_load(card.split("---\n")[1])
+    assert data["pretty_name"] == "x license: mit --- # y"
+    assert data["license"] == "apache-2.0"
+    assert data["tags"][-2:] == ["a: b", "- c"]
+
+
+def test_a_fence_in_the_pipeline_does_not_end_its_block() -> None:
+    inputs = FULL.model_copy(update={"pipeline": "a: |\n  ```\n  # not a heading\n  ````\n"})
+    tokens = MarkdownIt("commonmark").parse(render(inputs, version="1", configs=CONFIGS).split("---\n", 2)[2])
+    assert [token.content for token in tokens if token.type == "fence" and token.info == "yaml"] == [inputs.pipeline]
+
+
+def test_limits_say_what_was_not_done() -> None:
+    told = " ".join(limits(FULL))
+    assert "No decontamination" in told
+    assert "Near-duplicate problems were not removed." in told
+    assert "by rules" in told
+    assert "No row was read by a person." in told
+    checked = FULL.model_copy(
+        update={"decontaminated_against": ("aime24",), "near_duplicates_removed": True, "reviewed_rows": 3}
+    )
+    told = " ".join(limits(checked))
+    assert "No decontamination" not in told
+    assert "aime24" in told
+    assert "3 rows were read by a person." in told
+    unsure = FULL.model_copy(
+        update={
+            "models": (ModelLine(name="t", role="teacher", model="org/m"),),
+            "sources": (SourceLine(name="files"),),
+            "verifiers": (VerifierLine(name="math", version="1", outcomes={"correct": 5, "unverifiable": 1234}),),
+            "licence": None,
+        }
+    )
+    told = " ".join(limits(unsure))
+    for expected in ("revision of org/m", "licence of org/m", "source files", "1,234 of the published", "no licence"):
+        assert expected in told
+
+
+def test_lengths_are_nearest_rank() -> None:
+    line = LengthLine.of("long", range(10, 0, -1))
+    assert (line.rows, line.min, line.p10, line.median, line.p90, line.max) == (10, 1, 1, 5, 9, 10)
+    assert LengthLine.of("one", [7]).model_dump() == {"group": "one", "rows": 1} | dict.fromkeys(
+        ("min", "p10", "median", "p90", "max"), 7
+    )
+    with pytest.raises(ValueError, match="no lengths"):
+        LengthLine.of("none", [])
+
+
+def test_a_funnel_that_loses_rows_is_refused() -> None:
+    with pytest.raises(ValidationError, match="40 rows in"):
+        StageLine(id="s", verb="filter", rows_in=40, kept=30, dropped=9)
+    with pytest.raises(ValidationError, match="reasons do not add up"):
+        StageLine(id="s", verb="filter", rows_in=40, kept=30, dropped=10, reasons={"too_long": 9})
+
+
+def test_rendering_is_stable() -> None:
+    assert render(FULL, version="1.0", configs=CONFIGS) == render(FULL, version="1.0", configs=CONFIGS)

@@ -1,0 +1,288 @@
+"""Publishing: one commit, verified, then a tag that never moves, whatever fails on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+from pydantic import SecretStr
+
+from tests.hub_server import TOKEN, HubServer, running
+from tracefactory import hub
+from tracefactory.card import CardInputs
+from tracefactory.errors import RunError, UserError
+from tracefactory.hub import Receipt, push
+from tracefactory.release import read_manifest, write_release
+from tracefactory.schema import Problem, Thinking, Trace
+from tracefactory.views import VIEWS, tables
+
+REPO = "someone/traces"
+# huggingface_hub 2.4 passes `data=` to its HTTP client when it sends a large file; only that client can change it.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
+
+def release(
+    root: Path, version: str, count: int = 5, *, answer: str = "4", views: tuple[str, ...] = ("sft", "raw")
+) -> Path:
+    """Write a small release and return its folder."""
+    problems = [Problem.make(question=f"{n} + 2?", answer=str(n + 2), verifier="math") for n in range(count)]
+    traces = [
+        Trace(id=f"t{n}", problem=problem, reasoning="Add two.", answer_text=answer, thinking=Thinking.CLOSED)
+        for n, problem in enumerate(problems)
+    ]
+    folder = root / version
+    write_release(
+        folder,
+        name="traces",
+        version=version,
+        configs={name: tables(VIEWS.get(name), traces, lambda _, error: pytest.fail(str(error))) for name in views},
+        card=CardInputs(title="Traces", licence="mit", repo=REPO),
+        stages={},
+    )
+    return folder
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hub, "_WAIT_S", 0.001)
+    with running(tmp_path / "hub") as running_server:
+        yield running_server
+
+
+def publish(server: HubServer, folder: Path, *, private: bool = False, repo: str = REPO) -> Receipt:
+    return push(folder, repo=repo, version=folder.name, private=private, token=SecretStr(TOKEN), endpoint=server.url)
+
+
+def client(server: HubServer, tmp_path: Path, code: str) -> subprocess.Popen[str]:
+    """Start a fresh Python with the Hub's environment set before anything is imported."""
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": server.url,
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HOME": str(tmp_path / "home"),
+    }
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, stdout=subprocess.PIPE)
+
+
+def test_a_release_becomes_one_commit_and_one_tag(server: HubServer, tmp_path: Path) -> None:
+    folder = release(tmp_path, "1.0")
+    receipt = publish(server, folder)
+    assert receipt.created
+    assert receipt.tag == "v1.0"
+    assert receipt.commit == server.resolve(REPO, "v1.0") == server.resolve(REPO, "main")
+    assert server.commits(REPO) == ["traces 1.0", "initial commit"]
+    held = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(server.files(REPO, "v1.0")) == held | {".gitattributes"}
+    for path in held:
+        assert server.read(REPO, path, "v1.0") == (folder / path).read_bytes()
+    assert TOKEN not in receipt.model_dump_json()
+
+
+def test_publishing_again_changes_nothing(server: HubServer, tmp_path: Path) -> None:
+    folder = release(tmp_path, "1.0")
+    first = publish(server, folder)
+    written = server.count("POST commit"), server.count("PUT lfs_put"), server.count("POST tag")
+    second = publish(server, folder)
+    assert (server.count("POST commit"), server.count("PUT lfs_put"), server.count("POST tag")) == written
+    assert not second.created
+    assert second.model_copy(update={"created": True}) == first
+
+
+def test_the_same_content_written_elsewhere_is_the_same_version(server: HubServer, tmp_path: Path) -> None:
+    first = publish(server, release(tmp_path / "one", "1.0"))
+    folder = release(tmp_path / "two", "1.0")
+    later = read_manifest(folder).model_copy(update={"created": "2031-01-01T00:00:00+00:00"})
+    (folder / "manifest.json").write_text(later.model_dump_json())
+    second = publish(server, folder)
+    assert second.commit == first.commit
+    assert server.count("POST commit") == 1
+
+
+def test_a_version_never_moves(server: HubServer, tmp_path: Path) -> None:
+    first = publish(server, release(tmp_path / "one", "1.0"))
+    with pytest.raises(UserError, match="raise `version:`"):
+        publish(server, release(tmp_path / "two", "1.0", answer="5"))
+    assert server.resolve(REPO, "v1.0") == server.resolve(REPO, "main") == first.commit
+
+
+def test_a_new_version_replaces_the_files_and_the_tag_keeps_them(server: HubServer, tmp_path: Path) -> None:
+    old = release(tmp_path, "1.0", views=("sft", "raw"))
+    publish(server, old)
+    publish(server, release(tmp_path, "1.1", views=("sft",)))
+    assert "data/raw/train-00000.parquet" not in server.files(REPO)
+    assert (
+        server.read(REPO, "data/raw/train-00000.parquet", "v1.0") == (old / "data/raw/train-00000.parquet").read_bytes()
+    )
+    assert server.commits(REPO) == ["traces 1.1", "traces 1.0", "initial commit"]
+
+
+def test_files_that_people_added_stay(server: HubServer, tmp_path: Path) -> None:
+    publish(server, release(tmp_path, "1.0"))
+    server.add_commit(REPO, {**server.files(REPO), "LICENSE": server.entry(b"MIT", lfs=False)}, "add a licence")
+    publish(server, release(tmp_path, "1.1"))
+    assert server.read(REPO, "LICENSE", "v1.1") == b"MIT"
+
+
+@pytest.mark.parametrize("fault", [503, 500, 429, "commit_then_503", "drop"])
+def test_a_commit_that_fails_is_made_once(server: HubServer, tmp_path: Path, fault: int | str) -> None:
+    server.faults["POST commit"] = [fault]
+    publish(server, release(tmp_path, "1.0"))
+    assert server.commits(REPO) == ["traces 1.0", "initial commit"]
+    assert server.resolve(REPO, "v1.0") == server.resolve(REPO, "main")
+    assert server.count("POST commit") == (1 if fault == "commit_then_503" else 2)
+
+
+@pytest.mark.parametrize("kind", ["POST commit", "POST tag", "GET info"])
+def test_a_server_that_falls_silent_is_asked_again(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(hub, "_SILENCE_S", 0.5)
+    server.faults[kind] = ["hang"]
+    publish(server, release(tmp_path, "1.0"))
+    assert server.commits(REPO) == ["traces 1.0", "initial commit"]
+    assert server.count(kind) > 1
+
+
+def test_someone_else_commits_in_between(server: HubServer, tmp_path: Path) -> None:
+    def interfere() -> None:
+        server.add_commit(REPO, {**server.files(REPO), "README.md": server.entry(b"# Hello", lfs=False)}, "theirs")
+
+    server.hooks["interfere"] = interfere
+    server.faults["POST commit"] = ["before:interfere"]
+    publish(server, release(tmp_path, "1.0"))
+    assert server.count("POST commit") == 2  # the first one had a stale parent: 412
+    assert server.commits(REPO) == ["traces 1.0", "theirs", "initial commit"]
+
+
+def test_reads_tags_and_uploads_are_repeated(server: HubServer, tmp_path: Path) -> None:
+    server.faults |= {"POST tag": [503, "commit_then_503"], "GET info": [503], "GET refs": [502], "GET tree": ["drop"]}
+    server.faults["PUT lfs_put"] = [503]
+    receipt = publish(server, release(tmp_path, "1.0"))
+    assert server.state["repos"][REPO]["tags"] == {"v1.0": receipt.commit}
+    assert not any(server.faults.values())
+
+
+def test_a_lasting_failure_is_told_and_the_next_call_continues(server: HubServer, tmp_path: Path) -> None:
+    folder = release(tmp_path, "1.0")
+    server.faults["POST tag"] = [503] * 6
+    with pytest.raises(RunError, match="run the same command again"):
+        publish(server, folder)
+    assert server.state["repos"][REPO]["tags"] == {}
+    receipt = publish(server, folder)
+    assert server.count("POST commit") == 1
+    assert server.state["repos"][REPO]["tags"] == {"v1.0": receipt.commit}
+
+
+def test_what_was_changed_on_the_hub_before_the_tag_is_put_right(server: HubServer, tmp_path: Path) -> None:
+    folder = release(tmp_path, "1.0")
+    server.faults["POST tag"] = [503] * 6
+    with pytest.raises(RunError):
+        publish(server, folder)
+    server.add_commit(REPO, {**server.files(REPO), "README.md": server.entry(b"edited", lfs=False)}, "edit")
+    publish(server, folder)
+    assert server.read(REPO, "README.md", "v1.0") == (folder / "README.md").read_bytes()
+
+
+def test_a_commit_that_lost_a_file_gets_no_tag(server: HubServer, tmp_path: Path) -> None:
+    add = server.add_commit
+
+    def lossy(name: str, files: dict[str, object], title: str) -> str:
+        return add(name, {path: entry for path, entry in files.items() if path != "README.md"}, title)
+
+    server.add_commit = lossy  # type: ignore[method-assign]
+    with pytest.raises(RunError, match="does not hold the files"):
+        publish(server, release(tmp_path, "1.0"))
+    assert server.state["repos"][REPO]["tags"] == {}
+
+
+def test_private_data_never_goes_to_a_public_repository(server: HubServer, tmp_path: Path) -> None:
+    server.create_repo(REPO, private=False)
+    with pytest.raises(UserError, match="is public"):
+        publish(server, release(tmp_path, "1.0"), private=True)
+    assert server.count("PUT lfs_put") == 0
+    publish(server, tmp_path / "1.0", private=True, repo="someone/hidden")
+    assert server.state["repos"]["someone/hidden"]["private"] is True
+
+
+def test_a_repository_of_something_else_is_left_alone(server: HubServer, tmp_path: Path) -> None:
+    server.create_repo(REPO)
+    server.add_commit(REPO, {"train.csv": server.entry(b"a,b", lfs=False)}, "theirs")
+    with pytest.raises(UserError, match="holds other files"):
+        publish(server, release(tmp_path, "1.0"))
+    assert server.commits(REPO) == ["theirs", "initial commit"]
+
+
+def test_mistakes_are_told_without_a_traceback(server: HubServer, tmp_path: Path) -> None:
+    folder = release(tmp_path, "1.0")
+    with pytest.raises(UserError, match="write access"):
+        push(folder, repo=REPO, version="1.0", private=False, token=SecretStr("hf_wrong"), endpoint=server.url)
+    with pytest.raises(UserError, match="not a repository name"):
+        publish(server, folder, repo="a/b/c")
+    with pytest.raises(UserError, match=r"holds version 1\.0, not 2\.0"):
+        push(folder, repo=REPO, version="2.0", private=False, token=SecretStr(TOKEN), endpoint=server.url)
+    server.faults["POST yaml"] = [400]
+    with pytest.raises(UserError, match="metadata of the card"):
+        publish(server, folder)
+    (folder / "README.md").write_text("edited")
+    with pytest.raises(UserError, match="changed after it was written"):
+        publish(server, folder)
+
+
+def test_killed_between_commit_and_tag_then_loaded_by_tag(server: HubServer, tmp_path: Path) -> None:
+    """A real client process is killed while its tag request hangs; another finishes; `datasets` loads old and new."""
+    folder = release(tmp_path, "1.0", count=7)
+    pushing = (
+        "from pathlib import Path; from tracefactory.hub import push; "
+        f"print(push(Path({str(folder)!r}), repo={REPO!r}, version='1.0', private=False, token=None).commit)"
+    )
+    server.faults["POST tag"] = ["hang"]
+    killed = client(server, tmp_path, pushing)
+    deadline = time.monotonic() + 60
+    while not server.count("POST tag"):
+        assert killed.poll() is None, "the client ended before it asked for the tag"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert server.state["repos"][REPO]["tags"] == {}
+
+    resumed = client(server, tmp_path, pushing)
+    commit = resumed.communicate(timeout=60)[0].strip()
+    assert resumed.returncode == 0
+    assert server.state["repos"][REPO]["tags"] == {"v1.0": commit}
+    assert server.count("POST commit") == 1
+
+    publish(server, release(tmp_path, "2.0", count=3, views=("sft",)))
+    loading = f"""
+import json
+from datasets import get_dataset_config_names, load_dataset
+old = load_dataset({REPO!r}, "sft", revision="v1.0", split="train")
+streamed = list(load_dataset({REPO!r}, "raw", revision="v1.0", split="train", streaming=True))
+new = load_dataset({REPO!r}, split="train")
+print(json.dumps({{
+    "configs": get_dataset_config_names({REPO!r}, revision="v1.0"),
+    "old": old.num_rows, "streamed": len(streamed), "new": new.num_rows,
+    "completion": old[0]["completion"], "question": streamed[0]["problem"]["question"],
+}}))
+"""
+    loaded = client(server, tmp_path, loading)
+    output = json.loads(loaded.communicate(timeout=120)[0].splitlines()[-1])
+    assert output.pop("question").endswith("+ 2?")
+    assert output == {
+        "configs": ["sft", "raw"],
+        "old": 7,
+        "streamed": 7,
+        "new": 3,
+        "completion": [{"role": "assistant", "content": "<think>\nAdd two.\n</think>\n\n4"}],
+    }

@@ -1,0 +1,104 @@
+"""Projects on disk: found from anywhere inside, and started from the shipped one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tracefactory import project as project_module
+from tracefactory.errors import UserError
+from tracefactory.project import find_project, init_project, pipeline_files, starter_dir
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    folder = tmp_path / "project"
+    (folder / "pipelines" / "more").mkdir(parents=True)
+    (folder / "pipelines" / "b.yaml").write_text("name: b\n")
+    (folder / "pipelines" / "a.yml").write_text("name: a\n")
+    (folder / "pipelines" / "notes.txt").write_text("no pipeline\n")
+    return folder
+
+
+@pytest.mark.parametrize("inside", [".", "pipelines", "pipelines/b.yaml", "pipelines/more"])
+def test_a_project_is_found_from_anywhere_inside(root: Path, inside: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root)
+    project = find_project(Path(inside), {})
+    assert project.root == root
+    folders = [project.pipelines, project.prompts, project.filters, project.state_dir, project.out_dir]
+    assert folders == [root / name for name in ("pipelines", "prompts", "filters", ".tracefactory", "out")]
+    assert [file.name for file in pipeline_files(project)] == ["a.yml", "b.yaml"]
+
+
+def test_the_state_can_be_kept_elsewhere(root: Path, tmp_path: Path) -> None:
+    project = find_project(root, {"TRACEFACTORY_HOME": str(tmp_path / "state")})
+    assert project.state_dir == tmp_path / "state"
+    assert find_project(root, {"TRACEFACTORY_HOME": ""}).state_dir == root / ".tracefactory"
+
+
+def test_what_is_in_no_project_is_the_users_mistake(tmp_path: Path, root: Path) -> None:
+    lost = tmp_path / "lost.yaml"
+    lost.write_text("name: x\n")
+    with pytest.raises(UserError, match="is in no project"):
+        find_project(lost, {})
+    with pytest.raises(UserError, match=r"does not exist \(there are: a.yml, b.yaml\)"):
+        find_project(root / "pipelines" / "c.yaml", {})
+
+
+def test_the_starter_of_a_checkout_is_the_repository() -> None:
+    repository = Path(__file__).resolve().parents[2]
+    assert starter_dir() == repository
+    assert (starter_dir() / "pyproject.toml").is_file()
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package as the wheel installs it: the three folders are under `starter/`."""
+    package = tmp_path / "site-packages" / "tracefactory"
+    for name, text in [("pipelines/p.yaml", "name: p\n"), ("prompts/long.md", "x"), ("filters/length.py", "y")]:
+        file = package / "starter" / name
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+    (package / "starter" / "filters" / "__pycache__").mkdir()
+    (package / "starter" / "filters" / "__pycache__" / "length.pyc").write_text("z")
+    monkeypatch.setattr(project_module, "__file__", str(package / "project.py"))
+    return package / "starter"
+
+
+def test_init_copies_the_starter(wheel: Path, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "project"
+    written = init_project(target)
+    assert [str(file) for file in written] == ["filters/length.py", "pipelines/p.yaml", "prompts/long.md"]
+    assert sorted(file.relative_to(target) for file in target.rglob("*") if file.is_file()) == written
+    assert find_project(target / "pipelines" / "p.yaml", {}).root == target
+    assert [item.name for item in target.parent.iterdir()] == ["project"]
+
+
+def test_init_takes_an_empty_folder_and_no_other(wheel: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert init_project(empty)
+    before = {file: file.read_bytes() for file in empty.rglob("*") if file.is_file()}
+    with pytest.raises(UserError, match="not an empty folder"):
+        init_project(empty)
+    assert {file: file.read_bytes() for file in empty.rglob("*") if file.is_file()} == before
+    with pytest.raises(UserError, match="not an empty folder"):
+        init_project(next(iter(before)))
+
+
+def test_init_leaves_nothing_when_it_fails(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **options: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(project_module.shutil, "copytree", full)
+    with pytest.raises(OSError, match="no space"):
+        init_project(tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+    assert [item.name for item in tmp_path.iterdir()] == ["site-packages"]
+
+
+def test_a_broken_installation_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(project_module, "__file__", str(tmp_path / "tracefactory" / "project.py"))
+    with pytest.raises(FileNotFoundError, match="installation is incomplete"):
+        starter_dir()

@@ -1,0 +1,162 @@
+"""YAML as data: values, places, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tracefactory.errors import Mistake
+from tracefactory.yamlfile import Node, Position, parse_yaml, read_yaml
+
+FILE = Path("some.yaml")
+
+
+def parse(text: str) -> tuple[Node | None, list[Mistake]]:
+    mistakes: list[Mistake] = []
+    return parse_yaml(text, Position(FILE), mistakes), mistakes
+
+
+def sound(text: str) -> Node:
+    node, mistakes = parse(text)
+    assert mistakes == []
+    assert node is not None
+    return node
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [
+        ("1", 1),
+        ("-3", -3),
+        ("0x1F", 31),
+        ("0o17", 15),
+        ("1.5", 1.5),
+        ("1e-5", 1e-5),  # text in YAML 1.1
+        ("5.", 5.0),
+        ("true", True),
+        ("False", False),
+        ("~", None),
+        ("", None),
+        ("null", None),
+        ("y", "y"),
+        ("2026-11-21", "2026-11-21"),  # a date in YAML 1.1
+        ("1:30", "1:30"),  # base 60 in YAML 1.1
+        ("1_000", "1_000"),
+        ("7ae5576", "7ae5576"),
+        ("'no'", "no"),
+        ('"0755"', "0755"),
+        ("env:NAME", "env:NAME"),
+        ("[1, {a: b}]", [1, {"a": "b"}]),
+        ("|\n  two\n  lines\n", "two\nlines\n"),
+    ],
+)
+def test_values_are_those_of_yaml_1_2(written: str, value: object) -> None:
+    plain = sound(f"key: {written}").plain()
+    assert plain == {"key": value}
+    assert type(plain["key"]) is type(value)
+
+
+def test_every_value_knows_its_place() -> None:
+    node = sound("a: 1\nb:\n  - x\n  - {y: 2,\n     z: 3}\n")
+    places = {path: node.find(path).position for path in [("a",), ("b",), ("b", 0), ("b", 1), ("b", 1, "z")]}
+    assert {path: (place.line, place.column) for path, place in places.items()} == {
+        ("a",): (1, 1),
+        ("b",): (2, 1),
+        ("b", 0): (3, 5),
+        ("b", 1): (4, 5),
+        ("b", 1, "z"): (5, 6),
+    }
+
+
+def test_a_path_that_ends_early_leads_to_the_deepest_value_there_is() -> None:
+    node = sound("a:\n  b: 1\n")
+    assert node.find(("a", "missing", 3)).position.line == 1
+    assert node.find(("a", "b", "c")).value == 1
+
+
+def test_a_number_keeps_the_text_it_was_written_as() -> None:
+    version = sound("version: 2026.10").child("version")
+    assert version is not None
+    assert (version.value, version.text) == (2026.1, "2026.10")
+    assert version.describe() == "the number 2026.10"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("a: 1\nb: 2\na: 3\n", 3, "the key 'a' is given twice (first in line 1)"),
+        ("a: {b: 1,\n  b: 2}\n", 2, "given twice"),
+        ("a: no\n", 1, 'quote it if it is text: "no"'),
+        ("a: On\n", 1, "write true"),
+        ("on: 1\n", 1, "read as a boolean"),
+        ("a: 0755\n", 1, "write 755"),
+        ("a: 5e10123\n", 1, 'quote it: "5e10123"'),
+        ("a: .nan\n", 1, "not a finite number"),
+        ("1: a\n", 1, "a key must be text"),
+        ("? [a]\n: b\n", 1, "a key must be text"),
+        ("a: !!python/object/apply:os.system ['true']\n", 1, "tags such as !!python/object/apply:os.system"),
+        ("a: !env HOME\n", 1, "tags such as !env"),
+        ("a: &x 1\nb: 2\n", 1, "anchors such as &x"),
+        ("a: 1\nb: *x\n", 2, "aliases such as *x"),
+        ("a: 1\n---\nb: 2\n", 2, "a second document"),
+        ("a: [1, 2\nb: 3\n", 2, "not valid YAML"),
+        ("a: 1\nb: 'never closed\nc: 2\n", 2, "not valid YAML"),
+        ("a: one: two\n", 1, "a text that holds ': ' needs quotes"),
+        ("a:\n\t- b\n", 2, "indent with spaces"),
+        ("- a\nb: 1\n", 2, "does not fit the indentation"),
+        ("a: 1\nb: \x01\n", 2, "character #x0001"),
+        ('a: "\\ud800"\n', 1, "surrogate"),
+        ("[" * 200 + "]" * 200, 1, "nested more than"),
+    ],
+)
+def test_what_is_refused_is_told_with_its_line(text: str, line: int, said: str) -> None:
+    _, mistakes = parse(text)
+    assert [(mistake.file, mistake.line) for mistake in mistakes] == [(FILE, line)]
+    assert said in str(mistakes[0])
+
+
+def test_all_mistakes_of_a_file_are_told_and_the_rest_is_still_there() -> None:
+    node, mistakes = parse("a: 1\na: 2\nb: yes\nc: !x 3\nd: 4\n")
+    assert [mistake.line for mistake in mistakes] == [2, 3, 4]
+    assert node is not None
+    assert node.plain()["d"] == 4
+
+
+def test_a_tag_never_makes_an_object() -> None:
+    node, mistakes = parse("a: !!python/name:os.system\nb: !!binary aGk=\n")
+    assert len(mistakes) == 2
+    assert node is not None
+    assert node.plain() == {"a": None, "b": "aGk="}
+
+
+def test_a_value_given_on_the_command_line_is_placed_there() -> None:
+    mistakes: list[Mistake] = []
+    parse_yaml("no", Position(None, given="--set a.b"), mistakes)
+    assert str(mistakes[0]).startswith("--set a.b: no is read as")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    latin = tmp_path / "latin.yaml"
+    latin.write_bytes(b"a: 1\nb: caf\xe9\n")
+    marked = tmp_path / "marked.yaml"
+    marked.write_bytes(b"\xef\xbb\xbfa: 1\r\nb: 2\r\n")
+    mistakes: list[Mistake] = []
+    assert read_yaml(latin, mistakes) is None
+    assert read_yaml(tmp_path / "none.yaml", mistakes) is None
+    assert read_yaml(tmp_path, mistakes) is None
+    assert (mistakes[0].file, mistakes[0].line) == (latin, 2)
+    assert ["UTF-8" in mistakes[0].message, "no such file" in mistakes[1].message, len(mistakes)] == [True, True, 3]
+    node = read_yaml(marked, mistakes)
+    assert node is not None
+    assert node.plain() == {"a": 1, "b": 2}
+    assert len(mistakes) == 3
+
+
+@given(st.text(alphabet=st.sampled_from(list("ab:{}[],-#&*!|>'\"%@ \n\t0.~")), max_size=60))
+def test_no_text_makes_the_reader_fail(text: str) -> None:
+    node, mistakes = parse(text)
+    assert node is not None or mistakes
+    assert all(mistake.line is not None and mistake.line >= 1 for mistake in mistakes)

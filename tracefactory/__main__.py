@@ -1,0 +1,5 @@
+"""`python -m tracefactory`."""
+
+from tracefactory.cli import main
+
+main()

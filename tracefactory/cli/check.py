@@ -1,0 +1,26 @@
+"""`tracefactory check`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tracefactory.config import check_project, load_pipeline
+from tracefactory.errors import UserError
+from tracefactory.project import find_project, pipeline_files
+
+
+def check(
+    path: Annotated[Path, typer.Argument(help="A pipeline, or a folder of the project.")] = Path(),
+) -> None:
+    """Check one pipeline, or every pipeline, prompt and filter of a project. Sends nothing, starts nothing."""
+    if path.is_file():
+        loaded = load_pipeline(path)
+        print(f"{path}: {len(loaded.stages)} stages, {len(loaded.models)} models: fine")
+        return
+    project = find_project(path)
+    if mistakes := check_project(project):
+        raise UserError(mistakes)
+    print(f"{project.root}: {len(pipeline_files(project))} pipelines and all prompts and filters: fine")

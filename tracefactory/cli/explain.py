@@ -1,0 +1,76 @@
+"""`tracefactory explain`."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import indent
+from typing import Annotated, Any
+
+import typer
+
+from tracefactory.cli.options import Json, ProjectFolder
+from tracefactory.lineage import Life, life_of
+from tracefactory.project import find_project
+from tracefactory.runs import load_outcome
+
+
+def explain(
+    trace_id: Annotated[str, typer.Argument(help="The id of a row, or the beginning of it.", show_default=False)],
+    run: Annotated[str | None, typer.Option(help="The name of a run; the newest finished one by default.")] = None,
+    project: ProjectFolder = Path(),
+    json: Json = False,
+) -> None:
+    """Tell a row's whole life: the problem, the request, the verdict, and what every stage did with it."""
+    root = find_project(project).state_dir
+    life = life_of(trace_id, load_outcome(root, run), root)
+    print(life.model_dump_json(indent=2) if json else "\n".join(_told(life)))
+
+
+def _told(life: Life) -> Iterator[str]:
+    last = life.events[-1].row
+    yield f"row {life.id}"
+    yield from _problem(last.get("problem", last))
+    if life.request is not None:
+        yield from _request(life.request)
+    if "reasoning" in last:
+        yield from _block("reasoning", last["reasoning"])
+        yield from _block("answer", last["answer_text"])
+    yield "\nstages"
+    for event in life.events:
+        reason = f": {event.reason}" if event.reason else ""
+        detail = f" ({event.detail})" if event.detail else ""
+        yield f"  {event.stage} [{event.op}] {event.fate}{reason}{detail}"
+        if verdict := event.row.get("verdict") if event.op.startswith("verify") else None:
+            yield (
+                f"      {verdict['outcome']}: found {verdict['extracted']!r}, by {verdict['method']} "
+                f"({verdict['verifier']} {verdict['version']})"
+            )
+
+
+def _problem(problem: dict[str, Any]) -> Iterator[str]:
+    licence = problem.get("licence") or "not recorded"
+    yield f"\nproblem {problem['id']} from {problem.get('source') or 'unknown'} (licence: {licence})"
+    yield indent(problem.get("question") or "", "  ")
+    yield f"  gold: {problem.get('answer')}   verifier: {problem.get('verifier')}"
+
+
+def _request(record: dict[str, Any]) -> Iterator[str]:
+    request, completion = record["request"], record["completion"]
+    when = datetime.datetime.fromtimestamp(completion["created"], datetime.UTC).isoformat(timespec="seconds")
+    yield f"\nrequest, paid {when} by run {record['run']} for {record['cost']:.6f} $"
+    yield f"  model {request['model_identity'].get('model')}, {request['params']}, sample {request['sample_index']}"
+    for message in request["messages"]:
+        yield f"  {message['role']}:"
+        yield indent(message["content"], "    ")
+    tokens = f"{completion['prompt_tokens']} + {completion['completion_tokens']} tokens"
+    yield (
+        f"  came: {completion['finish_reason']}, {tokens} in {completion['seconds']:.1f} s, "
+        f"attempt {completion['attempts']}"
+    )
+
+
+def _block(name: str, text: str) -> Iterator[str]:
+    yield f"\n{name}"
+    yield indent(text or "(none)", "  ")

@@ -1,0 +1,51 @@
+"""`tracefactory plan`."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+
+from tracefactory.cli.options import Json, Limit, PipelineFile, Profile, Sets
+from tracefactory.cli.show import WIDTH
+from tracefactory.config import load_pipeline
+from tracefactory.plan import Plan, PlannedStage, make_plan
+
+
+def plan(
+    pipeline: PipelineFile, profile: Profile = None, sets: Sets = None, limit: Limit = None, json: Json = False
+) -> None:
+    """Say what a run would do: what is done, what is not and why, and the requests, tokens and cost still to pay."""
+    loaded = load_pipeline(pipeline, profile=profile, sets=sets or (), limit=limit)
+    made = make_plan(loaded, loaded.project.state_dir)
+    if json:
+        print(made.model_dump_json(indent=2))
+        return
+    Console(width=None if sys.stdout.isatty() else WIDTH).print(_table(made), highlight=False)
+
+
+def _table(plan: Plan) -> Table:
+    title = f"{plan.pipeline} {plan.version}: {plan.requests:,} requests to pay"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in ("stage", "does", "state"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("why", max_width=60)
+    for name in ("paid", "to pay", "tokens", "cost $"):
+        table.add_column(name, justify="right")
+    for stage in plan.stages:
+        table.add_row(stage.id, stage.op.replace(":", ": "), stage.state.value, stage.why, *_to_pay(stage))
+    return table
+
+
+def _to_pay(stage: PlannedStage) -> list[str]:
+    if stage.unknown:
+        return ["", "known once read", "", ""]
+    pay = stage.to_pay
+    if pay is None:
+        return [""] * 4
+    if pay.tokens_expected is None or pay.cost_expected is None:
+        tokens, cost = f"at most {pay.tokens_at_most:,}", f"at most {pay.cost_at_most:.4f}"
+    else:
+        tokens, cost = f"about {pay.tokens_expected:,}", f"about {pay.cost_expected:.4f}"
+    return [f"{pay.paid:,}", f"{pay.requests:,}", tokens, cost] if pay.requests else [f"{pay.paid:,}", "0", "0", "0"]

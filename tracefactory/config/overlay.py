@@ -1,0 +1,206 @@
+"""What is laid over a pipeline file: a profile (the same recipe on other hardware) and `--set path=value`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from tracefactory.errors import Mistake, nearest
+from tracefactory.yamlfile import Node, Position, parse_yaml
+
+_PROFILE_KEYS = ("models", "stages", "run")
+_PROFILE_STAGE_KEYS = ("with", "run")
+_TEXTS = ("name", "version", "description")
+_SET_KEYS = ("name", "version", "description", "models", "stages", "run")
+_EMPTY: Mapping[str, Node] = {}
+
+
+def overlaid(root: Node, profile: str | None, sets: Sequence[str], mistakes: list[Mistake]) -> Node:
+    """Return the file with the profile and then every `--set` laid over it; each value keeps the place it came from.
+
+    All profiles are checked for what can be said without applying them; what is wrong is added to `mistakes`.
+    """
+    profiles = root.child("profiles")
+    known = _section(profiles, "profiles", mistakes)
+    for name, node in known.items():
+        _check_profile(name, node, root, mistakes)
+    if profile is not None:
+        if profile not in known:
+            place = profiles.position if profiles is not None else root.position
+            mistakes.append(place.mistake(f"unknown profile {profile!r}", nearest(profile, known) or "there is none"))
+        else:
+            root = _with_profile(root, known[profile])
+    for text in sets:
+        root = _with_set(root, text, mistakes)
+    return root
+
+
+def stage_index(root: Node) -> dict[str, int]:
+    """Return the place of every stage by its id; of equal ids the first counts."""
+    stages = root.child("stages")
+    found: dict[str, int] = {}
+    for index, stage in enumerate(stages.value if stages is not None and isinstance(stages.value, tuple) else ()):
+        stage_id = stage.child("id")
+        if stage_id is not None and isinstance(stage_id.value, str):
+            found.setdefault(stage_id.value, index)
+    return found
+
+
+def _models(root: Node) -> Mapping[str, Node]:
+    models = root.child("models")
+    return models.mapping() if models is not None else _EMPTY
+
+
+def _section(node: Node | None, what: str, mistakes: list[Mistake]) -> Mapping[str, Node]:
+    if node is None or node.value is None:
+        return _EMPTY
+    if not isinstance(node.value, Mapping):
+        mistakes.append(node.position.mistake(f"{what} must be a mapping, found {node.describe()}"))
+    return node.mapping()
+
+
+def _check_profile(name: str, profile: Node, root: Node, mistakes: list[Mistake]) -> None:
+    what = f"profile {name!r}"
+    parts = _section(profile, what, mistakes)
+    _check_keys(parts, _PROFILE_KEYS, what, mistakes)
+    models, ids = _models(root), stage_index(root)
+    for model, node in _section(parts.get("models"), f"{what}: models", mistakes).items():
+        fields = _section(node, f"{what}: model {model!r}", mistakes)
+        if model not in models and "use" not in fields:
+            message = f"{what}: unknown model {model!r}; a new one says `use:`"
+            mistakes.append(node.position.mistake(message, nearest(model, models)))
+    for stage, node in _section(parts.get("stages"), f"{what}: stages", mistakes).items():
+        if stage not in ids:
+            mistakes.append(node.position.mistake(f"{what}: unknown stage {stage!r}", nearest(stage, ids)))
+        inside = f"{what}: stage {stage!r}"
+        _check_keys(_section(node, inside, mistakes), _PROFILE_STAGE_KEYS, inside, mistakes)
+    _section(parts.get("run"), f"{what}: run", mistakes)
+
+
+def _check_keys(mapping: Mapping[str, Node], valid: Sequence[str], what: str, mistakes: list[Mistake]) -> None:
+    for key, node in mapping.items():
+        if key not in valid:
+            mistakes.append(node.position.mistake(f"{what}: unknown key {key!r}", nearest(key, valid)))
+
+
+def _with_profile(root: Node, profile: Node) -> Node:
+    parts = profile.mapping()
+    if "models" in parts:
+        models = root.child("models") or Node({}, parts["models"].position)
+        for name, over in parts["models"].mapping().items():
+            base = models.child(name)
+            # Another kind of model has other keys, so nothing of the old one may stay.
+            if "use" in over.mapping():
+                models = models.with_key(name, over)
+            elif base is not None:
+                models = models.with_key(name, _merged(base, over))
+        root = root.with_key("models", models)
+    if "run" in parts:
+        root = root.with_key("run", _merged(root.child("run") or Node(None, root.position), parts["run"]))
+    stages, ids = root.child("stages"), stage_index(root)
+    if "stages" in parts and stages is not None and isinstance(stages.value, tuple):
+        items = list(stages.value)
+        for stage_id, over in parts["stages"].mapping().items():
+            if stage_id in ids:
+                allowed = {key: node for key, node in over.mapping().items() if key in _PROFILE_STAGE_KEYS}
+                items[ids[stage_id]] = _merged(items[ids[stage_id]], replace(over, value=allowed))
+        root = root.with_key("stages", replace(stages, value=tuple(items)))
+    return root
+
+
+def _merged(base: Node, over: Node) -> Node:
+    """Lay one value over another: mappings key by key, anything else as a whole."""
+    if not isinstance(over.value, Mapping) or not (base.value is None or isinstance(base.value, Mapping)):
+        return over
+    entries = dict(base.mapping())
+    for key, node in over.mapping().items():
+        entries[key] = _merged(entries[key], node) if key in entries else node
+    return replace(base, value=entries)
+
+
+class _WrongPathError(Exception):
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message, self.hint = message, hint
+
+
+def _with_set(root: Node, text: str, mistakes: list[Mistake]) -> Node:
+    path, equals, written = text.partition("=")
+    keys = path.strip().split(".")
+    # The value may be a secret that does not belong there, so a message repeats the path only.
+    place = Position(None, given=f"--set {path.strip()}")
+    if not equals or not all(keys):
+        mistakes.append(place.mistake("write it as path=value, such as stages.long.with.samples=8"))
+        return root
+    # A version such as 2 or 2026.11 is text, and quotes would be lost on the shell.
+    value = Node(written, place) if keys[0] in _TEXTS else parse_yaml(written, place, mistakes)
+    if value is None:
+        return root
+    try:
+        _check_set_path(root, keys)
+        return _put(root, keys, value, ())
+    except _WrongPathError as error:
+        mistakes.append(place.mistake(error.message, error.hint))
+        return root
+
+
+def _check_set_path(root: Node, keys: list[str]) -> None:
+    """Raise for a path that leads nowhere. Below a model, `with` and `run` the models of the values decide."""
+    head = keys[0]
+    if head not in _SET_KEYS:
+        raise _WrongPathError(f"nothing called {head!r} can be set", nearest(head, _SET_KEYS))
+    if head == "models":
+        known = _models(root)
+        if len(keys) < 2:
+            raise _WrongPathError("name a model and what to set of it: models.<name>.<key>=value")
+        if keys[1] not in known and len(keys) > 2:
+            raise _WrongPathError(f"unknown model {keys[1]!r}", nearest(keys[1], known))
+    if head == "stages":
+        ids = stage_index(root)
+        if len(keys) < 3:
+            raise _WrongPathError("name a stage and what to set of it: stages.<id>.with.<parameter>=value")
+        if keys[1] not in ids:
+            raise _WrongPathError(f"unknown stage {keys[1]!r}", nearest(keys[1], ids))
+        valid = {*root.find(("stages", ids[keys[1]])).mapping(), "with", "run", "from"}
+        if keys[2] not in valid:
+            close = nearest(keys[2], valid) or ""
+            parameter = f"parameters are under with: stages.{keys[1]}.with.{'.'.join(keys[2:])}"
+            raise _WrongPathError(f"a stage has no {keys[2]!r}", close if close.startswith("did") else parameter)
+
+
+def _put(node: Node, keys: list[str], item: Node, done: tuple[str, ...]) -> Node:
+    """Return `node` with `item` at the path `keys`; `done` is the path to `node` itself, for messages."""
+    if not keys:
+        return item
+    key, rest = keys[0], keys[1:]
+    if isinstance(node.value, tuple):
+        return _put_in_list(node, node.value, keys, item, done)
+    if node.value is not None and not isinstance(node.value, Mapping):
+        raise _WrongPathError(f"{'.'.join(done)} is {node.describe()} and has no {key!r}")
+    child = node.child(key) or Node({}, item.position)
+    return node.with_key(key, _put(child, rest, item, (*done, key)))
+
+
+def _put_in_list(node: Node, items: tuple[Node, ...], keys: list[str], item: Node, done: tuple[str, ...]) -> Node:
+    key, rest = keys[0], keys[1:]
+    stages = done == ("stages",)
+    index = stage_index(Node({"stages": node}, node.position)).get(key) if stages else _index(items, key)
+    if index is None:
+        raise _WrongPathError(f"{'.'.join(done)} has no item {key!r}")
+    old = items[index]
+    if not stages and not key.isdigit():
+        # The item is a name, alone or with its parameters: what is set are the parameters.
+        old = old if isinstance(old.value, Mapping) else Node({key: Node({}, item.position)}, old.position)
+        rest = [key, *rest]
+    new = _put(old, rest, item, (*done, key))
+    return replace(node, value=(*items[:index], new, *items[index + 1 :]))
+
+
+def _index(items: tuple[Node, ...], key: str) -> int | None:
+    """Return which item is meant: by its number from 0, or by the name it is or holds parameters for."""
+    if key.isdigit():
+        return int(key) if int(key) < len(items) else None
+    for index, item in enumerate(items):
+        if item.value == key or (len(item.mapping()) == 1 and key in item.mapping()):
+            return index
+    return None

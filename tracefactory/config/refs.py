@@ -1,0 +1,59 @@
+"""Parameters that are names of models, prompts and stages: where they are in a parameter object."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import UnionType
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+from tracefactory.yamlfile import KeyPath
+
+
+class FoundRef(NamedTuple):
+    """A name that refers to something declared: its kind ("model", "prompt", "stage"), itself, and its path."""
+
+    kind: str
+    name: str
+    path: KeyPath
+
+
+def find_refs(model: type[BaseModel], params: BaseModel | Mapping[str, Any]) -> list[FoundRef]:
+    """Return every value of a field marked with `Ref`, however deep in lists, mappings and models it is.
+
+    `params` is an instance of `model`, or, when what was written is no valid one, the plain data that was written.
+    """
+    return list(dict.fromkeys(_in_model(model, params, ())))
+
+
+def _in_model(model: type[BaseModel], values: BaseModel | Mapping[str, Any], path: KeyPath) -> Iterator[FoundRef]:
+    for name, field in model.model_fields.items():
+        key = field.alias or name
+        value = getattr(values, name) if isinstance(values, BaseModel) else values.get(key, field.default)
+        yield from _in_value(field.annotation, field.metadata, value, (*path, key))
+
+
+def _in_value(annotation: Any, metadata: Any, value: Any, path: KeyPath) -> Iterator[FoundRef]:
+    from tracefactory.op import Ref  # here, because the operations import the configuration
+
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from _in_value(args[0], (*metadata, *args[1:]), value, path)
+    elif origin in (Union, UnionType):
+        for arg in args:
+            yield from _in_value(arg, metadata, value, path)
+    elif isinstance(value, str):
+        yield from (FoundRef(mark.kind, value, path) for mark in metadata if isinstance(mark, Ref))
+    elif isinstance(value, BaseModel):
+        yield from _in_model(type(value), value, path)
+    elif isinstance(value, Mapping) and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield from _in_model(annotation, value, path)
+    elif isinstance(value, Mapping) and len(args) == 2:
+        for key, item in value.items():
+            yield from _in_value(args[0], (), key, (*path, key))
+            yield from _in_value(args[1], (), item, (*path, key))
+    elif isinstance(value, (tuple, list)) and args:
+        fixed = origin is tuple and args[-1] is not Ellipsis
+        for index, item in enumerate(value[: len(args)] if fixed else value):
+            yield from _in_value(args[index] if fixed else args[0], (), item, (*path, index))

@@ -1,0 +1,309 @@
+"""The `stages:` of a pipeline file: one verb each, on the rows of the stages above."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tracefactory.config.model import ID_PATTERN, StageConfig, StageOptions, operations, plain
+from tracefactory.config.refs import FoundRef, find_refs
+from tracefactory.errors import Mistake, nearest
+from tracefactory.filters import FilterSet
+from tracefactory.schema import Frozen
+from tracefactory.yamlfile import Node
+from tracefactory.yamlmodel import field_names, label, read_model
+
+if TYPE_CHECKING:
+    from tracefactory.op import Op, Rows
+
+_KEYS = ("id", "from", "with", "run")
+_CHAIN = "filter:chain"
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The names a stage may use, those of broken files included: what is broken is reported where it is broken.
+
+    `filters` is None when one of them does not load, so that no parameters of filters can be checked.
+    """
+
+    models: frozenset[str]
+    prompts: frozenset[str]
+    filter_names: frozenset[str]
+    filters: FilterSet | None
+
+
+@dataclass
+class StageDraft:
+    """A stage while it is read. `op` and `params` are None while they are not known to be right."""
+
+    node: Node
+    id: str
+    verb: str = ""
+    op: Op | None = None
+    inputs: tuple[str, ...] = ()
+    params: Frozen | None = None
+    run: StageOptions | None = None
+    refs: list[FoundRef] = field(default_factory=list)
+
+    @property
+    def what(self) -> str:
+        return f"stage {self.id!r}"
+
+
+def read_stages(root: Node, declared: Declared, mistakes: list[Mistake]) -> list[StageDraft]:
+    """Read every stage as far as it can be understood; what is wrong is added to `mistakes`."""
+    stages = root.child("stages")
+    if stages is None:
+        mistakes.append(root.position.mistake("the pipeline: stages is missing"))
+        return []
+    if not isinstance(stages.value, tuple) or not stages.value:
+        found = "an empty list" if stages.value == () else stages.describe()
+        mistakes.append(stages.position.mistake(f"the pipeline: stages must be a list of stages, found {found}"))
+        return []
+    drafts: list[StageDraft] = []
+    for number, node in enumerate(stages.value, start=1):
+        if isinstance(node.value, Mapping):
+            drafts.append(_read_head(node, number, mistakes))
+        else:
+            mistakes.append(node.position.mistake(f"stage {number} must be a mapping, found {node.describe()}"))
+    _check_ids(drafts, mistakes)
+    for index, draft in enumerate(drafts):
+        draft.inputs = _read_inputs(draft, drafts[:index], mistakes)
+    _check_order(drafts, mistakes)
+    for index, draft in enumerate(drafts):
+        _check_kinds(draft, drafts[:index], mistakes)
+        _read_params(draft, declared, mistakes)
+        draft.run = read_model(
+            StageOptions, draft.node.child("run") or Node(None, draft.node.position), f"{draft.what}: run", mistakes
+        )
+    for index, draft in enumerate(drafts):
+        _check_refs(draft, declared, [other.id for other in drafts[:index]], mistakes)
+    return drafts
+
+
+def to_config(draft: StageDraft, file: Path, inputs: tuple[str, ...]) -> StageConfig:
+    """Return the finished stage of a draft that has everything."""
+    assert draft.op is not None
+    assert draft.params is not None
+    run, line = draft.run or StageOptions(), draft.node.position.line
+    return StageConfig(
+        id=draft.id,
+        verb=draft.verb,
+        name=draft.op.name,
+        inputs=inputs,
+        params=draft.params,
+        run=run,
+        file=file,
+        line=line,
+    )
+
+
+def verbs() -> list[str]:
+    """Return the verbs a stage can have."""
+    return sorted({name.partition(":")[0] for name in operations()})
+
+
+def _read_head(node: Node, number: int, mistakes: list[Mistake]) -> StageDraft:
+    id_node = node.child("id")
+    draft = StageDraft(node, f"#{number}")
+    if id_node is None:
+        mistakes.append(node.position.mistake(f"stage {number} has no `id:`"))
+    elif not isinstance(id_node.value, str) or not re.match(ID_PATTERN, id_node.value):
+        message = f"stage {number}: an id is lower-case words joined by _ or -, found {id_node.describe()}"
+        mistakes.append(id_node.position.mistake(message))
+    else:
+        draft.id = id_node.value
+    _read_verb(draft, mistakes)
+    return draft
+
+
+def _read_verb(draft: StageDraft, mistakes: list[Mistake]) -> None:
+    known, entries = verbs(), draft.node.mapping()
+    given = [key for key in entries if key in known]
+    unknown = [key for key in entries if key not in known and key not in _KEYS]
+    if len(given) > 1:
+        names = " and ".join(f"`{key}:`" for key in given)
+        mistakes.append(
+            entries[given[1]].position.mistake(f"{draft.what} has {len(given)} verbs, {names}: it needs one")
+        )
+    elif not given and len(unknown) == 1:
+        key = unknown.pop()
+        message = f"{draft.what} has no verb, and {key!r} is none"
+        mistakes.append(entries[key].position.mistake(message, nearest(key, known)))
+    elif not given:
+        mistakes.append(draft.node.position.mistake(f"{draft.what} has no verb", f"one of: {', '.join(known)}"))
+    else:
+        draft.verb = given[0]
+        draft.op = _find_op(draft, entries[draft.verb], mistakes)
+    for key in unknown:
+        parameter = draft.op is not None and key in field_names(draft.op.Params)
+        hint = "it is a parameter: put it under `with:`" if parameter else nearest(key, [*_KEYS, *known])
+        mistakes.append(entries[key].position.mistake(f"{draft.what}: unknown key {key!r}", hint))
+
+
+def _find_op(draft: StageDraft, value: Node, mistakes: list[Mistake]) -> Op | None:
+    ops = operations()
+    if draft.verb == "filter":
+        return ops.get(_CHAIN)
+    names = [name.partition(":")[2] for name in ops if name.startswith(f"{draft.verb}:")]
+    if not isinstance(value.value, str):
+        message = f"{draft.what}: `{draft.verb}:` takes a name, found {value.describe()}"
+        mistakes.append(value.position.mistake(message, f"one of: {', '.join(names)}"))
+        return None
+    if value.value not in names:
+        message = f"{draft.what}: there is no `{draft.verb}: {value.value}`"
+        mistakes.append(value.position.mistake(message, nearest(value.value, names)))
+        return None
+    return ops.get(f"{draft.verb}:{value.value}")
+
+
+def _check_ids(drafts: list[StageDraft], mistakes: list[Mistake]) -> None:
+    first: dict[str, StageDraft] = {}
+    for draft in drafts:
+        other = first.setdefault(draft.id, draft)
+        if other is not draft:
+            place = draft.node.find(("id",)).position
+            mistakes.append(
+                place.mistake(f"two stages are called {draft.id!r} (the first in line {other.node.position.line})")
+            )
+
+
+def _read_inputs(draft: StageDraft, above: list[StageDraft], mistakes: list[Mistake]) -> tuple[str, ...]:
+    """Return the ids of `from:`, or the stage above; whether they exist is checked when all ids are known."""
+    node, is_source = draft.node.child("from"), draft.op is not None and _is_none(draft.op.takes)
+    if is_source:
+        if node is not None:
+            mistakes.append(node.position.mistake(f"{draft.what}: a {draft.verb} takes no rows, so it has no `from:`"))
+        return ()
+    if node is None:
+        if not above and draft.op is not None:
+            mistakes.append(draft.node.position.mistake(f"{draft.what} needs rows, and there is no stage above it"))
+        return (above[-1].id,) if above else ()
+    items = node.value if isinstance(node.value, tuple) else (node,)
+    if not items or not all(isinstance(item.value, str) for item in items):
+        message = f"{draft.what}: `from:` takes the id of a stage or a list of ids, found {node.describe()}"
+        mistakes.append(node.position.mistake(message))
+        return ()
+    ids = tuple(str(item.value) for item in items)
+    for repeated in sorted({name for name in ids if ids.count(name) > 1}):
+        mistakes.append(node.position.mistake(f"{draft.what}: `from:` names {repeated!r} twice"))
+    if len(ids) > 1 and draft.op is not None and not draft.op.many_inputs:
+        message = f"{draft.what}: `{draft.verb}: {draft.op.name}` takes the rows of one stage, found {len(ids)}"
+        mistakes.append(node.position.mistake(message))
+    return tuple(dict.fromkeys(ids))
+
+
+def _check_order(drafts: list[StageDraft], mistakes: list[Mistake]) -> None:
+    """Every input must be a stage above; so there can be no cycle, and one that is tried is shown as what it is."""
+    inputs = {draft.id: draft.inputs for draft in reversed(drafts)}
+    for index, draft in enumerate(drafts):
+        above = {other.id for other in drafts[:index]}
+        for name in draft.inputs:
+            if name in above:
+                continue
+            place = draft.node.find(("from",)).position
+            cycle = _way(name, draft.id, inputs, ())
+            if name not in inputs:
+                mistakes.append(
+                    place.mistake(f"{draft.what}: unknown stage {name!r} in `from:`", nearest(name, inputs))
+                )
+            elif cycle:
+                mistakes.append(
+                    place.mistake(f"{draft.what}: `from:` goes in a circle: {' <- '.join((draft.id, *cycle))}")
+                )
+            else:
+                mistakes.append(place.mistake(f"{draft.what}: stage {name!r} in `from:` is below; it must be above"))
+
+
+def _way(start: str, goal: str, inputs: Mapping[str, tuple[str, ...]], seen: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the stages from `start` back along the inputs to `goal`, or nothing when there is no way."""
+    if start == goal:
+        return (*seen, goal)
+    if start in seen:
+        return ()
+    ways = (_way(name, goal, inputs, (*seen, start)) for name in inputs.get(start, ()))
+    return next((way for way in ways if way), ())
+
+
+def _check_kinds(draft: StageDraft, above: list[StageDraft], mistakes: list[Mistake]) -> None:
+    by_id = {other.id: other for other in reversed(above)}
+    for name in draft.inputs:
+        other = by_id.get(name)
+        if draft.op is None or other is None or other.op is None or other.op.gives is draft.op.takes:
+            continue
+        named = draft.node.child("from")
+        gives = "no rows" if _is_none(other.op.gives) else other.op.gives.value
+        which = f"stage {name!r}" if named else f"stage {name!r} above it"
+        hint = None if named else "name the stage it works on with `from:`"
+        message = f"{draft.what}: `{draft.verb}:` works on {draft.op.takes.value}, but {which} gives {gives}"
+        mistakes.append((named or draft.node).position.mistake(message, hint))
+
+
+def _is_none(rows: Rows) -> bool:
+    from tracefactory.op import Rows as Kinds  # here, because the operations import the configuration
+
+    return rows is Kinds.NONE
+
+
+def _read_params(draft: StageDraft, declared: Declared, mistakes: list[Mistake]) -> None:
+    node = draft.node.child("with") or Node(None, draft.node.position)
+    if draft.verb == "filter":
+        draft.params = _read_chain(draft, node, declared, mistakes)
+    elif draft.op is not None:
+        draft.params = read_model(draft.op.Params, node, draft.what, mistakes)
+        draft.refs = find_refs(
+            draft.op.Params, draft.params or {key: item.plain() for key, item in node.mapping().items()}
+        )
+
+
+def _read_chain(draft: StageDraft, with_node: Node, declared: Declared, mistakes: list[Mistake]) -> Frozen | None:
+    """Read `filter:` into the parameters of the chain, with the defaults of every filter written out."""
+    value = draft.node.mapping()["filter"]
+    single = isinstance(value.value, str)
+    if not single and with_node.value is not None:
+        message = f"{draft.what}: a list of filters has no `with:`"
+        mistakes.append(
+            with_node.position.mistake(message, "put parameters beside the name: `- length: {max_tokens: 16000}`")
+        )
+    items = (Node({str(value.value): with_node}, value.position),) if single else value.value
+    if not isinstance(items, tuple) or not items:
+        message = f"{draft.what}: `filter:` takes a filter's name or a list of them, found {value.describe()}"
+        mistakes.append(value.position.mistake(message))
+        return None
+    uses = [_read_filter(draft, item, declared, mistakes) for item in items]
+    if draft.op is None or any(use is None for use in uses):
+        return None
+    return draft.op.Params.model_validate({"filters": uses})
+
+
+def _read_filter(draft: StageDraft, item: Node, declared: Declared, mistakes: list[Mistake]) -> dict[str, Any] | None:
+    entries = {item.value: Node(None, item.position)} if isinstance(item.value, str) else item.mapping()
+    if len(entries) != 1:
+        message = f"{draft.what}: a filter is its name, or its name with parameters; found {item.describe()}"
+        mistakes.append(item.position.mistake(message, "write `- length: {max_tokens: 16000}`"))
+        return None
+    ((name, node),) = entries.items()
+    if name not in declared.filter_names:
+        mistakes.append(
+            node.position.mistake(f"{draft.what}: unknown filter {name!r}", nearest(name, declared.filter_names))
+        )
+        return None
+    if declared.filters is None:
+        return None
+    params = read_model(declared.filters[name].params_model, node, f"{draft.what}: filter {name!r}", mistakes)
+    return None if params is None else {"name": name, "with": plain(params)}
+
+
+def _check_refs(draft: StageDraft, declared: Declared, above: list[str], mistakes: list[Mistake]) -> None:
+    """Check that the names in the parameters are declared; a stage may only name stages above it."""
+    known = {"model": declared.models, "prompt": declared.prompts, "stage": above}
+    written = draft.node.child("with") or draft.node
+    for ref in draft.refs:
+        if ref.name not in known[ref.kind]:
+            message = f"{draft.what}: {label(ref.path)}: unknown {ref.kind} {ref.name!r}"
+            hint = nearest(ref.name, known[ref.kind]) or f"no {ref.kind} is declared"
+            mistakes.append(written.find(ref.path).position.mistake(message, hint))

@@ -1,0 +1,115 @@
+"""The Ray executor: Ray Core actors, one per model and one per CPU, nothing of state in them.
+
+Ray is disposable. An actor that dies is started again and its shards are run again; what they had paid for is in the
+request store. A driver that dies takes the local cluster with it; the next run goes on from the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import RayTaskError
+
+from tracefactory.config import StageConfig
+from tracefactory.executors import MODEL_SHARDS, host_of
+from tracefactory.store import ShardRecord
+from tracefactory.worker import Worker, WorkerSetup
+
+RESTARTS = 20  # per actor; a worker that dies more often than this has a fault that another start will not mend
+PROGRESS_S = 2.0
+
+
+@dataclass
+class _Member:
+    """One actor and how many shards it has."""
+
+    actor: Any
+    room: asyncio.Semaphore
+    busy: int = field(default=0)
+
+
+class RayExecutor:
+    """Runs shards on actors: a model's shards on that model's actor, the others on the least busy CPU actor."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self.setup = setup
+        self._members: defaultdict[str, list[_Member]] = defaultdict(list)
+        self._draining = False
+
+    async def run_shard(self, stage: StageConfig, index: int, count: int) -> ShardRecord | None:
+        return await self._call(stage, "run_shard", stage.id, index, count)  # type: ignore[no-any-return]
+
+    async def run_whole(self, stage: StageConfig, shards: int | None, inputs: Mapping[str, str]) -> list[ShardRecord]:
+        return await self._call(stage, "run_whole", stage.id, shards, dict(inputs))  # type: ignore[no-any-return]
+
+    async def progress(self) -> Mapping[str, Mapping[str, float]]:
+        actors = [member.actor for members in self._members.values() for member in members]
+        total: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
+        asked = (asyncio.wait_for(actor.progress.remote(), PROGRESS_S) for actor in actors)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                continue  # a busy or restarting actor has no numbers now; its shards tell of a lasting fault
+            for stage, numbers in answer.items():
+                for name, number in numbers.items():
+                    total[stage][name] += number
+        return total
+
+    async def drain(self) -> None:
+        self._draining = True
+        for members in self._members.values():
+            await asyncio.gather(*(member.actor.drain.remote() for member in members), return_exceptions=True)
+
+    async def close(self) -> None:
+        for members in self._members.values():
+            await asyncio.gather(*(member.actor.close.remote() for member in members), return_exceptions=True)
+        if ray.is_initialized():
+            ray.shutdown()
+
+    async def _call(self, stage: StageConfig, method: str, *arguments: Any) -> Any:
+        members = self._hosts(host_of(stage))
+        member = min(members, key=lambda one: one.busy)
+        member.busy += 1
+        try:
+            async with member.room:
+                return await getattr(member.actor, method).remote(*arguments)
+        except RayTaskError as error:
+            raise error.cause from error
+        finally:
+            member.busy -= 1
+
+    def _hosts(self, host: str) -> list[_Member]:
+        """Return the actors of a host, started when first asked for."""
+        if not self._members[host]:
+            _connect(self.setup.pipeline.run.ray_address)
+            is_model = host != "cpu"
+            actor = ray.remote(
+                num_cpus=0 if is_model else 1,
+                max_restarts=RESTARTS,
+                max_task_retries=-1,
+                max_concurrency=4 * MODEL_SHARDS,
+            )(Worker)
+            workers = 1 if is_model else self.setup.pipeline.run.workers
+            for _ in range(workers):
+                room = asyncio.Semaphore(MODEL_SHARDS if is_model else 1)
+                self._members[host].append(_Member(actor.remote(self.setup, verifier_processes=1), room))
+        return self._members[host]
+
+
+def _connect(address: str | None) -> None:
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a zero-GPU actor keeps its environment
+    ray.init(
+        address=address,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        configure_logging=False,
+    )

@@ -1,0 +1,40 @@
+"""`use: fake`: the deterministic fake teacher as a process of its own; see `tracefactory.models.fake_server`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tracefactory.models.base import MODELS, Endpoint, EnvStr, ModelSpec, Where
+from tracefactory.models.fake_script import FakeScript
+from tracefactory.models.managed import ManagedEndpoint
+
+
+@MODELS.register("fake")
+class FakeSpec(ModelSpec):
+    """A scripted teacher for tests of pipelines, filters and clients.
+
+    `request_log` is a file, relative to the project, that the server appends every request to.
+    """
+
+    use: Literal["fake"] = "fake"
+    model: str = "fake"
+    script: FakeScript = Field(default_factory=FakeScript)
+    request_log: EnvStr = EnvStr("")
+
+    @property
+    def provider_label(self) -> str:
+        """The fake."""
+        return "fake"
+
+    def identity(self, where: Where | None = None) -> dict[str, Any]:
+        """Return what decides completions: of the script, not the faults and latencies."""
+        return {**super().identity(where), "script": self.script.identity()}
+
+    def endpoint(self, where: Where) -> Endpoint:
+        """Return the server process, not started yet."""
+        options: dict[str, str | int | float] = {"script": self.script.model_dump_json()}
+        if self.request_log:
+            options["request-log"] = str(where.root / self.request_log.resolve(where.environ))
+        return ManagedEndpoint(f"fake model {self.model}", "tracefactory.models.fake_server", options)

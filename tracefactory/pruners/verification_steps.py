@@ -1,0 +1,78 @@
+"""Drop the checks that come after the verified answer, and nothing of how it was derived.
+
+Source: Prune-on-Logic (arXiv 2505.14582): losing verification steps shortens traces and helps, losing core reasoning
+hurts. A check is the step that announces it and the steps that carry it out. A check that fails, or that makes the
+trace doubt, is part of the way to the answer and stays. So does every step of a trace that never closed its thinking:
+its last check has no end (`after_answer` is for those).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from tracefactory.pruners.answers import Evidence, Stated, ending, first_stated
+from tracefactory.pruners.base import PRUNERS, PruneItem, Pruner, PruneResult, Tools, keep, parent
+from tracefactory.schema import Thinking
+from tracefactory.steps import StepKind
+from tracefactory.steps.rules import FAILS
+
+_BODY = (StepKind.VERIFICATION, StepKind.DERIVATION, StepKind.FILLER)
+MAX_PRELUDE = 120  # characters of a doubt that only leads up to a check ("Wait, maybe I made a mistake.")
+_DOUBTS = (StepKind.REFLECTION, StepKind.RESTART)
+
+
+@PRUNERS.register("verification_steps")
+class VerificationSteps(Pruner):
+    """`evidence` says what states an answer: see `first_stated`."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"verify"})
+
+    evidence: Evidence = "explicit"
+
+    async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
+        """Find the answers of all traces with one call of the verifier, then drop the checks after them."""
+        found = await first_stated(items, tools.verify, self.evidence)
+        return [_drop(item, stated) for item, stated in zip(items, found, strict=True)]
+
+
+def _drop(item: PruneItem, stated: Stated | None) -> PruneResult:
+    if not item.steps:
+        return parent(item, "no_reasoning")
+    if item.trace.thinking is Thinking.OPEN:
+        return parent(item, "thinking_not_closed")
+    if stated is None:
+        return parent(item, "answer_not_stated")
+    checks = set(checks_after(item, stated.step))
+    if not checks:
+        return parent(item, "no_checks_after_answer")
+    kept = [step.index for step in item.steps if step.index not in checks]
+    return keep(item, kept, ending(item, stated))
+
+
+def checks_after(item: PruneItem, answered: int) -> list[int]:
+    """Return the steps after step `answered` that belong to checks which found nothing wrong.
+
+    A short doubt right above a check is what the check answers, and goes with it.
+    """
+    found: list[int] = []
+    index = answered + 1
+    while index < len(item.steps):
+        if item.steps[index].kind is not StepKind.VERIFICATION:
+            index += 1
+            continue
+        end = index + 1
+        while end < len(item.steps) and item.steps[end].kind in _BODY:
+            end += 1
+        doubted = end < len(item.steps) and item.steps[end].kind in _DOUBTS
+        if not doubted and not FAILS.search(item.join(range(index, end))):
+            while index - 1 > answered and _leads_up(item, index - 1):
+                index -= 1
+            found.extend(range(index, end))
+        index = end
+    return found
+
+
+def _leads_up(item: PruneItem, index: int) -> bool:
+    step = item.steps[index]
+    return step.kind is StepKind.REFLECTION and step.end - step.start <= MAX_PRELUDE

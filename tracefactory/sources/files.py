@@ -1,0 +1,110 @@
+"""Problems out of files: JSON lines, JSON, CSV and Parquet, with a mapping of fields."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from tracefactory.errors import Mistake, UserError, nearest
+from tracefactory.fingerprint import digest_file
+from tracefactory.schema import Problem
+from tracefactory.sources.base import SOURCES, Rejected, Source, take
+from tracefactory.sources.mapping import FieldMapping, lookup, to_problem
+from tracefactory.sources.records import Format, Record, read_records
+
+_PEEK = 20
+
+
+class FilesParams(FieldMapping):
+    """Files, what they are written in, and which field is which."""
+
+    paths: str | tuple[str, ...] = Field(description="File names or globs (** too), from the project's folder.")
+    format: Format = Field("auto", description="Format of the files; auto goes by their names.")
+    encoding: str = Field("utf-8", description="Encoding of text files that have no byte order mark.")
+
+
+@SOURCES.register("files")
+class Files(Source[FilesParams]):
+    """Reads files in the order of their names, each row by row."""
+
+    name = "files"
+    version = "1"
+    Params = FilesParams
+
+    def read(self, params: FilesParams, *, base_dir: Path, limit: int | None) -> Iterator[Problem | Rejected]:
+        yield from take(self._rows(params, base_dir), limit)
+
+    def identity(self, params: FilesParams, base_dir: Path) -> dict[str, Any]:
+        """Return the sha256 of every file's content, by the label that its problems carry."""
+        return {"files": [[label, digest_file(file)] for label, file in _find(params, base_dir)]}
+
+    def describe(self, params: FilesParams) -> str:
+        # Names alone: a path of one machine must not be in a card.
+        patterns = (params.paths,) if isinstance(params.paths, str) else params.paths
+        return f"files {', '.join(Path(pattern).name for pattern in patterns)}"
+
+    def check(self, params: FilesParams, base_dir: Path) -> list[str]:
+        """Look for the files and try the mapping on the first rows of each."""
+        try:
+            "".encode(params.encoding)
+            return [wrong for label, file in _find(params, base_dir) for wrong in _try(params, label, file)]
+        except LookupError:
+            return [f"unknown encoding {params.encoding!r}"]
+        except UserError as error:
+            return [str(mistake) for mistake in error.mistakes]
+
+    def _rows(self, params: FilesParams, base_dir: Path) -> Iterator[Problem | Rejected]:
+        for label, file in _find(params, base_dir):
+            for record in read_records(file, params.format, params.encoding):
+                if isinstance(record, Record):
+                    yield to_problem(record, params, label)
+                else:
+                    yield record.model_copy(update={"detail": f"{label}: {record.detail}"})
+
+
+def _find(params: FilesParams, base_dir: Path) -> list[tuple[str, Path]]:
+    """Return the files by label: the path from base_dir, or the bare name of a file that lies elsewhere.
+
+    A label goes into rows and keys, and a path of one machine must not.
+    """
+    patterns = (params.paths,) if isinstance(params.paths, str) else params.paths
+    found: dict[Path, str] = {}
+    mistakes: list[Mistake] = []
+    for pattern in patterns:
+        exact = base_dir / pattern
+        names = [pattern] if exact.is_file() else sorted(glob.glob(pattern, root_dir=base_dir, recursive=True))
+        files = [base_dir / name for name in names if (base_dir / name).is_file()]
+        if not files:
+            siblings = [entry.name for entry in exact.parent.glob("*") if entry.is_file()]
+            mistakes.append(Mistake(f"no file {pattern!r}", hint=nearest(exact.name, siblings)))
+        for file in files:
+            inside = file.resolve().is_relative_to(base_dir.resolve())
+            found[file] = file.resolve().relative_to(base_dir.resolve()).as_posix() if inside else file.name
+    if mistakes or not patterns:
+        raise UserError(mistakes or "paths names no file")
+    return [(label, file) for file, label in found.items()]
+
+
+def _try(params: FilesParams, label: str, file: Path) -> list[str]:
+    rows = list(islice(read_records(file, params.format, params.encoding), _PEEK))
+    records = [row for row in rows if isinstance(row, Record)]
+    known = {name for record in records for name in record.values}
+    missing = [
+        field
+        for field in dict.fromkeys(params.fields())
+        if records and all(lookup(record.values, field) is None for record in records) and field not in known
+    ]
+    if missing:
+        hints = {field: nearest(field, known) for field in missing}
+        return [f"{label} has no field {field!r}" + (f" ({hint})" if hint else "") for field, hint in hints.items()]
+    tried = [to_problem(row, params, label) if isinstance(row, Record) else row for row in rows]
+    rejected = [row for row in tried if isinstance(row, Rejected)]
+    if len(rejected) == len(tried):
+        why = f"{rejected[0].reason}: {rejected[0].detail}" if rejected else "it is empty"
+        return [f"none of the first rows of {label} gives a problem ({why})"]
+    return []

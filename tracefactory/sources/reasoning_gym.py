@@ -1,0 +1,161 @@
+"""Problems out of reasoning_gym: generated tasks whose own scorer is the verifier.
+
+Stojanovski et al. 2025, "Reasoning Gym: Reasoning Environments for Reinforcement Learning with Verifiable Rewards",
+arXiv:2505.24760.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, JsonValue
+
+from tracefactory.errors import RunError, UserError, nearest
+from tracefactory.schema import Frozen, Problem
+from tracefactory.sources import gym
+from tracefactory.sources.base import SOURCES, Rejected, Source, json_text, take
+
+_LICENCE = "Apache-2.0"
+
+
+class Task(Frozen):
+    """One generator of the mix, with its share of the problems and its own parameters."""
+
+    task: str = Field(description="Name of the reasoning_gym task, such as chain_sum.")
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="Share of the mix, relative to the others.")
+    params: dict[str, JsonValue] = Field({}, description="The task's own parameters; its seed and size come from here.")
+
+
+class ReasoningGymParams(Frozen):
+    """A mix of tasks. The same seed gives the same problems; a larger size gives the same ones and more after them."""
+
+    tasks: tuple[Task, ...] = Field(min_length=1, description="The tasks of the mix.")
+    size: int = Field(gt=0, description="Number of problems, all tasks together.")
+    seed: int = Field(0, description="Any whole number; other seeds give other problems.")
+
+
+@SOURCES.register("reasoning_gym")
+class ReasoningGym(Source[ReasoningGymParams]):
+    """Generates problems in a process of its own; `tracefactory.sources.gym_process` says why."""
+
+    name = "reasoning_gym"
+    version = "1"
+    Params = ReasoningGymParams
+
+    def read(self, params: ReasoningGymParams, *, base_dir: Path, limit: int | None) -> Iterator[Problem | Rejected]:
+        if mistakes := _check_names(params):
+            raise UserError("; ".join(mistakes))
+        yield from take(_generate(params), limit)
+
+    def identity(self, params: ReasoningGymParams, base_dir: Path) -> dict[str, Any]:
+        """Return the version of the package: its generators change with it."""
+        return {"reasoning_gym": installed_version("reasoning-gym")}
+
+    def describe(self, params: ReasoningGymParams) -> str:
+        names = ", ".join(sorted({task.task for task in params.tasks}))
+        return f"reasoning_gym {installed_version('reasoning-gym')}: {names}"
+
+    def check(self, params: ReasoningGymParams, base_dir: Path) -> list[str]:
+        """Check names and values, then make one problem of every task and score it as a verifier will."""
+        if mistakes := _check_names(params):
+            return mistakes
+        return [
+            f"{task.task}: {wrong}"
+            for task in params.tasks
+            if (wrong := gym.try_out(task.task, task.params, params.seed))
+        ]
+
+
+def interleave(weights: Sequence[float], size: int) -> Iterator[int]:
+    """Yield `size` indexes of weights, so that after every step each count is within one of its exact share.
+
+    At each step the index that is furthest behind its share comes next (the quota method of apportionment; Balinski and
+    Young 1975). Any beginning of the sequence is the sequence of a smaller size.
+    """
+    total = sum(weights)
+    counts = [0] * len(weights)
+    for step in range(1, size + 1):
+        # Behind by: share of the first `step` problems minus what it has. Within quota, the largest weight per problem.
+        eligible = [index for index, weight in enumerate(weights) if counts[index] < weight * step / total]
+        chosen = max(eligible, key=lambda index: (weights[index] / (counts[index] + 1), -index))
+        counts[chosen] += 1
+        yield chosen
+
+
+def _check_names(params: ReasoningGymParams) -> list[str]:
+    mistakes: list[str] = []
+    seen: list[tuple[str, Mapping[str, JsonValue]]] = []
+    for task in params.tasks:
+        if (task.task, task.params) in seen:
+            mistakes.append(f"task {task.task!r} is there twice with the same parameters; add up the weights")
+        seen.append((task.task, task.params))
+        if task.task not in gym.tasks():
+            hint = nearest(task.task, gym.tasks())
+            mistakes.append(f"unknown reasoning_gym task {task.task!r}" + (f" ({hint})" if hint else ""))
+        else:
+            mistakes += [f"{task.task}: {wrong}" for wrong in gym.check_params(task.task, task.params)]
+    return mistakes
+
+
+def _generate(params: ReasoningGymParams) -> Iterator[Problem | Rejected]:
+    request = {
+        "tasks": [[task.task, task.params] for task in params.tasks],
+        "seed": params.seed,
+        "order": list(interleave([task.weight for task in params.tasks], params.size)),
+    }
+    # Files instead of pipes for what goes in and for complaints: neither can fill up and block the other.
+    with (
+        tempfile.TemporaryFile("w+") as wanted,
+        tempfile.TemporaryFile("w+") as complaints,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        json.dump(request, wanted)
+        wanted.seek(0)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "tracefactory.sources.gym_process"],
+            stdin=wanted,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            cwd=folder,  # tasks that run code may leave files where they work
+            env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": _python_path()},
+            encoding="utf-8",
+        )
+        with process:
+            try:
+                for number, line in enumerate(process.stdout or (), 1):
+                    yield _as_problem(json.loads(line), number)
+                if process.wait():
+                    complaints.seek(0)
+                    raise RunError(f"reasoning_gym failed:\n{complaints.read()}")
+            finally:
+                # Whoever stops after the first problems leaves a process that still generates.
+                process.kill()
+
+
+def _python_path() -> str:
+    return os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
+
+
+def _as_problem(row: Mapping[str, Any], number: int) -> Problem | Rejected:
+    task, entry = row["task"], row["entry"]
+    if row["wrong"] is not None:
+        detail = f"{task}, problem {number}: {row['wrong']}"
+        return Rejected(row=json_text(entry), reason="not_scorable_from_json", detail=detail)
+    return Problem.make(
+        question=entry["question"],
+        answer=entry["answer"],
+        verifier="reasoning_gym",
+        spec=json_text({"task": task, "entry": entry}),
+        domain=row["category"],
+        source=f"reasoning_gym/{task}",
+        licence=_LICENCE,
+        meta=json_text({"row": number}),
+    )

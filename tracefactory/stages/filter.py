@@ -1,0 +1,75 @@
+"""`filter`: a chain of filters, each one file; the first that drops a trace names the reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from tracefactory.config import Pipeline, StageConfig
+from tracefactory.filters import FilterFailed, LoadedFilter, apply
+from tracefactory.op import OPS, Inputs, Rows, ShardOp, ShardResult
+from tracefactory.schema import Dropped, Frozen, Trace
+from tracefactory.store import dropped_row
+from tracefactory.worker import Worker
+
+
+class FilterUse(Frozen):
+    """One filter of the chain and its parameters."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    name: str
+    params: Mapping[str, Any] = Field(default_factory=dict, alias="with")
+
+
+class ChainParams(Frozen):
+    filters: tuple[FilterUse, ...] = Field(min_length=1)
+
+
+class FilterChain(ShardOp):
+    """Apply filters in the order written. A filter that fails on a row makes an error row, not a lost one."""
+
+    verb, name, version = "filter", "chain", "1"
+    Params = ChainParams
+    takes, gives = Rows.TRACES, Rows.TRACES
+    many_inputs = True
+
+    def identity(self, stage: StageConfig, pipeline: Pipeline) -> dict[str, Any]:
+        return {"filters": [pipeline.filters[use.name].digest for use in _chain(stage)]}
+
+    async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
+        filters = [worker.pipeline.filters[use.name] for use in _chain(stage)]
+        chain = [
+            (one, one.params_model.model_validate(use.params)) for one, use in zip(filters, _chain(stage), strict=True)
+        ]
+        traces = inputs.traces()
+        kept: list[Trace] = []
+        dropped: list[Dropped] = []
+        for trace in traces:
+            why = _first_drop(trace, chain, stage.id)
+            if why is None:
+                kept.append(trace)
+            else:
+                dropped.append(why)
+        return ShardResult(rows_in=len(traces), kept=kept, dropped=dropped)
+
+
+def _chain(stage: StageConfig) -> tuple[FilterUse, ...]:
+    assert isinstance(stage.params, ChainParams)
+    return stage.params.filters
+
+
+def _first_drop(trace: Trace, chain: list[tuple[LoadedFilter, Any]], stage_id: str) -> Dropped | None:
+    for one, params in chain:
+        try:
+            decision = apply(one, trace, params)
+        except FilterFailed as error:
+            return dropped_row(trace, stage_id, f"{one.name}_failed", str(error), error=True)
+        if not decision.keep:
+            return dropped_row(trace, stage_id, decision.reason or one.name, decision.detail)
+    return None
+
+
+OPS.register("filter:chain")(FilterChain())

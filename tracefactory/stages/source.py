@@ -1,0 +1,95 @@
+"""`source`: problems from a registered source, without exact duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tracefactory.config import Pipeline, StageConfig
+from tracefactory.errors import Mistake
+from tracefactory.fingerprint import digest
+from tracefactory.op import OPS, Rows, ShardResult, WholeInput, WholeOp, WholeResult
+from tracefactory.schema import Dropped, Problem
+from tracefactory.sources import SOURCES, Rejected, Source, normalised_question
+from tracefactory.store import dropped_row, shard_of
+from tracefactory.worker import Worker
+
+PROBLEMS_PER_SHARD = 64
+FEWEST_SHARDS, MOST_SHARDS = 8, 4096
+
+
+class SourceOp(WholeOp):
+    """Read one source. What cannot be used, and every repeated question, is a dropped row with its reason."""
+
+    verb, version = "source", "1"
+    takes, gives = Rows.NONE, Rows.PROBLEMS
+
+    def __init__(self, name: str, source: Source[Any]) -> None:
+        # One operation per registered source: what is a class attribute elsewhere is decided here.
+        self.name = name  # type: ignore[misc]
+        self.Params = source.Params  # type: ignore[misc]
+        self.source = source
+
+    def identity(self, stage: StageConfig, pipeline: Pipeline) -> dict[str, Any]:
+        read = self.source.identity(stage.params, pipeline.project.root)
+        return {"source": self.source.version, "read": read, "limit": pipeline.limit}
+
+    def rows_expected(self, stage: StageConfig, rows: int) -> int | None:
+        return None
+
+    def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
+        return [Mistake(text) for text in self.source.check(stage.params, pipeline.project.root)]
+
+    def run_whole(
+        self, stage: StageConfig, inputs: Mapping[str, WholeInput], shards: int | None, worker: Worker
+    ) -> WholeResult:
+        kept, dropped = self.problems(stage, worker.pipeline)
+        count = shards or _shards_for(len(kept), worker.pipeline.run.shards)
+        parts: list[tuple[list[Problem], list[Dropped]]] = [([], []) for _ in range(count)]
+        for problem in kept:
+            parts[shard_of(problem.id, count)][0].append(problem)
+        for row in dropped:
+            parts[shard_of(row.problem_id, count)][1].append(row)
+        results = [ShardResult(rows_in=len(good) + len(bad), kept=good, dropped=bad) for good, bad in parts]
+        return WholeResult(shards=count, results=results)
+
+    def problems(self, stage: StageConfig, pipeline: Pipeline) -> tuple[list[Problem], list[Dropped]]:
+        """Return the problems to use, in the source's order, and what was not used with the reasons."""
+        first: dict[str, Problem] = {}
+        kept: list[Problem] = []
+        dropped: list[Dropped] = []
+        for number, row in enumerate(
+            self.source.read(stage.params, base_dir=pipeline.project.root, limit=pipeline.limit)
+        ):
+            if isinstance(row, Rejected):
+                dropped.append(_rejected(row, number, stage.id))
+                continue
+            same = first.setdefault(normalised_question(row), row)
+            if same is row:
+                kept.append(row)
+            else:
+                dropped.append(_duplicate(row, same, number, stage.id))
+        return kept, dropped
+
+
+def _duplicate(row: Problem, first: Problem, number: int, stage_id: str) -> Dropped:
+    # Identical problems share one id; the row number tells the repeats apart.
+    repeat = dropped_row(row, stage_id, "duplicate", f"repeats {first.id}")
+    return repeat.model_copy(update={"id": digest({"row": number, "problem": row.id})[:16]})
+
+
+def _rejected(row: Rejected, number: int, stage_id: str) -> Dropped:
+    key = digest({"row": number, "content": row.row})[:16]
+    return Dropped(id=key, problem_id=key, stage=stage_id, reason=row.reason, detail=row.detail, row=row.row)
+
+
+def _shards_for(problems: int, asked: int | None) -> int:
+    """Return a power of two: as asked, or so that a shard holds about PROBLEMS_PER_SHARD problems."""
+    if asked is not None:
+        return asked
+    wanted = max(FEWEST_SHARDS, -(-problems // PROBLEMS_PER_SHARD))
+    return min(MOST_SHARDS, 1 << (wanted - 1).bit_length())
+
+
+for _name in SOURCES:
+    OPS.register(f"source:{_name}")(SourceOp(_name, SOURCES.get(_name)()))

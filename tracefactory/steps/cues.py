@@ -1,0 +1,383 @@
+"""The words the rules look for, in English and in Chinese: one regular expression a line, joined by the rules."""
+
+from __future__ import annotations
+
+# --- what may stand before a cue ---------------------------------------------------------------------------------
+INTERJECTIONS = (
+    "wait",
+    "hm+",
+    "okay",
+    "ok",
+    "alright",
+    "right",
+    "well",
+    "so",
+    "now",
+    "but",
+    "and",
+    "then",
+    "also",
+    "actually",
+    "just",
+    "oh",
+    "yes",
+    "yeah",
+    "no",
+    "first",
+    "finally",
+    "hold on",
+    "however",
+    "maybe",
+    "perhaps",
+    "for completeness",
+    "at this point",
+    "got it",
+    "i see",
+    "sure",
+    "great",
+    "good",
+)
+INTENTIONS = (
+    "let me",
+    "let's",
+    "let us",
+    "i'll",
+    "i will",
+    "i should",
+    "i need to",
+    "i can",
+    "i could",
+    "i want to",
+    "i think i should",
+    "we can",
+    "we should",
+    "we need to",
+    "we could",
+    "we'll",
+    "it's worth",
+    "it is worth",
+    "to",
+    "by",
+    "please",
+    "how about i",
+)
+ADVERBS = ("just", "also", "quickly", "now", "briefly", "try to", "then", "first", "carefully", "again", "really")
+LEAD_ZH = (
+    "嗯",
+    "哦",
+    "好的?",
+    "那么?",
+    "等等",
+    "等一下",
+    "不过",
+    "但是?",
+    "所以",
+    "现在",
+    "接下来",
+    "最后",
+    "为了",
+    "保险起见",
+    "让我们?",
+    "我们?",
+    "我来",
+    "来",
+    "可以",
+    "需要",
+    "应该",
+    "不妨",
+    "先",
+    "再",
+    "还是",
+    "仔细",
+    "快速",
+    "简单",
+    "试着",
+    "试试",
+)
+
+# --- verification ------------------------------------------------------------------------------------------------
+# "check" is also how a search is described ("check each divisor"), which derives; a check looks back at something.
+LOOKS_BACK = (
+    "this",
+    "that",
+    "it",
+    "these",
+    "again",
+    "once more",
+    "twice",
+    "back",
+    "my",
+    "our",
+    "everything",
+    "against",
+    "with (?:the )?original",
+    "(?:if|whether) (?:this|that|it|the answer|the result|everything|my|our|i)",
+    (
+        r"the (?:answer|result|calculations?|computations?|work|solution"
+        r"|steps?|logic|reasoning|math|formula|arithmetic|sum|units)"
+    ),
+)
+CHECK = (
+    r"double[- ]?check(?:ing)?",
+    r"verif(?:y|ying)",
+    r"re-?check(?:ing)?",
+    r"re-?verify(?:ing)?",
+    r"cross[- ]?check",
+    r"confirm(?:ing)?",
+    "validat(?:e|ing)",
+    "sanity",
+    r"mak(?:e|ing) sure (?:that )?(?:i|this|it|my|everything|all|there|the (?:answer|result|calculations?))\b",
+    r"be (?:sure|safe|certain|thorough)",
+    "verification",
+    "checking",
+    r"check\s*[:.,!—-]",
+    r"test (?:this|that|it|the answer|the formula)",
+    r"go (?:back )?over (?:this|that|it|my)",
+    r"(?:plug(?:ging)?|substitut(?:e|ing)|put(?:ting)?)\b[^.\n]{0,60}\bback\b[^.\n]{0,30}\b(?:original|given|check|verify)",
+    r"(?:as |for |do )?(?:a |one )(?:quick |final |sanity )*check\b",
+    r"(?:did|have) i\b[^.\n]*\?",
+    r"is (?:this|that|it|my|the answer)\b[^.\n]{0,40}\b(?:correct|right|consistent)\b[^.\n]*\?",
+)
+CHECK_ZH = (
+    "验证",
+    "检验",
+    "验算",
+    "核实",
+    "核对",
+    "复核",
+    "复查",
+    "检查",
+    "确认",
+    "再算一[遍次]",
+    "重新检查",
+    "回代",
+    "代回",
+    "代入(?:原|检验|验证)",
+)
+
+# --- restart -----------------------------------------------------------------------------------------------------
+WAYS = (
+    "(?:ways?|approach(?:es)?|methods?|ideas?|strateg(?:y|ies)|paths?|angles?|routes?|perspectives?|thoughts?|options?)"
+)
+RESTART = (
+    r"start(?:ing)?\s+(?:over|again|afresh|fresh|from (?:scratch|the beginning))",
+    "restart",
+    "redo",
+    "scratch that",
+    "re-?read",
+    "re-?think (?:this|the)",
+    "reconsider the (?:problem|question|approach)",
+    "begin again",
+    r"go back to the (?:problem|start|beginning)",
+    "alternatively",
+    "instead,",
+    f"(?:a |an )?(?:another|different|alternative) {WAYS}",
+    r"(?:try(?:ing)?|use|consider|think of|think about|look at|approach)\b[^.\n]{0,60}\b(?:another|differently)",
+    (
+        rf"(?:try(?:ing)?|use|consider|think of|look at"
+        rf"|approach)\b[^.\n]{{0,60}}\b(?:different|alternative|new|other|better) {WAYS}"
+    ),
+)
+RESTART_ZH = (
+    "重新(?:开始|来|考虑|思考|推导|审题|读题|计算|梳理|理解|分析)",
+    "从头(?:开始|再?来)?",
+    "推倒重来",
+    "或者[，,]",
+    "换(?:一)?[种个](?:方法|思路|角度|方式|办法|做法)",
+    "[另别]外?一?[种个条的](?:方法|思路|角度|办法|方式)",
+)
+
+# --- reflection --------------------------------------------------------------------------------------------------
+DOUBT = (
+    r"wait\b",
+    "hold on",
+    "hang on",
+    "oops",
+    "not so fast",
+    r"uh[- ]?oh",
+    (
+        r"(?:hm+|oh|actually|no)\b[^.\n]*(?:\?|\d|\\|=|\bbut\b|wrong|mistake"
+        r"|can't|n't\b|confus|contradict|problem|error|incorrect|forgot|miss)"
+    ),
+    (
+        r"(?:that|this|it|something)(?:'s| is| was| seems| looks) (?:not "
+        r"|in)?(?:wrong|correct\?|right\?|right\b(?=[^.\n]*$)|off|odd|strange|weird)"
+    ),
+    r"(?:that|this|it)(?:'s| is| was| seems) (?:not |im)(?:correct|right|possible|quite)",
+    r"(?:that|this|it) (?:can't|cannot) be",
+    r"(?:that|this|it) (?:doesn't|does not) (?:seem|look|make sense|work)",
+    r"[^.\n]{0,40}\ba contradiction",
+    (
+        r"[^.\n]{0,40}\bi (?:must have |might have |may have |think i )*(?:made (?:a"
+        r"|an) (?:mistake|error)|messed up|mis\w+|missed|forgot|overlooked)"
+    ),
+    "my (?:mistake|bad|earlier)",
+    "i was wrong",
+    "am i missing",
+    (
+        "(?:let me|i should|i need to) (?:reconsider|re-?examine"
+        "|re-?evaluate|think again|rethink|recalculate|recompute|correct)"
+    ),
+    "there(?:'s| is| must be) (?:a|an|some) (?:mistake|error|contradiction|problem|issue)",
+)
+DOUBT_ZH = (
+    "等等",
+    "等一下",
+    "等下",
+    "等会",
+    "稍等",
+    "且慢",
+    "慢着",
+    "不对",
+    "不，",
+    "糟糕",
+    "哎呀",
+    "咦",
+    "其实不",
+    "不过这",
+    "这不对",
+    "这里有问题",
+    "好像不",
+    "似乎不",
+    "(?:我|这里)?(?:刚才|之前|前面|好像|可能|是不是)*(?:搞错|弄错|算错|看错|想错|漏了|忽略了|有误|有问题|矛盾)",
+)
+
+# --- conclusion --------------------------------------------------------------------------------------------------
+BOXED = (r"\\(?:boxed|fbox)\s*+\{(?!\s*\})", r"^[ \t]*####[ \t]*[^#\s]")
+ANSWER = (
+    r"\bfinal (?:answer|result)\b(?! (?:should|must|needs to) be (?:in|given|written|put))",
+    r"^[\s*_#>]*(?:the )?answer[\s*_]*[:：]",
+    (
+        r"\b(?:the|our|my|correct) (?:correct |final )?answer (?:is|comes|to (?:the"
+        r"|this|your)|should be|must be|would be|will be|becomes|equals|:|=)"
+    ),
+    r"^[\s*_#>]*(?:in conclusion|to conclude|in summary|to summari[sz]e|conclusion|summary|to sum up)\b",
+    "(?:最终|正确)?(?:答案|最终结果)[*_ ]*(?:应该|应|就|便)?(?:是|为|：|:|等于)",
+    "综上",
+    "总之",
+    "总结(?:一下|来说)?[，,：:]",
+    r"^[\s*_#]*结论",
+)
+# A sentence that weighs an answer does not state it.
+HEDGES = (
+    r"[?？]",
+    (
+        r"\b(?:if|suppose|assum\w+|maybe|perhaps|might|could|possibly"
+        r"|guess|not sure|unsure|unlikely|whether|unless|supposed to)\b"
+    ),
+    (
+        r"\b(?:isn't|is not|wasn't|cannot|can't|wouldn't|should not"
+        r"|shouldn't|format|put your|expect\w*|i recall|i remember)\b"
+    ),
+    "可能",
+    "也许",
+    "或许",
+    "如果",
+    "假设",
+    "假如",
+    "是否",
+    "是不是",
+    "不是",
+    "不会是",
+    "吗",
+    "猜",
+    "不确定",
+    "好像",
+    "似乎",
+)
+
+# --- how a check ends --------------------------------------------------------------------------------------------
+CONFIRMS = (
+    r"\bchecks? out\b",
+    r"\bas expected\b",
+    "[✓✔]",
+    (
+        r"\b(?:is|are|looks|seems|that's|it's|all|also) (?:indeed "
+        r"|also )?(?:correct|right|true|consistent|satisfied|valid)\b"
+    ),
+    r"\b(?:matches|works|holds|confirmed|confirms|verified|agrees|satisfies|satisfied|consistent)\b",
+    "成立",
+    "正确",
+    "无误",
+    "一致",
+    "符合",
+    "吻合",
+    "没错",
+    "没有问题",
+    "满足",
+)
+FAILS = (
+    "≠",
+    r"\\neq?\b",
+    r"\bnot (?:equal|correct|right|true|consistent|satisf\w+|match\w*|an? integer|possible|hold|divisible)\b",
+    r"\b(?:doesn't|does not|don't|do not|didn't) (?:match|work|hold|satisfy|equal|add up|agree|fit|check|divide)\w*",
+    (
+        r"\b(?:wrong|mistake|incorrect|contradict\w*|inconsistent"
+        r"|error|discrepancy|fails?|conflict\w*|correction|oops)\b"
+    ),
+    "should (?:have been|actually be)",
+    "不等",
+    "不成立",
+    "不正确",
+    "不一致",
+    "不符",
+    "矛盾",
+    "错误",
+    "算错",
+    "不对",
+    "有误",
+    "不满足",
+)
+
+# --- filler ------------------------------------------------------------------------------------------------------
+IDLE = (
+    (
+        r"(?:think\w*|see|figure|break|tackle|work through|go through|take"
+        r"|be careful|visuali[sz]e|solve|approach|proceed|continue|move on)\b.*"
+    ),
+    r"start (?:by|with) (?:understanding|reading|looking|thinking|listing)\b.*",
+    r"(?:look at|understand|process|parse|do (?:this|that|it)|get started|dive|begin)\b.*",
+    "this makes sense.*",
+    "makes sense.*",
+    (
+        r"this (?:is|seems|looks) (?:\w+ )?(?:tricky|interesting|hard"
+        r"|complicated|fun|tough|easy|confusing|straightforward|simple)\b.*"
+    ),
+    r"that (?:makes sense|helps|seems reasonable|sounds right).*",
+    "here we go.*",
+    "let's see",
+    "interesting",
+    "nice",
+    "perfect",
+    "cool",
+)
+IDLE_ZH = (
+    "嗯",
+    "好的?",
+    "那么?",
+    "首先",
+    "现在",
+    "哦",
+    "让?我们?",
+    "来",
+    "需要",
+    "先",
+    "仔细",
+    "想想",
+    "想一想",
+    "思考一?下?",
+    "看看",
+    "看一下",
+    "这个问题",
+    "这道题",
+    "题目",
+    "有点",
+    "复杂",
+    "有意思",
+    "分析",
+    "一步步",
+    "一步一步",
+    "慢慢",
+    "理解",
+    r"[，,。.！!…\s：:]",
+)

@@ -1,0 +1,64 @@
+"""Loading a student's checkpoint and tokenizer through transformers, from a Hub id, a folder or a GGUF file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tracefactory.errors import UserError
+from tracefactory.students.spec import StudentSpec, existing, local_path
+
+
+def load_tokenizer(spec: StudentSpec) -> Any:
+    """Return the student's tokenizer, with the template override in place.
+
+    Raises:
+        UserError: when it cannot be loaded, has no character offsets, or has no chat template.
+    """
+    name, revision = (spec.tokenizer, spec.tokenizer_revision) if spec.tokenizer else (spec.model, spec.revision)
+    tokenizer = _pretrained(AutoTokenizer, name, revision)
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer of {name} reports no character offsets; name a fast one with `tokenizer:`")
+    if spec.chat_template is not None:
+        tokenizer.chat_template = existing(spec.chat_template).read_text(encoding="utf-8")
+    if not tokenizer.chat_template:
+        raise UserError(f"the tokenizer of {name} has no chat template; give the one to train with as `chat_template:`")
+    return tokenizer
+
+
+def load_model(spec: StudentSpec) -> Any:
+    """Return the student in evaluation mode, in `spec.dtype` on its device. A GGUF file is dequantized on loading.
+
+    Raises:
+        UserError: when it cannot be loaded.
+    """
+    model = _pretrained(AutoModelForCausalLM, spec.model, spec.revision, dtype=getattr(torch, spec.dtype))
+    if getattr(model, "hf_quantizer", None) is not None and spec.model.endswith(".gguf"):
+        # The weights are plain tensors by now; with the marker in place transformers would refuse to save them.
+        model.hf_quantizer = None
+        del model.config.quantization_config
+    return model.eval().requires_grad_(False).to(resolve_device(spec.device))
+
+
+def resolve_device(device: str) -> str:
+    """Turn "auto" into a device that is there."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _pretrained(factory: Any, name: str, revision: str | None, **options: Any) -> Any:
+    path = local_path(name)
+    if path is None:
+        source: str = name
+        options["revision"] = revision
+    elif existing(path).is_file():
+        source, options["gguf_file"] = str(path.parent), path.name
+    else:
+        source = str(path)
+    try:
+        return factory.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot load the student {name}: {error}") from error

@@ -1,0 +1,75 @@
+"""Local naturalness: how likely each step is to the student when it sees only the few steps before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from tracefactory.students.measures import mean_surprisal
+from tracefactory.students.render import Rendered
+from tracefactory.students.scores import Span, TokenScores
+from tracefactory.students.steps import token_ranges
+
+
+class Scorer(Protocol):
+    """What local naturalness asks of a student."""
+
+    def score(self, rendered: Sequence[Rendered]) -> list[TokenScores]: ...
+
+
+def local_naturalness(
+    student: Scorer, traces: Sequence[tuple[Rendered, Sequence[Span]]], window: int = 4
+) -> list[float | None]:
+    """Return, per trace, the mean over its steps of the step's mean token log-probability given a local window.
+
+    Definition (arXiv 2510.03988): each step is scored under the student with only the last `window` steps as context,
+    then averaged; higher is more natural, and it stays informative where the log-probability of a long trace does not.
+    The paper's step and window are not published in a form we could confirm: steps are the caller's spans (characters
+    of the trace's body, as in `step_curves`), and the prompt counts as the step before the first one, so that the
+    first steps still see it and later ones do not. Every window opens with the control token the rendering opens with.
+    A step without a token of its own is left out; a trace without any such step is None.
+
+    This is a forward pass over about (1 + window) times the tokens of the trace.
+
+    Raises:
+        ValueError: for a window below 1, or what `Student.score` raises.
+    """
+    if window < 1:
+        raise ValueError("a window holds at least one step")
+    pieces = [step_windows(rendered, steps, window) for rendered, steps in traces]
+    scores = iter(student.score([piece for of_trace in pieces for piece in of_trace]))
+    means = [[-mean_surprisal(next(scores)) for _ in of_trace] for of_trace in pieces]
+    return [float(np.mean(values)) if values else None for values in means]
+
+
+def local_name(window: int) -> str:
+    """Return the name under which a trace's `local_naturalness` with this window is filed."""
+    return f"local_naturalness_w{window}"
+
+
+def step_windows(rendered: Rendered, steps: Sequence[Span], window: int) -> list[Rendered]:
+    """Cut one rendering per step: the step's tokens supervised, behind the tokens of the `window` steps before it."""
+    ranges = token_ranges(rendered.starts - rendered.body_start, rendered.ends - rendered.body_start, steps)
+    ranges = [(first + rendered.first, stop + rendered.first) for first, stop in ranges if first < stop]
+    openings = [0, *(first for first, _ in ranges)]  # the prompt, then the steps
+    pieces = []
+    for index, (first, stop) in enumerate(ranges):
+        opening = openings[max(0, index + 1 - window)]
+        ids = rendered.ids[opening:stop]
+        if opening > 0 and rendered.lead is not None:
+            ids = np.concatenate([np.array([rendered.lead], dtype=np.int32), ids])
+        inside = slice(first - rendered.first, stop - rendered.first)
+        pieces.append(
+            replace(
+                rendered,
+                ids=ids,
+                first=len(ids) - (stop - first),
+                stop=len(ids),
+                starts=rendered.starts[inside],
+                ends=rendered.ends[inside],
+            )
+        )
+    return pieces

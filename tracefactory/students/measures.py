@@ -1,0 +1,147 @@
+"""Measures of one trace, or of a set of traces, derived from stored token scores without another forward pass.
+
+Every sum and mean runs over all supervised tokens: reasoning, answer and end-of-turn marker, as the student is trained
+on them. p is the student's probability at temperature 1, surprisal is -ln p in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from pydantic import Field
+
+from tracefactory.schema import Frozen
+from tracefactory.students.scores import Span, TokenScores
+
+RANK_CLIP = 100
+_LEAST_NLL = 1e-12
+
+
+class MeasureParams(Frozen):
+    """Which cut-offs to measure at. A filter can only decide at a cut-off that was measured.
+
+    `quantiles` of p are low quantiles; `below` are thresholds of p; `top_k` are ranks; `acceptance` are pairs of a
+    threshold of p and a rank for reverse speculative decoding's rule.
+    """
+
+    quantiles: tuple[float, ...] = (0.01, 0.05, 0.1)
+    below: tuple[float, ...] = (0.01,)
+    top_k: tuple[int, ...] = (20,)
+    acceptance: tuple[tuple[float, int], ...] = Field(default=((0.01, 20),))
+
+
+def trace_measures(scores: TokenScores, params: MeasureParams | None = None) -> dict[str, float]:
+    """Return every measure of one trace by name.
+
+    tokens, mean_surprisal, perplexity, mean_entropy, min_p, mean_clipped_rank, rank_surprisal, and by cut-off
+    p_q<q>, share_below_p<p>, share_outside_top<k>, acceptance_p<p>_top<k>.
+
+    Raises:
+        ValueError: for a trace without supervised tokens.
+    """
+    params = params or MeasureParams()
+    measures = {
+        "tokens": float(len(scores)),
+        "mean_surprisal": mean_surprisal(scores),
+        "perplexity": perplexity(scores),
+        "mean_entropy": float(scores.entropies.mean(dtype=np.float64)),
+        "min_p": p_quantile(scores, 0.0),
+        "mean_clipped_rank": mean_clipped_rank(scores),
+        "rank_surprisal": rank_surprisal(scores),
+    }
+    measures |= {f"p_q{q:g}": p_quantile(scores, q) for q in params.quantiles}
+    measures |= {f"share_below_p{p:g}": share_below(scores, p) for p in params.below}
+    measures |= {f"share_outside_top{k}": share_outside_top(scores, k) for k in params.top_k}
+    measures |= {acceptance_name(p, k): acceptance(scores, p, k) for p, k in params.acceptance}
+    return measures
+
+
+def mean_surprisal(scores: TokenScores) -> float:
+    """Return the mean of -ln p over tokens, in nats: the global naturalness of other work, negated."""
+    if len(scores) == 0:
+        raise ValueError("a trace without supervised tokens has no measures")
+    return -float(scores.logprobs.mean(dtype=np.float64))
+
+
+def perplexity(scores: TokenScores) -> float:
+    """Return exp(mean surprisal)."""
+    return float(np.exp(mean_surprisal(scores)))
+
+
+def p_quantile(scores: TokenScores, q: float) -> float:
+    """Return the q-quantile of p over tokens: the smallest p that at least a share q of the tokens does not exceed.
+
+    It is the p of some token (no interpolation); q = 0 is the minimum.
+    """
+    return float(np.exp(np.quantile(scores.logprobs.astype(np.float64), q, method="inverted_cdf")))
+
+
+def share_below(scores: TokenScores, p: float) -> float:
+    """Return the share of tokens whose probability is below p."""
+    return float(np.mean(scores.logprobs < math.log(p)))
+
+
+def share_outside_top(scores: TokenScores, k: int) -> float:
+    """Return the share of tokens that are not among the student's k likeliest at their position."""
+    return float(np.mean(scores.ranks > k))
+
+
+def acceptance(scores: TokenScores, p: float = 0.01, top_k: int = 20) -> float:
+    """Return the share of tokens that reverse speculative decoding's rule would have accepted.
+
+    The rule (arXiv 2509.22230, and its authors' code): a teacher's token is accepted when it is in the student's top 20
+    and the student gives it a probability of at least 0.01. It is an absolute threshold, not the ratio of speculative
+    decoding. Here it is applied to a finished trace, token by token, under the student's unmodified distribution
+    (temperature 1, no nucleus); whether the authors' threshold saw the tempered one depended on their engine.
+    """
+    return float(np.mean((scores.logprobs >= math.log(p)) & (scores.ranks <= top_k)))
+
+
+def acceptance_name(p: float, top_k: int) -> str:
+    """Return the name under which `trace_measures` files `acceptance(scores, p, top_k)`."""
+    return f"acceptance_p{p:g}_top{top_k}"
+
+
+def mean_clipped_rank(scores: TokenScores) -> float:
+    """Return the mean over tokens of min(rank, 100)."""
+    return float(np.minimum(scores.ranks, RANK_CLIP).mean(dtype=np.float64))
+
+
+def rank_surprisal(scores: TokenScores) -> float:
+    """Return the rank-surprisal ratio of a trace: sum of min(rank, 100) over sum of surprisal; lower is better.
+
+    Definition: arXiv 2601.14249. Low for tokens that are improbable to the student and yet well ranked. As in the
+    authors' code the denominator is at least 1e-12, so that a trace the student is certain of has a (huge) value.
+    """
+    return mean_clipped_rank(scores) / max(mean_surprisal(scores), _LEAST_NLL)
+
+
+def dataset_rank_surprisal(traces: Iterable[tuple[float, float]]) -> float:
+    """Return the rank-surprisal ratio of a set of traces, each given as (mean_clipped_rank, mean_surprisal).
+
+    It is the mean over traces of the first over the mean over traces of the second (arXiv 2601.14249), so that a long
+    trace weighs no more than a short one; the paper ranks teachers by it from 200 traces each.
+
+    Raises:
+        ValueError: for no traces.
+    """
+    pairs = np.array(list(traces), dtype=np.float64)
+    if len(pairs) == 0:
+        raise ValueError("no traces to measure")
+    rank, surprisal = pairs.mean(axis=0)
+    return float(rank / max(surprisal, _LEAST_NLL))
+
+
+def least_likely(scores: TokenScores, count: int) -> list[int]:
+    """Return the indices of the `count` tokens with the lowest p, lowest first; equal ones in order of the text."""
+    return [int(index) for index in np.argsort(scores.logprobs, kind="stable")[:count]]
+
+
+def token_span(scores: TokenScores, index: int) -> Span:
+    """Return where a token lies in the trace's body (its reasoning, or its answer when it has none), in characters.
+
+    Tokens of what the template writes before the body have negative positions.
+    """
+    return int(scores.starts[index]) - scores.body_start, int(scores.ends[index]) - scores.body_start

@@ -1,0 +1,150 @@
+"""Writing a trace the way the student will be trained on it, and saying which tokens are supervised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jinja2
+import numpy as np
+
+from tracefactory.errors import UserError
+from tracefactory.students.scores import Ints
+
+_REMEDY = (
+    'use `reasoning: inline` ("<think>" text inside the message, which a plain chat template keeps) '
+    "or give a training template with `chat_template:`"
+)
+
+
+class RenderError(ValueError):
+    """One trace cannot be rendered without loss; `reason` is a stable snake_case identifier."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True, eq=False)
+class Rendered:
+    """One trace in the student's tokens.
+
+    `ids` is the whole conversation; tokens [first, stop) are supervised, `text` is what they spell (the assistant's
+    turn up to and with its end-of-turn marker), and `starts`/`ends` are their characters in it. `body_start` is where
+    the reasoning begins in `text` (the answer, when there is no reasoning). `lead` is the control token the rendering
+    opens with, if it does.
+    """
+
+    ids: Ints
+    first: int
+    stop: int
+    text: str
+    starts: Ints
+    ends: Ints
+    body_start: int
+    lead: int | None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def supervised(self) -> int:
+        """The number of supervised tokens: the length of the trace in the student's tokens."""
+        return self.stop - self.first
+
+
+class Renderer:
+    """Renders traces with one tokenizer's chat template.
+
+    The conversation is tokenized as one text, as trainers do; a token is supervised when it holds a character of the
+    assistant's turn, so one that straddles the border belongs to the turn. Whitespace that the template writes behind
+    the end-of-turn marker is never generated and not supervised.
+    """
+
+    def __init__(self, tokenizer: Any, reasoning: Literal["inline", "field"]) -> None:
+        self._tokenizer = tokenizer
+        self._special = frozenset({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
+        self._placement = reasoning
+
+    def check(self, system: str | None = None) -> None:
+        """Refuse a template that would lose the reasoning or the answer, before any work.
+
+        Raises:
+            UserError: with what the template does and what to do about it.
+        """
+        for reasoning in ("First, halve the 84 apples.\n\nThen add 3 pears.", ""):
+            try:
+                self.render("How many are left?", reasoning, "There are \\boxed{45}.", system)
+            except RenderError as error:
+                form = "with reasoning" if reasoning else "without reasoning"
+                message = f"the student's chat template cannot write a trace {form}: {error}; {_REMEDY}"
+                raise UserError(message) from error
+
+    def render(self, question: str, reasoning: str, answer: str, system: str | None = None) -> Rendered:
+        """Render one trace.
+
+        Raises:
+            RenderError: when the template fails, or its assistant turn does not hold the reasoning and then the answer.
+        """
+        messages = [{"role": "system", "content": system}] if system is not None else []
+        messages.append({"role": "user", "content": question})
+        prompt = self._apply(messages, add_generation_prompt=True)
+        whole = self._apply([*messages, self._turn(reasoning, answer)], add_generation_prompt=False)
+        if not whole.startswith(prompt):
+            detail = "the turn it trains on does not begin with the prompt it generates from"
+            raise RenderError("prompt_not_a_prefix", detail)
+        turn = whole[len(prompt) :]
+        body, end = _locate(turn, reasoning, answer)
+        return self._tokenize(whole, len(prompt), len(prompt) + end, body)
+
+    def _turn(self, reasoning: str, answer: str) -> dict[str, str]:
+        if not reasoning:
+            return {"role": "assistant", "content": answer}
+        if self._placement == "field":
+            return {"role": "assistant", "content": answer, "reasoning_content": reasoning}
+        return {"role": "assistant", "content": f"<think>\n{reasoning}\n</think>\n\n{answer}"}
+
+    def _apply(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except jinja2.TemplateError as error:
+            raise RenderError("template_failed", f"it fails with {error}") from error
+        return text
+
+    def _tokenize(self, whole: str, start: int, end: int, body: int) -> Rendered:
+        encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
+        offsets = np.asarray(encoded["offset_mapping"], dtype=np.int32).reshape(-1, 2)
+        held = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
+        if len(held) == 0 or held[0] == 0:
+            raise RenderError("no_supervised_tokens", "its assistant turn has no token behind a prompt")
+        first, stop = int(held[0]), int(held[-1]) + 1
+        return Rendered(
+            ids=ids,
+            first=first,
+            stop=stop,
+            text=whole[start:end],
+            starts=np.maximum(offsets[first:stop, 0] - start, 0),
+            ends=np.minimum(offsets[first:stop, 1], end) - start,
+            body_start=body,
+            lead=int(ids[0]) if int(ids[0]) in self._special else None,
+        )
+
+
+def _locate(turn: str, reasoning: str, answer: str) -> tuple[int, int]:
+    """Return where the body begins in the assistant's turn and where the supervised part of the turn ends.
+
+    Templates may trim whitespace around either part; anything else that is missing is a loss.
+    """
+    reasoning_at = turn.find(reasoning.strip())
+    if reasoning_at < 0:
+        raise RenderError("reasoning_not_rendered", "it drops or rewrites the reasoning")
+    answer_at = turn.find(answer.strip(), reasoning_at + len(reasoning.strip()))
+    if answer_at < 0:
+        raise RenderError("answer_not_rendered", "it drops or rewrites the answer")
+    body = reasoning if reasoning.strip() else answer
+    body_at = (reasoning_at if reasoning.strip() else answer_at) - (len(body) - len(body.lstrip()))
+    answer_end = answer_at + len(answer.strip())
+    return body_at, max(answer_end, len(turn.rstrip()))

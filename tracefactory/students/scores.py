@@ -1,0 +1,76 @@
+"""Token scores: what one forward pass of the student says about every supervised token, and their table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
+Span = tuple[int, int]
+"""A [start, end) character range."""
+
+TOKEN_SCORES_SCHEMA = pa.schema(
+    [
+        pa.field("trace_id", pa.string(), nullable=False),
+        pa.field("student", pa.string(), nullable=False),
+        pa.field("body_start", pa.int32(), nullable=False),
+        *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in ("token_ids", "starts", "ends", "ranks")),
+        *(pa.field(name, pa.list_(pa.float32()), nullable=False) for name in ("logprobs", "entropies")),
+    ]
+)
+"""One row per (trace, student); the list columns of a row have one entry per supervised token."""
+
+_LISTS = ("token_ids", "starts", "ends", "ranks", "logprobs", "entropies")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenScores:
+    """The student's view of the supervised tokens of one rendered trace, in order.
+
+    `token_ids`, `starts` and `ends` (characters of the supervised text) come from the rendering. `logprobs` are
+    natural logarithms of the probability at temperature 1 over the whole vocabulary; `ranks` are 1 for the likeliest
+    token, ties sharing the best rank (1 + the number of strictly greater logits); `entropies` (nats) are of the
+    student's distribution at that position. `body_start` is the character of the supervised text where the trace's
+    reasoning begins (its answer, when it has no reasoning): step spans count from there.
+    """
+
+    token_ids: Ints
+    starts: Ints
+    ends: Ints
+    ranks: Ints
+    logprobs: Floats
+    entropies: Floats
+    body_start: int
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+def scores_to_table(rows: Iterable[tuple[str, str, TokenScores]]) -> pa.Table:
+    """Build a table of TOKEN_SCORES_SCHEMA from (trace id, student key, scores)."""
+    rows = list(rows)
+    columns: dict[str, Any] = {
+        "trace_id": [trace_id for trace_id, _, _ in rows],
+        "student": [student for _, student, _ in rows],
+        "body_start": [scores.body_start for _, _, scores in rows],
+    }
+    for name in _LISTS:
+        columns[name] = [getattr(scores, name) for _, _, scores in rows]
+    arrays = [pa.array(columns[field.name], type=field.type) for field in TOKEN_SCORES_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=TOKEN_SCORES_SCHEMA)
+
+
+def scores_from_table(table: pa.Table) -> Iterator[tuple[str, str, TokenScores]]:
+    """Read back what `scores_to_table` wrote, row by row, without copying the numbers."""
+    for batch in table.cast(TOKEN_SCORES_SCHEMA).to_batches():
+        plain = batch.select(["trace_id", "student", "body_start"]).to_pylist()
+        lists = {name: batch.column(name) for name in _LISTS}
+        for index, row in enumerate(plain):
+            arrays = {name: column[index].values.to_numpy() for name, column in lists.items()}
+            yield row["trace_id"], row["student"], TokenScores(body_start=row["body_start"], **arrays)

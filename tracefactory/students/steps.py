@@ -1,0 +1,80 @@
+"""Per-step curves: the token scores of a trace gathered over a segmentation of its reasoning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracefactory.students.measures import RANK_CLIP
+from tracefactory.students.scores import Floats, Ints, Span, TokenScores
+
+Curve = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class StepCurves:
+    """One value per step, in order; NaN where a step has no token of its own.
+
+    `tokens` counts; `surprisal` is the mean of -ln p in nats; `entropy` is the sum of token entropies in nats, the
+    step entropy of arXiv 2508.03346 as the paper defines it (its released code does otherwise); `first_surprisal` is
+    -ln p of the step's first token, by which arXiv 2508.05988 orders steps for removal; `clipped_rank` is the mean of
+    min(rank, 100).
+    """
+
+    tokens: NDArray[np.int64]
+    surprisal: Curve
+    entropy: Curve
+    first_surprisal: Curve
+    clipped_rank: Curve
+
+
+def step_curves(scores: TokenScores, steps: Sequence[Span]) -> StepCurves:
+    """Gather token scores by step.
+
+    `steps` are [start, end) characters of the trace's body (its reasoning, or its answer when it has no reasoning),
+    in order and without overlap, as pruning cuts them.
+
+    Raises:
+        ValueError: when they are not in order.
+    """
+    ranges = token_ranges(scores.starts - scores.body_start, scores.ends - scores.body_start, steps)
+    surprisal = -scores.logprobs.astype(np.float64)
+    ranks = np.minimum(scores.ranks, RANK_CLIP).astype(np.float64)
+    return StepCurves(
+        tokens=np.array([stop - first for first, stop in ranges], dtype=np.int64),
+        surprisal=_means(surprisal, ranges),
+        entropy=np.array([_sum(scores.entropies, span) for span in ranges], dtype=np.float64),
+        first_surprisal=np.array([surprisal[a] if a < b else np.nan for a, b in ranges], dtype=np.float64),
+        clipped_rank=_means(ranks, ranges),
+    )
+
+
+def token_ranges(starts: Ints, ends: Ints, steps: Sequence[Span]) -> list[Span]:
+    """Return the [first, stop) tokens of every step, given the tokens' characters in the steps' coordinates.
+
+    A token belongs to the step its last character lies in: subword tokens carry their space in front. One between two
+    steps closes the first, and so does one that begins in the last step and ends behind it (".\\n" before a tag).
+
+    Raises:
+        ValueError: when steps are not in order or overlap.
+    """
+    bounds = [character for step in steps for character in step]
+    if any(later < earlier for earlier, later in pairwise(bounds)):
+        raise ValueError("steps must be in order and must not overlap")
+    firsts = np.searchsorted(ends - 1, [start for start, _ in steps], side="left")
+    last = np.searchsorted(starts, [steps[-1][1]], side="left") if steps else firsts
+    stops = [*firsts[1:], *last]
+    return [(int(first), int(stop)) for first, stop in zip(firsts, stops, strict=True)]
+
+
+def _means(values: Curve, ranges: Sequence[Span]) -> Curve:
+    return np.array([values[a:b].mean() if a < b else np.nan for a, b in ranges], dtype=np.float64)
+
+
+def _sum(values: Floats, span: Span) -> float:
+    first, stop = span
+    return float(values[first:stop].sum(dtype=np.float64)) if first < stop else float("nan")

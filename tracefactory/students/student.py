@@ -1,0 +1,128 @@
+"""The student: loaded once, renders traces and scores their supervised tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from tracefactory.errors import UserError
+from tracefactory.students.head import ScoringHead, to_host
+from tracefactory.students.load import load_model, load_tokenizer
+from tracefactory.students.render import Rendered, Renderer
+from tracefactory.students.scores import TokenScores
+from tracefactory.students.spec import StudentSpec
+
+
+class Student:
+    """A causal language model that says how likely it finds a trace.
+
+    Memory of one `score` call, whatever the number of traces: one forward pass of the transformer body over at most
+    `max_batch_tokens` padded tokens (or one trace, if that is longer), its final hidden states twice, and
+    `head.peak_bytes(chunk, vocab)`. Only supervised positions reach the output layer. No key-value cache and no
+    attention mask is made: rows are padded on the right, where a causal model cannot see the padding.
+
+    Loading raises UserError when the checkpoint cannot be loaded or its logits are not its output layer applied to its
+    final hidden states.
+    """
+
+    def __init__(self, spec: StudentSpec) -> None:
+        self.spec = spec
+        self.key = spec.key()
+        self.tokenizer = load_tokenizer(spec)
+        self._renderer = Renderer(self.tokenizer, spec.reasoning)
+        self.model = load_model(spec)
+        self._body = self.model.base_model
+        _check_head(self.model, len(self.tokenizer))
+        self._head = ScoringHead(self.model.get_output_embeddings(), spec.chunk)
+
+    @property
+    def max_tokens(self) -> int | None:
+        """The longest conversation the student has positions for, None where its configuration names no limit."""
+        limit: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        return limit
+
+    def check_template(self, system: str | None = None) -> None:
+        """Raise UserError when the student's chat template would lose reasoning or answer (see `Renderer.check`)."""
+        self._renderer.check(system)
+
+    def render(self, question: str, reasoning: str, answer: str, system: str | None = None) -> Rendered:
+        """Render a trace as the student will be trained on it (see `Renderer.render`)."""
+        return self._renderer.render(question, reasoning, answer, system)
+
+    def score(self, rendered: Sequence[Rendered]) -> list[TokenScores]:
+        """Score the supervised tokens of every rendering, in the order given.
+
+        Raises:
+            ValueError: when one is longer than `max_tokens`; a score past the student's positions means nothing.
+            ArithmeticError: when the logits are not finite.
+        """
+        limit = self.max_tokens
+        longest = max(map(len, rendered), default=0)
+        if limit is not None and longest > limit:
+            raise ValueError(f"a rendering of {longest} tokens is longer than the student's {limit} positions")
+        scores: list[TokenScores | None] = [None] * len(rendered)
+        for batch in length_batches([item.stop for item in rendered], self.spec.max_batch_tokens):
+            chosen = [rendered[index] for index in batch]
+            for index, item in zip(batch, self._score_batch(chosen), strict=True):
+                scores[index] = item
+        return [item for item in scores if item is not None]
+
+    def _score_batch(self, batch: Sequence[Rendered]) -> Iterator[TokenScores]:
+        device = self.model.device
+        width = max(item.stop for item in batch)
+        ids = torch.zeros((len(batch), width), dtype=torch.long)
+        for row, item in enumerate(batch):
+            ids[row, : item.stop] = torch.from_numpy(item.ids[: item.stop])
+        with torch.inference_mode():
+            hidden = self._body(input_ids=ids.to(device), use_cache=False).last_hidden_state
+            # the state at position t predicts token t + 1
+            states = torch.cat([hidden[row, item.first - 1 : item.stop - 1] for row, item in enumerate(batch)])
+            del hidden
+            wanted = torch.cat([ids[row, item.first : item.stop] for row, item in enumerate(batch)]).to(device)
+            logprobs, ranks, entropies = to_host(*self._head.score(states, wanted))
+        start = 0
+        for item in batch:
+            part = slice(start, start + item.supervised)
+            start = part.stop
+            yield TokenScores(
+                token_ids=item.ids[item.first : item.stop],
+                starts=item.starts,
+                ends=item.ends,
+                ranks=ranks[part],
+                logprobs=logprobs[part],
+                entropies=entropies[part],
+                body_start=item.body_start,
+            )
+
+
+def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Group indices into batches of similar length: longest first, rows times longest row at most `budget` tokens.
+
+    A row longer than the budget is a batch of its own. Longest first, so that memory that does not suffice shows at
+    once; ties stay in order, so that the same rows make the same batches.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= budget:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def _check_head(model: Any, tokens: int) -> None:
+    """Refuse a checkpoint whose logits are more than its output layer (soft caps, scales), or lack a token."""
+    layer = model.get_output_embeddings()
+    if not isinstance(layer, torch.nn.Linear):
+        raise UserError(f"{type(model).__name__} has no linear output layer; it cannot be scored as a student")
+    if tokens > layer.out_features:
+        raise UserError(f"the tokenizer has {tokens} tokens, the student's output layer only {layer.out_features}")
+    probe = torch.arange(8, device=model.device)[None]
+    with torch.inference_mode():
+        whole = model(input_ids=probe, use_cache=False).logits
+        parts = layer(model.base_model(input_ids=probe, use_cache=False).last_hidden_state)
+    if not torch.allclose(whole, parts, rtol=1e-2, atol=1e-2 * float(whole.abs().max())):
+        name = type(model).__name__
+        raise UserError(f"{name} changes its logits behind the output layer; it cannot be scored as a student")

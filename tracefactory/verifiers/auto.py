@@ -1,0 +1,42 @@
+"""Pick the verifier by the gold answer, for problems that name none."""
+
+from __future__ import annotations
+
+import re
+
+from pydantic import Field
+
+from tracefactory.schema import Verdict
+from tracefactory.verifiers.base import Verifier, VerifyTask
+from tracefactory.verifiers.choice import ChoiceParams, ChoiceVerifier, options_in
+from tracefactory.verifiers.math import MathVerifier, MathVerifierParams
+
+_OPTION_GOLD = re.compile(r"\(?[A-J]\)?|[A-J][).:].*", re.DOTALL)
+
+
+class AutoParams(MathVerifierParams):
+    """The parameters of `math`, and the options of `choice`."""
+
+    options: tuple[str, ...] = Field(default=())
+
+
+class AutoVerifier(Verifier):
+    """`choice` when the gold answer is an option letter and there are options to choose from, else `math`."""
+
+    name = "auto"
+    version = f"1+math{MathVerifier.version}+choice{ChoiceVerifier.version}"
+    Params = AutoParams
+
+    def quick(self, task: VerifyTask, params: AutoParams) -> Verdict | None:
+        if self._is_choice(task, params):
+            return ChoiceVerifier().quick(task, ChoiceParams(bare=params.bare, options=params.options))
+        return MathVerifier().quick(task, params)
+
+    def full(self, task: VerifyTask, params: AutoParams) -> Verdict:
+        return MathVerifier().full(task, params)
+
+    def _is_choice(self, task: VerifyTask, params: AutoParams) -> bool:
+        gold = (task.problem.answer or "").strip()
+        if not _OPTION_GOLD.fullmatch(gold):
+            return False
+        return bool(params.options or options_in(task.problem.question)) or len(gold.strip("()")) == 1

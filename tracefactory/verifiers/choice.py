@@ -1,0 +1,88 @@
+"""Multiple choice: the letter that is stated, or the option whose content is."""
+
+from __future__ import annotations
+
+import re
+
+from tracefactory.schema import Outcome, Verdict
+from tracefactory.verifiers.base import ExtractParams, Verifier, VerifyTask, stated_answer
+from tracefactory.verifiers.compare import Comparison, ProseError
+from tracefactory.verifiers.normalize import normalize, strip_markup
+from tracefactory.verifiers.quantity_rules import MathParams, UndecidedError
+from tracefactory.verifiers.reading import read
+
+_LETTERS = re.compile(
+    r"(?:option|choice|answer|选项)?\s*[:：]?\s*[(\[（{]?\s*([A-Z])\s*(?:[)\]）}.:：,，]|$|\s+-\s|(?=\s*(?:and|or|,)\s))",
+    re.IGNORECASE,
+)
+_SEVERAL = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&|、|和)\s*(?:and\s*)?[(\[]?[A-J][)\]]?)+\.?")
+_OPTION = re.compile(r"(?:^|[\s(（])[(（]?([A-J])\s*[)）.:：]\s*(.*?)(?=\s*[(（]?\b[A-J]\s*[)）.:：]|\n|$)", re.DOTALL)
+_RUN = re.compile(r"[A-J]{2,6}")
+
+
+class ChoiceParams(ExtractParams):
+    """`options`: what the options say, in order (`"A) 12"` or `"12"`); without them the question is searched."""
+
+    options: tuple[str, ...] = ()
+
+
+class ChoiceVerifier(Verifier):
+    """Compare option letters; an answer that gives an option's content instead counts as its letter."""
+
+    name = "choice"
+    version = "1"
+    Params = ChoiceParams
+
+    def quick(self, task: VerifyTask, params: ChoiceParams) -> Verdict | None:
+        gold = letters(task.problem.answer or "")
+        if not gold:
+            method = "no_gold" if not (task.problem.answer or "").strip() else "gold_is_no_option"
+            return self.verdict(Outcome.UNVERIFIABLE, method)
+        stated = stated_answer(task, bare=params.bare)
+        if stated is None:
+            return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
+        chosen = letters((stated.together or stated).text)
+        method = "choice"
+        if not chosen:
+            chosen = by_content(stated.text, params.options or options_in(task.problem.question))
+            method = "choice_content"
+        if not chosen:
+            return self.verdict(Outcome.UNVERIFIABLE, "no_option", stated)
+        return self.verdict(Outcome.CORRECT if chosen == gold else Outcome.INCORRECT, method, stated)
+
+
+def letters(text: str) -> frozenset[str]:
+    """Return the option letters a short answer names; empty when it names none."""
+    spelled = strip_markup(normalize(strip_markup(text)))
+    if _SEVERAL.fullmatch(spelled):
+        return frozenset(re.findall(r"[A-J]", spelled))
+    if _RUN.fullmatch(spelled) and list(spelled) == sorted(set(spelled)):
+        return frozenset(spelled)
+    match = _LETTERS.match(spelled)
+    if match is None or (match[1].islower() and len(spelled) > 3):
+        return frozenset()
+    return frozenset(match[1].upper())
+
+
+def options_in(question: str) -> tuple[str, ...]:
+    """Return the options a question lists as `(A) ... (B) ...`, or nothing."""
+    found = _OPTION.findall(question)
+    names = [name for name, _ in found]
+    if len(names) < 2 or names != [chr(ord("A") + index) for index in range(len(names))]:
+        return ()
+    return tuple(content for _, content in found)
+
+
+def by_content(answer: str, options: tuple[str, ...]) -> frozenset[str]:
+    """Return the letter of the one option that says what the answer says; empty when none or several do."""
+    reading = read(answer)
+    matching = []
+    for index, option in enumerate(options):
+        content = re.sub(r"^\s*[(（]?[A-J]\s*[)）.:：]\s*", "", option)
+        try:
+            same = Comparison(MathParams()).readings(read(content), reading)
+        except (UndecidedError, ProseError):
+            continue
+        if same:
+            matching.append(chr(ord("A") + index))
+    return frozenset(matching) if len(matching) == 1 else frozenset()

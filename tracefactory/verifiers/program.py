@@ -1,0 +1,70 @@
+"""Program-aided traces: run the program of a trace and compare what it computes with the gold answer.
+
+The answer is what the program prints last, as in program of thoughts (Chen et al. 2022) and ToRA (Gou et al. 2023);
+output that the trace claims is not read.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from tracefactory.schema import Outcome, Verdict
+from tracefactory.verifiers.base import Verifier, VerifyTask
+from tracefactory.verifiers.compare import Comparison, ProseError
+from tracefactory.verifiers.math import gold_reading
+from tracefactory.verifiers.programs import Program, find_program, print_last
+from tracefactory.verifiers.quantity_rules import MathParams, UndecidedError
+from tracefactory.verifiers.reading import read
+from tracefactory.verifiers.sandbox import Limits, run_program
+from tracefactory.verifiers.symbolic import UnknownError, equivalent
+
+
+class ProgramParams(MathParams):
+    """The policies of `math`, and limits for the run. A symbolic library needs more memory than plain Python."""
+
+    seconds: float = Field(default=8.0, gt=0)
+    memory_mb: int = Field(default=2048, ge=64)
+
+
+class ProgramVerifier(Verifier):
+    """Run the last code block of answer or reasoning; compare its last line of output."""
+
+    name = "program"
+    version = "1"
+    Params = ProgramParams
+
+    def quick(self, task: VerifyTask, params: ProgramParams) -> Verdict | None:
+        if not (task.problem.answer or "").strip():
+            return self.verdict(Outcome.UNVERIFIABLE, "no_gold")
+        if self._program(task) is None:
+            return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
+        return None
+
+    def full(self, task: VerifyTask, params: ProgramParams) -> Verdict:
+        program = self._program(task)
+        if program is None:
+            return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
+        run = run_program(print_last(program.code), "", Limits(seconds=params.seconds, memory_mb=params.memory_mb))
+        if run.ended == "timeout":
+            return self.verdict(Outcome.VERIFIER_ERROR, "timeout", detail=f"no end after {run.seconds:.1f} s")
+        if run.ended != "exit" or run.code != 0:
+            return self.verdict(Outcome.INCORRECT, "program_failed", detail=run.stderr.strip()[-300:] or run.ended)
+        lines = [line for line in run.stdout.splitlines() if line.strip()]
+        if not lines:
+            return self.verdict(Outcome.UNVERIFIABLE, "no_output")
+        return self._compare(task, params, lines[-1].strip())
+
+    def _program(self, task: VerifyTask) -> Program | None:
+        found = find_program(task.answer_text, cut_off=task.cut_off)
+        return found or find_program(task.reasoning, cut_off=True)
+
+    def _compare(self, task: VerifyTask, params: ProgramParams, printed: str) -> Verdict:
+        comparison = Comparison(params, equivalent)
+        value = printed.rsplit(":", 1)[-1].strip() if ": " in printed else printed
+        try:
+            same = comparison.readings(gold_reading(task.problem.answer or ""), read(value))
+        except (UndecidedError, UnknownError, ProseError) as error:
+            verdict = self.verdict(Outcome.UNVERIFIABLE, "undecided", detail=str(error)[:300])
+        else:
+            verdict = self.verdict(Outcome.CORRECT if same else Outcome.INCORRECT, f"program_{comparison.method}")
+        return verdict.model_copy(update={"extracted": value})

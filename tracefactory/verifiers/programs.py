@@ -1,0 +1,72 @@
+"""Find the program in a completion."""
+
+from __future__ import annotations
+
+import ast
+import re
+from dataclasses import dataclass
+
+_BLOCK = re.compile(r"```[ \t]*(?P<language>[A-Za-z0-9_+-]*)[^\n]*\n(?P<code>.*?)(?P<end>\n?[ \t]*```|\Z)", re.DOTALL)
+_PYTHON = frozenset(("python", "py", "python3", "tool_code", ""))
+
+
+@dataclass(frozen=True)
+class Program:
+    """A Python program and its [start, end) range in the text."""
+
+    code: str
+    start: int
+    end: int
+
+
+def find_program(text: str, *, names: tuple[str, ...] = (), cut_off: bool = False) -> Program | None:
+    """Return the last Python block, by preference one that defines one of `names`; None when there is none.
+
+    A text without blocks that is itself Python counts as one. A block that was cut off does not.
+    """
+    blocks = [
+        Program(match["code"], match.start("code"), match.end("code"))
+        for match in _BLOCK.finditer(text)
+        if match["language"].lower() in _PYTHON and match["code"].strip() and (match["end"].strip() or not cut_off)
+    ]
+    for block in reversed(blocks):
+        if names and any(defines(block.code, name) for name in names):
+            return block
+    parsed = [block for block in blocks if parses(block.code)]
+    if parsed or blocks:
+        return (parsed or blocks)[-1]
+    if text.strip() and not cut_off and "```" not in text and (parses(text) or parses("def _():\n" + text)):
+        return Program(text, 0, len(text))
+    return None
+
+
+def defines(code: str, name: str) -> bool:
+    """Whether a program binds `name` at its top level, as far as a look at its text can tell."""
+    return (
+        re.search(rf"^(?:async\s+)?(?:def|class)\s+{re.escape(name)}\b|^{re.escape(name)}\s*=", code, re.MULTILINE)
+        is not None
+    )
+
+
+def parses(code: str) -> bool:
+    """Whether a text is a Python program."""
+    try:
+        ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return True
+
+
+def print_last(code: str) -> str:
+    """Return the program with its last expression printed, as a notebook does, when it is not a call to print."""
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return code
+    last = tree.body[-1] if tree.body else None
+    if not isinstance(last, ast.Expr) or (
+        isinstance(last.value, ast.Call) and getattr(last.value.func, "id", "") == "print"
+    ):
+        return code
+    tree.body[-1] = ast.Expr(ast.Call(ast.Name("print", ast.Load()), [last.value], []))
+    return ast.unparse(ast.fix_missing_locations(tree))

@@ -1,0 +1,202 @@
+"""Where a statement ends, and which part of it is a value."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from tracefactory.verifiers.normalize import strip_markup
+from tracefactory.verifiers.reading import read
+from tracefactory.verifiers.relations import is_equation, name_of
+from tracefactory.verifiers.values import (
+    Clock,
+    Day,
+    Interval,
+    Matrix,
+    Quantity,
+    Ratio,
+    Region,
+    Relation,
+    Sequence,
+    Text,
+    Value,
+)
+
+_END = re.compile(r"\n\s*\n|(?<![\d\s])\.(?=\s|$)|(?<=\d)\.(?=\s|$|\*)|[!?](?=\s|$)(?<!\d!)|。|！|？|\n(?=\S)|；")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$*#(])|(?<=[。！？])|\n+")
+_FENCE = re.compile(r"\s*```[a-zA-Z]*\s*\n(.*?)\n?\s*```", re.DOTALL)
+_MATH = re.compile(r"\$\$(.+?)\$\$|\$(?!\s*\d[\d,.]*\s+[a-z])([^$\n]+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_COPULA = re.compile(
+    r"\b(?:is|are|was|equals?|be|becomes?|gives?|get|it's|as|have|has|of|for|spend|spends|to|takes?)\b|[=:：]|是|为|等于|有|共|需要?|得到?|剩下?|选",
+    re.IGNORECASE,
+)
+_REASON = re.compile(
+    r"\s*(?:,?\s+(?:because|since|so that|which|where|after|when|per our)\b|，?因为|，所以).*$",
+    re.DOTALL | re.IGNORECASE,
+)
+_NUMBER = re.compile(
+    r"(?<![\w.\\^_{])[-+−]?\s?(?:[$€£¥]\s?)?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?|\.\d+)(?:\s*/\s*\d+)?"
+    r"(?:\s*(?:%|percent\b|[$€£¥]|°|m²|m³|cm²|cm\b|km\b|kg\b))?(?![\w^_{])"
+)
+_NUMBER_ZH = re.compile(r"[-−]?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?%?(?=[\u4e00-\u9fff])")
+_ENGLISH = re.compile(
+    r"\b(?!(?:sin|cos|tan|log|exp|max|min|sqrt)\b)[A-Za-z]{3,} +[A-Za-z]{2,}|"
+    r"\b(?:therefore|thus|hence|answer|solution)\b",
+    re.I,
+)
+_MAX_STATEMENT = 600
+
+
+@dataclass(frozen=True)
+class Span:
+    start: int
+    end: int
+
+
+def statement_end(text: str, start: int) -> int:
+    """Return where the statement that starts at `start` ends: its sentence or line, never inside mathematics."""
+    fence = _FENCE.match(text, start)
+    if fence:
+        return fence.end()
+    position = start
+    while position < len(text) and (text[position].isspace() or text[position] in "*:"):
+        position += 1
+    for math in _MATH.finditer(text, position, position + _MAX_STATEMENT):
+        end = _END.search(text, position)
+        if end is None or end.start() < math.start():
+            break
+        position = math.end()
+    end = _END.search(text, position)
+    return min(end.start() if end else len(text), start + _MAX_STATEMENT)
+
+
+def last_sentences(text: str, count: int) -> list[Span]:
+    """Return the last sentences, the very last first; closing courtesies are not sentences."""
+    spans: list[Span] = []
+    end = len(text)
+    tail = max(0, len(text) - 4000)
+    starts = [tail, *(match.end() for match in _SENTENCE.finditer(text, tail))]
+    for start in reversed(starts):
+        piece = text[start:end].strip()
+        if piece and not re.fullmatch(
+            r"(?:I hope (?:it|this) is correct|I hope this helps|Let me know.*|[-*_=#\s]+|\\\]|\$\$)[.!]?",
+            piece,
+            re.IGNORECASE,
+        ):
+            spans.append(Span(start, end))
+            if len(spans) == count:
+                break
+        end = start
+    return spans
+
+
+def value_in(text: str, span: Span, *, lenient: bool) -> Span | None:
+    """Return the part of a statement that is its value.
+
+    With `lenient`, a statement that is words alone is its own value, and the last number will do. Without, the value
+    must follow a verb or stand alone, and it must be mathematics.
+    """
+    fence = _FENCE.match(text, span.start, span.end)
+    if fence:
+        span = Span(fence.start(1), fence.end(1))
+    piece = text[span.start : span.end]
+    reason = _REASON.search(piece)
+    if (
+        reason
+        and reason.start() > 0
+        and re.search(r"\d", piece[: reason.start()])
+        and not re.search(r"\d\D*$", piece[reason.start() :])
+    ):
+        span = Span(span.start, span.start + reason.start())
+        piece = text[span.start : span.end]
+    if not piece.strip():
+        return None
+    if is_value(piece):
+        return span
+    words = len(re.findall(r"[A-Za-z]+|[\u4e00-\u9fff]", re.sub(r"\\[a-zA-Z]+", "", piece)))
+    if lenient and words <= 3 and not re.search(r"\d|\$|\\\(|\\\[", piece):
+        return span
+    found = _after_verb(text, span) or _last_math(text, span) or _last_number(text, span, lenient=lenient)
+    if found is None and lenient and len(piece) <= 300 and not re.search(r"\d", piece):
+        return span
+    return found
+
+
+def is_value(piece: str) -> bool:
+    """Whether a text reads as mathematics rather than as words."""
+    if len(piece) > 400:
+        return False
+    stripped = strip_markup(piece)
+    if not stripped:
+        return False
+    reading = read(stripped)
+    return bool(reading.values) and _mathematical(reading.values[0], stripped)
+
+
+def _mathematical(value: Value, source: str) -> bool:
+    match value:
+        case Text():
+            return False
+        case Quantity():
+            if value.node is None and value.unit is None:
+                return bool(re.search(r"\\(?:frac|int|sum|sqrt|begin|lim|prod|log)|\d", source)) and not re.search(
+                    r"[A-Za-z]{3,} [A-Za-z]{2,}", source
+                )
+            return True
+        case Sequence():
+            return not value.items or all(_mathematical(item, source) for item in value.items)
+        case Relation():
+            labelled = is_equation(value) and name_of(value) is not None
+            return not any(
+                isinstance(term, Text) or _ENGLISH.search(re.sub(r"\\\\[a-zA-Z]+", "", source))
+                for term, source in list(zip(value.terms, value.sources, strict=True))[1 if labelled else 0 :]
+            )
+        case Interval() | Region() | Matrix() | Clock() | Day() | Ratio():
+            return True
+
+
+def _after_verb(text: str, span: Span) -> Span | None:
+    """Return what follows the last verb of the statement, if that is mathematics."""
+    for match in reversed(list(_COPULA.finditer(text, span.start, span.end))):
+        rest = Span(match.end(), span.end)
+        if _inside_math(text, span, match.start()):
+            continue
+        piece = text[rest.start : rest.end]
+        if re.search(r"\d|\\", piece) and is_value(piece):
+            return rest
+    return None
+
+
+def _inside_math(text: str, span: Span, position: int) -> bool:
+    return any(math.start() < position < math.end() for math in _MATH.finditer(text, span.start, span.end))
+
+
+def _last_math(text: str, span: Span) -> Span | None:
+    found = list(_MATH.finditer(text, span.start, span.end))
+    for match in reversed(found):
+        inner = next(index for index in range(1, 5) if match[index] is not None)
+        piece = match[inner]
+        if re.fullmatch(r"\s*\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*", piece) and len(found) > 1:
+            continue  # a bare symbol such as $n$ while another span holds more
+        start, end = match.span(inner)
+        if "=" in piece and not re.search(r"\\[lg]e|[<>]", piece):
+            last = piece.rindex("=") + 1
+            if (
+                re.search(r"\S", piece[last:])
+                and is_value(piece[last:])
+                and not re.match(r"\s*[A-Za-z(][\w,()]*\s*=", piece)
+            ):
+                return Span(start + last, end)
+        if is_value(piece):
+            return Span(start, end)
+    return None
+
+
+def _last_number(text: str, span: Span, *, lenient: bool) -> Span | None:
+    numbers = list(_NUMBER.finditer(text, span.start, span.end)) or list(
+        _NUMBER_ZH.finditer(text, span.start, span.end)
+    )
+    if not numbers or (not lenient and len(numbers) > 1):
+        return None
+    last = numbers[-1]
+    return Span(last.start(), last.end())
