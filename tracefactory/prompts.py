@@ -42,18 +42,27 @@ VARIABLES: Mapping[str, str] = {
 _INCLUDES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
 
+class Example(Frozen):
+    """One worked example: an earlier turn of the user and what the assistant answered, word for word."""
+
+    user: str
+    assistant: str
+
+
 class FrontMatter(Frozen):
-    """The head of a prompt file. `system` and `prefill` are templates as the body is."""
+    """The head of a prompt file. `system` and `prefill` are templates as the body is; `examples` are plain text."""
 
     name: str | None = None
     style: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     description: str = ""
     system: str | None = None
+    examples: tuple[Example, ...] = ()
     prefill: str | None = None
 
 
 class Prompt(Frozen):
-    """A prompt: what the user's turn says, and, if given, the system's turn and the start of the assistant's.
+    """A prompt: what the user's turn says, and, if given, the system's turn, worked examples as earlier turns and the
+    start of the assistant's turn.
 
     `style` travels with every trace it brings forth (`long`, `short`, ...); `file` is where it was read from.
     """
@@ -62,6 +71,7 @@ class Prompt(Frozen):
     style: str
     description: str = ""
     system: str | None = None
+    examples: tuple[Example, ...] = ()
     prefill: str | None = None
     body: str
     file: Path
@@ -69,7 +79,7 @@ class Prompt(Frozen):
     @cached_property
     def digest(self) -> str:
         """The sha256 of what decides the messages and the style: not of the name, the description or the file."""
-        return digest({"style": self.style, "system": self.system, "prefill": self.prefill, "body": self.body})
+        return digest(self.model_dump(exclude={"name", "description", "file"}))
 
     @property
     def opened_in_prompt(self) -> bool:
@@ -83,15 +93,20 @@ class Prompt(Frozen):
         return frozenset(name for tree in parsed for name in find_undeclared_variables(tree))
 
     def render(self, **values: Any) -> list[dict[str, str]]:
-        """Return the messages: system if there is one, user, and the start of the assistant's turn if there is one.
+        """Return the messages: system, worked examples, the user's turn, the start of the assistant's, as far as given.
 
         Raises:
             UserError: when a variable has no value here, or an expression of the template fails.
         """
-        turns = [("system", self.system), ("user", self.body), ("assistant", self.prefill)]
-        filled = [(role, self._fill(text, values)) for role, text in turns if text]
         # A prefill is continued where it ends; around the other turns blank lines mean nothing.
-        return [{"role": role, "content": text if role == "assistant" else text.strip()} for role, text in filled]
+        messages = [{"role": "system", "content": self._fill(self.system, values).strip()}] if self.system else []
+        for example in self.examples:
+            messages.append({"role": "user", "content": example.user.strip()})
+            messages.append({"role": "assistant", "content": example.assistant.strip()})
+        messages.append({"role": "user", "content": self._fill(self.body, values).strip()})
+        if self.prefill:
+            messages.append({"role": "assistant", "content": self._fill(self.prefill, values)})
+        return messages
 
     def _fill(self, template: str, values: Mapping[str, Any]) -> str:
         try:

@@ -87,7 +87,8 @@ class Trace(Frozen):
     """One chain of thought for one problem, as sampled or as derived from another trace.
 
     `finish_reason` is the server's word (stop, length, content_filter) or `error`; `refusal` is the text of a refusal;
-    token counts are the server's usage; `cost` is in US dollars by the model's declared prices.
+    token counts are the server's usage; `cost` is in US dollars by the model's declared prices. `derivation` is a JSON
+    object string: how a derived trace came from its parent (the steps it keeps, why it fell back), "{}" for a sample.
     """
 
     id: str
@@ -115,6 +116,7 @@ class Trace(Frozen):
     cost: float = 0.0
     error: str | None = None
     verdict: Verdict | None = None
+    derivation: str = "{}"
     measures: Mapping[str, float] = Field(default_factory=dict)
 
     @property
@@ -184,6 +186,7 @@ TRACE_SCHEMA = pa.schema(
         _required("cost", _F),
         pa.field("error", _S),
         pa.field("verdict", VERDICT_TYPE),
+        _required("derivation", _S),
         pa.field("measures", pa.map_(_S, _F), nullable=False),
     ]
 )

@@ -54,7 +54,7 @@ async def per_second(count: int, concurrency: int, one: Callable[[int], Awaitabl
 
 
 async def test_client_against_bare_aiohttp(tmp_path: Path) -> None:
-    """Requests per second of the client against posting the same JSON with aiohttp, both to one fake without latency."""
+    """Requests per second of the client against posting the same JSON with aiohttp, to one fake without latency."""
     spec = FakeSpec(concurrency=32)
     client = ChatClient.connect(spec, tmp_path, Where(root=tmp_path, environ={}))
     url = f"{(await client._endpoint.start(tmp_path))[0]}/chat/completions"
@@ -112,8 +112,7 @@ async def test_local_server_against_plain_xllamacpp(tmp_path: Path) -> None:
 
 
 async def _plain(weights: str, slots: int, ctx: int, threads: int, spec: LocalSpec, asked: dict[str, object]) -> float:
-    argv = [sys.executable, "-c", PLAIN, weights, str(slots), str(ctx), str(threads)]
-    server = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    server = _plain_server([sys.executable, "-c", PLAIN, weights, str(slots), str(ctx), str(threads)])
     assert server.stdout is not None
     url = f"{server.stdout.readline().strip()}/v1/chat/completions"
     try:
@@ -127,3 +126,7 @@ async def _plain(weights: str, slots: int, ctx: int, threads: int, spec: LocalSp
             return await per_second(16, slots, plain)
     finally:
         server.communicate()
+
+
+def _plain_server(argv: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

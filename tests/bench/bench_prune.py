@@ -54,7 +54,7 @@ def item(name: str, reasoning: str) -> PruneItem:
 
 
 def test_student_calls_against_the_linear_scan() -> None:
-    """A scan asks once per step up to the first that suffices; answers lie in the last tenth of most long traces."""
+    """A scan asks once per step up to the first that suffices, which here lies nine tenths into the trace."""
     items = [item(str(steps), STEP * steps) for steps in (20, 50, 100, 200, 400, 800)]
     student = TimedStudent({one.trace.id: int(len(one.trace.reasoning) * 0.9) for one in items})
     results = asyncio.run(BinaryCut().prune(items, Tools(verify, student)))

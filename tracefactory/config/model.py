@@ -27,7 +27,7 @@ ID_PATTERN = r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$"
 def operations() -> Registry[Op]:
     """Return every operation by "verb:name"."""
     # Imported here because the modules that define the operations import the configuration.
-    from tracefactory.op import OPS
+    from tracefactory.stages import OPS
 
     return OPS
 

@@ -130,7 +130,7 @@ CHECK = (
     r"be (?:sure|safe|certain|thorough)",
     "verification",
     "checking",
-    r"check\s*[:.,!—-]",
+    r"(?:check|make sure)\s*(?:[:.,!—-]|\Z)",
     r"test (?:this|that|it|the answer|the formula)",
     r"go (?:back )?over (?:this|that|it|my)",
     r"(?:plug(?:ging)?|substitut(?:e|ing)|put(?:ting)?)\b[^.\n]{0,60}\bback\b[^.\n]{0,30}\b(?:original|given|check|verify)",
@@ -245,6 +245,7 @@ DOUBT_ZH = (
 # --- conclusion --------------------------------------------------------------------------------------------------
 BOXED = (r"\\(?:boxed|fbox)\s*+\{(?!\s*\})", r"^[ \t]*####[ \t]*[^#\s]")
 ANSWER = (
+    r"\bis (?:indeed |therefore |thus )?(?:the|our) (?:final |correct )?answer\b",
     r"\bfinal (?:answer|result)\b(?! (?:should|must|needs to) be (?:in|given|written|put))",
     r"^[\s*_#>]*(?:the )?answer[\s*_]*[:：]",
     (
@@ -290,6 +291,8 @@ HEDGES = (
 CONFIRMS = (
     r"\bchecks? out\b",
     r"\bas expected\b",
+    r"\byes[.,!]",
+    r"\bsame (?:answer|result|value)\b",
     "[✓✔]",
     (
         r"\b(?:is|are|looks|seems|that's|it's|all|also) (?:indeed "

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tracefactory.verifiers.boxes import Box, find_boxes, joined
 from tracefactory.verifiers.normalize import strip_markup
-from tracefactory.verifiers.sentences import Span, is_value, last_sentences, statement_end, value_in
+from tracefactory.verifiers.sentences import Span, is_formula, is_value, last_sentences, statement_end, value_in
 
 _CONTROL = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|end|return|end_of_text)\|>|</s>|<｜end▁of▁sentence｜>")
 _THINK = re.compile(
@@ -40,12 +40,15 @@ _RETRACTS = re.compile(
     re.IGNORECASE,
 )
 _NOT_AN_ANSWER = re.compile(
-    r"^(?:(?:indeed|also|still|clearly|then|thus|definitely|really)\s+)*(?:correct|right|wrong|incorrect|as follows|the same|not|supposed|"
+    r"^(?:(?:indeed|also|still|clearly|then|thus|definitely|really)\s+)*"
+    r"(?:correct|right|wrong|incorrect|as follows|the same|not|supposed|"
     r"expected|unknown|"
     r"consistent|in the form|given|obtained|found|unique|based|to be|in terms|going|likely|probably|maybe|perhaps|"
     r"straightforward|verified|confirmed)\b",
     re.IGNORECASE,
 )
+_LONG = 200
+"""A bare answer of more characters is searched from its last sentence backwards."""
 _LOOP_WINDOW, _LOOP_UNIT, _LOOP_TIMES = 3000, 30, 5
 _TERMINAL = tuple(".!?。！？}])$`*\"'>)）】”;:")
 
@@ -122,12 +125,13 @@ def extract_bare(text: str) -> Extraction:
     if stated is not None:
         return stated
     whole = Span(0, len(body))
-    found = value_in(body, whole, lenient=True)
-    if found is None and len(body) > 200:
+    found = None
+    if len(body) > _LONG and not is_formula(body):
         for sentence in last_sentences(body, 3):
             found = value_in(body, sentence, lenient=True)
             if found is not None:
                 break
+    found = found or value_in(body, whole, lenient=True)
     span = _trimmed(body, found or whole)
     return Extraction(body[span.start : span.end], span.start, span.end, "whole" if found is None else "value")
 

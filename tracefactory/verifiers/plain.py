@@ -24,7 +24,7 @@ from tracefactory.verifiers.values import Quantity, Reading, Relation, Value
 
 
 class ExactParams(ExtractParams):
-    """`case`: whether upper and lower case differ. `whole`: compare all of the text, not a stated answer in it."""
+    """`case`: whether case counts. `whole`: compare all of the text, not a stated answer in it."""
 
     case: bool = True
     whole: bool = False
@@ -34,7 +34,7 @@ class TextParams(ExtractParams):
     """How free text is compared.
 
     `match`: `equal` compares normalised words; `contains` asks for the gold words in a row; `f1` asks for a word
-    overlap of at least `min_f1` (SQuAD, Rajpurkar et al. 2016). `any_of`: further right answers besides the gold answer.
+    overlap of at least `min_f1` (SQuAD, Rajpurkar et al. 2016). `any_of`: further right answers besides the gold.
     """
 
     match: Literal["equal", "contains", "f1"] = "equal"

@@ -175,7 +175,9 @@ class QuantityRules:
         rounded = min(literals, key=lambda quantity: quantity.digits)
         unit = float_free(Fraction(10) ** -(rounded.decimals or 0) * (scale if rounded is gold else 1))
         enough = rounded.digits >= self.params.digits or (rounded.digits >= 5 and (rounded.decimals or 0) >= 6)
-        return bool(enough and (rounded.decimals or 0) >= 1 and difference <= unit)
+        exact, short = (right, left) if rounded is gold else (left, right)
+        cut = difference < unit and abs(short) < abs(exact)
+        return bool(enough and (rounded.decimals or 0) >= 1 and (cut or difference <= unit / 2))
 
 
 def float_free(value: Fraction) -> Number:

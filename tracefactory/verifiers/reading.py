@@ -148,9 +148,9 @@ def _region(text: str, depth: int) -> Value | None:
         read_value(re.sub(r"^\s*\w+\s*\\in\s*", "", first), depth + 1),
         *(read_value(piece, depth + 1) for piece in rest),
     ]
-    if all(as_region_part(part) is not None for part in parts):
-        return Region(tuple(part for item in parts if (part := as_region_part(item)) is not None))
-    return Sequence("set", tuple(parts))
+    regions = [as_region_part(part) for part in read_parts]
+    known = tuple(region for region in regions if region is not None)
+    return Region(known) if len(known) == len(regions) else Sequence("set", tuple(read_parts))
 
 
 def as_region_part(value: Value) -> Value | None:

@@ -5,11 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tracefactory.verifiers.evaluate import CONSTANTS, INFINITY, Number, UnboundedError, close, constant, finite, number, numeric, symbols
+from tracefactory.verifiers.evaluate import (
+    CONSTANTS,
+    INFINITY,
+    Number,
+    UnboundedError,
+    close,
+    constant,
+    finite,
+    number,
+    numeric,
+    symbols,
+)
 from tracefactory.verifiers.expression import Node
 from tracefactory.verifiers.reading import as_interval
 from tracefactory.verifiers.relations import difference
 from tracefactory.verifiers.values import Interval, Quantity, Region, Relation, Sequence, Value
+
 
 @dataclass(frozen=True)
 class Span:

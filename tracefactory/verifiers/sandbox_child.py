@@ -152,7 +152,7 @@ def main() -> None:
     os._exit(os.waitstatus_to_exitcode(status) & 255)
 
 
-def run(config: dict, result_fd: int, token_fd: int) -> None:
+def run(config: dict[str, Any], result_fd: int, token_fd: int) -> None:
     """Run the program; when tests are given, send the token back after the last of them, and only then."""
     stdin = os.memfd_create("stdin")
     os.write(stdin, config["stdin"].encode())
@@ -186,12 +186,12 @@ def honest(function: types.FunctionType, module: str) -> object:
 
     def wrapped(*args: object, **named: object) -> object:
         result = function(*args, **named)
-        kinds = type(result).__mro__
-        if any(kind.__module__ == module and ("__eq__" in vars(kind) or "__ne__" in vars(kind)) for kind in kinds):
-            if not any(type(arg).__module__ == module for arg in args):
-                raise AssertionError(
-                    f"{function.__name__} returned a {type(result).__name__}, which defines its own equality"
-                )
+        own = any(
+            kind.__module__ == module and not {"__eq__", "__ne__"}.isdisjoint(vars(kind))
+            for kind in type(result).__mro__
+        )
+        if own and not any(type(arg).__module__ == module for arg in args):
+            raise AssertionError(f"{function.__name__} returned a {type(result).__name__} with its own equality")
         return result
 
     wrapped.__dict__.update(function.__dict__)

@@ -111,7 +111,7 @@ def value_in(text: str, span: Span, *, lenient: bool) -> Span | None:
         piece = text[span.start : span.end]
     if not piece.strip():
         return None
-    if is_value(piece):
+    if is_value(piece) or (lenient and is_formula(piece)):
         return span
     words = len(re.findall(r"[A-Za-z]+|[\u4e00-\u9fff]", re.sub(r"\\[a-zA-Z]+", "", piece)))
     if lenient and words <= 3 and not re.search(r"\d|\$|\\\(|\\\[", piece):
@@ -120,6 +120,13 @@ def value_in(text: str, span: Span, *, lenient: bool) -> Span | None:
     if found is None and lenient and len(piece) <= 300 and not re.search(r"\d", piece):
         return span
     return found
+
+
+def is_formula(piece: str) -> bool:
+    """Whether a text is all signs and symbols, with no word in it: then no part of it alone is the answer."""
+    return not re.search(
+        r"[A-Za-z]{3,}|[\u4e00-\u9fff]|[=:]", re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[a-zA-Z]+", "", piece)
+    )
 
 
 def is_value(piece: str) -> bool:

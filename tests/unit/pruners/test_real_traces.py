@@ -44,7 +44,7 @@ async def test_rule_based_pruners_shorten_without_touching_what_leads_to_the_ans
 ) -> None:
     results = [one.result for one in await reverify(items, await pruner.prune(items, Tools(lab.verify)), lab.verify)]
     cut = [(item, result) for item, result in zip(items, results, strict=True) if result.reason is None]
-    assert len(cut) >= 3
+    assert len(cut) >= 2
     for item, result in cut:
         assert result.reasoning == item.join(result.kept).rstrip()
         assert len(result.kept) <= len(item.steps)
