@@ -55,8 +55,7 @@ bench: dev ## measure speed, as ratios within one run
 
 .PHONY: wheel
 wheel: dev ## build the wheel
-	$(PIP) build
-	$(BIN)/python -m build --wheel
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 .PHONY: clean
 clean: ## remove environments and builds, never what was paid for

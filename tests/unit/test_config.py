@@ -196,7 +196,9 @@ def test_filters_of_a_list_can_be_set_by_name(project: Maker, path: str, value: 
 
 
 def test_set_reaches_sections_that_are_not_written(project: Maker) -> None:
-    pipeline = project.load(sets=["version=2026.10", "stages.mixed.run.concurrency=2", "stages.checked.with.policy={}", "description=a b"])
+    pipeline = project.load(
+        sets=["version=2026.10", "stages.mixed.run.concurrency=2", "stages.checked.with.policy={}", "description=a b"]
+    )
     assert pipeline.version == "2026.10"  # text, and no number that lost a digit
     assert pipeline.stage("mixed").run.concurrency == 2
     assert pipeline.description == "a b"

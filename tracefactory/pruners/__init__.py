@@ -17,11 +17,12 @@ from tracefactory.pruners.base import (
     Writer,
 )
 from tracefactory.pruners.binary_cut import BinaryCut
+from tracefactory.pruners.derivation import Derivation, Ruler, derive, edited, read_derivation, restored
 from tracefactory.pruners.diff import diff
 from tracefactory.pruners.forms import Masked, loss_mask, masked
 from tracefactory.pruners.low_information import LowInformation
 from tracefactory.pruners.measures import measures
-from tracefactory.pruners.preference import Pair, Unpaired, pair_up
+from tracefactory.pruners.preference import Pair, Unpaired, pair
 from tracefactory.pruners.reverify import Checked, reverify
 from tracefactory.pruners.rewrite import Rewrite
 from tracefactory.pruners.sufficient_prefix import SufficientPrefix
@@ -35,6 +36,7 @@ __all__ = [
     "Checked",
     "ConcludeItem",
     "Conclusion",
+    "Derivation",
     "LowInformation",
     "Masked",
     "Pair",
@@ -43,6 +45,7 @@ __all__ = [
     "Pruner",
     "Rewrite",
     "RewriteItem",
+    "Ruler",
     "StepScores",
     "Student",
     "SufficientPrefix",
@@ -51,10 +54,14 @@ __all__ = [
     "VerificationSteps",
     "Verify",
     "Writer",
+    "derive",
     "diff",
+    "edited",
     "loss_mask",
     "masked",
     "measures",
-    "pair_up",
+    "pair",
+    "read_derivation",
+    "restored",
     "reverify",
 ]

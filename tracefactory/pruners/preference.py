@@ -6,67 +6,51 @@ trace of the same question. Both answers are right there, so the pair teaches le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from tracefactory.pruners.base import PruneItem, correct
-from tracefactory.pruners.reverify import Checked
-from tracefactory.schema import Frozen, Verdict
+from tracefactory.pruners.base import correct
+from tracefactory.pruners.derivation import Unit, edited, read_derivation, restored
+from tracefactory.schema import Frozen, Trace, Verdict
 
 
 class Pair(Frozen):
-    """One preference: completions as a student would write them, both verified, lengths in the student's tokens."""
+    """One preference: completions as a student would write them, both verified, and their lengths in `unit`."""
 
-    id: str
-    problem_id: str
-    question: str
     chosen: str
     rejected: str
     chosen_verdict: Verdict
     rejected_verdict: Verdict
     chosen_length: int
     rejected_length: int
+    unit: Unit
 
 
 class Unpaired(Frozen):
     """A trace that gives no pair, and why."""
 
-    id: str
-    problem_id: str
     reason: str
+    detail: str
 
 
-def pair_up(
-    items: Sequence[PruneItem], checked: Sequence[Checked], count: Callable[[str], int]
-) -> list[Pair | Unpaired]:
-    """Return a pair, or the reason for none, for every trace in order; `count` measures a text in tokens."""
-    return [_pair(item, result, count) for item, result in zip(items, checked, strict=True)]
-
-
-def _pair(item: PruneItem, checked: Checked, count: Callable[[str], int]) -> Pair | Unpaired:
-    trace, result = item.trace, checked.result
-
-    def unpaired(reason: str) -> Unpaired:
-        return Unpaired(id=trace.id, problem_id=trace.problem_id, reason=reason)
-
-    if result.reason is not None:
-        return unpaired(result.reason)
-    if checked.verdict is None or not correct(checked.verdict):
-        return unpaired("chosen_not_verified")
+def pair(trace: Trace) -> Pair | Unpaired:
+    """Return the pair of a pruned row and its parent, or the reason why there is none."""
+    derivation, found = edited(trace), restored(trace)
+    if derivation is None or found is None or derivation.edit is None:
+        stands = read_derivation(trace)
+        reason = "not_pruned" if stands is None or stands.fallback is None else stands.fallback
+        return Unpaired(reason=reason, detail="the raw trace stands, so there is nothing to prefer to it")
+    raw, lengths = found[0].trace, derivation.edit.lengths
     if trace.verdict is None or not correct(trace.verdict):
-        return unpaired("rejected_not_verified")
-    chosen = trace.model_copy(update={"reasoning": result.reasoning, "answer_text": result.answer_text}).text
-    rejected = trace.text
-    lengths = count(chosen), count(rejected)
-    if lengths[0] >= lengths[1]:
-        return unpaired("chosen_not_shorter")
+        return Unpaired(reason="chosen_not_verified", detail="the pruned trace has no verdict of a right answer")
+    if raw.verdict is None or not correct(raw.verdict):
+        return Unpaired(reason="rejected_not_verified", detail="the raw trace has no verdict of a right answer")
+    if lengths.pruned >= lengths.parent:
+        detail = f"{lengths.pruned} {lengths.unit} pruned, {lengths.parent} raw"
+        return Unpaired(reason="chosen_not_shorter", detail=detail)
     return Pair(
-        id=trace.id,
-        problem_id=trace.problem_id,
-        question=trace.problem.question,
-        chosen=chosen,
-        rejected=rejected,
-        chosen_verdict=checked.verdict,
-        rejected_verdict=trace.verdict,
-        chosen_length=lengths[0],
-        rejected_length=lengths[1],
+        chosen=trace.text,
+        rejected=raw.text,
+        chosen_verdict=trace.verdict,
+        rejected_verdict=raw.verdict,
+        chosen_length=lengths.pruned,
+        rejected_length=lengths.parent,
+        unit=lengths.unit,
     )

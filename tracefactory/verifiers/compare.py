@@ -125,7 +125,7 @@ class Comparison:
                 return not all(isinstance(side, Relation) for side in named) and self.equal(named[0], named[1])
             decided = relations.same_inequality(gold, answer)
             if decided is None:
-                raise UndecidedError(" ".join(gold.sources), " ".join(answer.sources))
+                return max(len(gold.terms), len(answer.terms)) == 2 and self._ask(gold, answer)
             self.method = "identity"
             return decided
         relation, other = (gold, answer) if isinstance(gold, Relation) else (answer, gold)
@@ -146,9 +146,13 @@ class Comparison:
             return self.equal(values[0], values[1])
         decided = relations.same_equation(gold, answer)
         if decided is None:
-            raise UndecidedError("=".join(gold.sources), "=".join(answer.sources))
+            return self._ask(gold, answer)
         self.method = "identity"
         return decided
+
+    def _ask(self, gold: Relation, answer: Relation) -> bool:
+        """Ask about two relations whose sides the grammar does not know."""
+        return self._numbers(Quantity(relations.spelled(gold), None), Quantity(relations.spelled(answer), None))
 
     def _regions(self, gold: Value, answer: Value) -> bool:
         one, two = regions.of(gold), regions.of(answer)

@@ -47,10 +47,12 @@ _NOT_AN_ANSWER = re.compile(
     r"straightforward|verified|confirmed)\b",
     re.IGNORECASE,
 )
+_DELIMITED = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)|\\\[((?:(?!\\\]).)+)\\\]", re.DOTALL)
 _LONG = 200
 """A bare answer of more characters is searched from its last sentence backwards."""
+_NAME_WORDS = 4
 _LOOP_WINDOW, _LOOP_UNIT, _LOOP_TIMES = 3000, 30, 5
-_TERMINAL = tuple(".!?。！？}])$`*\"'>)）】”;:")
+_TERMINAL = tuple(".!?。！？}])$`*\"'>)）】”")
 
 
 @dataclass(frozen=True)
@@ -163,13 +165,15 @@ def _last_announced(body: str, boxes: list[Box], cut_off: bool) -> Extraction | 
         end = statement_end(body, match.end())
         if cut_off and end >= len(body.rstrip()):
             continue
-        found = value_in(body, Span(match.end(), end), lenient=strong and not boxes)
+        found = value_in(body, Span(match.end(), end), lenient=not boxes)
         if found is None:
             continue
         span = _trimmed(body, found)
         value = body[span.start : span.end]
         if not value or _NOT_AN_ANSWER.match(value) or (boxes and not re.search(r"[\d\\]|^\W*[A-H]\W*$", value)):
             continue
+        if not strong and len(value.split()) > _NAME_WORDS and not re.search(r"[\d\\]", value):
+            continue  # "the answer is hidden in the second equation"
         return Extraction(value, span.start, span.end, "announced")
     return None
 
@@ -216,6 +220,9 @@ def _trimmed(body: str, span: Span) -> Span:
     """Shrink a range to what `strip_markup` would leave of it."""
     text = body[span.start : span.end]
     inner = strip_markup(text)
+    delimited = _DELIMITED.fullmatch(inner)
+    if delimited:
+        inner = next(group for group in delimited.groups() if group is not None).strip()
     at = text.find(inner)
     if not inner or at < 0:
         return span

@@ -223,7 +223,7 @@ DOLLAR = "USD "
 
 def normalize(text: str) -> str:
     """Return `text` in the one spelling; idempotent for what it produces. Linear in its length."""
-    if "\\" not in text and "$" not in text and text.isascii():
+    if "\\" not in text and "$" not in text and "{,}" not in text and text.isascii():
         return _plain(text)
     text = _VULGAR_RUN.sub(_vulgar, text)
     text = _UNICODE_ROOT.sub(lambda m: _ROOTS[m[1]] + "{" + m[2].strip("(){}") + "}", text)

@@ -7,6 +7,9 @@ import re
 from dataclasses import dataclass
 
 _BLOCK = re.compile(r"```[ \t]*(?P<language>[A-Za-z0-9_+-]*)[^\n]*\n(?P<code>.*?)(?P<end>\n?[ \t]*```|\Z)", re.DOTALL)
+_LIKE_CODE = re.compile(
+    r"^\s*(?:def |class |import |from \w+ import|print\(|return\b|[A-Za-z_]\w*\s*=[^=])", re.MULTILINE
+)
 _PYTHON = frozenset(("python", "py", "python3", "tool_code", ""))
 
 
@@ -35,7 +38,7 @@ def find_program(text: str, *, names: tuple[str, ...] = (), cut_off: bool = Fals
     parsed = [block for block in blocks if parses(block.code)]
     if parsed or blocks:
         return (parsed or blocks)[-1]
-    if text.strip() and not cut_off and "```" not in text and (parses(text) or parses("def _():\n" + text)):
+    if _LIKE_CODE.search(text) and not cut_off and "```" not in text and (parses(text) or parses("def _():\n" + text)):
         return Program(text, 0, len(text))
     return None
 

@@ -22,6 +22,7 @@ _TAIL = re.compile(
     r"[A-Za-z°¢€£¥₹\u4e00-\u9fff()/^{}\-' .,]*(?:\^\s*\{?\s*-?\d\s*\}?|[a-z][23])?"
     r"[A-Za-z°\u4e00-\u9fff()/^{}\-' .]*(?:\^?\s*\{?-?\d\}?)?"
 )
+_ONLY_WORDS = re.compile(r"[A-Za-z]{3,}|[A-Za-z]{2,}(?: [A-Za-z]{2,})+")
 _LONGEST_TAIL = 80
 _AMBIGUOUS = frozenset("mgshLlNJKWVA")
 _PLAIN_NUMBER = re.compile(r"[-+]?[\d,. ]*\d\.?")
@@ -36,6 +37,8 @@ def number_quantity(source: str, number: Number) -> Quantity:
 
 def read_quantity(text: str) -> Quantity | Text:
     """Read a quantity; words without a number are `Text`, and mathematics the grammar does not know has no node."""
+    if _ONLY_WORDS.fullmatch(text.strip()) and not _is_function(text):
+        return Text(text.strip())
     source = text = _ABOUT.sub("", text.strip()).strip()
     percent = bool(_PERCENT.search(text) or _ZH_PERCENT.match(text))
     if percent:

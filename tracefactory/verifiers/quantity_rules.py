@@ -165,7 +165,7 @@ class QuantityRules:
         size = max(abs(left), abs(right))
         if self.params.tolerance and difference <= size * self.params.tolerance:
             return True
-        if self.params.decimals is not None and difference <= Fraction(1, 2 * 10**self.params.decimals):
+        if self.params.decimals is not None and difference <= float_free(Fraction(1, 2 * 10**self.params.decimals)):
             return True
         literals = [quantity for quantity in (gold, answer) if quantity.decimals is not None]
         if not literals or not size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,6 +42,8 @@ def same(one: Number, two: Number) -> bool:
     return bool(one == two) or (finite(one) and finite(two) and close(one, two))
 
 
+_APPLIED = re.compile(r"(?<![A-Za-z\\])[a-zA-Z]\s*\(")
+"""A function applied to something, `f(2)`, which is no product to solve for f."""
 ALL = (Span(-INFINITY, INFINITY, False, False),)
 
 
@@ -90,8 +93,8 @@ def _from_items(value: Sequence) -> tuple[Span, ...] | None:
 def _span(interval: Interval) -> tuple[Span, ...] | None:
     low = -INFINITY if interval.low is None else _number(interval.low)
     high = INFINITY if interval.high is None else _number(interval.high)
-    if low is None or high is None:
-        return None
+    if low is None or high is None or low > high:
+        return None  # (4, -7) is a point
     return (Span(low, high, interval.low_closed, interval.high_closed),)
 
 
@@ -109,6 +112,8 @@ def _solved(relation: Relation) -> tuple[Span, ...] | None:
     """Solve a chain of linear relations in one variable."""
     if relation.signs == ("in",):
         return of(relation.terms[1])
+    if any(_APPLIED.search(source) for source in relation.sources):
+        return None
     result: tuple[Span, ...] = ALL
     for index, sign in enumerate(relation.signs):
         pair = Relation(relation.terms[index : index + 2], (sign,), relation.sources[index : index + 2])

@@ -24,6 +24,13 @@ _NAME = re.compile(
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!=", "in": "in"}
 
 
+def spelled(relation: Relation) -> str:
+    """Return a relation in LaTeX."""
+    signs = {"<=": r"\le", ">=": r"\ge", "!=": r"\ne", "in": r"\in"}
+    rest = (f" {signs.get(sign, sign)} {term}" for sign, term in zip(relation.signs, relation.sources[1:], strict=True))
+    return relation.sources[0] + "".join(rest)
+
+
 def is_equation(relation: Relation) -> bool:
     """Whether every sign is an equals sign."""
     return all(sign == "=" for sign in relation.signs)

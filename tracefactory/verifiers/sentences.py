@@ -44,6 +44,9 @@ _ENGLISH = re.compile(
     r"\b(?:therefore|thus|hence|answer|solution)\b",
     re.I,
 )
+_LEADING = re.compile(
+    r"\s*(\d+(?:,\d{3})*(?:\.\d+)?|(?:One|Two|Three|Four|Five|Six|Seven|Eight|Nine|Ten|Eleven|Twelve)\b)(?=\s+[a-z]{3,}\s+[a-z]+)"
+)
 _MAX_STATEMENT = 600
 
 
@@ -116,7 +119,12 @@ def value_in(text: str, span: Span, *, lenient: bool) -> Span | None:
     words = len(re.findall(r"[A-Za-z]+|[\u4e00-\u9fff]", re.sub(r"\\[a-zA-Z]+", "", piece)))
     if lenient and words <= 3 and not re.search(r"\d|\$|\\\(|\\\[", piece):
         return span
-    found = _after_verb(text, span) or _last_math(text, span) or _last_number(text, span, lenient=lenient)
+    found = (
+        _after_verb(text, span)
+        or _leading_number(text, span)
+        or _last_math(text, span)
+        or _last_number(text, span, lenient=lenient)
+    )
     if found is None and lenient and len(piece) <= 300 and not re.search(r"\d", piece):
         return span
     return found
@@ -197,6 +205,12 @@ def _last_math(text: str, span: Span) -> Span | None:
         if is_value(piece):
             return Span(start, end)
     return None
+
+
+def _leading_number(text: str, span: Span) -> Span | None:
+    """Return the number a sentence opens with, as its subject: `16 people think that horse 12 will win`."""
+    match = _LEADING.match(text, span.start, span.end)
+    return None if match is None else Span(match.start(1), match.end(1))
 
 
 def _last_number(text: str, span: Span, *, lenient: bool) -> Span | None:

@@ -1,0 +1,190 @@
+"""The pool: verdicts in order, nothing hangs, nothing is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from tracefactory.errors import UserError
+from tracefactory.schema import Outcome, Problem, Thinking
+from tracefactory.verifiers import VERIFIERS, VerifierPool, VerifyTask, check_policy, verify_one
+from tracefactory.verifiers.worker import main as worker_main
+
+HANGS = r"\binom{10^9}{5\cdot 10^8}"
+
+
+def task(gold: str | None, text: str, verifier: str = "math", spec: str = "{}", policy: str = "{}") -> VerifyTask:
+    problem = Problem.make(question="q", answer=gold, verifier=verifier, spec=spec)
+    return VerifyTask(problem=problem, answer_text=text, policy=policy)
+
+
+def workers() -> list[psutil.Process]:
+    """Return the living worker processes that started during this test."""
+    mine = psutil.Process().children(recursive=True)
+    living = [child for child in mine if child.pid not in _before and child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in living if worker_main.__module__ in child.cmdline()]
+
+
+_before: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def _remember_processes() -> None:
+    _before.clear()
+    _before.update(child.pid for child in psutil.Process().children(recursive=True))
+
+
+def wait_for_a_worker() -> None:
+    while not workers():
+        time.sleep(0.05)
+
+
+async def test_hanging_items_time_out_without_touching_the_others() -> None:
+    easy = [task(str(n), rf"\boxed{{{n + n % 2}}}") for n in range(40)]
+    with VerifierPool(workers=2, deadline=2) as pool:
+        begin = time.monotonic()
+        verdicts = await pool.verify([*easy[:20], task("5", rf"\boxed{{{HANGS}}}"), *easy[20:]])
+        assert time.monotonic() - begin < 60
+        hung = verdicts.pop(20)
+        assert (hung.outcome, hung.method) == (Outcome.VERIFIER_ERROR, "timeout")
+        assert [v.outcome is Outcome.CORRECT for v in verdicts] == [n % 2 == 0 for n in range(40)]
+        assert max(v.seconds for v in verdicts) < 1
+        # the worker that hung was replaced
+        again = await pool.verify([task(r"\int_0^1 x dx", r"\boxed{\int_0^1 y dy}")])
+        assert again[0].outcome is not Outcome.VERIFIER_ERROR
+    assert workers() == []
+
+
+async def test_killed_worker_is_an_error_of_its_item_only() -> None:
+    with VerifierPool(workers=1, deadline=60) as pool:
+        running = asyncio.create_task(pool.verify([task("5", rf"\boxed{{{HANGS}}}")]))
+        await asyncio.to_thread(wait_for_a_worker)
+        workers()[0].send_signal(signal.SIGKILL)
+        (verdict,) = await running
+        assert (verdict.outcome, verdict.method) == (Outcome.VERIFIER_ERROR, "crash")
+        assert (await pool.verify([task("5", r"\boxed{5}")]))[0].outcome is Outcome.CORRECT
+
+
+async def test_nothing_raises_for_an_item() -> None:
+    with VerifierPool(workers=1) as pool:
+        verdicts = await pool.verify(
+            [
+                task("5", r"\boxed{5}", verifier="nosuch"),
+                task("5", r"\boxed{5}", spec='{"nosuch": 1}'),
+                task("5", r"\boxed{5}", spec="[1"),
+                task("5", r"\boxed{5}"),
+                task(None, r"\boxed{5}"),
+            ]
+        )
+    assert [v.outcome.value for v in verdicts] == ["verifier_error"] * 3 + ["correct", "unverifiable"]
+    assert "nosuch" in (verdicts[0].detail or "")
+
+
+def test_pool_serves_several_loops_and_threads() -> None:
+    found: list[Outcome] = []
+    with VerifierPool(workers=1) as pool:
+        for _ in range(2):
+            found.append(asyncio.run(pool.verify([task("5", r"\boxed{5}")]))[0].outcome)
+        thread = threading.Thread(
+            target=lambda: found.append(asyncio.run(pool.verify([task(r"\int x dx", r"\boxed{\int y dy}")]))[0].outcome)
+        )
+        thread.start()
+        thread.join()
+    assert found[:2] == [Outcome.CORRECT] * 2
+    assert found[2] is not Outcome.VERIFIER_ERROR
+
+
+def test_close_while_items_run_ends_them() -> None:
+    pool = VerifierPool(workers=1, deadline=120)
+    found: list[Outcome] = []
+    thread = threading.Thread(target=lambda: found.append(pool.verify_now(task("5", rf"\boxed{{{HANGS}}}")).outcome))
+    thread.start()
+    wait_for_a_worker()
+    pool.close()
+    pool.close()
+    thread.join(10)
+    assert found == [Outcome.VERIFIER_ERROR]
+    assert workers() == []
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_workers_end_when_the_parent_is_killed(busy: bool) -> None:
+    text = HANGS if busy else r"\int x dx"
+    program = (
+        "import sys, threading\n"
+        "from tracefactory.schema import Problem\n"
+        "from tracefactory.verifiers import VerifierPool, VerifyTask\n"
+        f"problem = Problem.make(question='', answer='5', verifier='math')\n"
+        f"task = VerifyTask(problem=problem, answer_text=r'\\boxed{{{text}}}')\n"
+        "pool = VerifierPool(workers=1, deadline=300)\n"
+        "threading.Thread(target=pool.verify_now, args=(task,)).start()\n"
+        "print('up', flush=True)\n"
+        "threading.Event().wait()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    with parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        end = time.monotonic() + 60
+        children: list[psutil.Process] = []
+        while not children and time.monotonic() < end:
+            children = psutil.Process(parent.pid).children(recursive=True)
+            time.sleep(0.05)
+        time.sleep(4 if busy else 2)
+        parent.kill()
+    gone, alive = psutil.wait_procs(children, timeout=10)
+    assert gone
+    assert not alive
+
+
+def test_no_noise_on_standard_error() -> None:
+    program = (
+        "from tracefactory.verifiers import verify_one\n"
+        r"print(verify_one(r'\int_0^1 x dx', r'\int_0^1 y dy', kind='math').outcome.value)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() in ("correct", "incorrect")
+    assert done.stderr == ""
+
+
+def test_mistakes_in_single_checks_are_the_users() -> None:
+    with pytest.raises(UserError, match="percent"):
+        verify_one("5", "5", kind="math", percnt="strict")
+    with pytest.raises(UserError, match="math"):
+        verify_one("5", "5", kind="maths")
+    with pytest.raises(UserError, match="either"):
+        verify_one("5")
+    with pytest.raises(UserError, match="tolerance"):
+        check_policy({"tolerence": 1})
+
+
+def test_policies_change_verdicts() -> None:
+    assert verify_one("12 cm", "12", units="required").outcome is Outcome.INCORRECT
+    assert verify_one("12 cm", "120 mm", convert_units=False).outcome is Outcome.INCORRECT
+    assert verify_one("12.5%", "12.5", percent="strict").outcome is Outcome.INCORRECT
+    assert verify_one("1, 2", "2, 1", ordered=True).outcome is Outcome.INCORRECT
+    assert verify_one("2/3", "0.67", decimals=2).outcome is Outcome.CORRECT
+    assert verify_one("100", "101", tolerance=0.02).outcome is Outcome.CORRECT
+
+
+def test_every_verifier_says_who_it_is() -> None:
+    assert {*VERIFIERS} == {"auto", "choice", "code", "exact", "math", "numeric", "program", "reasoning_gym", "text"}
+    for name in VERIFIERS:
+        verifier = VERIFIERS.get(name)
+        assert verifier.name == name
+        assert verifier.version
+        assert verifier.Params.model_config["extra"] == "forbid"
+
+
+def test_open_thinking_has_no_answer() -> None:
+    problem = Problem.make(question="q", answer="5", verifier="math")
+    looping = VerifyTask(problem=problem, answer_text="5, 5, 5, 5", thinking=Thinking.OPEN, finish_reason="length")
+    with VerifierPool(workers=1) as pool:
+        assert pool.verify_now(looping).method == "no_answer"
