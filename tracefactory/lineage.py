@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from tracefactory.errors import UserError
+from tracefactory.pruners import diff, restored
 from tracefactory.requests import RequestStore
 from tracefactory.runs import RunOutcome, StageOutcome
-from tracefactory.schema import Dropped, Frozen, Row
+from tracefactory.schema import Dropped, Frozen, Row, Trace
 
 
 class Event(Frozen):
@@ -24,12 +25,27 @@ class Event(Frozen):
     row: dict[str, Any]
 
 
+class Child(Frozen):
+    """A row that a stage made of another one."""
+
+    id: str
+    stage: str
+    op: str
+
+
 class Life(Frozen):
-    """A row's events in the order of the pipeline, and the paid request it came from, if it came from one."""
+    """A row's events in the order of the pipeline, and the paid request it came from, if it came from one.
+
+    `parent` is the life of the row it was made of, `diff` what was changed, for a person to read; `children` are the
+    rows that were made of it.
+    """
 
     id: str
     events: tuple[Event, ...]
     request: dict[str, Any] | None = None
+    parent: Life | None = None
+    diff: str | None = None
+    children: tuple[Child, ...] = ()
 
 
 def life_of(prefix: str, outcome: RunOutcome, root: Path) -> Life:
@@ -39,9 +55,13 @@ def life_of(prefix: str, outcome: RunOutcome, root: Path) -> Life:
         UserError: when there is no such row, or several.
     """
     found: dict[str, list[Event]] = {}
+    children: list[Child] = []
     for stage in outcome.stages:
         for row_id, event in _events(stage, prefix, root):
-            found.setdefault(row_id, []).append(event)
+            if row_id.startswith(prefix):
+                found.setdefault(row_id, []).append(event)
+            if event.fate == "kept" and _made_here(event) and event.row["parent_id"].startswith(prefix):
+                children.append(Child(id=row_id, stage=event.stage, op=event.op))
     if not found:
         raise UserError(f"no row of run {outcome.run} has an id that begins with {prefix!r}")
     if len(found) > 1:
@@ -52,16 +72,35 @@ def life_of(prefix: str, outcome: RunOutcome, root: Path) -> Life:
     ((row_id, events),) = found.items()
     key = next((event.row["request_key"] for event in events if event.row.get("request_key")), None)
     record = RequestStore(root).get([key]).get(key) if key else None
-    return Life(id=row_id, events=tuple(events), request=None if record is None else dict(record))
+    parent_id = events[0].row.get("parent_id")
+    return Life(
+        id=row_id,
+        events=tuple(events),
+        request=None if record is None else dict(record),
+        parent=life_of(parent_id, outcome, root) if parent_id else None,
+        diff=_diff(events[0].row) if parent_id else None,
+        children=tuple(children),
+    )
+
+
+def _made_here(event: Event) -> bool:
+    """Tell whether the row is another than its parent because of this very stage."""
+    return bool(event.row.get("parent_id")) and event.row["stage"] == event.stage
+
+
+def _diff(row: dict[str, Any]) -> str | None:
+    found = restored(Trace.model_validate(row))
+    return None if found is None else diff(*found)
 
 
 def _events(stage: StageOutcome, prefix: str, root: Path) -> Iterator[tuple[str, Event]]:
+    """Yield the events of the rows whose id, or whose parent's id, begins with `prefix`."""
     folder = stage.folder(root)
     record = folder.record()
     for index in range(record.shards if record else 0):
         assert record is not None
         for row in folder.read_shard(index, record.shards):
-            if row.id.startswith(prefix):
+            if row.id.startswith(prefix) or (isinstance(row, Trace) and (row.parent_id or "").startswith(prefix)):
                 yield row.id, _kept(stage, row)
     for dropped in folder.read_dropped():
         if dropped.id.startswith(prefix):

@@ -30,6 +30,10 @@ ModelName = Annotated[str, Ref("model")]
 PromptName = Annotated[str, Ref("prompt")]
 
 
+STANDS = "stands_"
+"""Begins the names of `ShardResult.numbers` that count rows which were to be changed and were not, by reason."""
+
+
 class Rows(StrEnum):
     """What kind of rows a stage takes or gives."""
 

@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tracefactory.op import STANDS
 from tracefactory.schema import Trace
 from tracefactory.store import Tally
 
@@ -47,6 +48,7 @@ def _cells(line: FunnelLine) -> list[str]:
     reasons = ", ".join(f"{name} {count}" for name, count in sorted(tally.reasons.items(), key=lambda kv: -kv[1])[:4])
     if len(tally.reasons) > 4:
         reasons += f", {len(tally.reasons) - 4} more"
+    reasons = "; ".join(text for text in (reasons, _as_they_came(tally)) if text)
     counts = [f"{n:,}" for n in (tally.rows_in, tally.kept, tally.dropped, tally.errors)]
     samples = "requests" in tally.numbers
     tokens = paid.get("prompt_tokens", 0) + paid.get("completion_tokens", 0)
@@ -57,6 +59,15 @@ def _cells(line: FunnelLine) -> list[str]:
         else [""] * 4
     )
     return [line.id, line.op, *counts, reasons, *spent, line.state]
+
+
+def _as_they_came(tally: Tally) -> str:
+    """Say how many of the kept rows a stage could not change, and why; nothing for stages that do not count them."""
+    stands = {name.removeprefix(STANDS): n for name, n in tally.numbers.items() if name.startswith(STANDS)}
+    if not stands:
+        return ""
+    most = ", ".join(f"{reason} {n:.0f}" for reason, n in sorted(stands.items(), key=lambda kv: -kv[1])[:4])
+    return f"as they came {sum(stands.values()):.0f}: {most}"
 
 
 def lengths(traces: Sequence[Trace]) -> RenderableType:

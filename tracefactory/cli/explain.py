@@ -11,9 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from tracefactory.cli.options import Json, ProjectFolder
-from tracefactory.lineage import Life, life_of
+from tracefactory.lineage import Event, Life, life_of
 from tracefactory.project import find_project
+from tracefactory.pruners import read_derivation
 from tracefactory.runs import load_outcome
+from tracefactory.schema import Trace
 
 
 def explain(
@@ -37,16 +39,44 @@ def _told(life: Life) -> Iterator[str]:
     if "reasoning" in last:
         yield from _block("reasoning", last["reasoning"])
         yield from _block("answer", last["answer_text"])
+    if life.diff is not None:
+        yield from _block("pruned from its parent: - cut, + added", life.diff)
+    for before in _line(life.parent):
+        yield f"\nstages of {before.id}, the row it was made of"
+        yield from _stages(before)
     yield "\nstages"
+    yield from _stages(life)
+    for child in life.children:
+        yield f"  {child.stage} [{child.op}] made {child.id} of it"
+
+
+def _line(life: Life | None) -> list[Life]:
+    """Return the lives a row descends from, the oldest first."""
+    return [] if life is None else [*_line(life.parent), life]
+
+
+def _stages(life: Life) -> Iterator[str]:
     for event in life.events:
         reason = f": {event.reason}" if event.reason else ""
         detail = f" ({event.detail})" if event.detail else ""
         yield f"  {event.stage} [{event.op}] {event.fate}{reason}{detail}"
+        if (stands := _why_it_stands(event)) is not None:
+            yield f"      not pruned: {stands}"
         if verdict := event.row.get("verdict") if event.op.startswith("verify") else None:
             yield (
                 f"      {verdict['outcome']}: found {verdict['extracted']!r}, by {verdict['method']} "
                 f"({verdict['verifier']} {verdict['version']})"
             )
+
+
+def _why_it_stands(event: Event) -> str | None:
+    """Say why a prune stage left the row as it was."""
+    if not event.op.startswith("prune"):
+        return None
+    derivation = read_derivation(Trace.model_validate(event.row))
+    if derivation is None or derivation.fallback is None:
+        return None
+    return derivation.fallback + (f" ({derivation.detail})" if derivation.detail else "")
 
 
 def _problem(problem: dict[str, Any]) -> Iterator[str]:

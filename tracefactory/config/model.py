@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -44,13 +43,13 @@ class StageOptions(Frozen):
 class RunOptions(Frozen):
     """How a pipeline is run. Nothing here can change its rows, so nothing of it is in a key.
 
-    `workers` is the number of CPU worker processes; `ray_address` is the cluster to join (None: one of our own on this
-    machine); `shards` is how many parts the problems are split into, a power of two, or None (in a file: `auto`) for as
-    many as their number asks for.
+    `workers` is the number of CPU worker processes (None: one per CPU); `ray_address` is the cluster to join (None: one
+    of our own on this machine); `shards` is how many parts the problems are split into, a power of two, or None (in a
+    file: `auto`) for as many as their number asks for.
     """
 
     executor: Literal["ray", "inline"] = "ray"
-    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
+    workers: int | None = Field(default=None, ge=1)
     ray_address: str | None = None
     shards: int | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -16,7 +17,7 @@ class InlineExecutor:
     """Runs every shard on one worker; shards of one host take turns as they would on Ray."""
 
     def __init__(self, setup: WorkerSetup) -> None:
-        self.worker = Worker(setup, verifier_processes=setup.pipeline.run.workers)
+        self.worker = Worker(setup, verifier_processes=setup.pipeline.run.workers or os.cpu_count() or 1)
         self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MODEL_SHARDS))
 
     async def run_shard(self, stage: StageConfig, index: int, count: int) -> ShardRecord | None:

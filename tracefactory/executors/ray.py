@@ -95,7 +95,9 @@ class RayExecutor:
                 max_task_retries=-1,
                 max_concurrency=4 * MODEL_SHARDS,
             )(Worker)
-            workers = 1 if is_model else self.setup.pipeline.run.workers
+            # An actor that the cluster has no CPU for would wait for ever, and its shards with it.
+            cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+            workers = 1 if is_model else min(self.setup.pipeline.run.workers or cpus, cpus)
             for _ in range(workers):
                 room = asyncio.Semaphore(MODEL_SHARDS if is_model else 1)
                 self._members[host].append(_Member(actor.remote(self.setup, verifier_processes=1), room))

@@ -111,6 +111,10 @@ class ModelSpec(Frozen, ABC):
         """
         return {"model": self.model, "revision": self.revision, "provider": self.provider_label, "extra": self.extra}
 
+    def recorded_revision(self, where: Where) -> str:
+        """Return what rows and cards say of which weights answered; empty when nobody knows."""
+        return self.revision
+
     @property
     @abstractmethod
     def provider_label(self) -> str:

@@ -65,6 +65,10 @@ class LocalSpec(ModelSpec):
             "min_p": self.min_p,
         }
 
+    def recorded_revision(self, where: Where) -> str:
+        """Return the revision as declared, or else the digest of the weights."""
+        return self.revision or str(self.identity(where)["model"])
+
     def weights(self, where: Where) -> Path:
         """Return the weights file.
 

@@ -59,12 +59,18 @@ class Files(Source[FilesParams]):
             return [str(mistake) for mistake in error.mistakes]
 
     def _rows(self, params: FilesParams, base_dir: Path) -> Iterator[Problem | Rejected]:
-        for label, file in _find(params, base_dir):
-            for record in read_records(file, params.format, params.encoding):
-                if isinstance(record, Record):
-                    yield to_problem(record, params, label)
-                else:
-                    yield record.model_copy(update={"detail": f"{label}: {record.detail}"})
+        for label, record in labelled_records(params, base_dir):
+            yield to_problem(record, params, label) if isinstance(record, Record) else record
+
+
+def labelled_records(params: FilesParams, base_dir: Path) -> Iterator[tuple[str, Record | Rejected]]:
+    """Yield the rows of all files in order, each with the label of its file."""
+    for label, file in _find(params, base_dir):
+        for record in read_records(file, params.format, params.encoding):
+            if isinstance(record, Rejected):
+                yield label, record.model_copy(update={"detail": f"{label}: {record.detail}"})
+            else:
+                yield label, record
 
 
 def _find(params: FilesParams, base_dir: Path) -> list[tuple[str, Path]]:

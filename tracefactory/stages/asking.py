@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tracefactory.fingerprint import digest
-from tracefactory.models.base import ChatRequest, Completion, RequestFailed, Where
+from tracefactory.models.base import ChatRequest, Completion, RequestFailed
 from tracefactory.models.reasoning import split_reasoning
 from tracefactory.prompts import Prompt
 from tracefactory.pruners import ConcludeItem, Conclusion, RewriteItem
@@ -43,8 +43,7 @@ class ServedModel:
     failed: dict[str, RequestFailed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        pipeline = self.worker.pipeline
-        self._identity = pipeline.models[self.params.model].identity(Where(root=pipeline.project.root))
+        self._identity = self.worker.pipeline.models[self.params.model].identity(self.worker.where)
 
     async def conclude(self, items: Sequence[ConcludeItem]) -> list[Conclusion]:
         """Have the student answer from beginnings of reasoning. A truncated answer is one: the verifier decides."""

@@ -80,8 +80,7 @@ def params_of(name: str) -> type[Frozen]:
     asking = (ASKING[name],) if name in ASKING else ()
     # The bases are in this order so that the model that is asked comes first: its worker runs the stage.
     bases: tuple[type[Frozen], ...] = (StageParams, *asking, pruner)
-    made: type[Frozen] = create_model(f"{pruner.__name__}Params", __base__=bases, __doc__=pruner.__doc__)
-    return made
+    return create_model(f"{pruner.__name__}Params", __base__=bases, __doc__=pruner.__doc__)
 
 
 def prompts_of(params: Frozen) -> dict[str, str]:
@@ -99,10 +98,10 @@ def mistakes(params: Frozen, pipeline: Pipeline) -> Iterator[Mistake]:
             yield Mistake(f"{key}: {name!r} uses {variable!r}, which has no value here", hint=f"there are: {given}")
         if key == "continue_prompt" and not _continues(prompt):
             yield Mistake(f"{key}: {name!r} must have a prefill that opens <think> and ends in the reasoning")
-    assert isinstance(params, StageParams)
-    if params.student is not None:
-        if not isinstance(pipeline.models[params.student], LocalSpec):
-            yield Mistake(f"student: {params.student!r} has no tokenizer at hand", hint="one with `use: local` has")
+    student = as_stage(params).student
+    if student is not None:
+        if not isinstance(pipeline.models[student], LocalSpec):
+            yield Mistake(f"student: {student!r} has no tokenizer at hand", hint="one with `use: local` has")
         if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
             yield Mistake("student: counting its tokens needs: pip install 'tracefactory[student]'")
 
@@ -111,7 +110,21 @@ def _continues(prompt: Prompt) -> bool:
     return prompt.opened_in_prompt and (prompt.prefill or "").rstrip().endswith("{{ reasoning }}")
 
 
-def is_pruner(params: Frozen) -> Pruner:
+# One object is all three; each function names the side of it that its caller needs.
+
+
+def as_pruner(params: Frozen) -> Pruner:
     """Return the parameters of a prune stage as the pruner they are."""
     assert isinstance(params, Pruner)
     return params
+
+
+def as_stage(params: Frozen) -> StageParams:
+    """Return the parameters of a prune stage as those of every prune stage."""
+    assert isinstance(params, StageParams)
+    return params
+
+
+def as_asking(params: Frozen) -> AskParams | None:
+    """Return the parameters of a prune stage as what a model is asked with, None where none is."""
+    return params if isinstance(params, AskParams) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pydantic import Field
@@ -100,12 +100,18 @@ class PublishDataset(WholeOp):
         def published() -> Iterator[Trace]:
             return (trace for trace in _traces(inputs, shards) if trace.id not in refused)
 
-        configs = {view: tables(VIEWS.get(view), published(), _unexpected) for view in params.views}
+        left_out: dict[str, Counter[str]] = {view: Counter() for view in params.views if VIEWS.get(view).partial}
+
+        def refuse(view: str) -> Callable[[Trace, ViewError], None]:
+            counts = left_out.get(view)
+            return _unexpected if counts is None else lambda _, error: counts.update([error.reason])
+
+        configs = {view: tables(VIEWS.get(view), published(), refuse(view)) for view in params.views}
         keys = {one.id: worker.setup.keys[one.id] for one in _ancestors(stage, pipeline)}
         folder, version = release_folder(pipeline), release_version(pipeline)
         card = _card(stage, worker, published)
         write_release(folder, name=pipeline.name, version=version, configs=configs, card=card, stages=keys)
-        notes = [f"published: {folder}"]
+        notes = [f"published: {folder}", *_shorter_views(left_out)]
         if params.hub is not None:
             token = None if params.token is None else worker.secret(params.token)
             receipt = push(folder, repo=params.hub, version=version, private=params.private, token=token)
@@ -158,12 +164,13 @@ def _traces(inputs: Mapping[str, WholeInput], shards: int) -> Iterator[Trace]:
 
 
 def _refused(inputs: Mapping[str, WholeInput], shards: int, views: tuple[str, ...]) -> Refused:
-    """Find the traces that some view cannot represent, so that all views hold the same rows."""
+    """Find the traces that some view cannot represent, so that all views but partial ones hold the same rows."""
     refused: Refused = {}
+    whole = [found for view in views if not (found := VIEWS.get(view)).partial]
     for trace in _traces(inputs, shards):
-        for view in views:
+        for view in whole:
             try:
-                VIEWS.get(view).rows(trace)
+                view.rows(trace)
             except ViewError as error:
                 refused.setdefault(trace.id, error)
     return refused
@@ -171,6 +178,16 @@ def _refused(inputs: Mapping[str, WholeInput], shards: int, views: tuple[str, ..
 
 def _unexpected(trace: Trace, error: ViewError) -> None:
     raise AssertionError(f"{trace.id} was accepted and then refused: {error}")
+
+
+def _shorter_views(left_out: Mapping[str, Counter[str]]) -> list[str]:
+    """Say of every partial view which traces it leaves out, and why."""
+    return [
+        f"the view {view} leaves out {counts.total()} of the traces: "
+        + ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
+        for view, counts in left_out.items()
+        if counts
+    ]
 
 
 def _results(
@@ -219,7 +236,13 @@ def _card(stage: StageConfig, worker: Worker, published: object) -> CardInputs:
         notes=tuple(note for record in records.values() for note in record.tally.notes),
         lengths=tuple(LengthLine.of(style, found) for style, found in sorted(lengths.items())),
         models=tuple(
-            ModelLine(name=name, role="teacher", model=spec.model, revision=spec.revision, licence=spec.licence)
+            ModelLine(
+                name=name,
+                role="teacher",
+                model=spec.model,
+                revision=spec.recorded_revision(worker.where),
+                licence=spec.licence,
+            )
             for name, spec in sorted(pipeline.models.items())
             if any(name in one.model_names for one in above)
         ),

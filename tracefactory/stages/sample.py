@@ -64,26 +64,28 @@ class SampleChat(ShardOp):
     def rows_expected(self, stage: StageConfig, rows: int) -> int | None:
         return rows * _params(stage).samples
 
-    def draws(self, stage: StageConfig, pipeline: Pipeline, problems: list[Problem]) -> list[Draw]:
+    def draws(
+        self, stage: StageConfig, pipeline: Pipeline, problems: list[Problem], where: Where | None = None
+    ) -> list[Draw]:
         """Return every sample this stage takes of `problems`: what `plan` counts and `run` pays for."""
         params, prompt = _params(stage), pipeline.prompts[_params(stage).prompt]
-        model = pipeline.models[params.model].identity(Where(root=pipeline.project.root))
+        model = pipeline.models[params.model].identity(where or Where(root=pipeline.project.root))
         return [_draw(params, prompt, model, problem, index) for problem in problems for index in range(params.samples)]
 
     async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
-        draws = self.draws(stage, worker.pipeline, inputs.problems())
+        draws = self.draws(stage, worker.pipeline, inputs.problems(), worker.where)
         outcomes = await worker.complete(_params(stage).model, [draw.request for draw in draws], stage.id)
         kept, dropped, again = [], [], 0
         for draw, outcome in zip(draws, outcomes, strict=True):
             if isinstance(outcome, RequestFailed):
-                trace = _trace(draw, stage, worker.pipeline, {"finish_reason": "error", "error": str(outcome)})
+                trace = _trace(draw, stage, worker, {"finish_reason": "error", "error": str(outcome)})
                 dropped.append(dropped_row(trace, stage.id, outcome.kind, str(outcome), error=True))
                 again += outcome.retryable
             else:
-                kept.append(_trace(draw, stage, worker.pipeline, _what_came(stage, worker.pipeline, outcome)))
+                kept.append(_trace(draw, stage, worker, _what_came(stage, worker.pipeline, outcome)))
         records = [outcome for outcome in outcomes if not isinstance(outcome, RequestFailed)]
         mine = [record for record in records if record["run"] == worker.setup.run_id]
-        numbers = _spent(records) | {f"paid_{name}": number for name, number in _spent(mine).items()}
+        numbers = spent(records) | {f"paid_{name}": number for name, number in spent(mine).items()}
         return ShardResult(
             rows_in=len(draws),
             kept=kept,
@@ -114,7 +116,7 @@ def _draw(params: ChatParams, prompt: Prompt, model: dict[str, Any], problem: Pr
     )
 
 
-def _spent(records: Sequence[Record]) -> dict[str, float]:
+def spent(records: Sequence[Record]) -> dict[str, float]:
     """Add up what completions took, whoever paid for them."""
     return {
         "requests": len(records),
@@ -143,17 +145,17 @@ def _what_came(stage: StageConfig, pipeline: Pipeline, record: Record) -> dict[s
     }
 
 
-def _trace(draw: Draw, stage: StageConfig, pipeline: Pipeline, came: dict[str, Any]) -> Trace:
+def _trace(draw: Draw, stage: StageConfig, worker: Worker, came: dict[str, Any]) -> Trace:
     """Describe one sample by everything that decided it, and by what came back."""
     params = _params(stage)
-    prompt, spec = pipeline.prompts[params.prompt], pipeline.models[params.model]
+    prompt, spec = worker.pipeline.prompts[params.prompt], worker.pipeline.models[params.model]
     return Trace(
         id=draw.trace_id(stage),
         problem=draw.problem,
         stage=stage.id,
         teacher=params.model,
         model=spec.model,
-        revision=spec.revision,
+        revision=spec.recorded_revision(worker.where),
         prompt=params.prompt,
         prompt_digest=prompt.digest,
         style=prompt.style,

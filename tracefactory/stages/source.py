@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tracefactory.config import Pipeline, StageConfig
 from tracefactory.errors import Mistake
 from tracefactory.fingerprint import digest
 from tracefactory.op import OPS, Rows, ShardResult, WholeInput, WholeOp, WholeResult
-from tracefactory.schema import Dropped, Problem
+from tracefactory.schema import Dropped, Problem, Row
 from tracefactory.sources import SOURCES, Rejected, Source, normalised_question
-from tracefactory.store import dropped_row, shard_of
+from tracefactory.store import dropped_row, problem_id_of, shard_of
 from tracefactory.worker import Worker
 
 PROBLEMS_PER_SHARD = 64
@@ -44,14 +44,7 @@ class SourceOp(WholeOp):
         self, stage: StageConfig, inputs: Mapping[str, WholeInput], shards: int | None, worker: Worker
     ) -> WholeResult:
         kept, dropped = self.problems(stage, worker.pipeline)
-        count = shards or _shards_for(len(kept), worker.pipeline.run.shards)
-        parts: list[tuple[list[Problem], list[Dropped]]] = [([], []) for _ in range(count)]
-        for problem in kept:
-            parts[shard_of(problem.id, count)][0].append(problem)
-        for row in dropped:
-            parts[shard_of(row.problem_id, count)][1].append(row)
-        results = [ShardResult(rows_in=len(good) + len(bad), kept=good, dropped=bad) for good, bad in parts]
-        return WholeResult(shards=count, results=results)
+        return deal(kept, dropped, shards or shards_for(len(kept), worker.pipeline.run.shards))
 
     def problems(self, stage: StageConfig, pipeline: Pipeline) -> tuple[list[Problem], list[Dropped]]:
         """Return the problems to use, in the source's order, and what was not used with the reasons."""
@@ -62,28 +55,41 @@ class SourceOp(WholeOp):
             self.source.read(stage.params, base_dir=pipeline.project.root, limit=pipeline.limit)
         ):
             if isinstance(row, Rejected):
-                dropped.append(_rejected(row, number, stage.id))
+                dropped.append(rejected_row(row, number, stage.id))
                 continue
             same = first.setdefault(normalised_question(row), row)
             if same is row:
                 kept.append(row)
             else:
-                dropped.append(_duplicate(row, same, number, stage.id))
+                dropped.append(duplicate_row(row, same, number, stage.id))
         return kept, dropped
 
 
-def _duplicate(row: Problem, first: Problem, number: int, stage_id: str) -> Dropped:
-    # Identical problems share one id; the row number tells the repeats apart.
+def deal(kept: Sequence[Row], dropped: Sequence[Dropped], count: int) -> WholeResult:
+    """Deal the rows of a whole source to `count` shards."""
+    parts: list[tuple[list[Row], list[Dropped]]] = [([], []) for _ in range(count)]
+    for row in kept:
+        parts[shard_of(problem_id_of(row), count)][0].append(row)
+    for lost in dropped:
+        parts[shard_of(lost.problem_id, count)][1].append(lost)
+    results = [ShardResult(rows_in=len(good) + len(bad), kept=good, dropped=bad) for good, bad in parts]
+    return WholeResult(shards=count, results=results)
+
+
+def duplicate_row(row: Row, first: Row, number: int, stage_id: str) -> Dropped:
+    """Describe a row that repeats one that came before; `number` is its place in the source."""
+    # Identical rows share one id; the row number tells the repeats apart.
     repeat = dropped_row(row, stage_id, "duplicate", f"repeats {first.id}")
     return repeat.model_copy(update={"id": digest({"row": number, "problem": row.id})[:16]})
 
 
-def _rejected(row: Rejected, number: int, stage_id: str) -> Dropped:
+def rejected_row(row: Rejected, number: int, stage_id: str) -> Dropped:
+    """Describe what could not become a row at all; `number` is its place in the source."""
     key = digest({"row": number, "content": row.row})[:16]
     return Dropped(id=key, problem_id=key, stage=stage_id, reason=row.reason, detail=row.detail, row=row.row)
 
 
-def _shards_for(problems: int, asked: int | None) -> int:
+def shards_for(problems: int, asked: int | None) -> int:
     """Return a power of two: as asked, or so that a shard holds about PROBLEMS_PER_SHARD problems."""
     if asked is not None:
         return asked

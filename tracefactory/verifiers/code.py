@@ -27,7 +27,8 @@ class CodeParams(Frozen):
     """How to test a program.
 
     `tests`: statements to run after it, such as assertions (MBPP) or a `check` function (HumanEval; it is called with
-    `entry_point` unless the tests call it). `setup` runs first. `prompt`: the beginning of the program, put before an
+    `entry_point` unless the tests call it). `setup` runs between the program and its tests, as in
+    MBPP (Austin et al. 2021). `prompt`: the beginning of the program, put before an
     answer that only continues it. `cases`: input and output pairs, instead of tests. `seconds`, `memory_mb`: limits for
     each run.
     """
@@ -77,9 +78,8 @@ class CodeVerifier(Verifier):
         return find_program(task.answer_text, names=names, cut_off=task.cut_off)
 
     def _cases(self, program: Program, params: CodeParams, shown: Extraction) -> Verdict:
-        code = f"{params.setup}\n{program.code}"
         for case in params.cases:
-            run = run_program(code, case.stdin, params.limits())
+            run = run_program(program.code, case.stdin, params.limits())
             passed = run.ended == "exit" and run.code == 0 and same_output(run.stdout, case.stdout)
             if not passed:
                 return self._judge(run, False, shown, "cases")
@@ -100,7 +100,7 @@ def whole_program(code: str, params: CodeParams) -> str:
         code = params.prompt + code
     elif params.prompt:  # what the prompt imports and defines besides is still needed
         code = f"{params.prompt}\n    pass\n\n{code}" if params.entry_point else f"{params.prompt}\n{code}"
-    return f"{params.setup}\n{code}"
+    return f"{code}\n{params.setup}"
 
 
 def _tests(params: CodeParams) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import warnings
 from dataclasses import dataclass
 
 _BLOCK = re.compile(r"```[ \t]*(?P<language>[A-Za-z0-9_+-]*)[^\n]*\n(?P<code>.*?)(?P<end>\n?[ \t]*```|\Z)", re.DOTALL)
@@ -53,22 +54,26 @@ def defines(code: str, name: str) -> bool:
 
 def parses(code: str) -> bool:
     """Whether a text is a Python program."""
-    try:
-        ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+    return _tree(code) is not None
+
+
+def _tree(code: str) -> ast.Module | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about escape sequences in somebody else's program
+        try:
+            return ast.parse(code)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return None
 
 
 def print_last(code: str) -> str:
     """Return the program with its last expression printed, as a notebook does, when it is not a call to print."""
-    try:
-        tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return code
-    last = tree.body[-1] if tree.body else None
-    if not isinstance(last, ast.Expr) or (
-        isinstance(last.value, ast.Call) and getattr(last.value.func, "id", "") == "print"
+    tree = _tree(code)
+    last = tree.body[-1] if tree is not None and tree.body else None
+    if (
+        tree is None
+        or not isinstance(last, ast.Expr)
+        or (isinstance(last.value, ast.Call) and getattr(last.value.func, "id", "") == "print")
     ):
         return code
     tree.body[-1] = ast.Expr(ast.Call(ast.Name("print", ast.Load()), [last.value], []))

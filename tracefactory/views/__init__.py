@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tracefactory.views import chat, raw, sft
+from tracefactory.views import chat, masked, preference, raw, sft
 from tracefactory.views.base import TRACKING, VIEWS, View, ViewError, tables, view
 
-__all__ = ["TRACKING", "VIEWS", "View", "ViewError", "chat", "raw", "sft", "tables", "view"]
+__all__ = ["TRACKING", "VIEWS", "View", "ViewError", "chat", "masked", "preference", "raw", "sft", "tables", "view"]

@@ -32,7 +32,8 @@ class View:
     """One published form of a trace: a named, versioned row of exactly `schema`.
 
     `rows` turns a trace into its row, or raises ViewError; it never drops anything silently. `version` goes up when the
-    rows of the same traces change. `summary` is one sentence for the dataset card.
+    rows of the same traces change. `summary` is one sentence for the dataset card. What a `partial` view cannot
+    represent is left out of it alone; of any other view, out of the whole dataset.
     """
 
     name: str
@@ -40,6 +41,7 @@ class View:
     summary: str
     schema: pa.Schema
     rows: Callable[[Trace], Row]
+    partial: bool = False
 
 
 VIEWS: Registry[View] = Registry("view")
@@ -59,11 +61,14 @@ def tracking(trace: Trace) -> Row:
     return {name: getattr(trace, name) for name in TRACKING}
 
 
-def view(*, name: str, version: str, summary: str, schema: pa.Schema) -> Callable[[Callable[[Trace], Row]], View]:
+def view(
+    *, name: str, version: str, summary: str, schema: pa.Schema, partial: bool = False
+) -> Callable[[Callable[[Trace], Row]], View]:
     """Return a decorator that registers a function from a trace to its row as the view `name`."""
 
     def register(rows: Callable[[Trace], Row]) -> View:
-        return VIEWS.register(name)(View(name=name, version=version, summary=summary, schema=schema, rows=rows))
+        made = View(name=name, version=version, summary=summary, schema=schema, rows=rows, partial=partial)
+        return VIEWS.register(name)(made)
 
     return register
 
