@@ -53,6 +53,10 @@ test-slow: dev ## run the heavier checks: kills at random moments, training, rea
 bench: dev ## measure speed, as ratios within one run
 	$(BIN)/pytest -q -m bench -s
 
+.PHONY: agreement
+agreement: dev ## compare verdicts with labels, ours and math-verify's: PAIRS="pairs.jsonl ..."
+	$(BIN)/python -m tracefactory.verifiers.agreement $(PAIRS)
+
 .PHONY: wheel
 wheel: dev ## build the wheel
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

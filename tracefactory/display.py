@@ -54,17 +54,25 @@ class Display:
         if self.console.is_terminal:
             with Live(console=self.console, auto_refresh=False, transient=True) as live:
                 while True:
-                    live.update(render(flow, await executor.progress()), refresh=True)
+                    live.update(render(flow, await _look(flow, executor)), refresh=True)
                     await asyncio.sleep(_LIVE_S)
         said: dict[str, str] = {}
         while True:
-            numbers = await executor.progress()
+            numbers = await _look(flow, executor)
             for run in flow.stages.values():
                 line = _plain(run, numbers.get(run.stage.id, {}), flow)
                 if line and said.get(run.stage.id) != line:
                     said[run.stage.id] = line
                     self.console.print(line, highlight=False, soft_wrap=True)
             await asyncio.sleep(_PLAIN_S)
+
+
+async def _look(flow: Flow, executor: Executor) -> Mapping[str, Mapping[str, float]]:
+    """Return the live numbers, and note at the stages what there is to say of their models."""
+    numbers, notices = await executor.progress(), await executor.notices()
+    for run in flow.stages.values():
+        run.notice = "; ".join(f"{name}: {notices[name]}" for name in run.stage.model_names if name in notices)
+    return numbers
 
 
 def render(flow: Flow, progress: Mapping[str, Mapping[str, float]]) -> RenderableType:
@@ -86,6 +94,8 @@ def _state(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:
         return run.waiting
     if run.started is None:
         return "waits"
+    if run.notice:
+        return run.notice
     left = _time_left(run, live, flow)
     shards = f"{run.finished}/{len(run.done)} shards" if run.done else "runs"
     return f"{shards}, {left}" if left else shards

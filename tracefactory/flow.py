@@ -42,6 +42,7 @@ class StageRun:
     cached: bool = False
     started: float | None = None
     waiting: str = ""
+    notice: str = ""  # of the models it asks; set by the display
 
     def __post_init__(self) -> None:
         limit = self.stage.run.concurrency

@@ -53,12 +53,11 @@ class Lease:
     async def __aenter__(self) -> Lease:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a+")
-        told = False
-        while (holder := self._held_by()) is not None:
-            if not told:
-                self.tell(f"{self.path.parent.name}: waiting for {holder}")
-                told = True
-            await asyncio.sleep(0.2)
+        try:
+            await self._acquired()
+        except BaseException:
+            self._file.close()
+            raise
         self._file.seek(0)
         self._file.truncate()
         json.dump({"run": self.run_id, "host": socket.gethostname(), "pid": os.getpid()}, self._file)
@@ -74,6 +73,15 @@ class Lease:
         if self._file is not None:
             self._file.truncate(0)
             self._file.close()
+
+    async def _acquired(self) -> None:
+        """Wait until the lock is ours, saying once for whom."""
+        told = False
+        while (holder := self._held_by()) is not None:
+            if not told:
+                self.tell(f"{self.path.parent.name}: waiting for {holder}")
+                told = True
+            await asyncio.sleep(0.2)
 
     def _held_by(self) -> str | None:
         """Try to take the lock; return a description of who has it, or None when it is ours."""

@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,30 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _TAIL = 2000  # characters of a log shown in an error
 
 
-def end_with_parent() -> None:
-    """In a child started by `Child.spawn`: end this process, without cleaning up, as soon as the parent is gone."""
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+def end_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
+    """In a child started by `Child.spawn`: end this process as soon as the parent is gone.
+
+    With SIGKILL it ends without cleaning up; a child that has processes of its own to end takes SIGTERM and handles it.
+    """
+    signal_at_parents_death(how)
 
     def leave_at_end_of_file() -> None:
         while os.read(0, 4096):
             pass
-        os._exit(0)
+        if how == signal.SIGKILL:
+            os._exit(0)
+        os.kill(os.getpid(), how)
 
     # Also covers a parent that was gone before prctl: its end of the pipe is closed by then.
     threading.Thread(target=leave_at_end_of_file, name="parent-watch", daemon=True).start()
+
+
+def signal_at_parents_death(how: signal.Signals = signal.SIGKILL) -> None:
+    """On Linux: let the kernel send `how` to this process when the thread that started it ends."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, how, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
 
 
 def report_ready(ready_fd: int, **facts: Any) -> None:
@@ -61,13 +71,23 @@ class Child:
         self.facts = facts
 
     @classmethod
-    async def spawn(cls, name: str, argv: Sequence[str], log_file: Path, *, ready_timeout_s: float) -> Child:
+    async def spawn(
+        cls,
+        name: str,
+        argv: Sequence[str],
+        log_file: Path,
+        *,
+        ready_timeout_s: float,
+        environ: Mapping[str, str] | None = None,
+    ) -> Child:
         """Start `argv` plus `--ready-fd N`, append its output to `log_file`, and wait until it says that it is ready.
+
+        `environ` is its whole environment (default: that of this process).
 
         Raises:
             RunError: when it ends, or says nothing for `ready_timeout_s` seconds; with the tail of its log.
         """
-        process, read_fd = _start([*argv], log_file)
+        process, read_fd = _start([*argv], log_file, environ)
         child = cls(process, log_file, {})
         try:
             line = await asyncio.wait_for(_first_line(read_fd), ready_timeout_s)
@@ -110,7 +130,7 @@ class Child:
             await asyncio.to_thread(self._process.wait)
 
 
-def _start(argv: list[str], log_file: Path) -> tuple[subprocess.Popen[bytes], int]:
+def _start(argv: list[str], log_file: Path, environ: Mapping[str, str] | None) -> tuple[subprocess.Popen[bytes], int]:
     """Start the process in the calling thread, which is what PR_SET_PDEATHSIG watches; return it and its ready pipe."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     read_fd, write_fd = os.pipe()
@@ -122,6 +142,7 @@ def _start(argv: list[str], log_file: Path) -> tuple[subprocess.Popen[bytes], in
                 stdout=log,
                 stderr=log,
                 pass_fds=(write_fd,),
+                env=environ,
                 start_new_session=True,
             )
     except OSError:

@@ -21,6 +21,7 @@ from tracefactory.errors import RunError
 from tracefactory.lease import Alive
 from tracefactory.models.base import ChatRequest, EnvStr, ModelSpec, RequestFailed, Where
 from tracefactory.models.client import ChatClient
+from tracefactory.models.vllm_replica import Placement
 from tracefactory.op import Inputs, ShardOp, WholeOp
 from tracefactory.requests import RequestStore
 from tracefactory.store import ShardRecord, StageFolder, StoredInput, rows_digest
@@ -54,8 +55,9 @@ class WorkerSetup:
 class Worker:
     """Runs shards of any stage of one pipeline."""
 
-    def __init__(self, setup: WorkerSetup, verifier_processes: int) -> None:
+    def __init__(self, setup: WorkerSetup, verifier_processes: int, placement: Placement) -> None:
         self.setup = setup
+        self.placement = placement
         self.verifier_processes = verifier_processes
         self.pipeline = setup.pipeline
         self.requests = RequestStore(setup.root)
@@ -166,7 +168,8 @@ class Worker:
     @property
     def where(self) -> Where:
         environ = {name: secret.get_secret_value() for name, secret in self.setup.environ.items()}
-        return Where(root=self.pipeline.project.root, environ=environ)
+        root, servers = self.pipeline.project.root, self.setup.root / "servers"
+        return Where(root=root, environ=environ, placement=self.placement, servers=servers)
 
     @property
     def verifiers(self) -> VerifierPool:
@@ -181,6 +184,10 @@ class Worker:
     def progress(self) -> dict[str, dict[str, float]]:
         """Return what was done so far by stage: requests, tokens, cost, requests in flight."""
         return {stage: dict(numbers) for stage, numbers in self.numbers.items()}
+
+    def notices(self) -> dict[str, str]:
+        """Return by model what a person waiting for it should know."""
+        return {name: client.notice for name, client in self._clients.items() if client.notice}
 
     def drain(self) -> None:
         """Send no further requests; those in flight are awaited and stored."""

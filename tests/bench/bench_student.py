@@ -133,6 +133,7 @@ def peak_of(statement: str) -> int:
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})",
         "import bench_student as bench",
         "from tracefactory.students import StudentSpec, open_student",
+        "torch.set_num_threads(1)",
         "student = open_student(StudentSpec(model=str(bench.smollm_file()), max_batch_tokens=1024, chunk=64))",
         "student.score(bench.traces(student, [900]))",
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss",
@@ -144,8 +145,8 @@ def peak_of(statement: str) -> int:
 
 
 def test_memory_is_flat_in_the_number_of_traces(capsys: pytest.CaptureFixture[str]) -> None:
-    few = peak_of("student.score(bench.traces(student, [200] * 8))")
-    many = peak_of("student.score(bench.traces(student, [200] * 64))")
+    few = peak_of("student.score(bench.traces(student, [60] * 8))")
+    many = peak_of("student.score(bench.traces(student, [60] * 64))")
     with capsys.disabled():
         print(f"\npeak beyond one full batch: {few / 2**20:.0f} MiB for 8 traces, {many / 2**20:.0f} MiB for 64")
     assert many - few < 64 * 2**20

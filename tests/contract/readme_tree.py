@@ -1,4 +1,4 @@
-"""The tree of the README, made from what every file says of itself. `python -m tests.contract.readme_tree` renews it."""
+"""The README's tree, made from what every file says of itself; `python -m tests.contract.readme_tree` renews it."""
 
 from __future__ import annotations
 

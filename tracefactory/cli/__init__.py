@@ -16,7 +16,9 @@ from tracefactory.cli.init import init
 from tracefactory.cli.new import new
 from tracefactory.cli.plan import plan
 from tracefactory.cli.run import run
+from tracefactory.cli.serve import serve
 from tracefactory.cli.show import show
+from tracefactory.cli.verify import verify
 from tracefactory.errors import RunError, UserError
 from tracefactory.worker import Interrupted
 
@@ -27,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for _command in (init, check, plan, run, show, explain, filters, new):
+for _command in (init, check, plan, run, serve, show, explain, filters, new, verify):
     app.command()(_command)
 
 

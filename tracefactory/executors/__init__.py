@@ -24,6 +24,10 @@ class Executor(Protocol):
         """Return live numbers by stage id."""
         ...
 
+    async def notices(self) -> Mapping[str, str]:
+        """Return by model what a person waiting for it should know, such as how far its servers' start is."""
+        ...
+
     async def drain(self) -> None:
         """Send no further requests; those in flight are finished and stored."""
         ...

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from tracefactory.config import StageConfig
 from tracefactory.executors import MODEL_SHARDS, host_of
+from tracefactory.models.vllm_placement import LocalPlacement
 from tracefactory.store import ShardRecord
 from tracefactory.worker import Worker, WorkerSetup
 
@@ -17,7 +18,9 @@ class InlineExecutor:
     """Runs every shard on one worker; shards of one host take turns as they would on Ray."""
 
     def __init__(self, setup: WorkerSetup) -> None:
-        self.worker = Worker(setup, verifier_processes=setup.pipeline.run.workers or os.cpu_count() or 1)
+        self.worker = Worker(
+            setup, verifier_processes=setup.pipeline.run.workers or os.cpu_count() or 1, placement=LocalPlacement()
+        )
         self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MODEL_SHARDS))
 
     async def run_shard(self, stage: StageConfig, index: int, count: int) -> ShardRecord | None:
@@ -29,6 +32,9 @@ class InlineExecutor:
 
     async def progress(self) -> Mapping[str, Mapping[str, float]]:
         return self.worker.progress()
+
+    async def notices(self) -> Mapping[str, str]:
+        return self.worker.notices()
 
     async def drain(self) -> None:
         self.worker.drain()

@@ -11,18 +11,22 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from tracefactory.config import StageConfig
+from tracefactory.errors import UserError
 from tracefactory.executors import MODEL_SHARDS, host_of
+from tracefactory.models.vllm_replica import LOOPBACK, PlacedReplica, Replica, ReplicaState, ServerPlan
 from tracefactory.store import ShardRecord
 from tracefactory.worker import Worker, WorkerSetup
 
 RESTARTS = 20  # per actor; a worker that dies more often than this has a fault that another start will not mend
 PROGRESS_S = 2.0
+STOP_S = 20.0  # for a model server to end by itself; then its actor is killed, and the server with it
 
 
 @dataclass
@@ -61,6 +65,14 @@ class RayExecutor:
                     total[stage][name] += number
         return total
 
+    async def notices(self) -> Mapping[str, str]:
+        actors = [member.actor for host, members in self._members.items() if host != "cpu" for member in members]
+        asked = (asyncio.wait_for(actor.notices.remote(), PROGRESS_S) for actor in actors)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return {
+            name: text for answer in answers if not isinstance(answer, BaseException) for name, text in answer.items()
+        }
+
     async def drain(self) -> None:
         self._draining = True
         for members in self._members.values():
@@ -87,7 +99,8 @@ class RayExecutor:
     def _hosts(self, host: str) -> list[_Member]:
         """Return the actors of a host, started when first asked for."""
         if not self._members[host]:
-            _connect(self.setup.pipeline.run.ray_address)
+            address = self.setup.pipeline.run.ray_address
+            _connect(address)
             is_model = host != "cpu"
             actor = ray.remote(
                 num_cpus=0 if is_model else 1,
@@ -100,8 +113,78 @@ class RayExecutor:
             workers = 1 if is_model else min(self.setup.pipeline.run.workers or cpus, cpus)
             for _ in range(workers):
                 room = asyncio.Semaphore(MODEL_SHARDS if is_model else 1)
-                self._members[host].append(_Member(actor.remote(self.setup, verifier_processes=1), room))
+                worker = actor.remote(self.setup, verifier_processes=1, placement=RayPlacement(address))
+                self._members[host].append(_Member(worker, room))
         return self._members[host]
+
+
+class RayPlacement:
+    """Places model servers by Ray: an actor that holds the GPUs of one replica owns its server, on the actor's node."""
+
+    def __init__(self, address: str | None) -> None:
+        self.address = address
+
+    async def place(self, plan: ServerPlan, log_file: Path) -> PlacedReplica:
+        """Ask Ray for the actor; Ray finds a node with that many free GPUs, which may take a while.
+
+        Raises:
+            UserError: when this machine, being the whole cluster, does not have that many GPUs.
+        """
+        _connect(self.address)
+        has = int(ray.cluster_resources().get("GPU", 0))
+        if self.address is None and has < plan.gpus:
+            raise UserError(f"{plan.name} needs {plan.gpus} GPUs, and this machine has {has}")
+        actor = ray.remote(num_cpus=0, num_gpus=plan.gpus, max_restarts=plan.restarts)(_ReplicaActor)
+        # Only a cluster of several nodes needs servers that listen beyond this machine.
+        return _RayReplica(plan, actor.remote(plan, log_file, loopback=self.address is None))
+
+
+class _ReplicaActor:
+    """Owns one server process on its node; Ray starts it again, elsewhere if need be, when the node dies."""
+
+    def __init__(self, plan: ServerPlan, log_file: Path, loopback: bool) -> None:
+        self.plan, self.log_file = plan, log_file
+        self.host = LOOPBACK if loopback else ray.util.get_node_ip_address()
+        self.replica: Replica | None = None
+
+    async def state(self) -> ReplicaState:
+        if self.replica is None:
+            self.replica = Replica(self.plan, self.log_file, host=self.host)
+        return await self.replica.state()
+
+    async def stop(self) -> None:
+        if self.replica is not None:
+            await self.replica.stop()
+
+
+class _RayReplica:
+    """What the endpoint sees of such an actor."""
+
+    def __init__(self, plan: ServerPlan, actor: Any) -> None:
+        self.plan, self.actor = plan, actor
+        self._asked: Any = None
+
+    async def state(self) -> ReplicaState:
+        if self._asked is None:
+            self._asked = asyncio.ensure_future(self.actor.state.remote())
+        done, _ = await asyncio.wait([self._asked], timeout=PROGRESS_S)
+        if not done:
+            return ReplicaState(text=f"waits for a node with {self.plan.gpus} free GPUs, or for that node's answer")
+        asked, self._asked = self._asked, None
+        try:
+            return asked.result()  # type: ignore[no-any-return]
+        except ActorUnavailableError:
+            return ReplicaState(text="restarts on another node")
+        except ActorDiedError as error:
+            return ReplicaState(gone=f"{self.plan.name}: its node died too often ({error})")
+        except RayTaskError as error:
+            raise error.cause from error
+
+    async def stop(self) -> None:
+        if self._asked is not None:
+            self._asked.cancel()
+        await asyncio.wait([asyncio.ensure_future(self.actor.stop.remote())], timeout=STOP_S)
+        ray.kill(self.actor)
 
 
 def _connect(address: str | None) -> None:

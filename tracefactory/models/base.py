@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pydantic import Field, GetCoreSchemaHandler, JsonValue, SecretStr, field_validator
 from pydantic_core import core_schema
@@ -21,6 +21,9 @@ from tracefactory.errors import Mistake, UserError
 from tracefactory.fingerprint import digest
 from tracefactory.registry import Registry
 from tracefactory.schema import Frozen
+
+if TYPE_CHECKING:
+    from tracefactory.models.vllm_replica import Placement
 
 _ENV = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 # The client owns these fields of a request; `n` and `stream` would change how many answers come back and how.
@@ -69,10 +72,15 @@ class EnvStr(str):
 
 @dataclass(frozen=True)
 class Where:
-    """The surroundings a spec is read in: the folder relative paths start from, and the environment."""
+    """The surroundings a spec is read in: the folder relative paths start from, and the environment.
+
+    In a run also where servers of our own are placed, and the folder that tells of servers kept for several runs.
+    """
 
     root: Path = field(default_factory=Path.cwd)
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+    placement: Placement | None = None
+    servers: Path | None = None
 
 
 class ModelSpec(Frozen, ABC):
@@ -160,7 +168,8 @@ def env_names(spec: Frozen) -> list[str]:
     names: set[str] = set()
     for name in type(spec).model_fields:
         value = getattr(spec, name)
-        for item in value if isinstance(value, tuple) else (value,):
+        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
+        for item in items:
             if isinstance(item, EnvStr) and item.env_name:
                 names.add(item.env_name)
     return sorted(names)
@@ -251,6 +260,11 @@ class Endpoint(Protocol):
 
     async def stop(self) -> None:
         """End what `start` started."""
+        ...
+
+    @property
+    def notice(self) -> str:
+        """What a person waiting for answers should know now, such as how far a server's start is; mostly empty."""
         ...
 
 

@@ -106,6 +106,11 @@ class ChatClient:
                 await asyncio.sleep(delay_s)
                 attempt += 1
 
+    @property
+    def notice(self) -> str:
+        """What a person waiting for answers should know about the servers; mostly empty."""
+        return self._endpoint.notice
+
     async def close(self) -> None:
         """Close the connections and end the server process, if there is one of ours."""
         for client in self._clients.values():

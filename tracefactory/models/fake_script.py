@@ -31,7 +31,8 @@ class FakeScript(Frozen):
     Answers: `accuracy` is the share of right answers; `style` decides how long an answer is (`auto`: long unless the
     prompt asks for a brief or direct answer); `reasoning` is where the reasoning of long answers goes (`prefilled`:
     inline, as if the chat template had opened the tag); `rate_truncate`, `rate_empty` and `rate_refuse` spoil answers
-    for good: the same request always gets the same answer. `seed` gives another model of the same kind.
+    for good: the same request always gets the same answer. `reply` is said to every request instead of an answer of its
+    own, as a judge would. `seed` gives another model of the same kind.
 
     Faults: `rate_429`, `rate_500`, `rate_drop` (the connection closes in the middle of the body) and `rate_hang`
     (silence for `hang_s` seconds, then the answer) spoil single attempts; a request meets at most `max_faults` of them.
@@ -44,6 +45,7 @@ class FakeScript(Frozen):
     rate_truncate: float = Rate
     rate_empty: float = Rate
     rate_refuse: float = Rate
+    reply: str | None = None
     seed: int = 0
     rate_429: float = Rate
     rate_500: float = Rate
@@ -71,7 +73,7 @@ class FakeScript(Frozen):
     def identity(self) -> dict[str, Any]:
         """Return the part that decides answers: no faults, no latency."""
         return self.model_dump(
-            include={"accuracy", "style", "reasoning", "rate_truncate", "rate_empty", "rate_refuse", "seed"}
+            include={"accuracy", "style", "reasoning", "rate_truncate", "rate_empty", "rate_refuse", "reply", "seed"}
         )
 
 
@@ -119,6 +121,8 @@ def answer(body: Mapping[str, Any], script: FakeScript) -> Answer:
 def _write(messages: Sequence[Mapping[str, Any]], key: str, script: FakeScript) -> tuple[str, str]:
     users = [str(message.get("content") or "") for message in messages if message.get("role") == "user"]
     question = users[-1] if users else ""
+    if script.reply is not None:
+        return "", script.reply
     found = find_expression(question)
     right = evaluate(found) if found is not None else None
     if right is None:

@@ -17,7 +17,7 @@ from tracefactory.students.spec import StudentSpec
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 # Text with what tokenizers get wrong: runs of spaces, code, digits, letters beyond ASCII, an emoji of several tokens.
-_PROBE = "Let x  = 12.5;\n\tif (x >= 3) { return \"näïve\"; }  # 𝑥² ≈ 156 🦙\n\n"
+_PROBE = 'Let x  = 12.5;\n\tif (x >= 3) { return "näïve"; }  # 𝑥² ≈ 156 🦙\n\n'
 
 
 def convert(gguf: Path, folder: Path, dtype: Dtype = "float32") -> None:

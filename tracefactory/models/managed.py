@@ -29,6 +29,11 @@ class FixedEndpoint:
     async def stop(self) -> None:
         """Do nothing: the servers are not ours."""
 
+    @property
+    def notice(self) -> str:
+        """Empty: what the servers are at is not known."""
+        return ""
+
 
 class ManagedEndpoint:
     """One server process of our own, `python -m module`, that speaks the OpenAI protocol on a free loopback port.
@@ -55,6 +60,7 @@ class ManagedEndpoint:
         self._lock = asyncio.Lock()
         self._child: Child | None = None
         self._failed: RunError | None = None
+        self._starting = False
 
     @property
     def pid(self) -> int | None:
@@ -74,11 +80,19 @@ class ManagedEndpoint:
                 if self._child is not None and not self._child.alive:
                     await self._bury(self._child)
                 if self._child is None:
+                    self._starting = True
                     self._child = await self._spawn(log_dir)
             except RunError as error:
                 self._failed = error
                 raise
+            finally:
+                self._starting = False
             return [f"http://127.0.0.1:{self._child.facts['port']}/v1"]
+
+    @property
+    def notice(self) -> str:
+        """Whether the server is starting, or starting again."""
+        return f"{self.name} starts" if self._starting else ""
 
     async def stop(self) -> None:
         """End the server process, if one runs."""

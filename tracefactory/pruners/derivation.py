@@ -55,12 +55,13 @@ class Edit(Frozen):
 
     `kept` are [first, stop) ranges of the parent's steps. Each of `cuts` is a position in the pruned reasoning and the
     characters of the parent that stood there; the last `added` characters are not the parent's. The other fields hold
-    the parent's values; `answer_text` and `verdict` are None where they are the pruned row's own.
+    the parent's values; `answer_text` is None where the pruned row has the same.
     """
 
     kept: tuple[tuple[int, int], ...]
     cuts: tuple[tuple[int, str], ...]
     added: int
+    parent_id: str | None
     answer_text: str | None
     thinking: Thinking
     finish_reason: str
@@ -132,7 +133,7 @@ def restored(trace: Trace) -> tuple[PruneItem, PruneResult] | None:
     parent = trace.model_copy(
         update={
             "id": trace.parent_id,
-            "parent_id": None,
+            "parent_id": edit.parent_id,
             "reasoning": _undone(trace.reasoning, edit),
             "answer_text": trace.answer_text if edit.answer_text is None else edit.answer_text,
             "thinking": edit.thinking,
@@ -166,6 +167,7 @@ def _edit(item: PruneItem, result: PruneResult, ruler: Ruler) -> Edit:
         kept=tuple(_ranges(result.kept)),
         cuts=tuple(_cuts(item, result)),
         added=len(result.added),
+        parent_id=trace.parent_id,
         answer_text=None if result.answer_text == trace.answer_text else trace.answer_text,
         thinking=trace.thinking,
         finish_reason=trace.finish_reason,

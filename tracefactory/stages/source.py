@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tracefactory.config import Pipeline, StageConfig
-from tracefactory.errors import Mistake
+from tracefactory.errors import Mistake, nearest
 from tracefactory.fingerprint import digest
 from tracefactory.op import OPS, Rows, ShardResult, WholeInput, WholeOp, WholeResult
 from tracefactory.schema import Dropped, Problem, Row
 from tracefactory.sources import SOURCES, Rejected, Source, normalised_question
 from tracefactory.store import dropped_row, problem_id_of, shard_of
+from tracefactory.verifiers import VERIFIERS
 from tracefactory.worker import Worker
 
 PROBLEMS_PER_SHARD = 64
@@ -38,7 +39,11 @@ class SourceOp(WholeOp):
         return None
 
     def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
-        return [Mistake(text) for text in self.source.check(stage.params, pipeline.project.root)]
+        mistakes = [Mistake(text) for text in self.source.check(stage.params, pipeline.project.root)]
+        verifier = getattr(stage.params, "verifier", None)
+        if verifier is not None and verifier not in VERIFIERS:
+            mistakes.append(Mistake(f"unknown verifier {verifier!r}", hint=nearest(verifier, VERIFIERS)))
+        return mistakes
 
     def run_whole(
         self, stage: StageConfig, inputs: Mapping[str, WholeInput], shards: int | None, worker: Worker

@@ -1,17 +1,23 @@
-"""`verify`: a verdict for every trace, by the verifier its problem names. No trace is dropped here."""
+"""`verify: auto`: a verdict for every trace, by the verifier its problem names. No trace is dropped here."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import Field, JsonValue
 
 from tracefactory.config import Pipeline, StageConfig
+from tracefactory.errors import Mistake, UserError
 from tracefactory.fingerprint import canonical
 from tracefactory.op import OPS, Inputs, Rows, ShardOp, ShardResult
-from tracefactory.schema import Frozen
-from tracefactory.verifiers import VERIFIERS, VerifyTask
+from tracefactory.schema import Frozen, Outcome, Trace, Verdict
+from tracefactory.verifiers import VERIFIERS, VerifyTask, check_policy
+from tracefactory.verifiers.passrate import pass_rate
+from tracefactory.verifiers.sandbox import protections
 from tracefactory.worker import Worker
+
+RUNS_CODE = frozenset({"code", "program"})
 
 
 class VerifyParams(Frozen):
@@ -29,29 +35,78 @@ class VerifyAuto(ShardOp):
     many_inputs = True
 
     def identity(self, stage: StageConfig, pipeline: Pipeline) -> dict[str, Any]:
-        return {"verifiers": {name: VERIFIERS.get(name).version for name in VERIFIERS}}
+        return {"verifiers": verifier_versions()}
+
+    def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
+        assert isinstance(stage.params, VerifyParams)
+        try:
+            check_policy(stage.params.policy)
+        except UserError as error:
+            return list(error.mistakes)
+        return []
 
     async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
         assert isinstance(stage.params, VerifyParams)
-        traces, policy = inputs.traces(), canonical(stage.params.policy)
-        verdicts = await worker.verifiers.verify(
-            [
-                VerifyTask(
-                    problem=trace.problem,
-                    answer_text=trace.answer_text,
-                    reasoning=trace.reasoning,
-                    thinking=trace.thinking,
-                    finish_reason=trace.finish_reason,
-                    policy=policy,
-                )
-                for trace in traces
-            ]
-        )
+        traces = inputs.traces()
+        verdicts = await verdicts_by_rule(traces, worker, canonical(stage.params.policy))
         kept = [trace.model_copy(update={"verdict": verdict}) for trace, verdict in zip(traces, verdicts, strict=True)]
-        outcomes: dict[str, float] = {}
-        for verdict in verdicts:
-            outcomes[verdict.outcome.value] = outcomes.get(verdict.outcome.value, 0) + 1
-        return ShardResult(rows_in=len(traces), kept=kept, numbers=outcomes)
+        numbers = {
+            outcome.value: float(sum(verdict.outcome is outcome for verdict in verdicts))
+            for outcome in Outcome
+            if any(verdict.outcome is outcome for verdict in verdicts)
+        }
+        code = any(trace.problem.verifier in RUNS_CODE for trace in traces)
+        notes = [f"{stage.id}: {protections()}"] if code else []
+        return ShardResult(rows_in=len(traces), kept=with_pass_rates(kept), numbers=numbers, notes=notes)
+
+
+def verifier_versions() -> dict[str, str]:
+    """Return the version of every verifier: a verdict may change with any of them."""
+    return {name: VERIFIERS.get(name).version for name in VERIFIERS}
+
+
+async def verdicts_by_rule(traces: Sequence[Trace], worker: Worker, policy: str = "{}") -> list[Verdict]:
+    """Return the verdict of each trace by its problem's own verifier."""
+    return await worker.verifiers.verify([task_of(trace, policy) for trace in traces])
+
+
+def task_of(trace: Trace, policy: str = "{}") -> VerifyTask:
+    """Return what a verifier looks at in a trace."""
+    return VerifyTask(
+        problem=trace.problem,
+        answer_text=trace.answer_text,
+        reasoning=trace.reasoning,
+        thinking=trace.thinking,
+        finish_reason=trace.finish_reason,
+        policy=policy,
+    )
+
+
+def with_pass_rates(traces: Sequence[Trace]) -> list[Trace]:
+    """Give every trace the pass rates of its problem, per teacher: rate, its Wilson interval at 95%, samples.
+
+    The measures are `<teacher>/pass_rate`, `/pass_rate_low`, `/pass_rate_high` and `/pass_samples`. All samples of a
+    problem are in one shard, so the rates are final here.
+    """
+    outcomes: dict[str, dict[str, list[Outcome]]] = {}
+    for trace in traces:
+        if trace.verdict is not None:
+            of_problem = outcomes.setdefault(trace.problem.id, {})
+            of_problem.setdefault(trace.teacher, []).append(trace.verdict.outcome)
+    rates = {problem: _rates(by_teacher) for problem, by_teacher in outcomes.items()}
+    return [
+        trace.model_copy(update={"measures": {**trace.measures, **rates.get(trace.problem.id, {})}}) for trace in traces
+    ]
+
+
+def _rates(by_teacher: dict[str, list[Outcome]]) -> dict[str, float]:
+    measures: dict[str, float] = {}
+    for teacher, outcomes in sorted(by_teacher.items()):
+        rate = pass_rate(outcomes)
+        found = {"pass_rate": rate.rate, "pass_rate_low": rate.low, "pass_rate_high": rate.high}
+        measures |= {f"{teacher}/{name}": number for name, number in found.items()}
+        measures[f"{teacher}/pass_samples"] = float(rate.samples)
+    return measures
 
 
 OPS.register("verify:auto")(VerifyAuto())

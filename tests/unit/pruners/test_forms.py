@@ -1,16 +1,35 @@
 """Diffs a person can read, two training forms, preference pairs and measures."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracefactory.pruners import Pair, PruneItem, Unpaired, diff, loss_mask, masked, measures, pair_up, reverify
+from tracefactory.errors import RunError
+from tracefactory.pruners import (
+    Pair,
+    PruneItem,
+    PruneResult,
+    Ruler,
+    Unpaired,
+    derive,
+    diff,
+    loss_mask,
+    masked,
+    measures,
+    pair,
+    read_derivation,
+    restored,
+)
 from tracefactory.pruners.base import Cost, keep, parent
-from tracefactory.schema import Problem, Thinking, Trace
+from tracefactory.schema import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.steps import Granularity
 
 TEXT = "Take 6 rows of 7.\n\nThen 5 * 7 = 35.\n\nLet me check: 7 * 5 = 35.\n\nAnd 35 + 7 = 42.\n\nSo the answer is 42."
+
+PIECES = ["Take 6 rows.", " \n\n", "\n\n   \n\n", "Wait, is it 7?\n\n", "So the answer is 42.\n", "$$x = 1$$\n\n", "  "]
 
 
 def item_of(lab: SimpleNamespace, text: str = TEXT, **rest) -> PruneItem:
@@ -54,9 +73,9 @@ def test_the_masked_spans_are_what_was_cut(kept: set[int]) -> None:
     assert all(before[1] < after[0] for before, after in zip(form.spans, form.spans[1:], strict=False))
 
 
-def _trace() -> Trace:
+def _trace(text: str = TEXT) -> Trace:
     asked = Problem.make(question="Q", answer="42", verifier="test")
-    return Trace(id="t", problem=asked, reasoning=TEXT, answer_text="The answer is 42.", thinking=Thinking.CLOSED)
+    return Trace(id="t", problem=asked, reasoning=text, answer_text="The answer is 42.", thinking=Thinking.CLOSED)
 
 
 def test_added_text_cannot_be_masked(lab: SimpleNamespace) -> None:
@@ -71,39 +90,110 @@ def test_the_loss_mask_follows_the_start_of_tokens() -> None:
     assert loss_mask(offsets, []) == [1] * 6
 
 
-async def pairs(lab: SimpleNamespace, item: PruneItem, result):
-    checked = await reverify([item], [result], lab.verify)
-    return pair_up([item], checked, len)[0]
+def row(item: PruneItem, result: PruneResult, verdict: Verdict | None = None) -> Trace:
+    """Make the row a prune stage would make of a result."""
+    ruler = Ruler.of(item.trace, lambda text: len(text.split()))
+    derivation = derive(item, result, pruner="p", granularity=Granularity.STEP, ruler=ruler)
+    told = item.trace.model_copy(update={"derivation": derivation.model_dump_json(exclude_defaults=True)})
+    if result.reason is not None:
+        return told
+    made = {"id": "made", "parent_id": item.trace.id, "reasoning": result.reasoning, "answer_text": result.answer_text}
+    return told.model_copy(update={**made, "thinking": Thinking.CLOSED, "verdict": verdict})
 
 
-async def test_the_pruned_trace_is_preferred_to_the_raw_one(lab: SimpleNamespace) -> None:
+RIGHT = Verdict(outcome=Outcome.CORRECT, extracted="42", method="t", verifier="t", version="1", seconds=0.5)
+
+
+def test_the_pruned_trace_is_preferred_to_the_raw_one(lab: SimpleNamespace) -> None:
     item = item_of(lab)
-    pair = await pairs(lab, item, keep(item, (0, 1, 3, 4), item.trace.answer_text))
-    assert isinstance(pair, Pair)
-    assert pair.rejected == item.trace.text
-    assert "Let me check" not in pair.chosen
-    assert (pair.chosen_length, pair.rejected_length) == (len(pair.chosen), len(pair.rejected))
-    assert pair.chosen_verdict.extracted == pair.rejected_verdict.extracted == "42"
+    found = pair(row(item, keep(item, (0, 1, 3, 4), item.trace.answer_text), RIGHT))
+    assert isinstance(found, Pair)
+    assert found.rejected == item.trace.text
+    assert "Let me check" not in found.chosen
+    assert (found.chosen_length, found.rejected_length) == (len(found.chosen.split()), len(found.rejected.split()))
+    assert found.unit == "student_tokens"
+    assert found.chosen_verdict.extracted == found.rejected_verdict.extracted == "42"
 
 
-async def test_without_two_right_answers_or_a_shorter_text_there_is_no_pair(lab: SimpleNamespace) -> None:
+def test_without_two_right_answers_or_a_shorter_text_there_is_no_pair(lab: SimpleNamespace) -> None:
     right, wrong = item_of(lab), item_of(lab, answer_text="The answer is 41.")
-    assert (await pairs(lab, right, parent(right, "never_valid"))) == Unpaired(
-        id="t", problem_id=right.trace.problem_id, reason="never_valid"
+
+    def reason(item: PruneItem, result: PruneResult, verdict: Verdict | None = RIGHT) -> str:
+        found = pair(row(item, result, verdict))
+        assert isinstance(found, Unpaired)
+        return found.reason
+
+    assert reason(right, parent(right, "never_valid")) == "never_valid"
+    assert reason(right, keep(right, (0,), "The answer is 42."), None) == "chosen_not_verified"
+    assert reason(wrong, keep(wrong, (0,), "The answer is 42.")) == "rejected_not_verified"
+    assert reason(right, keep(right, (0,), "The answer is 42.", added="and more " * 50)) == "chosen_not_shorter"
+    assert pair(right.trace) == Unpaired(
+        reason="not_pruned", detail="the raw trace stands, so there is nothing to prefer to it"
     )
-    assert (await pairs(lab, right, keep(right, (0,), "It is 41: the answer is 41."))).reason == "answer_lost"
-    assert (await pairs(lab, wrong, keep(wrong, (0,), "The answer is 42."))).reason == "rejected_not_verified"
-    long = keep(right, (0,), "The answer is 42.", added="and more " * 50)
-    assert (await pairs(lab, right, long)).reason == "chosen_not_shorter"
 
 
-def test_measures_count_in_the_given_tokens(lab: SimpleNamespace) -> None:
+@given(st.lists(st.sampled_from(PIECES), max_size=12), st.sets(st.integers(0, 11)), st.sampled_from(["", "More."]))
+def test_every_pruned_row_gives_its_parent_back(pieces: list[str], chosen: set[int], added: str) -> None:
+    item = PruneItem.of(_trace("".join(pieces)))
+    result = keep(item, [step.index for step in item.steps if step.index in chosen], "It is 42.", added=added)
+    found = restored(row(item, result, RIGHT))
+    assert found is not None
+    back, again = found
+    assert back == item
+    assert (again.kept, again.reasoning, again.added) == (result.kept, result.reasoning, result.added)
+
+
+def test_a_row_pruned_twice_gives_back_both_parents(lab: SimpleNamespace) -> None:
+    raw = item_of(lab)
+    once = row(raw, keep(raw, (0, 1, 3, 4), "The answer is 42."), raw.trace.verdict)
+    item = PruneItem.of(once)
+    twice = row(item, keep(item, (0, 2), "It is 42."), RIGHT)
+    found = restored(twice)
+    assert found is not None
+    assert found[0].trace.reasoning == once.reasoning
+    first = restored(found[0].trace)
+    assert first is not None
+    assert first[0].trace.reasoning == TEXT
+
+
+def test_a_fallback_of_a_pruned_row_keeps_how_it_was_pruned(lab: SimpleNamespace) -> None:
+    raw = item_of(lab)
+    once = row(raw, keep(raw, (0, 1), "The answer is 42."), raw.trace.verdict)
+    stood = row(PruneItem.of(once), parent(PruneItem.of(once), "answer_lost"))
+    found, derivation = restored(stood), read_derivation(stood)
+    assert derivation is not None
+    assert derivation.fallback == "answer_lost"
+    assert found is not None
+    assert found[0].trace.reasoning == TEXT
+    assert isinstance(pair(stood), Pair)
+
+
+def test_a_row_says_so_when_its_steps_are_no_longer_those_it_was_pruned_by(lab: SimpleNamespace) -> None:
     item = item_of(lab)
+    made = row(item, keep(item, (0, 1), "The answer is 42."), RIGHT)
+    other = made.model_copy(update={"derivation": made.derivation.replace('"steps":5', '"steps":6')})
+    with pytest.raises(RunError, match="other rules for steps"):
+        restored(other)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "tokenizer", "name", "saved"),
+    [
+        (0, lambda text: len(text.split()), "prune_tokens_saved", 19.0),
+        (0, None, "prune_characters_saved", 67.0),
+        (14, None, "prune_tokens_saved_estimated", 6.0),
+    ],
+)
+def test_what_was_saved_is_named_after_what_it_is_counted_in(
+    lab: SimpleNamespace, tokens: int, tokenizer: Callable[[str], int] | None, name: str, saved: float
+) -> None:
+    item = item_of(lab)
+    trace = item.trace.model_copy(update={"completion_tokens": tokens})
     result = keep(item, (0, 1), "The answer is 42.", cost=Cost(calls=3, samples=6))
-    assert measures(item, result, lambda text: len(text.split())) == {
-        "prune_kept_share": 11 / 30,
+    assert measures(item, result, Ruler.of(trace, tokenizer)) == {
+        "prune_kept_share": 35 / 102,
         "prune_kept_steps": 2.0,
-        "prune_tokens_saved": 19.0,
+        name: saved,
         "prune_calls": 3.0,
         "prune_samples": 6.0,
     }

@@ -9,7 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from tracefactory.pruners import PruneItem, PruneResult, Ruler, derive
+from tracefactory.pruners.base import parent
 from tracefactory.schema import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.steps import Granularity
 from tracefactory.views import TRACKING, VIEWS, ViewError, tables
 
 PROBLEM = Problem.make(question="2 + 2?", answer="4", verifier="math", source="here", licence="mit", meta='{"a":1}')
@@ -34,6 +37,27 @@ LONG = Trace(
     measures={"b": 2.0, "a": 1.0},
 )
 SHORT = LONG.model_copy(update={"id": "t2", "style": "short", "reasoning": "", "thinking": Thinking.NONE})
+STEPS = "Two and two.\n\nLet me check: 2 + 2 = 4.\n\nSo the answer is 4."
+
+
+def pruned(trace: Trace) -> Trace:
+    """Make the row that a prune stage makes when it drops the check of a trace with the reasoning above."""
+    item = PruneItem.of(trace.model_copy(update={"reasoning": STEPS, "thinking": Thinking.CLOSED}))
+    result = PruneResult(
+        id=trace.id, kept=(0, 2), reasoning="Two and two.\n\nSo the answer is 4.", answer_text="So it is 4."
+    )
+    found = derive(item, result, pruner="p", granularity=Granularity.STEP, ruler=Ruler.of(item.trace, None))
+    made = {"reasoning": result.reasoning, "answer_text": result.answer_text, "parent_id": f"raw-{trace.id}"}
+    return item.trace.model_copy(update={**made, "derivation": found.model_dump_json(exclude_defaults=True)})
+
+
+def stands(trace: Trace) -> Trace:
+    """Make the row that a prune stage makes when the raw text stands."""
+    item = PruneItem.of(trace)
+    found = derive(
+        item, parent(item, "never_valid"), pruner="p", granularity=Granularity.STEP, ruler=Ruler.of(trace, None)
+    )
+    return trace.model_copy(update={"derivation": found.model_dump_json(exclude_defaults=True)})
 
 
 def changed(**fields: Any) -> Trace:
@@ -68,10 +92,11 @@ def test_raw_has_every_field_but_wall_time() -> None:
 def test_rows_fit_the_declared_schema_and_can_be_traced(name: str) -> None:
     view = VIEWS.get(name)
     refused: list[Any] = []
-    (table,) = tables(view, [LONG, SHORT], lambda *found: refused.append(found))
+    traces = [pruned(LONG), pruned(SHORT)] if name == "preference" else [LONG, SHORT]
+    (table,) = tables(view, traces, lambda *found: refused.append(found))
     assert not refused
     assert table.schema.equals(view.schema)
-    assert table.to_pylist() == [view.rows(LONG), view.rows(SHORT)]
+    assert table.to_pylist() == [view.rows(trace) for trace in traces]
     assert {column: table[column][0].as_py() for column in TRACKING} == {
         "id": "t1",
         "problem_id": PROBLEM.id,
@@ -80,11 +105,11 @@ def test_rows_fit_the_declared_schema_and_can_be_traced(name: str) -> None:
         "prompt_tokens": 10,
         "completion_tokens": 20,
     }
-    assert set(view.rows(LONG)) == set(view.schema.names)
+    assert set(view.rows(traces[0])) == set(view.schema.names)
     assert not any(pa.types.is_null(field.type) for field in view.schema)
 
 
-@pytest.mark.parametrize("name", ["sft", "chat"])
+@pytest.mark.parametrize("name", ["sft", "chat", "masked", "preference"])
 @pytest.mark.parametrize(
     ("trace", "reason"),
     [
@@ -120,3 +145,32 @@ def test_refused_traces_are_handed_over_and_the_rest_goes_on() -> None:
 def test_errors_survive_pickling() -> None:
     copy = pickle.loads(pickle.dumps(ViewError("thinking_open", "never closed")))
     assert (copy.reason, copy.detail, str(copy)) == ("thinking_open", "never closed", "thinking_open: never closed")
+
+
+def test_masked_holds_the_raw_text_and_where_it_was_pruned() -> None:
+    row = VIEWS.get("masked").rows(pruned(LONG))
+    text = row["completion"][0]["content"]
+    assert text == f"<think>\n{STEPS}\n</think>\n\nSo it is 4."
+    assert [text[span["start"] : span["end"]] for span in row["masked"]] == ["Let me check: 2 + 2 = 4.\n\n"]
+    assert VIEWS.get("masked").rows(stands(LONG))["masked"] == []
+    assert VIEWS.get("masked").rows(stands(LONG))["completion"] == VIEWS.get("sft").rows(LONG)["completion"]
+
+
+def test_masked_leaves_out_what_is_no_selection_of_the_raw_text() -> None:
+    item = PruneItem.of(LONG)
+    result = PruneResult(id="t1", kept=(), reasoning="2 + 2.", added="2 + 2.", answer_text="4")
+    found = derive(item, result, pruner="p", granularity=Granularity.STEP, ruler=Ruler.of(LONG, None))
+    rewritten = changed(reasoning="2 + 2.", derivation=found.model_dump_json())
+    with pytest.raises(ViewError, match="not_a_selection"):
+        VIEWS.get("masked").rows(rewritten)
+
+
+def test_preference_has_both_texts_and_how_long_they_are() -> None:
+    row = VIEWS.get("preference").rows(pruned(LONG))
+    assert row["chosen"][0]["content"] == "<think>\nTwo and two.\n\nSo the answer is 4.\n</think>\n\nSo it is 4."
+    assert row["rejected"][0]["content"] == f"<think>\n{STEPS}\n</think>\n\nIt is 4."
+    assert (row["chosen_outcome"], row["rejected_outcome"]) == ("correct", "correct")
+    assert row["chosen_length"] < row["rejected_length"] == LONG.completion_tokens
+    assert row["length_unit"] == "estimated_tokens"
+    with pytest.raises(ViewError, match="never_valid"):
+        VIEWS.get("preference").rows(stands(LONG))

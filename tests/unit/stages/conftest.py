@@ -1,0 +1,77 @@
+"""Run small pipelines in this process against a fake teacher, and read what their stages made."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tracefactory.config import load_pipeline
+from tracefactory.executors import Executor
+from tracefactory.flow import Flow
+from tracefactory.models.fake_script import FakeScript
+from tracefactory.models.fake_server import FakeServer
+from tracefactory.run import run_pipeline
+from tracefactory.runs import RunOutcome
+from tracefactory.schema import Trace
+
+ROOT = Path(__file__).parents[3]
+RunStages = Callable[..., Coroutine[Any, Any, "Made"]]
+
+
+class Made:
+    """What a run made."""
+
+    def __init__(self, outcome: RunOutcome, root: Path) -> None:
+        self.outcome, self.root = outcome, root
+
+    def traces(self, stage_id: str) -> list[Trace]:
+        (stage,) = [one for one in self.outcome.stages if one.id == stage_id]
+        folder = stage.folder(self.root)
+        record = folder.record()
+        assert record is not None
+        rows = [row for index in range(record.shards) for row in folder.read_shard(index, record.shards)]
+        return [row for row in rows if isinstance(row, Trace)]
+
+    def paid(self) -> int:
+        return int(sum(stage.paid.get("requests", 0) for stage in self.outcome.stages))
+
+
+@asynccontextmanager
+async def unwatched(flow: Flow, executor: Executor) -> AsyncIterator[None]:
+    yield
+
+
+@pytest.fixture
+def run_stages(tmp_path: Path) -> RunStages:
+    """Run `stages` (YAML) in a project with the shipped prompts and filters; each script is a fake model's."""
+
+    async def run(stages: str, problems: str, **scripts: dict[str, Any]) -> Made:
+        root = tmp_path / "project"
+        (root / "pipelines").mkdir(parents=True, exist_ok=True)
+        for shipped in ("prompts", "filters"):
+            if not (root / shipped).exists():
+                (root / shipped).symlink_to(ROOT / shipped)
+        (root / "problems.jsonl").write_text(problems)
+        servers = {name: FakeServer(FakeScript(**script)) for name, script in scripts.items()}
+        for server in servers.values():
+            await server.__aenter__()
+        models = "".join(
+            f'  {name}: {{use: openai, model: {name}, base_url: "{server.base_url}", retries: 0}}\n'
+            for name, server in servers.items()
+        )
+        run = "run: {executor: inline, shards: 2, workers: 1}"
+        text = f'name: t\nversion: "1"\nmodels:\n{models}stages:\n{stages}\n{run}\n'
+        pipeline = root / "pipelines" / "t.yaml"
+        pipeline.write_text(text)
+        try:
+            loaded = load_pipeline(pipeline)
+            return Made(await run_pipeline(loaded, unwatched), loaded.project.state_dir)
+        finally:
+            for server in servers.values():
+                await server.__aexit__(None, None, None)
+
+    return run

@@ -1,0 +1,98 @@
+"""Leases: one writer per stage, ended by its process's end, never taken over while orphans still write."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import signal
+import time
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+import pytest
+
+from tracefactory.lease import STALE_S, Alive, Lease
+
+
+def hold(root: Path, folder: Path, run: str, held: Event) -> None:
+    """Hold a lease in another process until it is killed."""
+
+    async def wait() -> None:
+        alive = Alive(root, run)
+        async with Lease(root, folder, run, lambda text: None):
+            held.set()
+            await asyncio.sleep(60)
+        alive.close()
+
+    asyncio.run(wait())
+
+
+def stay_alive(root: Path, run: str, held: Event) -> None:
+    """Be a worker of a run."""
+    alive = Alive(root, run)
+    held.set()
+    time.sleep(60)
+    alive.close()
+
+
+def started(target: object, *arguments: object) -> multiprocessing.process.BaseProcess:
+    context = multiprocessing.get_context("spawn")
+    held = context.Event()
+    process = context.Process(target=target, args=(*arguments, held))  # type: ignore[arg-type]
+    process.start()
+    assert held.wait(60)
+    return process
+
+
+async def taken(root: Path, folder: Path, said: list[str], seconds: float) -> bool:
+    """Tell whether a lease can be had within some seconds."""
+    try:
+        async with asyncio.timeout(seconds):
+            async with Lease(root, folder, "mine", said.append):
+                return True
+    except TimeoutError:
+        return False
+
+
+async def test_a_lease_is_waited_for_and_freed_by_kill_9(tmp_path: Path) -> None:
+    folder, said = tmp_path / "stages" / "s-1", []
+    holder = started(hold, tmp_path, folder, "theirs")
+    assert not await taken(tmp_path, folder, said, 1.0)
+    assert holder.pid is not None
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.join()
+    assert await taken(tmp_path, folder, said, 10.0)
+    assert said == [f"s-1: waiting for run theirs (process {holder.pid} on {os.uname().nodename}), which is writing it"]
+
+
+async def test_orphan_workers_of_a_dead_run_are_waited_for(tmp_path: Path) -> None:
+    folder, said = tmp_path / "stages" / "s-1", []
+    orphan = started(stay_alive, tmp_path, "theirs")
+    holder = started(hold, tmp_path, folder, "theirs")
+    holder.kill()
+    holder.join()
+    assert not await taken(tmp_path, folder, said, 1.0)
+    assert "whose workers are still finishing" in said[0]
+    orphan.kill()
+    orphan.join()
+    assert await taken(tmp_path, folder, said, 10.0)
+
+
+@pytest.mark.parametrize(("age", "free"), [(1.0, False), (STALE_S + 5, True)])
+async def test_a_lease_of_another_host_counts_while_its_heart_beats(tmp_path: Path, age: float, free: bool) -> None:
+    folder, said = tmp_path / "stages" / "s-1", []
+    folder.mkdir(parents=True)
+    lease = folder / "lease.json"
+    lease.write_text(json.dumps({"run": "theirs", "host": "elsewhere", "pid": 1}))
+    os.utime(lease, (time.time() - age, time.time() - age))
+    assert await taken(tmp_path, folder, said, 1.0) is free
+
+
+async def test_a_lease_given_back_is_free_at_once(tmp_path: Path) -> None:
+    folder = tmp_path / "stages" / "s-1"
+    async with Lease(tmp_path, folder, "mine", pytest.fail):
+        assert json.loads((folder / "lease.json").read_text())["run"] == "mine"
+    async with Lease(tmp_path, folder, "another", pytest.fail):
+        pass

@@ -1,0 +1,85 @@
+"""How far ahead to draft, and with which model: what is expected to give the most tokens per second."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+
+from tracefactory.decoders.decoder import Role
+
+LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
+_MEMORY = 0.97  # per round: what was seen about fifty rounds ago weighs a quarter
+_NEW = 0.4  # weight of the newest time
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`front` drafts up to `length` tokens, one pass each; the other model scores them all in one pass."""
+
+    front: Role
+    length: int
+
+
+def expected_tokens(agreement: float, length: int) -> float:
+    """Return the tokens that a draft of `length` gains: 1 + a + a^2 + ... + a^(length - 1) at agreement a.
+
+    Token i of the draft counts when those before it were right; where the draft is wrong, the scoring pass still gives
+    the right token.
+    """
+    return float(length) if agreement >= 1 else (1 - agreement**length) / (1 - agreement)
+
+
+class Pace:
+    """Learns from every round how often drafts are right and how long passes take, and plans the next.
+
+    Per round of a batch, in seconds for a pass over n tokens of model m, t_m(n):
+
+        tokens per second = rows * expected_tokens(a, K) / (K * t_front(rows) + t_back(rows * K))
+
+    The plan is the front and the K with the largest value. A pass of a size that was never seen is taken to cost what
+    the next smaller one does, so that it is tried once. Nothing decided here changes which tokens come out.
+    """
+
+    def __init__(self, fixed: Plan | None = None) -> None:
+        self._fixed = fixed
+        self._seconds: dict[Role, dict[int, float]] = {role: {} for role in Role}
+        self._right: defaultdict[Role, float] = defaultdict(lambda: 4.0)
+        self._seen: defaultdict[Role, float] = defaultdict(lambda: 5.0)
+
+    def agreement(self, front: Role) -> float:
+        """Return the share of drafted tokens that were right when `front` drafted, or would have been."""
+        return self._right[front] / self._seen[front]
+
+    def plan(self, rows: int) -> Plan:
+        """Return how to draft for a batch of `rows` traces."""
+        if self._fixed is not None:
+            return self._fixed
+        plans = [Plan(front, length) for front in Role for length in LENGTHS]
+        return max(plans, key=lambda plan: self._rate(plan, rows))
+
+    def took(self, role: Role, tokens: int, seconds: float) -> None:
+        """Learn what a pass over `tokens` tokens cost."""
+        known, size = self._seconds[role], _size(tokens)
+        known[size] = (1 - _NEW) * known[size] + _NEW * seconds if size in known else seconds
+
+    def saw(self, front: Role, right: int, seen: int) -> None:
+        """Learn how many of the tokens that `front` drafted, or would have drafted, were right."""
+        self._right[front] = _MEMORY * self._right[front] + right
+        self._seen[front] = _MEMORY * self._seen[front] + seen
+
+    def _rate(self, plan: Plan, rows: int) -> float:
+        draft, score = self._cost(plan.front, rows), self._cost(plan.front.other, rows * plan.length)
+        return expected_tokens(self.agreement(plan.front), plan.length) / (plan.length * draft + score + 1e-9)
+
+    def _cost(self, role: Role, tokens: int) -> float:
+        known, size = self._seconds[role], _size(tokens)
+        smaller = [one for one in known if one <= size]
+        if smaller:
+            return known[max(smaller)]
+        return known[min(known)] if known else 0.0
+
+
+def _size(tokens: int) -> int:
+    """Return the class of a pass: half octaves of its number of tokens."""
+    return round(2 * math.log2(tokens))

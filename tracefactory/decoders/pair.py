@@ -1,0 +1,135 @@
+"""A teacher and a student in this process, answering requests as a server would: many at once, in one batch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from tracefactory.decoders.decoder import DECODERS, Decoder, Role
+from tracefactory.decoders.engine import Engine
+from tracefactory.decoders.lane import Lane
+from tracefactory.decoders.provenance import Decoded, Provenance
+from tracefactory.decoders.run import Run, Script
+from tracefactory.decoders.vocabulary import compare
+from tracefactory.errors import UserError
+from tracefactory.models.base import ChatRequest, RequestFailed
+from tracefactory.students.spec import StudentSpec
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    engine: Engine
+    tokenizer: Any
+    positions: int
+    served: str
+
+
+class Pair:
+    """Two models that decode together, loaded at the first request.
+
+    Requests share one batch of at most `rows` traces; a trace that ends makes room for the next one. The passes run in
+    a thread, so that the worker goes on meanwhile. All requests come from one event loop.
+    """
+
+    def __init__(self, teacher: StudentSpec, student: StudentSpec, rows: int, names: tuple[str, str]) -> None:
+        self.teacher, self.student, self.rows, self.names = teacher, student, rows, names
+        self._loading = asyncio.Lock()
+        self._loaded: _Loaded | None = None
+        self._answers: dict[Run, asyncio.Future[Run]] = {}
+        self._pump: asyncio.Task[None] | None = None
+
+    async def complete(self, request: ChatRequest) -> Decoded:
+        """Write one trace by the decoder that the request names.
+
+        Raises:
+            RequestFailed: when prompt and `max_tokens` do not fit the models' positions.
+            UserError: when a model cannot be loaded, or the two cannot decode together.
+        """
+        loaded = await self._load()
+        prompt = encoded_prompt(loaded.tokenizer, request)
+        if len(prompt) + request.params["max_tokens"] > loaded.positions:
+            message = f"{len(prompt)} tokens of prompt and {request.params['max_tokens']} more, of {loaded.positions}"
+            raise RequestFailed("context_length", message, attempts=1, retryable=False)
+        started = time.monotonic()
+        params = request.params
+        run = loaded.engine.add(Script(prompt, decoder_of(request), params["seed"], params["max_tokens"]))
+        answer = self._answers[run] = asyncio.get_running_loop().create_future()
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._run(loaded.engine))
+        await answer
+        return Decoded(
+            content=run.written.text(),
+            finish_reason=run.finish,
+            prompt_tokens=len(prompt),
+            completion_tokens=len(run.tokens),
+            served_model=loaded.served,
+            created=time.time(),
+            seconds=time.monotonic() - started,
+            provenance=Provenance.of(run),
+        )
+
+    async def close(self) -> None:
+        """Give up what is being written and forget the models."""
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+        self._loaded = None
+
+    async def _run(self, engine: Engine) -> None:
+        """Advance the batch until nothing is left to write."""
+        try:
+            while engine.busy:
+                for run in await asyncio.to_thread(engine.round):
+                    self._answers.pop(run).set_result(run)
+        except BaseException as error:
+            for answer in self._answers.values():
+                if not answer.done():
+                    answer.set_exception(error)
+            raise
+
+    async def _load(self) -> _Loaded:
+        async with self._loading:
+            if self._loaded is None:
+                self._loaded = await asyncio.to_thread(self._open)
+            return self._loaded
+
+    def _open(self) -> _Loaded:
+        try:
+            from tracefactory.students.load import load_model, load_tokenizer
+        except ModuleNotFoundError as error:
+            raise UserError(f"decoding in process needs {error.name}: pip install 'tracefactory[student]'") from error
+        tokenizers = {Role.TEACHER: load_tokenizer(self.teacher), Role.STUDENT: load_tokenizer(self.student)}
+        models = {Role.TEACHER: load_model(self.teacher), Role.STUDENT: load_model(self.student)}
+        size = models[Role.TEACHER].get_output_embeddings().out_features
+        vocabulary = compare(tokenizers[Role.TEACHER], tokenizers[Role.STUDENT], size, self.names)
+        names = dict(zip((Role.TEACHER, Role.STUDENT), self.names, strict=True))
+        lanes = {role: Lane(model, self.rows, names[role]) for role, model in models.items()}
+        engine = Engine(
+            lanes, vocabulary, tokenizers[Role.STUDENT], stops_of(models[Role.STUDENT], tokenizers[Role.STUDENT])
+        )
+        positions = min(getattr(model.config, "max_position_embeddings", 1 << 30) for model in models.values())
+        served = f"{self.names[0]} with {self.names[1]}, {vocabulary.kind} vocabularies"
+        return _Loaded(engine, tokenizers[Role.STUDENT], positions, served)
+
+
+def decoder_of(request: ChatRequest) -> Decoder:
+    """Return the decoder a request was made for (see `tracefactory.stages.decoded`)."""
+    kind = DECODERS.get(request.params["decoder"])
+    return kind.model_validate({name: request.params[name] for name in kind.model_fields})
+
+
+def encoded_prompt(tokenizer: Any, request: ChatRequest) -> tuple[int, ...]:
+    """Return the prompt in the student's tokens, by the student's chat template; a prefill is continued."""
+    messages = list(request.messages)
+    prefill = messages.pop()["content"] if request.has_prefill else ""
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + prefill
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+
+def stops_of(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end the student's turn, by its tokenizer and its generation configuration."""
+    named = model.generation_config.eos_token_id
+    listed = named if isinstance(named, list) else [named]
+    return frozenset(token for token in (tokenizer.eos_token_id, *listed) if token is not None)

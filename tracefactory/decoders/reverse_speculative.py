@@ -1,0 +1,34 @@
+"""Reverse speculative decoding: the teacher proposes every token, the student decides."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from tracefactory.decoders.decoder import DECODERS, Decoder, Role, Turn, Written
+from tracefactory.decoders.pools import Sampling
+from tracefactory.decoders.rule import Acceptance
+
+
+@DECODERS.register("reverse_speculative")
+class ReverseSpeculative(Decoder):
+    """Reverse speculative decoding (arXiv 2509.22230) with the values of its authors' code.
+
+    A draw of the teacher stands when the student has it among its `top_k` and gives it a probability of `p` or more;
+    after `draws` refused draws the student's own draw stands. Whether the authors held `p` against the student's
+    untouched (`raw`) or its tempered distribution depended on their engine's version; `tested` chooses.
+    """
+
+    name = "reverse_speculative"
+    version = "1"
+
+    p: float = Field(default=0.01, gt=0, le=1)
+    draws: int = Field(default=5, ge=1, le=64)
+    tested: Literal["raw", "tempered"] = "raw"
+
+    def turn(self, written: Written) -> Turn:
+        return Turn(Role.TEACHER, Acceptance(p=self.p, draws=self.draws))
+
+    def sampling(self, role: Role) -> Sampling:
+        return super().sampling(role).model_copy(update={"tested": self.tested})

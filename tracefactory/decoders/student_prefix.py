@@ -1,0 +1,24 @@
+"""The student begins, the teacher goes on."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from tracefactory.decoders.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, Turn, Written
+
+
+@DECODERS.register("student_prefix")
+class StudentPrefix(Decoder):
+    """The first `tokens` tokens are the student's, the rest the teacher's: a mixed policy.
+
+    What the teacher writes is then conditioned on beginnings that the student really makes, as in the mixed-policy
+    training data of ORPO-Distill (NeurIPS 2025 workshop).
+    """
+
+    name = "student_prefix"
+    version = "1"
+
+    tokens: int = Field(default=64, ge=1)
+
+    def turn(self, written: Written) -> Turn:
+        return STUDENT_WRITES if len(written) < self.tokens else TEACHER_WRITES

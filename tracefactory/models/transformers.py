@@ -1,0 +1,102 @@
+"""`use: transformers`: a checkpoint that is loaded into the worker itself, for what needs more than completions."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tracefactory.errors import Mistake, UserError
+from tracefactory.models.base import MODELS, Endpoint, EnvStr, ModelSpec, Where
+from tracefactory.students.spec import StudentSpec, local_path
+
+
+@MODELS.register("transformers")
+class TransformersSpec(ModelSpec):
+    """A causal language model in the worker's own memory, in torch: for decoding by two models and for token scores.
+
+    `model` is a Hugging Face id with a pinned `revision`, the folder of a checkpoint, or a `.gguf` file (a path:
+    absolute, or beginning with `.` or `~`, or ending in `.gguf`; from the project's folder; env:NAME works). The other
+    fields are those of `StudentSpec`. `concurrency` is how many traces are decoded together. In float32 and below, the
+    rounding of a pass depends on what it is batched with, so that two runs can part at near-ties; float64 is exact to
+    the token, at about twice the time. Nothing serves this model over HTTP, so `sample: chat` cannot use it.
+    """
+
+    use: Literal["transformers"] = "transformers"
+    model: EnvStr
+    tokenizer: str | None = None
+    tokenizer_revision: str | None = None
+    chat_template: EnvStr | None = None
+    reasoning: Literal["inline", "field"] = "inline"
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    max_batch_tokens: int = Field(default=8192, gt=0)
+    chunk: int = Field(default=256, gt=0)
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        if self.model.env_name is None and local_path(self.model) is None and not self.revision:
+            raise ValueError(f"model {self.model!r} needs a revision: a name alone can change under the dataset")
+        if self.tokenizer and local_path(self.tokenizer) is None and not self.tokenizer_revision:
+            raise ValueError(f"tokenizer {self.tokenizer!r} needs a tokenizer_revision")
+        return self
+
+    @property
+    def provider_label(self) -> str:
+        """The engine."""
+        return "transformers"
+
+    def student(self, where: Where) -> StudentSpec:
+        """Return what to load, with paths and environment variables resolved.
+
+        Raises:
+            UserError: for an unset environment variable, or a Hugging Face id in one, without a revision.
+        """
+        template = None if self.chat_template is None else where.root / self.chat_template.resolve(where.environ)
+        model = _placed(self.model.resolve(where.environ), where)
+        if local_path(model) is None and not self.revision:
+            raise UserError(f"model {model!r} needs a revision: a name alone can change under the dataset")
+        return StudentSpec(
+            model=model,
+            revision=self.revision or None,
+            tokenizer=None if self.tokenizer is None else _placed(self.tokenizer, where),
+            chat_template=template,
+            **{name: getattr(self, name) for name in _SHARED},
+        )
+
+    def identity(self, where: Where | None = None) -> dict[str, Any]:
+        """Return what decides tokens: digests of local files, name and revision of remote ones, the arithmetic."""
+        student = self.student(where or Where())
+        path = local_path(student.model)
+        stamp = (path.stat().st_size, path.stat().st_mtime_ns) if path is not None and path.is_file() else None
+        return {**_identity(student, stamp), "provider": self.provider_label}
+
+    def check(self, where: Where) -> list[Mistake]:
+        """Return whether the checkpoint is missing; an unset variable is somebody else's to report."""
+        if self.model.env_name is not None and self.model.env_name not in where.environ:
+            return []
+        path = local_path(self.student(where).model)
+        return [] if path is None or path.exists() else [Mistake(f"there is no checkpoint {path}")]
+
+    def endpoint(self, where: Where) -> Endpoint:
+        """Refuse: there is no server.
+
+        Raises:
+            UserError: always, with what to use instead.
+        """
+        raise UserError("a `use: transformers` model is not served: to sample chats, use `local` (GGUF) or `vllm`")
+
+
+_SHARED = ("tokenizer_revision", "reasoning", "dtype", "device", "max_batch_tokens", "chunk")
+
+
+def _placed(name: str, where: Where) -> str:
+    path = local_path(name)
+    return name if path is None else str(where.root / path)
+
+
+@lru_cache(maxsize=64)
+def _identity(student: StudentSpec, stamp: tuple[int, int] | None) -> dict[str, Any]:
+    """Return the identity of a student; a file of the same size and time is not read again."""
+    return student.identity()

@@ -1,0 +1,247 @@
+"""`use: vllm`: a model in vLLM servers of our own, started at the first request and ended with the run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, JsonValue, field_validator
+
+from tracefactory.errors import Mistake, UserError
+from tracefactory.fingerprint import digest, digest_all, digest_file
+from tracefactory.models.base import MODELS, ChatRequest, EnvStr, ModelSpec, Where
+from tracefactory.models.vllm_endpoint import VLLMEndpoint
+from tracefactory.models.vllm_placement import LocalPlacement
+from tracefactory.models.vllm_replica import ServerPlan
+from tracefactory.models.vllm_shared import SharedLookup, identity_label
+from tracefactory.students.spec import local_path
+
+# Set from other fields, or needed by the watching of the servers.
+_OURS = frozenset(
+    {
+        "model", "revision", "tensor_parallel_size", "served_model_name", "host", "port", "uds", "api_key",
+        "reasoning_parser", "chat_template", "disable_log_stats", "enable_prompt_tokens_details", "enable_scale_out",
+    }
+)  # fmt: skip
+# Arguments that decide speed, memory and logs, and not what is sampled. Any other argument counts as deciding it: an
+# unknown one then costs a completion paid again, never rows of two kinds under one key.
+_NOT_DECIDING = frozenset(
+    {
+        "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs", "max_num_batched_tokens",
+        "max_num_partial_prefills", "enforce_eager", "compilation_config", "cudagraph_capture_sizes", "block_size",
+        "enable_prefix_caching", "enable_chunked_prefill", "async_scheduling", "scheduling_policy", "swap_space", "cpu_offload_gb",
+        "load_format", "model_loader_extra_config", "safetensors_load_strategy", "max_parallel_loading_workers",
+        "download_dir",
+        "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel", "distributed_executor_backend",
+        "disable_custom_all_reduce", "numa_bind", "api_server_count", "uvicorn_log_level", "enable_log_requests",
+        "disable_uvicorn_access_log", "max_log_len", "stream_interval", "renderer_num_workers",
+    }
+)  # fmt: skip
+# vLLM's API server would take sampling defaults from the checkpoint's generation_config.json (top_k, penalties): with
+# "vllm" only what a request says counts. Requests are not logged: the run keeps them itself.
+_DEFAULTS: dict[str, JsonValue] = {"generation_config": "vllm", "uvicorn_log_level": "warning"}
+_MOVING = frozenset({"main", "master", "HEAD"})
+_INSTALL = "make an environment with `pip install vllm` and name it as `env:`"
+
+
+@MODELS.register("vllm")
+class VLLMSpec(ModelSpec):
+    """A model served by vLLM in processes of our own.
+
+    `model` is a Hugging Face id with a pinned `revision` (commit or tag), or a local checkpoint folder (a path that
+    begins with `.`, `/` or `~`; env:NAME works). Each of `replicas` servers runs over `gpus` GPUs by tensor
+    parallelism (0: on the CPU). `env` is the Python environment that holds vLLM (a folder with bin/python, or an
+    interpreter; default: this one), so that its pins do not constrain anything else. `engine_args` are arguments of
+    vLLM's API server, `max_model_len: 32768` for `--max-model-len 32768`; `environ` adds environment variables
+    (env:NAME for secrets). `reasoning_parser` names vLLM's parser that splits reasoning from answer; `chat_template`
+    is a Jinja file in the project.
+
+    `concurrency` counts requests in flight over all replicas. A server has `start_timeout_s` seconds to load, counts as
+    hung after `hang_s` seconds without a sign of life, and is started again at most `restarts` times.
+    """
+
+    use: Literal["vllm"] = "vllm"
+    model: EnvStr
+    gpus: int = Field(default=1, ge=0)
+    replicas: int = Field(default=1, ge=1)
+    env: EnvStr = EnvStr("")
+    engine_args: dict[str, JsonValue] = Field(default_factory=dict)
+    environ: dict[str, EnvStr] = Field(default_factory=dict)
+    reasoning_parser: str = ""
+    chat_template: str = ""
+    concurrency: int = Field(default=256, ge=1, le=8192)
+    start_timeout_s: float = Field(default=1800.0, gt=0)
+    hang_s: float = Field(default=180.0, gt=0)
+    restarts: int = Field(default=5, ge=0)
+
+    @field_validator("engine_args")
+    @classmethod
+    def _engine_args_are_not_ours(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name in value:
+            if not name.replace("_", "").isalnum() or name != name.lower():
+                raise ValueError(f"write {name!r} as vLLM's Python argument, such as max_model_len")
+        if taken := sorted(_OURS & value.keys()):
+            raise ValueError(
+                f"{', '.join(taken)} cannot be set here: the factory sets it, some from fields of their own"
+            )
+        return value
+
+    @property
+    def provider_label(self) -> str:
+        """The engine."""
+        return "vllm"
+
+    def identity(self, where: Where | None = None) -> dict[str, Any]:
+        """Return what decides completions: not the number of servers and GPUs, nor what only changes their speed.
+
+        Of a local checkpoint it is the bytes of its files that count.
+        """
+        where = where or Where()
+        name = self.model.resolve(where.environ)
+        folder = _folder(name, where)
+        arguments = {**_DEFAULTS, **self.engine_args}
+        return {
+            **super().identity(where),
+            "model": name if folder is None else f"checkpoint:{_digest_folder(folder)}",
+            "revision": self.revision if folder is None else "",
+            "engine_args": {key: value for key, value in sorted(arguments.items()) if key not in _NOT_DECIDING},
+            "reasoning_parser": self.reasoning_parser,
+            "chat_template": digest_file(self._template(where)) if self.chat_template else "",
+        }
+
+    def recorded_revision(self, where: Where) -> str:
+        """Return the revision as declared, or else the digest of the checkpoint."""
+        return self.revision or str(self.identity(where)["model"])
+
+    def check(self, where: Where) -> list[Mistake]:
+        """Return what is missing, and whether the revision may move; an unset variable is somebody else's to report."""
+        looks = {self._check_model: self.model, self._python: self.env, self._template: EnvStr("")}
+        mistakes: list[Mistake] = []
+        for look, value in looks.items():
+            if value.env_name is None or where.environ.get(value.env_name):
+                try:
+                    look(where)
+                except UserError as error:
+                    mistakes += error.mistakes
+        return mistakes
+
+    def endpoint(self, where: Where) -> VLLMEndpoint:
+        """Return the servers, not started yet; those of `tracefactory serve` take their place while they are kept.
+
+        Raises:
+            UserError: for missing files, an environment without vLLM, or a revision that may move.
+        """
+        shared = None if where.servers is None else SharedLookup(where.servers, digest(self.identity(where)))
+        return VLLMEndpoint(self.plan(where), self.replicas, where.placement or LocalPlacement(), shared)
+
+    def plan(self, where: Where) -> ServerPlan:
+        """Return how one server is started; raises what `endpoint` raises."""
+        self._check_model(where)
+        name = self.model.resolve(where.environ)
+        folder = _folder(name, where)
+        fields: dict[str, JsonValue] = {**_DEFAULTS, **self.engine_args, "model": str(folder or name)}
+        if folder is None:
+            fields["revision"] = self.revision
+        if self.gpus > 1:
+            fields["tensor_parallel_size"] = self.gpus
+        if self.reasoning_parser:
+            fields["reasoning_parser"] = self.reasoning_parser
+        if self.chat_template:
+            fields["chat_template"] = str(self._template(where))
+        fields |= {"enable_prompt_tokens_details": True, "enable_scale_out": True}
+        fields["served_model_name"] = [str(self.model), identity_label(digest(self.identity(where)))]
+        return ServerPlan(
+            name=f"vllm {self.model}",
+            python=self._python(where),
+            arguments=command_line(fields),
+            model=self.model,
+            environ={key: value.resolve(where.environ) for key, value in self.environ.items()},
+            gpus=self.gpus,
+            start_timeout_s=self.start_timeout_s,
+            hang_s=self.hang_s,
+            restarts=self.restarts,
+        )
+
+    def body(self, request: ChatRequest) -> dict[str, Any]:
+        """Return the JSON body, with vLLM's flags for a prefill where there is one."""
+        flags = {"continue_final_message": True, "add_generation_prompt": False} if request.has_prefill else {}
+        return {**super().body(request), **flags}
+
+    def _check_model(self, where: Where) -> None:
+        name = self.model.resolve(where.environ)
+        folder = _folder(name, where)
+        if folder is not None and not (folder / "config.json").is_file():
+            raise UserError(f"{folder} is no checkpoint folder: it holds no config.json")
+        if folder is None and (not self.revision or self.revision in _MOVING):
+            said = f"revision {self.revision!r} moves" if self.revision else f"model {name!r} has no revision"
+            raise UserError(Mistake(said, hint="give a commit or a tag as `revision:`"))
+
+    def _python(self, where: Where) -> str:
+        """Return the interpreter that has vLLM."""
+        if not self.env:
+            python = Path(sys.executable)
+        else:
+            path = where.root / Path(self.env.resolve(where.environ)).expanduser()
+            python = path / "bin" / "python" if path.is_dir() else path
+        if not python.is_file():
+            raise UserError(Mistake(f"there is no Python environment {python}", hint=_INSTALL))
+        if not _has_vllm(str(python)):
+            raise UserError(Mistake(f"{python} has no package vllm", hint=_INSTALL))
+        return str(python)
+
+    def _template(self, where: Where) -> Path:
+        path = where.root / Path(self.chat_template)
+        if self.chat_template and not path.is_file():
+            raise UserError(f"there is no chat template {path}")
+        return path
+
+
+def command_line(fields: Mapping[str, JsonValue]) -> tuple[str, ...]:
+    """Return vLLM's command-line form of Python arguments.
+
+    Booleans become flags, lists several words, mappings JSON; null is left out.
+    """
+    words: list[str] = []
+    for name, value in fields.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        elif isinstance(value, list):
+            words += [f"--{option}", *(str(item) for item in value)]
+        elif value is not None:
+            words += [f"--{option}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return tuple(words)
+
+
+def _folder(name: str, where: Where) -> Path | None:
+    """Return the checkpoint folder that `name` means, None for a Hugging Face id."""
+    if not name:
+        raise UserError("`model:` is empty")
+    path = local_path(name)
+    return None if path is None else where.root / path
+
+
+@lru_cache(maxsize=16)
+def _has_vllm(python: str) -> bool:
+    find = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
+    return subprocess.run([python, "-c", find], check=False, capture_output=True).returncode == 0
+
+
+def _digest_folder(folder: Path) -> str:
+    """Digest the names and bytes of the files of a checkpoint."""
+    if not folder.is_dir():
+        raise UserError(f"there is no checkpoint folder {folder}")
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return digest_all(
+        part for path in files for part in (path.name, _sha256(path, path.stat().st_size, path.stat().st_mtime_ns))
+    )
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+    return digest_file(path)

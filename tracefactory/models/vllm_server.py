@@ -1,0 +1,96 @@
+"""A vLLM server under guard: `python -m tracefactory.models.vllm_server --python P --host H --arguments JSON`.
+
+vLLM runs in an interpreter of its own, which need not have this package, and splits into an API server, an engine and
+workers. When only the API server is killed, the others live on and keep their GPU (seen with vLLM 0.32). So this small
+process starts vLLM in a process group, and ends the whole group when vLLM ends, when it is asked to, or when its own
+parent is gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+from contextlib import suppress
+from types import FrameType
+
+from tracefactory.processes import end_with_parent, report_ready, signal_at_parents_death
+
+_MODULE = "vllm.entrypoints.openai.api_server"
+_GRACE_S = 3.0  # for vLLM to end by itself; what it leaves behind is killed
+_FOREIGN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # would point vLLM's interpreter at the packages of this one
+
+
+class _Asked(BaseException):  # raised out of a wait by the signal handler
+    pass
+
+
+def main() -> None:
+    """Serve until vLLM ends, the parent is gone, or SIGTERM or Ctrl-C comes."""
+    parser = argparse.ArgumentParser(description="A vLLM server that leaves no process behind.")
+    parser.add_argument("--python", required=True, help="the interpreter of the environment that holds vLLM")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--arguments", type=json.loads, required=True, help="a JSON list: arguments of the API server")
+    parser.add_argument("--ready-fd", type=int, required=True, help="the pipe to report port and process group on")
+    options = parser.parse_args()
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, _asked)
+    reserved = reserve_port(options.host)
+    port = reserved.getsockname()[1]
+    command = [options.python, "-m", _MODULE, "--host", options.host, "--port", str(port), *options.arguments]
+    # Started before there is a second thread here: preexec_fn is safe only then.
+    vllm = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=signal_at_parents_death,  # noqa: PLW1509
+        env={name: value for name, value in os.environ.items() if name not in _FOREIGN},
+    )
+    try:
+        end_with_parent(signal.SIGTERM)
+        report_ready(options.ready_fd, port=port, group=vllm.pid)
+        status = vllm.wait()
+    except _Asked:
+        status = 0
+    finally:
+        _end(vllm)
+    raise SystemExit(status if status >= 0 else 128 - status)
+
+
+def reserve_port(host: str) -> socket.socket:
+    """Return a bound socket on a free port that nobody else is given; vLLM, which sets SO_REUSEADDR, can bind it too.
+
+    It does not listen, so it draws no connection. Keep it open for as long as the port must stay reserved.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    reserved = socket.socket(family, socket.SOCK_STREAM)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind((host, 0))
+    return reserved
+
+
+def kill_group(group: int) -> None:
+    """kill -9 every process of a group; it is fine if there is none left."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _asked(number: int, frame: FrameType | None) -> None:
+    raise _Asked
+
+
+def _end(vllm: subprocess.Popen[bytes]) -> None:
+    for one in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(one, signal.SIG_IGN)  # asked twice: already at it
+    vllm.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        vllm.wait(_GRACE_S)
+    kill_group(vllm.pid)
+    vllm.wait()
+
+
+if __name__ == "__main__":
+    main()
