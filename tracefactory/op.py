@@ -98,6 +98,10 @@ class Op(ABC):
         """Return what decides this stage's rows besides its parameters: digests of prompts, filters, files, models."""
         return {}
 
+    def asks(self, stage: StageConfig) -> str | None:
+        """Return the model that the stage asks first: its shards run on that model's worker; None for none."""
+        return stage.model_names[0] if self.host is Host.MODEL else None
+
     def refusal(self, stage: StageConfig, pipeline: Pipeline, keys: Mapping[str, str]) -> Mistake | None:
         """Return why a run must not even begin, seen from this stage; `keys` are the keys of all stages."""
         return None

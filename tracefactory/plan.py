@@ -13,7 +13,7 @@ from tracefactory.files import read_json
 from tracefactory.fingerprint import digest
 from tracefactory.requests import RequestStore
 from tracefactory.schema import Frozen, Problem
-from tracefactory.stages.sample import ChatParams, SampleChat
+from tracefactory.stages.sample import SampleOp, SampleParams
 from tracefactory.stages.source import SourceOp
 from tracefactory.store import StageFolder, StageRecord
 
@@ -54,7 +54,7 @@ class PlannedStage(Frozen):
     state: State
     why: str
     to_pay: ToPay | None = None
-    unknown: bool = False  # what it would pay for depends on a source that only a run reads
+    unknown: bool = False  # what it would pay for depends on rows that only a run reads or makes
 
 
 class Plan(Frozen):
@@ -158,13 +158,13 @@ class _Planner:
         return None if newest is None else read_json(newest)
 
     def _to_pay(self, stage: StageConfig) -> tuple[ToPay | None, bool]:
-        if not isinstance(stage.op, SampleChat):
-            return None, False
+        if not isinstance(stage.op, SampleOp):
+            return None, stage.op.asks(stage) is not None
         problems = self._problems(stage)
         if problems is None:
             return None, True
-        assert isinstance(stage.params, ChatParams)
-        spec = self.pipeline.models[stage.params.model]
+        assert isinstance(stage.params, SampleParams)
+        spec = self.pipeline.models[stage.op.payer(stage)]
         draws = stage.op.draws(stage, self.pipeline, problems)
         present = self.store.present(draw.request.key for draw in draws)
         missing = [draw for draw in draws if draw.request.key not in present]

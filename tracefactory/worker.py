@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 from pydantic import SecretStr
 
 from tracefactory.config import Pipeline
 from tracefactory.errors import RunError
 from tracefactory.lease import Alive
-from tracefactory.models.base import ChatRequest, EnvStr, ModelSpec, RequestFailed, Where
+from tracefactory.models.base import ChatRequest, Completion, EnvStr, ModelSpec, RequestFailed, Where
 from tracefactory.models.client import ChatClient
 from tracefactory.models.vllm_replica import Placement
 from tracefactory.op import Inputs, ShardOp, WholeOp
@@ -31,6 +31,27 @@ Record = Mapping[str, Any]
 """A completion as the request store keeps it: `request`, `completion`, `cost` when paid, and the `run` that paid."""
 
 FATAL = frozenset({"auth", "not_found"})  # failures of the endpoint, not of a request
+
+
+class Completer(Protocol):
+    """What answers requests: a model's client, or models in this process."""
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        """Return the completion.
+
+        Raises:
+            RequestFailed: when there is none.
+        """
+        ...
+
+
+class Closing(Protocol):
+    """What a worker keeps until it ends."""
+
+    async def close(self) -> None: ...
+
+
+Kept = TypeVar("Kept", bound=Closing)
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -68,6 +89,7 @@ class Worker:
         self._slots: dict[str, asyncio.Semaphore] = {}
         self._paying: dict[str, asyncio.Future[Record]] = {}
         self._verifiers: VerifierPool | None = None
+        self._kept: dict[str, Closing] = {}
 
     def folder(self, stage_id: str) -> StageFolder:
         stage = self.pipeline.stage(stage_id)
@@ -103,18 +125,19 @@ class Worker:
         return [folder.write_shard(run_id, i, result.shards, inputs, one) for i, one in enumerate(result.results)]
 
     async def complete(
-        self, model_name: str, requests: Sequence[ChatRequest], stage_id: str
+        self, model_name: str, requests: Sequence[ChatRequest], stage_id: str, client: Completer | None = None
     ) -> list[Record | RequestFailed]:
         """Return a completion for every request, in order: from the store, or paid for and stored as it arrives.
 
         A request that fails is returned as its failure and costs its siblings nothing. When the run is being drained,
-        what is in flight is awaited and stored before `Interrupted` is raised.
+        what is in flight is awaited and stored before `Interrupted` is raised. `client` answers in place of the model's
+        own client; the slots and prices are the model's.
         """
         stored = self.requests.get(request.key for request in requests)
         missing = {request.key: request for request in requests if request.key not in stored}
         self.numbers[stage_id]["done"] += len(requests) - len(missing)
         outcomes = await asyncio.gather(
-            *(self._pay(model_name, request, stage_id) for request in missing.values()), return_exceptions=True
+            *(self._pay(model_name, request, stage_id, client) for request in missing.values()), return_exceptions=True
         )
         came: dict[str, Record | RequestFailed] = {}
         for key, outcome in zip(missing, outcomes, strict=True):
@@ -123,7 +146,7 @@ class Worker:
             came[key] = outcome
         return [came[one.key] if one.key in came else stored[one.key] for one in requests]
 
-    async def _pay(self, model_name: str, request: ChatRequest, stage_id: str) -> Record:
+    async def _pay(self, model_name: str, request: ChatRequest, stage_id: str, client: Completer | None) -> Record:
         if (running := self._paying.get(request.key)) is not None:
             return await asyncio.shield(running)
         if request.key in self.requests:  # another shard paid for it since the store was read
@@ -134,7 +157,7 @@ class Worker:
             live = self.numbers[stage_id]
             live["in_flight"] += 1
             try:
-                completion = await self.client(model_name).complete(request)
+                completion = await (client or self.client(model_name)).complete(request)
             except RequestFailed as failed:
                 if failed.kind in FATAL:
                     self.drain()  # every other request would fail alike
@@ -165,6 +188,12 @@ class Worker:
             self._clients[model_name] = ChatClient.connect(spec, self.setup.log_dir / model_name, where)
         return self._clients[model_name]
 
+    def keep(self, name: str, make: Callable[[], Kept]) -> Kept:
+        """Return what is filed under `name`: made when it is first asked for, and closed with the worker."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return cast(Kept, self._kept[name])
+
     @property
     def where(self) -> Where:
         environ = {name: secret.get_secret_value() for name, secret in self.setup.environ.items()}
@@ -194,8 +223,8 @@ class Worker:
         self.draining = True
 
     async def close(self) -> None:
-        for client in self._clients.values():
-            await client.close()
+        for one in (*self._clients.values(), *self._kept.values()):
+            await one.close()
         if self._verifiers is not None:
             self._verifiers.close()
         self.requests.close()

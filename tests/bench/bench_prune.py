@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.stages.conftest import unwatched
+from tracefactory.config import load_pipeline
+from tracefactory.models.fake_script import FakeScript
+from tracefactory.models.fake_server import FakeServer
 from tracefactory.pruners import BinaryCut, ConcludeItem, Conclusion, PruneItem, Tools
+from tracefactory.run import run_pipeline
 from tracefactory.schema import Outcome, Problem, Thinking, Trace, Verdict
 from tracefactory.steps import segment
 
@@ -81,6 +86,46 @@ def test_many_traces_together_against_one_at_a_time() -> None:
     ratio = (time.perf_counter() - start) / together
     print(f"one at a time / together: {ratio:.1f}")
     assert ratio >= 4
+
+
+PIPELINE = """\
+name: bench
+version: "1"
+models: {{student: {{use: openai, model: student, base_url: "{url}", concurrency: {concurrency}}}}}
+stages:
+  - {{id: raw, source: traces, with: {{paths: traces.jsonl, question: q, answer: a}}}}
+  - {{id: cut, prune: binary_cut, with: {{model: student}}}}
+run: {{executor: inline, shards: 4, workers: 1}}
+"""
+
+
+def stage_seconds(root: Path, concurrency: int) -> float:
+    """Run the stage in a project of its own against a served student and return its wall time."""
+    (root / "pipelines").mkdir(parents=True)
+    (root / "filters").mkdir()
+    (root / "prompts").symlink_to(Path(__file__).parents[2] / "prompts")
+    rows = [
+        {"q": f"What is {n} + 1?", "a": str(n + 1), "response": f"<think>{STEP * (20 + n)}</think>It is {n + 1}."}
+        for n in range(16)
+    ]
+    (root / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    async def run() -> float:
+        # Never right, so that every search goes all the way.
+        async with FakeServer(FakeScript(reply="It is \\boxed{0}.", latency_s=10 * REQUEST)) as server:
+            pipeline = root / "pipelines" / "bench.yaml"
+            pipeline.write_text(PIPELINE.format(url=server.base_url, concurrency=concurrency))
+            outcome = await run_pipeline(load_pipeline(pipeline), unwatched)
+            return outcome.stages[-1].paid["seconds"]
+
+    return asyncio.run(run())
+
+
+def test_a_stage_that_asks_for_all_traces_against_one_request_at_a_time(tmp_path: Path) -> None:
+    """The served student has the same latency either way; requests of all traces are in flight together."""
+    together, alone = (stage_seconds(tmp_path / str(limit), limit) for limit in (64, 1))
+    print(f"one request at a time / together: {alone / together:.1f}")
+    assert alone / together >= 4
 
 
 def test_segmentation_is_linear_in_the_text() -> None:

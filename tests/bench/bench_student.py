@@ -160,9 +160,9 @@ def body_pass(student: Student, words: int) -> None:
 
 
 def test_a_long_trace_never_holds_its_logits(capsys: pytest.CaptureFixture[str]) -> None:
-    """3,500 words: all their float32 logits would be 690 MB, which a bare pass of the body does not hold."""
-    body = peak_of("bench.body_pass(student, 3500)")
-    scored = peak_of("student.score(bench.traces(student, [3500]))")
+    """1,800 words: all their float32 logits would be 350 MB, which a bare pass of the body does not hold."""
+    body = peak_of("bench.body_pass(student, 1800)")
+    scored = peak_of("student.score(bench.traces(student, [1800]))")
     bound = peak_bytes(64, 49_152)
     with capsys.disabled():
         print(f"\nscoring adds {(scored - body) / 2**20:.0f} MiB to the body's pass; bound {bound / 2**20:.0f} MiB")

@@ -166,7 +166,7 @@ def test_a_student_that_is_down_makes_error_rows_that_are_tried_again(
 def test_explain_tells_the_diff_and_where_the_row_comes_from(
     teacher_of: Callable[..., Teacher], pruning_of: Callable[..., Project]
 ) -> None:
-    project = pruning_of(teacher_of().url)
+    project = pruning_of(teacher_of(accuracy=0.6).url)
     outcome = by_id(project.make())
     pruned = next(trace for trace in rows(project, outcome["cut"]) if trace.parent_id)
     told = project.run("explain", pruned.id)
@@ -176,14 +176,16 @@ def test_explain_tells_the_diff_and_where_the_row_comes_from(
     assert "[sample: chat] kept" in told
     above = json.loads(project.run("explain", pruned.parent_id or "", "--json"))
     assert [(child["id"], child["stage"]) for child in above["children"]] == [(pruned.id, "cut")]
-    stands = next(trace for trace in rows(project, outcome["rest"]) if not trace.parent_id)
-    assert "not pruned: " in project.run("explain", stands.id)
+    stands = next(trace for trace in rows(project, outcome["cut"]) if not trace.parent_id)
+    derivation = read_derivation(stands)
+    assert derivation is not None
+    assert f"not pruned: {derivation.fallback}" in project.run("explain", stands.id)
 
 
 def test_the_raw_and_the_pruned_traces_can_be_published_and_trained_on(
     teacher_of: Callable[..., Teacher], pruning_of: Callable[..., Project], tmp_path: Path
 ) -> None:
-    project = pruning_of(teacher_of(accuracy=0.9).url)
+    project = pruning_of(teacher_of(accuracy=0.6).url)
     outcome = by_id(project.make())
     release = str(project.root / "out" / "pruned-sums" / "1")
     views = {
@@ -193,7 +195,7 @@ def test_the_raw_and_the_pruned_traces_can_be_published_and_trained_on(
     kept = outcome["cut"]["tally"]["kept"]
     assert views["sft"].num_rows == views["masked"].num_rows == kept
     assert views["preference"].num_rows <= outcome["cut"]["tally"]["numbers"]["pruned"] < kept
-    assert any("the view preference leaves out" in note for note in outcome["dataset"]["tally"]["notes"])
+    assert any("the view preference has" in note for note in outcome["dataset"]["tally"]["notes"])
     for row in views["preference"]:
         assert row["chosen_length"] < row["rejected_length"]
     masked = {row["id"]: row for row in views["masked"]}
@@ -202,5 +204,8 @@ def test_the_raw_and_the_pruned_traces_can_be_published_and_trained_on(
         for span in reversed(masked[row["id"]]["masked"]):
             text = text[: span["start"]] + text[span["end"] :]
         assert text.split() == row["completion"][0]["content"].split()
-    raw = by_id(project.make("--set", "stages.dataset.from=right", "--set", "version=raw"))
-    assert raw["dataset"]["tally"]["kept"] == kept
+    others = ["--set", "stages.dataset.from=right", "--set", "version=raw"]
+    raw = by_id(project.make(*others))["dataset"]["tally"]
+    assert raw["kept"] == kept
+    assert f"the view preference has 0 rows and leaves out {kept}: not_pruned {kept}" in raw["notes"]
+    assert by_id(project.make(*others))["dataset"]["cached"]

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from tracefactory.cli.options import Json, ProjectFolder
+from tracefactory.decoders.decoder import Role
+from tracefactory.decoders.provenance import Decoded
 from tracefactory.lineage import Event, Life, life_of
 from tracefactory.project import find_project
 from tracefactory.pruners import read_derivation
@@ -99,6 +101,16 @@ def _request(record: dict[str, Any]) -> Iterator[str]:
         f"  came: {completion['finish_reason']}, {tokens} in {completion['seconds']:.1f} s, "
         f"attempt {completion['attempts']}"
     )
+    if "provenance" in completion:
+        yield from _writers(Decoded.model_validate(completion))
+
+
+def _writers(decoded: Decoded) -> Iterator[str]:
+    """Show a text that two models wrote, with the student's part marked."""
+    spans = decoded.provenance.spans(decoded.content)
+    marked = "".join(text if role is Role.TEACHER else f"⟦{text}⟧" for role, text in spans)
+    share = float(decoded.provenance.by_student.mean())
+    yield from _block(f"as it was written, the student's {share:.1%} of the tokens in ⟦ ⟧", marked)
 
 
 def _block(name: str, text: str) -> Iterator[str]:

@@ -215,30 +215,38 @@ class Engine:
         return logits, pools
 
     def _admit(self) -> None:
-        """Give free rows to waiting runs; a prompt that is in some row already is copied, not computed."""
-        donors = {run.script.prompt: run.row for run in self._active}
-        new: dict[tuple[int, ...], Run] = {}
-        copies: list[Run] = []
-        rows = self.lanes[Role.TEACHER].rows
-        while self._waiting and len(self._active) < rows:
+        """Give free rows to waiting runs and feed their prompts."""
+        filled = list(self._active)
+        fresh: list[Run] = []
+        twins: list[Run] = []
+        prompts = {run.script.prompt for run in filled}
+        while self._waiting and len(self._active) < self.lanes[Role.TEACHER].rows:
             run = self._waiting.popleft()
             run.row = len(self._active)
             self._active.append(run)
-            for lane in self.lanes.values():
-                lane.keep(run.row, 0)
-            if run.script.prompt in donors or run.script.prompt in new:
-                copies.append(run)
-            else:
-                new[run.script.prompt] = run
+            (twins if run.script.prompt in prompts else fresh).append(run)
+            prompts.add(run.script.prompt)
+        if fresh and not filled:
+            self._fill(fresh[:1], [])  # so that the others find in its row what they begin with
+            filled, fresh = fresh[:1], fresh[1:]
+        self._fill(fresh, filled)
+        self._fill(twins, [*filled, *fresh])
+
+    def _fill(self, runs: Sequence[Run], filled: Sequence[Run]) -> None:
+        """Feed prompts, but for their last token. A beginning that some filled row has already is copied from there."""
         for role, lane in self.lanes.items():
-            if feeds := [
-                Feed(run.row, run.sequences[role][:-1], 0) for run in new.values() if len(run.sequences[role]) > 1
-            ]:
+            feeds = []
+            for run in runs:
+                sequence = run.sequences[role][:-1]
+                shared = {one.row: _shared(sequence, one.sequences[role][: lane.lengths[one.row]]) for one in filled}
+                lane.keep(run.row, 0)
+                if any(shared.values()):
+                    donor = max(shared, key=shared.__getitem__)
+                    lane.copy(donor, run.row, shared[donor])
+                if rest := sequence[lane.lengths[run.row] :]:
+                    feeds.append(Feed(run.row, rest, 0))
+            if feeds:
                 lane.run(feeds)
-        donors |= {prompt: run.row for prompt, run in new.items()}
-        for run in copies:
-            for role, lane in self.lanes.items():
-                lane.copy(donors[run.script.prompt], run.row, len(run.sequences[role]) - 1)
 
     def _release(self) -> list[Run]:
         """Take out the runs that ended and close the gaps, so that active rows stay next to each other."""
@@ -251,6 +259,11 @@ class Engine:
                 last.row = run.row
                 self._active[last.row] = last
         return ended
+
+
+def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two sequences begin with alike."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _rule(draft: _Draft) -> Acceptance:

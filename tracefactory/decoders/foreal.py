@@ -18,8 +18,8 @@ class Foreal(Decoder):
     """The teacher writes the first `lead` tokens of a sentence with probability `gate`; all else is the student's.
 
     FoReaL-Decoding (arXiv 2506.06998): models disagree most at the first tokens of a sentence. A sentence ends with
-    the token that completes ". ", "!", "?" (also in Chinese) or a line; the full stop of an abbreviation or of a decimal
-    counts as one, which gives the teacher a few more tokens. The paper's gate and its number of tokens were not
+    the token that completes ". ", "!", "?" (also in Chinese) or a line; the full stop of an abbreviation or a
+    decimal counts as one, which gives the teacher a few more tokens. The paper's gate and its number of tokens were not
     available to us; both are parameters.
     """
 

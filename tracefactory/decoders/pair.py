@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tracefactory.decoders.decoder import DECODERS, Decoder, Role
 from tracefactory.decoders.engine import Engine
@@ -13,9 +15,12 @@ from tracefactory.decoders.lane import Lane
 from tracefactory.decoders.provenance import Decoded, Provenance
 from tracefactory.decoders.run import Run, Script
 from tracefactory.decoders.vocabulary import compare
-from tracefactory.errors import UserError
 from tracefactory.models.base import ChatRequest, RequestFailed
+from tracefactory.students.load import load_model, load_tokenizer
 from tracefactory.students.spec import StudentSpec
+from tracefactory.students.student import check_head
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Pair:
 
     def __init__(self, teacher: StudentSpec, student: StudentSpec, rows: int, names: tuple[str, str]) -> None:
         self.teacher, self.student, self.rows, self.names = teacher, student, rows, names
+        # one thread for all passes: torch keeps a pool of its own for every thread that calls it
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
         self._loading = asyncio.Lock()
         self._loaded: _Loaded | None = None
         self._answers: dict[Run, asyncio.Future[Run]] = {}
@@ -75,13 +82,17 @@ class Pair:
         if self._pump is not None:
             self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)
+        self._thread.shutdown()
         self._loaded = None
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def _run(self, engine: Engine) -> None:
         """Advance the batch until nothing is left to write."""
         try:
             while engine.busy:
-                for run in await asyncio.to_thread(engine.round):
+                for run in await self._call(engine.round):
                     self._answers.pop(run).set_result(run)
         except BaseException as error:
             for answer in self._answers.values():
@@ -92,26 +103,23 @@ class Pair:
     async def _load(self) -> _Loaded:
         async with self._loading:
             if self._loaded is None:
-                self._loaded = await asyncio.to_thread(self._open)
+                self._loaded = await self._call(self._open)
             return self._loaded
 
     def _open(self) -> _Loaded:
-        try:
-            from tracefactory.students.load import load_model, load_tokenizer
-        except ModuleNotFoundError as error:
-            raise UserError(f"decoding in process needs {error.name}: pip install 'tracefactory[student]'") from error
         tokenizers = {Role.TEACHER: load_tokenizer(self.teacher), Role.STUDENT: load_tokenizer(self.student)}
+        vocabulary = compare(tokenizers[Role.TEACHER], tokenizers[Role.STUDENT], self.names)
         models = {Role.TEACHER: load_model(self.teacher), Role.STUDENT: load_model(self.student)}
-        size = models[Role.TEACHER].get_output_embeddings().out_features
-        vocabulary = compare(tokenizers[Role.TEACHER], tokenizers[Role.STUDENT], size, self.names)
+        for role, model in models.items():
+            check_head(model, len(tokenizers[role]))
         names = dict(zip((Role.TEACHER, Role.STUDENT), self.names, strict=True))
         lanes = {role: Lane(model, self.rows, names[role]) for role, model in models.items()}
-        engine = Engine(
-            lanes, vocabulary, tokenizers[Role.STUDENT], stops_of(models[Role.STUDENT], tokenizers[Role.STUDENT])
-        )
+        vocabulary = vocabulary.sized(models[Role.TEACHER].get_output_embeddings().out_features)
+        tokenizer = tokenizers[Role.STUDENT]
+        engine = Engine(lanes, vocabulary, tokenizer, stops_of(models[Role.STUDENT], tokenizer))
         positions = min(getattr(model.config, "max_position_embeddings", 1 << 30) for model in models.values())
         served = f"{self.names[0]} with {self.names[1]}, {vocabulary.kind} vocabularies"
-        return _Loaded(engine, tokenizers[Role.STUDENT], positions, served)
+        return _Loaded(engine, tokenizer, positions, served)
 
 
 def decoder_of(request: ChatRequest) -> Decoder:

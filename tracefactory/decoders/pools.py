@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
@@ -93,7 +92,7 @@ def pools_of(logits: Any, samplings: Sequence[Sampling], allowed: NDArray[np.boo
     (by id) keep their place among the likeliest but are never drawn, as in the authors' code of reverse speculative
     decoding. Beside the logits this takes one array of their size.
     """
-    heat = torch.tensor([one.temperature or 1.0 for one in samplings], dtype=logits.dtype, device=logits.device)
+    heat = logits.new_tensor([one.temperature or 1.0 for one in samplings])
     width = min(max(one.top_k for one in samplings), logits.shape[1])
     values, ids = logits.topk(width, dim=1)
     totals = logits.logsumexp(dim=1, keepdim=True)

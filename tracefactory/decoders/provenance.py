@@ -6,15 +6,17 @@ import base64
 import zlib
 from collections.abc import Iterator
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tracefactory.decoders.decoder import Role
-from tracefactory.decoders.run import Run
 from tracefactory.models.base import Completion
 from tracefactory.schema import Frozen
+
+if TYPE_CHECKING:
+    from tracefactory.decoders.run import Run
 
 _TYPES = {"token_ids": "<i4", "ends": "<i4", "draws": "<i1", "teacher_logprobs": "<f4", "student_logprobs": "<f4"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -28,15 +28,20 @@ class Vocabulary:
     proposable: NDArray[np.bool_]
     translated: Mapping[int, tuple[int, ...]]
 
+    def sized(self, logits: int) -> Vocabulary:
+        """Return the same for a teacher with that many logits: rows without a token are never proposed."""
+        proposable = np.zeros(logits, dtype=np.bool_)
+        shared = min(logits, len(self.proposable))
+        proposable[:shared] = self.proposable[:shared]
+        return replace(self, proposable=proposable)
+
     def to_teacher(self, token: int) -> tuple[int, ...]:
         """Return the teacher's tokens for one of the student's."""
         return self.translated.get(token, (token,))
 
 
-def compare(
-    teacher: Any, student: Any, teacher_size: int, names: tuple[str, str] = ("teacher", "student")
-) -> Vocabulary:
-    """Compare two tokenizers by id; `teacher_size` is the number of logits of the teacher.
+def compare(teacher: Any, student: Any, names: tuple[str, str] = ("teacher", "student")) -> Vocabulary:
+    """Compare two tokenizers by id.
 
     Raises:
         UserError: when they are unrelated, naming what can be done instead.
@@ -54,10 +59,9 @@ def compare(
                 "`reverse_speculative` accepts; it applies the same rule afterwards",
             )
         )
-    proposable = np.zeros(teacher_size, dtype=np.bool_)
-    proposable[[token for token in shared if token < teacher_size]] = True
-    only_ours = [token for token in ours if token not in shared or token >= teacher_size]
-    translated = {token: _translated(token, student, teacher) for token in only_ours}
+    proposable = np.zeros(max(theirs) + 1, dtype=np.bool_)
+    proposable[list(shared)] = True
+    translated = {token: _translated(token, student, teacher) for token in ours if token not in shared}
     return Vocabulary("family" if translated else "identical", proposable, translated)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from tracefactory.config import StageConfig
-from tracefactory.op import Host
 from tracefactory.store import ShardRecord
 from tracefactory.worker import WorkerSetup
 
@@ -52,4 +51,5 @@ MODEL_SHARDS = 16
 
 def host_of(stage: StageConfig) -> str:
     """Return which worker a stage's shards belong to: its model's, so that one process counts its slots, or any."""
-    return f"model:{stage.model_names[0]}" if stage.op.host is Host.MODEL else "cpu"
+    model = stage.op.asks(stage)
+    return "cpu" if model is None else f"model:{model}"

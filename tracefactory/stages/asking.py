@@ -13,6 +13,7 @@ from tracefactory.prompts import Prompt
 from tracefactory.pruners import ConcludeItem, Conclusion, RewriteItem
 from tracefactory.schema import Thinking
 from tracefactory.stages.prune_params import AskParams, JudgeParams, RewriteParams
+from tracefactory.steps.label import LabelItem
 from tracefactory.worker import Record, Worker
 
 
@@ -59,6 +60,17 @@ class ServedModel:
         prompt = self._prompt("continue_prompt")
         answers = await self._ask([_conclude(item, prompt, self.params.continue_max_tokens) for item in items])
         return [_said(answer, opened=True) for answer in answers]
+
+    async def label(self, items: Sequence[LabelItem]) -> list[str]:
+        """Have a model type steps; one that fails says nothing."""
+        prompt = self._prompt("prompt")
+        questions = [
+            _Question(
+                item.id, prompt, {"question": item.question, "reasoning": item.numbered()}, self.params.max_tokens, 0.0
+            )
+            for item in items
+        ]
+        return [_said(answer, opened=False).text for answer in await self._ask(questions)]
 
     async def rewrite(self, items: Sequence[RewriteItem]) -> list[Conclusion]:
         """Have the writer write reasoning anew."""

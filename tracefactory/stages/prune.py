@@ -17,8 +17,7 @@ from tracefactory.config import Pipeline, StageConfig
 from tracefactory.errors import Mistake
 from tracefactory.fingerprint import digest
 from tracefactory.models.base import Where
-from tracefactory.models.local import LocalSpec
-from tracefactory.op import OPS, STANDS, Host, Inputs, Rows, ShardOp, ShardResult
+from tracefactory.op import OPS, STANDS, Inputs, Rows, ShardOp, ShardResult
 from tracefactory.pruners import (
     PRUNERS,
     PruneItem,
@@ -30,9 +29,10 @@ from tracefactory.pruners import (
     reverify,
 )
 from tracefactory.schema import Dropped, Problem, Thinking, Trace, Verdict
+from tracefactory.scores import ScoreStore
 from tracefactory.stages.asking import ServedModel
+from tracefactory.stages.measure import MeasureStudentParams
 from tracefactory.stages.prune_params import (
-    ASKING,
     StageParams,
     as_asking,
     as_pruner,
@@ -41,9 +41,12 @@ from tracefactory.stages.prune_params import (
     params_of,
     prompts_of,
 )
+from tracefactory.stages.prune_student import student_of, with_scores
 from tracefactory.stages.sample import spent
 from tracefactory.steps import VERSION as STEPS_VERSION
+from tracefactory.steps.label import relabel
 from tracefactory.store import dropped_row
+from tracefactory.students.spec import StudentSpec
 from tracefactory.students.tokens import token_counter
 from tracefactory.verifiers import VERIFIERS, VerifyTask
 from tracefactory.worker import Worker
@@ -62,7 +65,10 @@ class Prune(ShardOp):
         # One operation per registered pruner: what is a class attribute elsewhere is decided here.
         self.name = name  # type: ignore[misc]
         self.Params = params_of(name)  # type: ignore[misc]
-        self.host = Host.MODEL if name in ASKING else Host.CPU  # type: ignore[misc]
+
+    def asks(self, stage: StageConfig) -> str | None:
+        asking, types = as_asking(stage.params), as_stage(stage.params).types
+        return asking.model if asking is not None else None if types is None else types.model
 
     def identity(self, stage: StageConfig, pipeline: Pipeline) -> dict[str, Any]:
         where = Where(root=pipeline.project.root)
@@ -75,12 +81,26 @@ class Prune(ShardOp):
         }
 
     def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
-        return list(mistakes(stage.params, pipeline))
+        found = list(mistakes(stage.params, pipeline))
+        student = as_stage(stage.params).student
+        if self._goes_by_scores and student not in _measured(stage, pipeline):
+            hint = "name the student of a `measure: student` stage that it works on"
+            found.append(Mistake(f"student: {student!r} is not measured above" if student else "no student", hint=hint))
+        return found
+
+    @property
+    def _goes_by_scores(self) -> bool:
+        return "scores" in PRUNERS.get(self.name).needs
 
     async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
         params, asking = as_stage(stage.params), as_asking(stage.params)
         traces = inputs.traces()
         items = [PruneItem.of(trace, params.granularity) for trace in traces]
+        if self._goes_by_scores:
+            items = with_scores(items, ScoreStore(worker.setup.root, _student(params, worker).key()))
+        typist = None if params.types is None else ServedModel(params.types, stage.id, worker)
+        if typist is not None:
+            items = await _typed(items, typist)
         model = None if asking is None else ServedModel(asking, stage.id, worker)
         verify = _verifier(worker)
         results = await as_pruner(stage.params).prune(items, Tools(verify=verify, student=model, writer=model))
@@ -89,7 +109,9 @@ class Prune(ShardOp):
         kept: list[Trace] = []
         dropped: list[Dropped] = []
         for item, one in zip(items, checked, strict=True):
-            failed = model.failed.get(item.trace.id) if model and one.result.reason in _ASKED_IN_VAIN else None
+            failed = typist.failed.get(item.trace.id) if typist else None
+            if failed is None and model and one.result.reason in _ASKED_IN_VAIN:
+                failed = model.failed.get(item.trace.id)
             if failed is not None:
                 dropped.append(dropped_row(item.trace, stage.id, failed.kind, str(failed), error=True))
             else:
@@ -99,7 +121,10 @@ class Prune(ShardOp):
             kept=kept,
             dropped=dropped,
             retryable=len(dropped),
-            numbers={**_outcomes(results, checked_results=[one.result for one in checked]), **_paid(model, worker)},
+            numbers={
+                **_outcomes(results, checked_results=[one.result for one in checked]),
+                **_paid([one for one in (typist, model) if one], worker),
+            },
         )
 
 
@@ -142,6 +167,13 @@ class _Making:
         )
 
 
+async def _typed(items: Sequence[PruneItem], typist: ServedModel) -> list[PruneItem]:
+    """Return the items with their steps typed by a model."""
+    traces = [(item.trace.id, item.trace.problem.question, item.trace.reasoning, item.steps) for item in items]
+    typed = await relabel(traces, typist)
+    return [item.model_copy(update={"steps": steps}) for item, steps in zip(items, typed, strict=True)]
+
+
 def _verifier(worker: Worker) -> Callable[[list[tuple[Problem, str]]], Any]:
     async def verify(pairs: list[tuple[Problem, str]]) -> list[Verdict]:
         tasks = [VerifyTask(problem=problem, answer_text=text) for problem, text in pairs]
@@ -154,9 +186,22 @@ async def _tokenizer(params: StageParams, worker: Worker) -> Callable[[str], int
     """Return what counts in the student's tokens; a tokenizer takes seconds to read, so other shards go on."""
     if params.student is None:
         return None
-    spec = worker.pipeline.models[params.student]
-    assert isinstance(spec, LocalSpec)
-    return await asyncio.to_thread(token_counter, spec.weights(worker.where))
+    return await asyncio.to_thread(token_counter, _student(params, worker))
+
+
+def _student(params: StageParams, worker: Worker) -> StudentSpec:
+    assert params.student is not None
+    return student_of(worker.pipeline.models[params.student], worker.where)
+
+
+def _measured(stage: StageConfig, pipeline: Pipeline) -> set[str]:
+    """Return the students under which every trace that reaches the stage was scored."""
+    ways = []
+    for source in map(pipeline.stage, stage.inputs):
+        own = {source.params.student} if isinstance(source.params, MeasureStudentParams) else set()
+        # A pruned trace is another one, so its scores are too.
+        ways.append(own if source.verb == "prune" else own | _measured(source, pipeline))
+    return set.intersection(*ways) if ways else set()
 
 
 def _outcomes(results: Sequence[PruneResult], checked_results: Sequence[PruneResult]) -> Mapping[str, float]:
@@ -168,10 +213,10 @@ def _outcomes(results: Sequence[PruneResult], checked_results: Sequence[PruneRes
     return {name: float(count) for name, count in found.items()}
 
 
-def _paid(model: ServedModel | None, worker: Worker) -> dict[str, float]:
-    if model is None:
+def _paid(models: Sequence[ServedModel], worker: Worker) -> dict[str, float]:
+    if not models:
         return {}
-    records = list(model.records.values())
+    records = [record for model in models for record in model.records.values()]
     mine = [record for record in records if record["run"] == worker.setup.run_id]
     return spent(records) | {f"paid_{name}": number for name, number in spent(mine).items()}
 

@@ -9,23 +9,13 @@ from pydantic import Field, create_model
 
 from tracefactory.config import Pipeline
 from tracefactory.errors import Mistake
-from tracefactory.models.local import LocalSpec
+from tracefactory.models.transformers import TransformersSpec
 from tracefactory.op import ModelName, PromptName
 from tracefactory.prompts import Prompt
 from tracefactory.pruners import PRUNERS, Pruner
 from tracefactory.schema import Frozen
+from tracefactory.stages.prune_student import has_tokenizer
 from tracefactory.steps import Granularity
-
-
-class StageParams(Frozen):
-    """`granularity` is how fine the steps are.
-
-    `student` names the model in whose tokens lengths are counted, one whose weights are at hand (`use: local`); without
-    it, lengths are the server's count of the parent's completion, shared out by characters.
-    """
-
-    granularity: Granularity = Granularity.STEP
-    student: ModelName | None = None
 
 
 class AskParams(Frozen):
@@ -35,6 +25,26 @@ class AskParams(Frozen):
     max_tokens: int = Field(default=256, ge=1)
     top_p: float = Field(default=0.95, gt=0, le=1)
     seed: int = Field(default=0, ge=0)
+
+
+class TypesParams(AskParams):
+    """`prompt` has a model type steps, greedily and some dozens at a time."""
+
+    prompt: PromptName = "step_types"
+    max_tokens: int = Field(default=1024, ge=1)
+
+
+class StageParams(Frozen):
+    """`granularity` is how fine the steps are; a model may say what each of them is (`types`), or rules do.
+
+    `student` names the model in whose tokens lengths are counted (`use: local` or `use: transformers`), and whose
+    stored scores `low_information` goes by; without it, lengths are the server's count of the parent's completion,
+    shared out by characters.
+    """
+
+    granularity: Granularity = Granularity.STEP
+    types: TypesParams | None = None
+    student: ModelName | None = None
 
 
 class ConcludeParams(AskParams):
@@ -60,7 +70,7 @@ class RewriteParams(AskParams):
     temperature: float = Field(default=0.6, ge=0)
 
 
-ASKING: dict[str, type[AskParams]] = {
+_OWN: dict[str, type[AskParams]] = {
     "binary_cut": ConcludeParams,
     "sufficient_prefix": JudgeParams,
     "rewrite": RewriteParams,
@@ -77,19 +87,35 @@ _VALUES = {
 def params_of(name: str) -> type[Frozen]:
     """Return the parameters of `prune: <name>`: one flat model, which is itself the pruner."""
     pruner = PRUNERS.get(name)
-    asking = (ASKING[name],) if name in ASKING else ()
+    own = (_OWN[name],) if name in _OWN else ()
     # The bases are in this order so that the model that is asked comes first: its worker runs the stage.
-    bases: tuple[type[Frozen], ...] = (StageParams, *asking, pruner)
+    bases: tuple[type[Frozen], ...] = (StageParams, *own, pruner)
     return create_model(f"{pruner.__name__}Params", __base__=bases, __doc__=pruner.__doc__)
 
 
 def prompts_of(params: Frozen) -> dict[str, str]:
     """Return the names of the prompts that the parameters name, by the parameter."""
-    return {key: getattr(params, key) for key in ("prompt", "continue_prompt") if hasattr(params, key)}
+    named = {key: getattr(params, key) for key in ("prompt", "continue_prompt") if hasattr(params, key)}
+    types = params.types if isinstance(params, StageParams) else None
+    return named if types is None else {**named, "types": types.prompt}
 
 
 def mistakes(params: Frozen, pipeline: Pipeline) -> Iterator[Mistake]:
-    """Yield what is wrong with the prompts and the model that counts, which the types of the parameters cannot say."""
+    """Yield what is wrong with prompts, models and files, which the types of the parameters cannot say."""
+    yield from _wrong_prompts(params, pipeline)
+    student = as_stage(params).student
+    if student is not None:
+        if not has_tokenizer(pipeline.models[student]):
+            hint = "a model with `use: local` or `use: transformers` has"
+            yield Mistake(f"student: {student!r} has no tokenizer at hand", hint=hint)
+        if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
+            yield Mistake("student: counting its tokens needs: pip install 'tracefactory[student]'")
+    asking = as_asking(params)
+    if asking is not None and isinstance(pipeline.models[asking.model], TransformersSpec):
+        yield Mistake(f"model: {asking.model!r} is `use: transformers`, which is not served: use `local` or `vllm`")
+
+
+def _wrong_prompts(params: Frozen, pipeline: Pipeline) -> Iterator[Mistake]:
     for key, name in prompts_of(params).items():
         prompt = pipeline.prompts[name]
         known = _VALUES["prune_rewrite" if isinstance(params, RewriteParams) else "prune_conclude"]
@@ -98,19 +124,13 @@ def mistakes(params: Frozen, pipeline: Pipeline) -> Iterator[Mistake]:
             yield Mistake(f"{key}: {name!r} uses {variable!r}, which has no value here", hint=f"there are: {given}")
         if key == "continue_prompt" and not _continues(prompt):
             yield Mistake(f"{key}: {name!r} must have a prefill that opens <think> and ends in the reasoning")
-    student = as_stage(params).student
-    if student is not None:
-        if not isinstance(pipeline.models[student], LocalSpec):
-            yield Mistake(f"student: {student!r} has no tokenizer at hand", hint="one with `use: local` has")
-        if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
-            yield Mistake("student: counting its tokens needs: pip install 'tracefactory[student]'")
 
 
 def _continues(prompt: Prompt) -> bool:
     return prompt.opened_in_prompt and (prompt.prefill or "").rstrip().endswith("{{ reasoning }}")
 
 
-# One object is all three; each function names the side of it that its caller needs.
+# One object is all of these; each function names the side of it that its caller needs.
 
 
 def as_pruner(params: Frozen) -> Pruner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import Field
@@ -19,6 +20,7 @@ from tracefactory.card import (
     VerifierLine,
 )
 from tracefactory.config import Pipeline, StageConfig
+from tracefactory.config.refs import find_refs
 from tracefactory.errors import Mistake, UserError
 from tracefactory.files import write_json
 from tracefactory.hub import push
@@ -26,6 +28,7 @@ from tracefactory.models.base import EnvStr
 from tracefactory.op import OPS, Rows, ShardResult, WholeInput, WholeOp, WholeResult
 from tracefactory.release import MANIFEST, Manifest, read_manifest, write_release
 from tracefactory.schema import Dropped, Frozen, Trace
+from tracefactory.stages.decoded import written_notes
 from tracefactory.stages.mix import MixLongShort, MixParams
 from tracefactory.stages.source import SourceOp
 from tracefactory.store import StageRecord, dropped_row
@@ -100,13 +103,9 @@ class PublishDataset(WholeOp):
         def published() -> Iterator[Trace]:
             return (trace for trace in _traces(inputs, shards) if trace.id not in refused)
 
-        left_out: dict[str, Counter[str]] = {view: Counter() for view in params.views if VIEWS.get(view).partial}
-
-        def refuse(view: str) -> Callable[[Trace, ViewError], None]:
-            counts = left_out.get(view)
-            return _unexpected if counts is None else lambda _, error: counts.update([error.reason])
-
-        configs = {view: tables(VIEWS.get(view), published(), refuse(view)) for view in params.views}
+        left_out = _left_out(published, params.views)
+        views = [view for view in params.views if view not in left_out or left_out[view].published] or params.views
+        configs = {view: tables(VIEWS.get(view), published(), _refuse(view)) for view in views}
         keys = {one.id: worker.setup.keys[one.id] for one in _ancestors(stage, pipeline)}
         folder, version = release_folder(pipeline), release_version(pipeline)
         card = _card(stage, worker, published)
@@ -145,7 +144,9 @@ def _manifest(folder: Path) -> Manifest | None:
 def _same_inputs(manifest: Manifest, stage: StageConfig, pipeline: Pipeline, keys: Mapping[str, str]) -> bool:
     inputs = {one.id: keys[one.id] for one in _ancestors(stage, pipeline) if one.id != stage.id}
     before = {name: key for name, key in manifest.stages.items() if name != stage.id}
-    return inputs == before and tuple(manifest.configs) == _params(stage).views
+    # A partial view that had no row is not there.
+    views = [view for view in _params(stage).views if view in manifest.configs or not VIEWS.get(view).partial]
+    return inputs == before and list(manifest.configs) == views
 
 
 def _ancestors(stage: StageConfig, pipeline: Pipeline) -> list[StageConfig]:
@@ -176,17 +177,45 @@ def _refused(inputs: Mapping[str, WholeInput], shards: int, views: tuple[str, ..
     return refused
 
 
-def _unexpected(trace: Trace, error: ViewError) -> None:
-    raise AssertionError(f"{trace.id} was accepted and then refused: {error}")
+@dataclass
+class _LeftOut:
+    """How many traces a partial view has, and why it leaves out the others."""
+
+    published: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
 
 
-def _shorter_views(left_out: Mapping[str, Counter[str]]) -> list[str]:
+def _left_out(published: Callable[[], Iterator[Trace]], views: tuple[str, ...]) -> dict[str, _LeftOut]:
+    """Find what the partial views leave out."""
+    found = {view: _LeftOut() for view in views if VIEWS.get(view).partial}
+    for trace in published() if found else ():
+        for view, counts in found.items():
+            try:
+                VIEWS.get(view).rows(trace)
+            except ViewError as error:
+                counts.reasons[error.reason] += 1
+            else:
+                counts.published += 1
+    return found
+
+
+def _refuse(view: str) -> Callable[[Trace, ViewError], None]:
+    """Return what takes the traces a view cannot represent: those of a partial view are counted already."""
+
+    def refuse(trace: Trace, error: ViewError) -> None:
+        if not VIEWS.get(view).partial:
+            raise AssertionError(f"{trace.id} was accepted and then refused: {error}")
+
+    return refuse
+
+
+def _shorter_views(left_out: Mapping[str, _LeftOut]) -> list[str]:
     """Say of every partial view which traces it leaves out, and why."""
     return [
-        f"the view {view} leaves out {counts.total()} of the traces: "
-        + ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
-        for view, counts in left_out.items()
-        if counts
+        f"the view {view} has {found.published} rows and leaves out {found.reasons.total()}: "
+        + ", ".join(f"{reason} {count}" for reason, count in found.reasons.most_common())
+        for view, found in left_out.items()
+        if found.reasons
     ]
 
 
@@ -233,12 +262,12 @@ def _card(stage: StageConfig, worker: Worker, published: object) -> CardInputs:
         tags=params.tags,
         stages=tuple(_stage_line(one, records[one.id]) for one in above),
         mix=_mix_lines(above, styles.get("all", Counter())),
-        notes=tuple(note for record in records.values() for note in record.tally.notes),
+        notes=(*(note for record in records.values() for note in record.tally.notes), *written_notes(above, records)),
         lengths=tuple(LengthLine.of(style, found) for style, found in sorted(lengths.items())),
         models=tuple(
             ModelLine(
                 name=name,
-                role="teacher",
+                role=_role(name, above),
                 model=spec.model,
                 revision=spec.recorded_revision(worker.where),
                 licence=spec.licence,
@@ -255,6 +284,12 @@ def _card(stage: StageConfig, worker: Worker, published: object) -> CardInputs:
         command=f"tracefactory run pipelines/{pipeline.file.name}",
         pipeline=pipeline.file.read_text(encoding="utf-8"),
     )
+
+
+def _role(name: str, stages: list[StageConfig]) -> str:
+    """Return what a model is to the stages that name it: the student where it only stands under `student:`."""
+    refs = [ref for stage in stages for ref in find_refs(type(stage.params), stage.params) if ref.name == name]
+    return "student" if {ref.path[-1] for ref in refs if ref.kind == "model"} == {"student"} else "teacher"
 
 
 def _stage_line(stage: StageConfig, record: StageRecord) -> StageLine:

@@ -1,10 +1,11 @@
-"""`sample: chat`: several completions per problem from a teacher, each stored the moment it is paid for."""
+"""Sampling from teachers, each completion stored the moment it is paid for; `sample: chat`."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -13,23 +14,27 @@ from tracefactory.fingerprint import digest
 from tracefactory.models.base import ChatRequest, Completion, RequestFailed, Where
 from tracefactory.models.reasoning import split_reasoning
 from tracefactory.op import OPS, Host, Inputs, ModelName, PromptName, Rows, ShardOp, ShardResult
-from tracefactory.prompts import Prompt
-from tracefactory.schema import Frozen, Problem, Trace
+from tracefactory.schema import Dropped, Frozen, Problem, Trace
 from tracefactory.store import dropped_row
-from tracefactory.worker import Record, Worker
+from tracefactory.worker import Completer, Record, Worker
 
 
-class ChatParams(Frozen):
-    """How to sample. `seed` is the start of every sample's own seed; `max_tokens` counts reasoning and answer."""
+class SampleParams(Frozen):
+    """How much to sample. `seed` is the start of every sample's own seed; `max_tokens` counts reasoning and answer."""
 
-    model: ModelName
     prompt: PromptName
     samples: int = Field(default=4, ge=1)
+    max_tokens: int = Field(default=4096, ge=1)
+    seed: int = Field(default=0, ge=0)
+
+
+class ChatParams(SampleParams):
+    """How to sample chats from one model."""
+
+    model: ModelName
     temperature: float = Field(default=0.7, ge=0)
     top_p: float = Field(default=0.95, gt=0, le=1)
-    max_tokens: int = Field(default=4096, ge=1)
     stop: tuple[str, ...] = ()
-    seed: int = Field(default=0, ge=0)
 
 
 @dataclass(frozen=True)
@@ -45,21 +50,48 @@ class Draw:
         return digest({"stage": stage.id, "problem": self.problem.id, "request": self.request.key})[:16]
 
 
-class SampleChat(ShardOp):
-    """Sample `samples` chats per problem. A failed sample is an error row and does not cost its siblings."""
+@dataclass
+class Sampled:
+    """What came of the samples of one shard: a trace or an error row for each, and what they took."""
 
-    verb, name, version = "sample", "chat", "1"
-    Params = ChatParams
+    traces: list[Trace] = field(default_factory=list)
+    failed: list[Dropped] = field(default_factory=list)
+    retryable: int = 0
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+class SampleOp(ShardOp):
+    """Sample `samples` completions per problem. A failed sample is an error row and does not cost its siblings."""
+
+    verb = "sample"
     takes, gives = Rows.PROBLEMS, Rows.TRACES
     many_inputs = True
     host = Host.MODEL
+    completion: ClassVar[type[Completion]] = Completion
 
-    def identity(self, stage: StageConfig, pipeline: Pipeline) -> dict[str, Any]:
-        params = _params(stage)
-        return {
-            "model": pipeline.models[params.model].identity(Where(root=pipeline.project.root)),
-            "prompt": pipeline.prompts[params.prompt].digest,
-        }
+    @abstractmethod
+    def payer(self, stage: StageConfig) -> str:
+        """Return the name of the model whose prices and slots count."""
+
+    @abstractmethod
+    def model_identity(self, stage: StageConfig, pipeline: Pipeline, where: Where) -> dict[str, Any]:
+        """Return what decides a completion besides messages and sampling parameters: part of the request's key."""
+
+    @abstractmethod
+    def sampling(self, stage: StageConfig, seed: int) -> dict[str, Any]:
+        """Return the sampling parameters of a request."""
+
+    @abstractmethod
+    def temperature(self, stage: StageConfig) -> float:
+        """Return the temperature to record with a trace."""
+
+    def fields(self, stage: StageConfig, completion: Completion) -> dict[str, Any]:
+        """Return the fields of a trace that are particular to this way of sampling."""
+        return {}
+
+    def client(self, stage: StageConfig, worker: Worker) -> Completer:
+        """Return what completes the requests."""
+        return worker.client(self.payer(stage))
 
     def rows_expected(self, stage: StageConfig, rows: int) -> int | None:
         return rows * _params(stage).samples
@@ -69,51 +101,116 @@ class SampleChat(ShardOp):
     ) -> list[Draw]:
         """Return every sample this stage takes of `problems`: what `plan` counts and `run` pays for."""
         params, prompt = _params(stage), pipeline.prompts[_params(stage).prompt]
-        model = pipeline.models[params.model].identity(where or Where(root=pipeline.project.root))
-        return [_draw(params, prompt, model, problem, index) for problem in problems for index in range(params.samples)]
+        identity = self.model_identity(stage, pipeline, where or Where(root=pipeline.project.root))
+        drawn = []
+        for problem in problems:
+            messages = tuple(prompt.render(question=problem.question))
+            for index in range(params.samples):
+                seed = int(digest({"seed": params.seed, "problem": problem.id, "sample": index})[:8], 16) >> 1
+                sampling = self.sampling(stage, seed)
+                request = ChatRequest(model_identity=identity, messages=messages, params=sampling, sample_index=index)
+                drawn.append(Draw(request, problem, index, seed))
+        return drawn
 
-    async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
+    async def sample(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> Sampled:
+        """Take the samples of one shard."""
         draws = self.draws(stage, worker.pipeline, inputs.problems(), worker.where)
-        outcomes = await worker.complete(_params(stage).model, [draw.request for draw in draws], stage.id)
-        kept, dropped, again = [], [], 0
-        for draw, outcome in zip(draws, outcomes, strict=True):
-            if isinstance(outcome, RequestFailed):
-                trace = _trace(draw, stage, worker, {"finish_reason": "error", "error": str(outcome)})
-                dropped.append(dropped_row(trace, stage.id, outcome.kind, str(outcome), error=True))
-                again += outcome.retryable
-            else:
-                kept.append(_trace(draw, stage, worker, _what_came(stage, worker.pipeline, outcome)))
+        requests = [draw.request for draw in draws]
+        outcomes = await worker.complete(self.payer(stage), requests, stage.id, self.client(stage, worker))
         records = [outcome for outcome in outcomes if not isinstance(outcome, RequestFailed)]
         mine = [record for record in records if record["run"] == worker.setup.run_id]
         numbers = spent(records) | {f"paid_{name}": number for name, number in spent(mine).items()}
+        sampled = Sampled(numbers=numbers)
+        for draw, outcome in zip(draws, outcomes, strict=True):
+            if isinstance(outcome, RequestFailed):
+                trace = self._trace(draw, stage, worker, {"finish_reason": "error", "error": str(outcome)})
+                sampled.failed.append(dropped_row(trace, stage.id, outcome.kind, str(outcome), error=True))
+                sampled.retryable += outcome.retryable
+            else:
+                sampled.traces.append(self._trace(draw, stage, worker, self._what_came(stage, worker, outcome)))
+        return sampled
+
+    async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
+        sampled = await self.sample(stage, inputs, worker)
         return ShardResult(
-            rows_in=len(draws),
-            kept=kept,
-            dropped=dropped,
-            retryable=again,
-            numbers=numbers,
+            rows_in=len(inputs.problems()) * _params(stage).samples,
+            kept=sampled.traces,
+            dropped=sampled.failed,
+            retryable=sampled.retryable,
+            numbers=sampled.numbers,
+        )
+
+    def _what_came(self, stage: StageConfig, worker: Worker, record: Record) -> dict[str, Any]:
+        """Return the fields of a trace that its completion decides."""
+        completion = self.completion.model_validate(record["completion"])
+        prompt = worker.pipeline.prompts[_params(stage).prompt]
+        reasoning, answer, thinking = split_reasoning(
+            completion.content, completion.reasoning, opened_in_prompt=prompt.opened_in_prompt
+        )
+        return {
+            "reasoning": reasoning,
+            "answer_text": answer,
+            "thinking": thinking,
+            "finish_reason": completion.finish_reason,
+            "refusal": completion.refusal,
+            "prompt_tokens": completion.prompt_tokens,
+            "completion_tokens": completion.completion_tokens,
+            "cost": record["cost"],
+            **self.fields(stage, completion),
+        }
+
+    def _trace(self, draw: Draw, stage: StageConfig, worker: Worker, came: dict[str, Any]) -> Trace:
+        """Describe one sample by everything that decided it, and by what came back."""
+        name, params = self.payer(stage), _params(stage)
+        prompt, spec = worker.pipeline.prompts[params.prompt], worker.pipeline.models[name]
+        return Trace(
+            id=draw.trace_id(stage),
+            problem=draw.problem,
+            stage=stage.id,
+            teacher=name,
+            model=spec.model,
+            revision=spec.recorded_revision(worker.where),
+            prompt=params.prompt,
+            prompt_digest=prompt.digest,
+            style=prompt.style,
+            sample_index=draw.index,
+            seed=draw.seed,
+            temperature=self.temperature(stage),
+            request_key=draw.request.key,
+            **came,
         )
 
 
-def _params(stage: StageConfig) -> ChatParams:
-    assert isinstance(stage.params, ChatParams)
-    return stage.params
+class SampleChat(SampleOp):
+    """Sample chats from one teacher."""
 
+    name, version = "chat", "1"
+    Params = ChatParams
 
-def _draw(params: ChatParams, prompt: Prompt, model: dict[str, Any], problem: Problem, index: int) -> Draw:
-    seed = int(digest({"seed": params.seed, "problem": problem.id, "sample": index})[:8], 16) >> 1
-    sampling: dict[str, Any] = {
-        "temperature": params.temperature,
-        "top_p": params.top_p,
-        "max_tokens": params.max_tokens,
-        "seed": seed,
-    }
-    if params.stop:
-        sampling["stop"] = list(params.stop)
-    messages = tuple(prompt.render(question=problem.question))
-    return Draw(
-        ChatRequest(model_identity=model, messages=messages, params=sampling, sample_index=index), problem, index, seed
-    )
+    def payer(self, stage: StageConfig) -> str:
+        return _chat(stage).model
+
+    def identity(self, stage: StageConfig, pipeline: Pipeline) -> dict[str, Any]:
+        return {
+            "model": self.model_identity(stage, pipeline, Where(root=pipeline.project.root)),
+            "prompt": pipeline.prompts[_chat(stage).prompt].digest,
+        }
+
+    def model_identity(self, stage: StageConfig, pipeline: Pipeline, where: Where) -> dict[str, Any]:
+        return pipeline.models[_chat(stage).model].identity(where)
+
+    def sampling(self, stage: StageConfig, seed: int) -> dict[str, Any]:
+        params = _chat(stage)
+        sampling: dict[str, Any] = {
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "max_tokens": params.max_tokens,
+            "seed": seed,
+        }
+        return sampling | ({"stop": list(params.stop)} if params.stop else {})
+
+    def temperature(self, stage: StageConfig) -> float:
+        return _chat(stage).temperature
 
 
 def spent(records: Sequence[Record]) -> dict[str, float]:
@@ -126,45 +223,14 @@ def spent(records: Sequence[Record]) -> dict[str, float]:
     }
 
 
-def _what_came(stage: StageConfig, pipeline: Pipeline, record: Record) -> dict[str, Any]:
-    """Return the fields of a trace that its completion decides."""
-    completion = Completion.model_validate(record["completion"])
-    prompt = pipeline.prompts[_params(stage).prompt]
-    reasoning, answer, thinking = split_reasoning(
-        completion.content, completion.reasoning, opened_in_prompt=prompt.opened_in_prompt
-    )
-    return {
-        "reasoning": reasoning,
-        "answer_text": answer,
-        "thinking": thinking,
-        "finish_reason": completion.finish_reason,
-        "refusal": completion.refusal,
-        "prompt_tokens": completion.prompt_tokens,
-        "completion_tokens": completion.completion_tokens,
-        "cost": record["cost"],
-    }
+def _params(stage: StageConfig) -> SampleParams:
+    assert isinstance(stage.params, SampleParams)
+    return stage.params
 
 
-def _trace(draw: Draw, stage: StageConfig, worker: Worker, came: dict[str, Any]) -> Trace:
-    """Describe one sample by everything that decided it, and by what came back."""
-    params = _params(stage)
-    prompt, spec = worker.pipeline.prompts[params.prompt], worker.pipeline.models[params.model]
-    return Trace(
-        id=draw.trace_id(stage),
-        problem=draw.problem,
-        stage=stage.id,
-        teacher=params.model,
-        model=spec.model,
-        revision=spec.recorded_revision(worker.where),
-        prompt=params.prompt,
-        prompt_digest=prompt.digest,
-        style=prompt.style,
-        sample_index=draw.index,
-        seed=draw.seed,
-        temperature=params.temperature,
-        request_key=draw.request.key,
-        **came,
-    )
+def _chat(stage: StageConfig) -> ChatParams:
+    assert isinstance(stage.params, ChatParams)
+    return stage.params
 
 
 OPS.register("sample:chat")(SampleChat())

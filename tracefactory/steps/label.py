@@ -10,12 +10,14 @@ from tracefactory.schema import Frozen
 from tracefactory.steps.model import Step, StepKind
 
 PER_PROMPT = 40  # steps shown in one prompt
+MODEL_RULE = "model"  # the rule of a step that a model typed
 _LINE = re.compile(rf"^\W*(\d+)\W+({'|'.join(StepKind)})\b", re.IGNORECASE | re.MULTILINE)
 
 
 class LabelItem(Frozen):
-    """Some consecutive steps of one trace; `first` is the number of the first of them."""
+    """Some consecutive steps of the trace `id`; `first` is the number of the first of them."""
 
+    id: str
     question: str
     first: int
     steps: tuple[str, ...]
@@ -33,16 +35,18 @@ class Labeller(Protocol):
         ...
 
 
-async def relabel(traces: Sequence[tuple[str, str, tuple[Step, ...]]], labeller: Labeller) -> list[tuple[Step, ...]]:
-    """Return the steps of each (question, text, steps) with the kinds a model gives them, asked for all at once.
+async def relabel(
+    traces: Sequence[tuple[str, str, str, tuple[Step, ...]]], labeller: Labeller
+) -> list[tuple[Step, ...]]:
+    """Return the steps of each (id, question, text, steps) with the kinds a model gives them, asked for all at once.
 
     A step the model left out, or gave no known type, keeps the kind and the rule it had; `rule` is `model` otherwise.
     """
     items, owners = [], []
-    for number, (question, text, steps) in enumerate(traces):
+    for number, (name, question, text, steps) in enumerate(traces):
         for first in range(0, len(steps), PER_PROMPT):
             shown = tuple(step.of(text).strip() for step in steps[first : first + PER_PROMPT])
-            items.append(LabelItem(question=question, first=first, steps=shown))
+            items.append(LabelItem(id=name, question=question, first=first, steps=shown))
             owners.append(number)
     replies = await labeller.label(items) if items else []
     given: list[dict[int, StepKind]] = [{} for _ in traces]
@@ -51,10 +55,10 @@ async def relabel(traces: Sequence[tuple[str, str, tuple[Step, ...]]], labeller:
         given[owner].update((index, kind) for index, kind in parse_labels(reply).items() if index in span)
     return [
         tuple(
-            step.model_copy(update={"kind": kinds[step.index], "rule": "model"}) if step.index in kinds else step
+            step.model_copy(update={"kind": kinds[step.index], "rule": MODEL_RULE}) if step.index in kinds else step
             for step in steps
         )
-        for (_, _, steps), kinds in zip(traces, given, strict=True)
+        for (_, _, _, steps), kinds in zip(traces, given, strict=True)
     ]
 
 

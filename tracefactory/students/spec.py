@@ -31,7 +31,7 @@ class StudentSpec(Frozen):
     tokenizer_revision: str | None = None
     chat_template: Path | None = None
     reasoning: Literal["inline", "field"] = "inline"
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     max_batch_tokens: int = Field(default=8192, gt=0)
     chunk: int = Field(default=256, gt=0)

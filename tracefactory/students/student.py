@@ -34,7 +34,7 @@ class Student:
         self._renderer = Renderer(self.tokenizer, spec.reasoning)
         self.model = load_model(spec)
         self._body = self.model.base_model
-        _check_head(self.model, len(self.tokenizer))
+        check_head(self.model, len(self.tokenizer))
         self._head = ScoringHead(self.model.get_output_embeddings(), spec.chunk)
 
     @property
@@ -112,7 +112,7 @@ def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return batches
 
 
-def _check_head(model: Any, tokens: int) -> None:
+def check_head(model: Any, tokens: int) -> None:
     """Refuse a checkpoint whose logits are more than its output layer (soft caps, scales), or lack a token."""
     layer = model.get_output_embeddings()
     if not isinstance(layer, torch.nn.Linear):

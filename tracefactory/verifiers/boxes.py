@@ -9,8 +9,8 @@ _BOX = re.compile(r"\\?\\(?:boxed|fbox|framebox)(?![a-zA-Z])\s*|(?<![\\a-zA-Z])b
 _BARE = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:/\d+)?|[A-Za-z](?![A-Za-z])|\\[a-zA-Z]+")
 _BETWEEN = re.compile(
     r"(?:[\s$,;.&]|\\[()\[\],;:! ]|\\\\|\\q?quad|\\text(?:rm|bf)?\s*\{\s*(?:,?\s*(?:and|or)\s*,?)?\s*\}|"
-    r"\b(?:and|or)\b|和|或|、|，|"
-    r"[A-Za-z](?:_\{?\w+\}?)?\s*=)*"
+    r"\b(?:and|or)\b|和|或|、|，|；|"
+    r"[A-Za-z](?:_\{?\w+\}?)?\s*=|[-*#]|\(?(?:[a-h]|[iv]{1,3}|\d)[).]|(?:part|第)\s*\(?\w\)?:?)*"
 )
 _KEPT = 40
 _UNCLOSED_REACH = 300
@@ -74,12 +74,11 @@ def _unclosed(text: str, match: re.Match[str], start: int) -> Box | None:
     return Box(match.start(), start + len(inner), start, start + len(inner), inner.rstrip(".,"), closed=False)
 
 
-def joined(text: str, boxes: list[Box]) -> tuple[str, int] | None:
-    """Return the boxes that stand next to the last one as a list, and where the first of them starts; None without."""
+def joined(text: str, boxes: list[Box]) -> list[Box]:
+    """Return the boxes that stand next to the last one, it included, in order."""
     group = [boxes[-1]]
     for box in reversed(boxes[:-1]):
         if _BETWEEN.fullmatch(text, box.end, group[0].start) is None:
             break
         group.insert(0, box)
-    different = list(dict.fromkeys(box.text.strip() for box in group))
-    return (", ".join(different), group[0].inner_start) if len(different) > 1 else None
+    return group

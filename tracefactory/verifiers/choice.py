@@ -7,6 +7,7 @@ import re
 from tracefactory.schema import Outcome, Verdict
 from tracefactory.verifiers.base import ExtractParams, Verifier, VerifyTask, stated_answer
 from tracefactory.verifiers.compare import Comparison, ProseError
+from tracefactory.verifiers.extract import several
 from tracefactory.verifiers.normalize import normalize, strip_markup
 from tracefactory.verifiers.quantity_rules import MathParams, UndecidedError
 from tracefactory.verifiers.reading import read
@@ -41,10 +42,11 @@ class ChoiceVerifier(Verifier):
         stated = stated_answer(task, bare=params.bare)
         if stated is None:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
-        chosen = letters((stated.together or stated).text)
+        stated = several(task.answer_text, stated) or stated
+        chosen = letters(stated.value)
         method = "choice"
         if not chosen:
-            chosen = by_content(stated.text, params.options or options_in(task.problem.question))
+            chosen = by_content(stated.value, params.options or options_in(task.problem.question))
             method = "choice_content"
         if not chosen:
             return self.verdict(Outcome.UNVERIFIABLE, "no_option", stated)

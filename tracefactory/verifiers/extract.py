@@ -8,29 +8,19 @@ text goes on to question is no conclusion.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tracefactory.verifiers.announce import announcements, hedged
 from tracefactory.verifiers.boxes import Box, find_boxes, joined
 from tracefactory.verifiers.normalize import strip_markup
-from tracefactory.verifiers.sentences import Span, is_formula, is_value, last_sentences, statement_end, value_in
+from tracefactory.verifiers.sentences import Span, bare, is_formula, is_value, last_sentences, value_in
 
-_CONTROL = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|end|return|end_of_text)\|>|</s>|<｜end▁of▁sentence｜>")
+_CONTROL = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|end|return|end_of_text|end_of_solution)\|>|</s>|<｜end▁of▁sentence｜>")
 _THINK = re.compile(
-    r"<(?P<open>think|thinking|thought|reasoning|Begin_of_Draft)>|<(?:/(?P<close>think|thinking|thought|reasoning)|(?P<draft>End_of_Draft))>",
-    re.IGNORECASE,
-)
-_ANNOUNCED = re.compile(
-    r"(?P<strong>(?:the\s+|my\s+|our\s+)?\bfinal\s+(?:answer|result)(?:\s+(?:is|to\s[^.:\n]{1,80}?\bis))?(?:\s*\*\*)?\s*:?"
-    r"|^\s*####(?!#)|(?<=\s)####(?!#)"
-    r"|\banswer(?:\s*\*\*)?\s*:(?!:)"
-    r"|(?:最终|正确|最后)?(?:答案|结果)\s*(?:\*\*)?\s*(?:应该|应|就)?(?:是|为|等于|:|：)+|(?:^|\n)\s*答\s*[:：])"
-    r"|(?P<weak>\b(?:answer|option|choice)(?:\s+(?:to|for|of)\s[^.\n]{1,60}?)?\s+(?:is|was|would\s+be|must\s+be|equals|=)"
-    r"|(?:应|故|因此|所以)?\s*(?:应)?选(?:择|项)?\s*(?:是|为)?\s*[:：]?(?=\s*[（(]?[A-Ha-h]\b|\s*[（(]?[A-H][）)。，,\s]))",
-    re.IGNORECASE | re.MULTILINE,
-)
-_HEDGE = re.compile(
-    r"\b(?:maybe|perhaps|might|could|possibly|if|suppose|assuming|assume|would|whether|unless|guess|not|supposed|"
-    r"expected|claims?|says?)\b|可能|也许|如果|假设|假如|是否|难道|不是",
+    r"(?P<open><(?:think|thinking|thought|reasoning|seed:think|Begin_of_Draft)>|<\|begin_of_thought\|>|◁think▷|\[THINK\]"
+    r"|<\|channel\|>analysis<\|message\|>)"
+    r"|</(?:think|thinking|thought|reasoning|seed:think)>|<End_of_Draft>|<\|end_of_thought\|>|◁/think▷|\[/THINK\]"
+    r"|(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>",
     re.IGNORECASE,
 )
 _RETRACTS = re.compile(
@@ -51,19 +41,45 @@ _DELIMITED = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)|\
 _LONG = 200
 """A bare answer of more characters is searched from its last sentence backwards."""
 _NAME_WORDS = 4
+_NEAR_END = 200
+"""Words with a number in them, announced this close to the end of a text, are its conclusion."""
+_STATES = re.compile(
+    r"\b(?:therefore|thus|hence|so|finally|in\s+(?:total|conclusion)|(?:the|my|our)\s+[\w\s'-]{1,60}?\s(?:is|are|was|equals)|"
+    r"we\s+(?:get|have|obtain|find|conclude)|there\s+(?:is|are)|(?:he|she|it|they|i)\s+\w+|(?:solutions?|results?|total|output|a)\s*(?:\*\*)?\s*[:：=])"
+    r"|∴|=>|\\therefore|⇒|所以|因此|综上|一共|共有|得",
+    re.IGNORECASE,
+)
+_SENTENCE_INSIDE = re.compile(r"\\text\s*\{[^{}]*\b(?:is|are|answer)\b[^{}]*\}", re.IGNORECASE)
+_ROW = re.compile(r"\|(?:[^|\n]*\b(?:answer|total|result|final|sum)\b[^|\n]*|[^|\n]*(?:答案|合计|总|结果)[^|\n]*)\|(?:[^|\n]*\|)+", re.IGNORECASE)
+_ANNOUNCES_NOTHING = re.compile(
+    r"(?:(?:so|therefore|thus|hence)?,?\s*(?:the|my|our)?\s*(?:final|correct)?\s*(?:answer|result|solution)s?(?:\s+(?:is|are))?|i|i'm.*|i\s.*|"
+    r"(?:最终|正确)?答案(?:是|为)?|sorry\b.*)\W*",
+    re.IGNORECASE,
+)
 _LOOP_WINDOW, _LOOP_UNIT, _LOOP_TIMES = 3000, 30, 5
 _TERMINAL = tuple(".!?。！？}])$`*\"'>)）】”")
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """An answer as stated: its text, its [start, end) range, how it was stated, and adjacent boxes read as a list."""
+    """An answer as stated: its text, the [start, end) range of that text, and how it was stated.
+
+    `boxes` are all boxes up to the one that was taken, of which the last `adjacent` stand side by side. `parts` are the
+    contents of several boxes taken as one answer.
+    """
 
     text: str
     start: int
     end: int
     how: str
-    together: Extraction | None = None
+    boxes: tuple[Box, ...] = ()
+    adjacent: int = 1
+    parts: tuple[str, ...] = ()
+
+    @property
+    def value(self) -> str:
+        """What is compared: the text, or several boxes as a list."""
+        return ", ".join(self.parts) or self.text
 
 
 @dataclass(frozen=True)
@@ -77,14 +93,14 @@ class Completion:
 
 def split_thinking(text: str) -> Completion:
     """Split a whole completion at the last end of thinking."""
-    last_open = last_close = None
+    first_open = last_open = last_close = None
     for match in _THINK.finditer(text):
         if match["open"]:
-            last_open = match
+            first_open, last_open = first_open or match, match
         else:
             last_close = match
     if last_close is not None and (last_open is None or last_open.start() < last_close.start()):
-        start = text.find(">", 0, last_open.end()) + 1 if last_open else 0
+        start = first_open.end() if first_open else 0
         return Completion(text[start : last_close.start()], text[last_close.end() :], open=False)
     if last_open is not None:
         return Completion(text[last_open.end() :], text[: last_open.start()] if last_close else "", open=True)
@@ -109,15 +125,15 @@ def extract(text: str, *, cut_off: bool = False) -> Extraction | None:
     """
     body = _body(text)
     stated = _last_statement(body, cut_off)
-    unfinished = cut_off or loops(body) or not body.rstrip().endswith(_TERMINAL)
-    if stated is not None:
-        rest = body[stated.end :]
-        if unfinished and _RETRACTS.search(rest):
-            return None
+    unfinished = cut_off or loops(body)
+    open_ended = unfinished or not body.rstrip().endswith(_TERMINAL)
+    if stated is not None and open_ended and _RETRACTS.search(body[stated.end :]):
+        return None
+    if stated is not None and stated.how != "mentioned":
         return stated
     if unfinished:
-        return _lone_value(body) if not cut_off else None
-    return _conclusion(body) or _lone_value(body)
+        return stated or (_lone_value(body) if not cut_off else None)
+    return _conclusion(body, open_ended=open_ended) or stated or _lone_value(body)
 
 
 def extract_bare(text: str) -> Extraction:
@@ -126,16 +142,43 @@ def extract_bare(text: str) -> Extraction:
     stated = _last_statement(body, cut_off=False)
     if stated is not None:
         return stated
-    whole = Span(0, len(body))
+    everything = Span(0, len(body))
     found = None
     if len(body) > _LONG and not is_formula(body):
         for sentence in last_sentences(body, 3):
             found = value_in(body, sentence, lenient=True)
             if found is not None:
                 break
-    found = found or value_in(body, whole, lenient=True)
-    span = _trimmed(body, found or whole)
-    return Extraction(body[span.start : span.end], span.start, span.end, "whole" if found is None else "value")
+    elif not _may_be_words(body):
+        found = value_in(body, everything, lenient=True)
+    span = _trimmed(body, found or everything, spoken=False)
+    return _extraction(body, span, "whole" if found is None else "value")
+
+
+def whole(text: str) -> Extraction:
+    """Return a text without its markup as the answer."""
+    return _extraction(text, _trimmed(text, Span(0, len(text)), spoken=False), "whole")
+
+
+def _may_be_words(body: str) -> bool:
+    """Whether a short answer is a phrase with a number in it (`Vendor 2`, `2% Loss`) rather than a sentence about one."""
+    return len(body.split()) <= 4 and not re.search(r"\$|\\[(\[]", body) and not _STATES.search(body) and not is_value(strip_markup(body))
+
+
+def several(text: str, stated: Extraction, count: int | None = None) -> Extraction | None:
+    """Return the boxes that stand side by side as one answer, or the last `count` boxes wherever they stand.
+
+    None when there is only one, or fewer than `count`.
+    """
+    group = stated.boxes[-(count or stated.adjacent) :]
+    if len(group) < (count or 2) or len({box.text.strip() for box in group}) < 2:
+        return None
+    start, end = group[0].start, group[-1].end
+    return Extraction(text[start:end], start, end, "boxes", parts=tuple(box.text.strip() for box in group))
+
+
+def _extraction(body: str, span: Span, how: str) -> Extraction:
+    return Extraction(body[span.start : span.end], span.start, span.end, how)
 
 
 def _body(text: str) -> str:
@@ -149,77 +192,102 @@ def _last_statement(body: str, cut_off: bool) -> Extraction | None:
         boxes = boxes[:-1]
     announced = _last_announced(body, boxes, cut_off)
     if boxes and (announced is None or boxes[-1].end >= announced.end - 1):
-        last, group = boxes[-1], joined(body, boxes)
-        together = None if group is None else Extraction(group[0], group[1], last.inner_end, "boxes")
-        return Extraction(last.text, last.inner_start, last.inner_end, "boxed", together)
+        return _boxed(body, boxes)
     return announced
+
+
+def _boxed(body: str, boxes: list[Box]) -> Extraction:
+    last = boxes[-1]
+    span = _stripped(body, Span(last.inner_start, last.inner_end))
+    if _SENTENCE_INSIDE.search(last.text):
+        span = value_in(body, span, lenient=False) or span
+    found = _extraction(body, span, "boxed")
+    return replace(found, boxes=tuple(boxes), adjacent=len(joined(body, boxes)))
 
 
 def _last_announced(body: str, boxes: list[Box], cut_off: bool) -> Extraction | None:
     after = boxes[-1].end if boxes else 0
-    matches = [match for match in _ANNOUNCED.finditer(body, max(0, after - 200)) if match.end() > after]
-    for match in reversed(matches):
-        strong = match["strong"] is not None
-        if not strong and _HEDGE.search(body, _clause_start(body, match.start()), match.start()):
+    for one in announcements(body, max(0, after - 200), after_box=bool(boxes)):
+        if one.end <= after or (cut_off and one.statement.end >= len(body.rstrip())):
             continue
-        end = statement_end(body, match.end())
-        if cut_off and end >= len(body.rstrip()):
-            continue
-        found = value_in(body, Span(match.end(), end), lenient=not boxes)
+        found = value_in(body, one.statement, lenient=not boxes)
         if found is None:
             continue
         span = _trimmed(body, found)
         value = body[span.start : span.end]
         if not value or _NOT_AN_ANSWER.match(value) or (boxes and not re.search(r"[\d\\]|^\W*[A-H]\W*$", value)):
             continue
-        if not strong and len(value.split()) > _NAME_WORDS and not re.search(r"[\d\\]", value):
+        if not one.strong and len(value.split()) > _NAME_WORDS and not re.search(r"[\d\\]", value):
             continue  # "the answer is hidden in the second equation"
-        return Extraction(value, span.start, span.end, "announced")
+        direct = is_value(value) or len(value.split()) <= _NAME_WORDS or len(body) - span.end < _NEAR_END
+        return _extraction(body, span, "announced" if direct else "mentioned")
     return None
 
 
-def _clause_start(body: str, position: int) -> int:
-    start = max(body.rfind(sign, max(0, position - 120), position) for sign in ".!?\n。！？;；")
-    return max(start + 1, position - 120)
+def _conclusion(body: str, *, open_ended: bool) -> Extraction | None:
+    """Return the value of the last sentence, if the text ends by stating one.
 
-
-def _conclusion(body: str) -> Extraction | None:
-    """Return the value of the last sentence, if the text ends by stating one."""
+    An `open_ended` text, with no full stop at its end, must say that it concludes, and end in the value.
+    """
     for sentence in last_sentences(body, 1):
         text = body[sentence.start : sentence.end]
-        if _HEDGE.search(text) or _RETRACTS.search(text) or text.rstrip().endswith(("?", "？")):
+        if _RETRACTS.search(text) or text.rstrip().endswith(("?", "？", ":", "：")) or hedged(_prose(text)):
             return None
+        row = _ROW.fullmatch(text.strip())
+        if row is not None:
+            sentence = _cell(body, sentence)
         found = value_in(body, sentence, lenient=False)
         if found is None:
             return None
         span = _trimmed(body, found)
-        return Extraction(body[span.start : span.end], span.start, span.end, "conclusion")
+        ends = not re.search(r"\w", body[span.end :])
+        if open_ended and row is None and not (ends and (_STATES.search(text) or _is_equation(text))):
+            return None
+        return _extraction(body, span, "conclusion")
     return None
 
 
+def _prose(text: str) -> str:
+    return re.sub(r"\$[^$]*\$|\\\(.*?\\\)", " ", text)
+
+
+def _is_equation(text: str) -> bool:
+    return re.fullmatch(r"\W*\\?[A-Za-z]\w*\s*=[^=]*[\w)}$\]]", text.strip()) is not None and is_value(text)
+
+
+def _cell(body: str, row: Span) -> Span:
+    """Return the last cell of a table row."""
+    end = body.rindex("|", row.start, row.end)
+    return Span(body.rindex("|", row.start, end) + 1, end)
+
+
 def _lone_value(body: str) -> Extraction | None:
-    """Return a short text that is nothing but a value, such as `42` or `x = 3`."""
+    """Return a short text that is nothing but a value, such as `42` or `x = 3`, or a name."""
     stripped = body.strip()
     if (
         not stripped
         or len(stripped) > 60
         or "\n" in stripped
         or stripped.count("=") > 1
-        or stripped.endswith(tuple("=+-*/<>(,"))
+        or stripped.endswith(tuple("=+-*/<>(,?:？："))
+        or hedged(stripped)
+        or not re.search(r"\w", re.sub(r"\\[a-zA-Z]+", "", stripped))
+        or _ANNOUNCES_NOTHING.fullmatch(stripped)
     ):
         return None
-    if not is_value(stripped) and (
-        len(stripped.split()) > 3 or _HEDGE.search(stripped) or stripped.endswith(("?", ":"))
-    ):
+    if not is_value(stripped) and len(stripped.split()) > 3:
         return None
-    start = body.index(stripped)
-    return Extraction(stripped, start, start + len(stripped), "whole")
+    span = bare(body, Span(0, len(body)))
+    return _extraction(body, _trimmed(body, span), "whole")
 
 
-def _trimmed(body: str, span: Span) -> Span:
-    """Shrink a range to what `strip_markup` would leave of it."""
+def _trimmed(body: str, span: Span, *, spoken: bool = True) -> Span:
+    """Shrink a range to what `strip_markup` would leave of it; in a `spoken` sentence, `3!` at the end is glad."""
+    span = bare(body, span)
     text = body[span.start : span.end]
     inner = strip_markup(text)
+    if spoken and re.fullmatch(r"\d+!", text.strip()):
+        inner = inner[:-1]
     delimited = _DELIMITED.fullmatch(inner)
     if delimited:
         inner = next(group for group in delimited.groups() if group is not None).strip()
@@ -227,3 +295,9 @@ def _trimmed(body: str, span: Span) -> Span:
     if not inner or at < 0:
         return span
     return Span(span.start + at, span.start + at + len(inner))
+
+
+def _stripped(body: str, span: Span) -> Span:
+    text = body[span.start : span.end]
+    start = span.start + len(text) - len(text.lstrip())
+    return Span(start, start + len(text.strip()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from fractions import Fraction
 
 from tracefactory.verifiers.values import Clock, Day, Number
@@ -31,7 +32,7 @@ _REPEATING = re.compile(
 _TWO_DOTS = re.compile(r"([-+]?)\s*(\d*)\s*\.\s*(\d*)\s*\\dot\s*\{?(\d)\}?\s*(\d*)\s*\\dot\s*\{?(\d)\}?$")
 _ENDLESS = re.compile(r"([-+]?)\s*(\d*)\.(\d*?)(\d{1,6}?)\4{2,}(?:\.{2,}|\\dots)$")
 _BASE = re.compile(
-    r"([-+]?)\s*\(?([0-9][0-9A-Za-z]*)\)?\s*(?:_\s*\{?\s*(?:base\s*)?(\d{1,2})\s*\}?|\s(?:in\s)?base\s(\d{1,2}))$"
+    r"([-+]?)\s*\(?([0-9][0-9A-Za-z]*)\)?\s*(?:_\s*\{?\s*(?:base\s*)?\(?(\d{1,2}|[a-z]{3,9})\)?\s*\}?|\s\(?(?:in\s)?base\s(\d{1,2}|[a-z]{3,9})\)?)$"
 )
 _WORD_VALUES = {
     **dict(
@@ -71,6 +72,11 @@ _WORD_VALUES = {
     ),
 }
 _ORDINALS = {"first": 1, "second": 2, "third": 3}
+_PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
+_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "千": 3, "万": 4, "百万": 6, "亿": 8}
+_SCALED = re.compile(
+    r"([-+]?\d[\d,]*(?:\.\d+)?)\s*(hundred|thousand|million|billion|trillion|百万|[千万亿])", re.IGNORECASE
+)
 _CHINESE_DIGITS = {**dict(zip("零一二三四五六七八九", range(10), strict=True)), "两": 2, "〇": 0}
 _MONTHS = [
     "january",
@@ -163,7 +169,8 @@ def _in_base(text: str) -> Number | None:
     match = _BASE.match(text)
     if match is None:
         return None
-    base = int(match[3] or match[4])
+    name = match[3] or match[4]
+    base = int(name) if name.isdigit() else _WORD_VALUES.get(name, 0)
     if not 2 <= base <= 36:
         return None
     try:
@@ -174,33 +181,62 @@ def _in_base(text: str) -> Number | None:
 
 
 def _in_words(text: str) -> Number | None:
-    words = text.casefold().replace("-", " ").split()
-    if 1 <= len(words) <= 2 and words[0] in _WORD_VALUES:
-        value = _WORD_VALUES[words[0]]
-        if len(words) == 2:
-            unit = _WORD_VALUES.get(words[1], 0)
-            if value < 20 or not 1 <= unit <= 9:
-                return None
-            value += unit
-        return Number(Fraction(value))
     if match := re.fullmatch(r"(\d+)(?:st|nd|rd|th)", text):
         return Number(Fraction(match[1]))
+    if match := _SCALED.fullmatch(text):
+        return _scaled(match[1].replace(",", ""), _SCALES[match[2].casefold()])
+    words = text.casefold().replace("-", " ").split()
+    if not words or len(words) > 12:
+        return None
+    if words[0] in ("negative", "minus") and len(words) > 1:
+        inner = read_number(" ".join(words[1:]))
+        return None if inner is None else replace(inner, value=-inner.value)
     if len(words) == 1 and words[0] in _ORDINALS:
         return Number(Fraction(_ORDINALS[words[0]]))
-    return _in_chinese(text)
+    if len(words) == 2 and words[1].rstrip("s") in _PARTS and (words[0] in _WORD_VALUES or words[0] == "a"):
+        return Number(Fraction(_WORD_VALUES.get(words[0], 1), _PARTS[words[1].rstrip("s")]))
+    count = _counted(words)
+    return _in_chinese(text) if count is None else Number(Fraction(count))
+
+
+def _counted(words: list[str]) -> int | None:
+    """Read English number words such as `two thousand one hundred and five`."""
+    total = current = last = 0
+    for index, word in enumerate(words):
+        if word == "and" and 0 < index < len(words) - 1 and last >= 100:
+            continue
+        if word in ("a", "an") and index == 0 and len(words) > 1:
+            current = last = 1
+        elif word in _WORD_VALUES:
+            value = _WORD_VALUES[word]
+            if index and (last < 20 or value >= last or (last < 100 and value >= 10)):
+                return None
+            current, last = current + value, value or 20
+        elif word in ("hundred", "dozen") and current:
+            last = 100 if word == "hundred" else 12
+            current *= last
+        elif word in ("thousand", "million", "billion", "trillion") and current:
+            last = 10 ** _SCALES[word]
+            total, current = total + current * last, 0
+        else:
+            return None
+    return total + current
 
 
 def _in_chinese(text: str) -> Number | None:
-    if not re.fullmatch(r"[零一二三四五六七八九两〇十百千]+", text):
+    if not re.fullmatch(r"[零一二三四五六七八九两〇十百千万亿]+", text):
         return None
-    total, current = 0, 0
+    total = section = current = 0
     for sign in text:
         if sign in _CHINESE_DIGITS:
             current = _CHINESE_DIGITS[sign]
+        elif sign in "万亿":
+            total = (total + section + current) * (10**4 if sign == "万" else 10**8)
+            section = current = 0
         else:
-            total += (current or 1) * {"十": 10, "百": 100, "千": 1000}[sign]
+            section += (current or 1) * {"十": 10, "百": 100, "千": 1000}[sign]
             current = 0
-    return Number(Fraction(total + current))
+    return Number(Fraction(total + section + current))
 
 
 def read_clock(text: str) -> Clock | None:

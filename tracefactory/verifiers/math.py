@@ -8,8 +8,8 @@ from tracefactory.schema import Outcome, Verdict
 from tracefactory.verifiers.base import ExtractParams, Verifier, VerifyTask, stated_answer
 from tracefactory.verifiers.boxes import find_boxes
 from tracefactory.verifiers.compare import Comparison, ProseError
-from tracefactory.verifiers.extract import Extraction, extract_bare
-from tracefactory.verifiers.normalize import MAX_CHARS
+from tracefactory.verifiers.extract import Extraction, extract_bare, several, whole
+from tracefactory.verifiers.normalize import MAX_CHARS, strip_markup
 from tracefactory.verifiers.quantity_rules import MathParams, Symbolic, UndecidedError
 from tracefactory.verifiers.reading import read
 from tracefactory.verifiers.symbolic import UnknownError, equivalent
@@ -40,15 +40,21 @@ class MathVerifier(Verifier):
         gold_text = task.problem.answer
         if gold_text is None or not gold_text.strip():
             return self.verdict(Outcome.UNVERIFIABLE, "no_gold")
+        if params.bare and _as_written(gold_text, task.answer_text):
+            return self.verdict(Outcome.CORRECT, "string", whole(task.answer_text))
         stated = stated_answer(task, bare=params.bare)
         if stated is None:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
-        gold, stated = typed(gold_reading(gold_text), stated)
+        gold = gold_reading(gold_text)
+        stated = typed(gold, stated, task.answer_text)
         if len(stated.text) > MAX_CHARS:
-            return self.verdict(Outcome.UNVERIFIABLE, "too_long", replace(stated, text=stated.text[:MAX_CHARS]))
+            end = stated.start + MAX_CHARS
+            return self.verdict(
+                Outcome.UNVERIFIABLE, "too_long", replace(stated, text=stated.text[:MAX_CHARS], end=end)
+            )
         comparison = Comparison(params, symbolic)
         try:
-            same = comparison.readings(gold, read(stated.text))
+            same = comparison.readings(gold, read(stated.value))
         except UndecidedError as question:
             if symbolic is None:
                 return None
@@ -60,22 +66,38 @@ class MathVerifier(Verifier):
         return self.verdict(Outcome.CORRECT if same else Outcome.INCORRECT, comparison.method, stated)
 
 
+def _as_written(gold: str, answer: str) -> bool:
+    return strip_markup(gold) == strip_markup(answer) != ""
+
+
 def gold_reading(text: str) -> Reading:
     """Read a gold answer: a bare answer, or a worked solution that ends in one."""
     if len(text) <= 300 and not find_boxes(text) and "####" not in text and "nswer" not in text:
         return read(text)
     stated = extract_bare(text)
-    return read((stated.together or stated).text)
+    return read((several(text, stated) or stated).value)
 
 
-def typed(gold: Reading, stated: Extraction) -> tuple[Reading, Extraction]:
-    """Read boxes that stand side by side as a list when the gold answer is one."""
-    if stated.together is not None and any(_several(value) for value in gold.values):
-        return gold, stated.together
-    return gold, stated
+def typed(gold: Reading, stated: Extraction, text: str) -> Extraction:
+    """Take several boxes as one answer when the gold answer has several parts and the last box has not."""
+    if len(stated.boxes) < 2:
+        return stated
+    for value in gold.values:
+        kind, count = _shape(value)
+        own = max((_shape(one) for one in read(stated.text).values), key=lambda shape: shape[1], default=("", 1))
+        if count < 2 or (own[1] > 1 and (own[0] != "tuple" or kind == "tuple")):
+            continue
+        together = several(text, stated) or several(text, stated, count)
+        if together is None:
+            return stated
+        if kind == "tuple" and len(together.parts) == count:
+            return replace(together, parts=(f"({', '.join(together.parts)})",))
+        return replace(together, parts=tuple(dict.fromkeys(together.parts)))
+    return stated
 
 
-def _several(value: Value) -> bool:
+def _shape(value: Value) -> tuple[str, int]:
+    """Return the kind of a value with several parts and how many it has; 1 for a single value."""
     if isinstance(value, Relation):
-        return any(_several(term) for term in value.terms)
-    return isinstance(value, Sequence) and value.kind in ("list", "set") and len(value.items) > 1
+        return _shape(value.terms[-1])
+    return (value.kind, len(value.items)) if isinstance(value, Sequence) else ("", 1)

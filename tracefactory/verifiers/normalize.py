@@ -81,6 +81,8 @@ _UNICODE = {
     "″": "''",
     "º": "°",
     "˚": "°",
+    "￥": "¥",
+    "￡": "£",
     "℃": "°C",
     "℉": "°F",
     "、": ",",
@@ -298,5 +300,9 @@ def strip_markup(text: str) -> str:
 
 
 def squash(text: str) -> str:
-    """Return the letters, digits and operators of a normalised answer with no spaces, case folded: for equality."""
+    """Return the letters, digits and operators of a normalised answer with no spaces, case folded: for equality.
+
+    A space between two digits stays as a sign of its own: `1 2` is not `12`.
+    """
+    text = re.sub(r"(?<=\d)\s+(?=\d)", "_", text)
     return re.sub(r"[\s{}]|\\(?=[a-zA-Z])", "", text).casefold().strip(".,;:")

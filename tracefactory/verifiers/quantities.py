@@ -15,7 +15,12 @@ _PERCENT = re.compile(r"\s*(?:%|(?:percent(?:age)?s?|pct|per cent)(?![a-zA-Z]))\
 _ZH_PERCENT = re.compile(r"^百分之\s*")
 _PREFIX = re.compile(r"^([-+]?)\s*(USD|US|€|£|¥|₹|Rs\.?|RMB)\s*(?:USD\s*)?([-+]?\s*[\d.\\(].*)$")
 _ABOUT = re.compile(
-    r"^(?:approximately|about|roughly|around|exactly|only|just|约|大约|大概|\\approx|≈|~|\\sim)\s*", re.IGNORECASE
+    r"^(?:approximately|about|roughly|around|exactly|only|just|约|大约|大概|人民币|\\approx|≈|~|\\sim)\s*", re.IGNORECASE
+)
+_COUNTED_WORDS = re.compile(
+    r"((?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty)(?:[- ](?:one|two|three|four|five|six|"
+    r"seven|eight|nine))?)\s+([a-z][a-z ]{2,30})$",
+    re.IGNORECASE,
 )
 _TAIL_START = re.compile(r"(?<=[\d)}\]!°. ])(?=[A-Za-z°¢€£¥₹\u4e00-\u9fff(])")
 _TAIL = re.compile(
@@ -23,6 +28,10 @@ _TAIL = re.compile(
     r"[A-Za-z°\u4e00-\u9fff()/^{}\-' .]*(?:\^?\s*\{?-?\d\}?)?"
 )
 _ONLY_WORDS = re.compile(r"[A-Za-z]{3,}|[A-Za-z]{2,}(?: [A-Za-z]{2,})+")
+_COMMAND = re.compile(r"\\[a-zA-Z]+|(?<![a-zA-Z])(?:sqrt|sin|cos|tan|log|ln|exp|pi)(?![a-zA-Z])")
+_WORD_HEAD = re.compile(r"(?<![A-Za-z{_])[A-Za-z]{2,}(?=[\s,]|$)")
+"""A word of prose before the unit: then the text is a sentence, not a quantity."""
+_TRIGONOMETRIC = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _LONGEST_TAIL = 80
 _AMBIGUOUS = frozenset("mgshLlNJKWVA")
 _PLAIN_NUMBER = re.compile(r"[-+]?[\d,. ]*\d\.?")
@@ -47,6 +56,11 @@ def read_quantity(text: str) -> Quantity | Text:
     if match := _PREFIX.match(text):
         unit = UNITS.get(match[2]) or UNITS["USD"]
         text = match[1] + match[3]
+    counted = _COUNTED_WORDS.match(text)
+    if counted and not percent and unit is None and (number := read_number(counted[1])) is not None:
+        nouns = noun_words(counted[2])
+        named = parse_unit(counted[2])
+        return Quantity(source, Node("num", value=number.value), unit=named, nouns=frozenset() if named else nouns)
     found = _bare(text)
     if found is not None:
         return Quantity(
@@ -92,13 +106,15 @@ def _split_unit(text: str) -> tuple[str, Unit | None, frozenset[str], bool] | No
         if not head or len(tail) > _LONGEST_TAIL or not _TAIL.fullmatch(tail) or re.search(r"[-+*/^=(\\]$", head):
             continue
         glued = not text[start.start() - 1].isspace()
-        if not _may_be_unit(head, tail, glued):
+        if not _may_be_unit(head, tail, glued) or _WORD_HEAD.search(_COMMAND.sub("", head)) or _degrees_inside(head, tail):
             continue
         if not (read_number(head) or read_decimal_comma(head) or _expression(head)):
             continue
         unit = parse_unit(tail) or parse_unit(re.sub(r"\s*\(.*\)$", "", tail))
         if unit is not None:
             return head, unit, frozenset(), False
+        if re.fullmatch(r"[A-Za-z]", head) and (head in "aAI" or not re.fullmatch(r"[A-Za-z]{3,}", tail)):
+            continue  # "a rectangle", "n is odd"
         if not _is_function(tail) and (_WORDS.search(tail) or _PERCENT.match(tail)):
             lead = re.match(r"([A-Za-z°²/]+)\s", tail)
             leading = parse_unit(lead[1]) if lead and lead[1] not in _AMBIGUOUS else None
@@ -114,6 +130,11 @@ def _may_be_unit(head: str, tail: str, glued: bool) -> bool:
     if not _PLAIN_NUMBER.fullmatch(head) or letter[1] not in _AMBIGUOUS:
         return False
     return not glued or re.fullmatch(r"m\s*(?:\^\{[23]\}|/s.*)", tail) is not None
+
+
+def _degrees_inside(head: str, tail: str) -> bool:
+    """Whether a degree sign belongs to the argument of a function: `\\sin 30°`."""
+    return tail.startswith("°") and _TRIGONOMETRIC.search(head) is not None
 
 
 def _is_function(tail: str) -> bool:

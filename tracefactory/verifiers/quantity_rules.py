@@ -69,11 +69,11 @@ class QuantityRules:
     def equal(self, gold: Quantity, answer: Quantity) -> bool:
         if gold.node is None or answer.node is None:
             return self.ask(gold, answer)
-        if not self._nouns_agree(gold, answer):
+        if not self._nouns_agree(gold, answer) or (gold.base is None) != (answer.base is None):
             return False
         scale = self._unit_scale(gold, answer)
         if scale is None:
-            return self._as_symbols(gold, answer)
+            return self._as_symbols(gold, answer) or self._angle(gold, answer)
         if gold.percent == answer.percent:
             if self._same_number(gold, answer, scale):
                 return True

@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from fractions import Fraction
 from functools import lru_cache
 
 from tracefactory.verifiers.brackets import balanced, split_top
+from tracefactory.verifiers.expression import Node
 from tracefactory.verifiers.literals import read_clock, read_day, read_decimal_comma, read_number
 from tracefactory.verifiers.normalize import MAX_CHARS, normalize, squash, strip_markup
 from tracefactory.verifiers.quantities import number_quantity, read_quantity
+from tracefactory.verifiers.units import parse_unit
 from tracefactory.verifiers.values import (
     EMPTY,
     REALS,
@@ -48,7 +51,17 @@ _MATRIX = re.compile(
 )
 _JOINER = re.compile(r"\s*(?:;|,\s*(?:and|or)\b|\band\b|\bor\b|,|和|或者|或|以及|与)\s*", re.IGNORECASE)
 _COMMAS = re.compile(r"\s*[,;]\s*")
+_POINT = re.compile(r"[ABDEFGHMNOQRSTVWXYZ]'?\s*(\([^()]+,[^()]+\))")
+"""A point with its name, `A(1, 2)`; C and P before brackets are more often a binomial or a probability."""
+_YES_NO = frozenset(("yes", "no", "true", "false"))
 _PART_LABEL = re.compile(r"(?:^|[\s,;])\(?(?:part\s+)?(?:([a-h])|(i{1,3}|iv|v)|([1-6]))\s*[.):]\s*", re.IGNORECASE)
+_COMPOUND = re.compile(
+    r"(?:,?\s*\band\s+|,\s*|^|\s+|(?<=[\u4e00-\u9fff]))(\d+(?:\.\d+)?)\s*([A-Za-z]+|[\u4e00-\u9fff]+|'(?!')|'')(?=$|[\s,\d])"
+)
+_REALS_BUT = re.compile(
+    r"(?:all\s+)?(?:real\s+(?:numbers|values|x)|reals)(?:\s+x)?\s*,?\s+(?:except(?:\s+for)?|other\s+than|but|excluding|besides)\s+(?:x\s*=\s*)?(.+)",
+    re.IGNORECASE,
+)
 _SET_BUILDER = re.compile(r"\\\{\s*(.+?)\s*(?:\||:)\s*(.+?)\s*\\\}$")
 
 
@@ -74,9 +87,12 @@ def read_value(text: str, depth: int = 0) -> Value:
     text = text.strip().strip("~").strip()
     if depth > 12 or not text:
         return Text(text)
+    if label := _POINT.fullmatch(text):
+        text = label[1]
     readers: Iterable[Callable[[str, int], Value | None]] = (
         _special,
         _literal,
+        _compound,
         _parts,
         _outward,
         _region,
@@ -98,7 +114,31 @@ def _special(text: str, depth: int) -> Value | None:
     squashed = re.sub(r"[\\{}\s$.,]", "", text).casefold()
     if squashed in NOTHING or text in (r"\{\}", r"\{ \}"):
         return EMPTY
+    if squashed in ("infinity", "positiveinfinity", "inf"):
+        return read_quantity(r"\infty")
+    if match := _REALS_BUT.fullmatch(text):
+        less = read_value(match[1], depth + 1)
+        items = less.items if isinstance(less, Sequence) else (less,)
+        return Region((REALS,), items)
     return REALS if squashed in ALL_REALS else None
+
+
+def _compound(text: str, depth: int) -> Value | None:
+    """Read one quantity in several units, `1 hour 30 minutes`, in the first of them."""
+    pieces = _COMPOUND.findall(text)
+    if len(pieces) < 2 or _COMPOUND.sub("", text).strip():
+        return None
+    found = [(Fraction(number), parse_unit(unit)) for number, unit in pieces]
+    first = found[0][1]
+    if first is None:
+        return None
+    total, factor = Fraction(0), None
+    for number, unit in found:
+        if unit is None or unit.dimension != first.dimension or (factor is not None and unit.factor >= factor):
+            return None
+        factor = unit.factor
+        total += number * unit.factor / first.factor
+    return Quantity(text, Node("num", value=total), unit=first)
 
 
 def _literal(text: str, depth: int) -> Value | None:
@@ -186,7 +226,9 @@ def is_infinite(value: Quantity) -> bool:
 def _list(text: str, depth: int) -> Value | None:
     pieces = [piece.strip() for piece in split_top(text, _JOINER)]
     pieces = [piece for piece in pieces if piece]
-    if len(pieces) < 2 or (
+    if len(pieces) < 2 or pieces[0].casefold() in _YES_NO:
+        return None
+    if (
         all(re.fullmatch(r"[A-Za-z]{4,}[A-Za-z ]*", piece) for piece in pieces[:1]) and " " in text and depth
     ):
         return None

@@ -114,6 +114,9 @@ def _solved(relation: Relation) -> tuple[Span, ...] | None:
         return of(relation.terms[1])
     if any(_APPLIED.search(source) for source in relation.sources):
         return None
+    absolute = _absolute(relation)
+    if absolute is not None:
+        return _from_items(absolute)
     result: tuple[Span, ...] = ALL
     for index, sign in enumerate(relation.signs):
         pair = Relation(relation.terms[index : index + 2], (sign,), relation.sources[index : index + 2])
@@ -122,6 +125,23 @@ def _solved(relation: Relation) -> tuple[Span, ...] | None:
             return None
         result = _intersection(result, spans)
     return result
+
+
+def _absolute(relation: Relation) -> Sequence | None:
+    """Rewrite `|u| < c` as -c < u and u < c, and `|u| > c` as u < -c or u > c."""
+    if len(relation.terms) != 2 or relation.signs[0][0] not in "<>":
+        return None
+    one, two = relation.terms
+    if not (isinstance(one, Quantity) and isinstance(two, Quantity)) or one.node is None or two.node is None:
+        return None
+    sign, flip = relation.signs[0], {"<": ">", ">": "<"}
+    if two.node.op == "fn" and two.node.name == "abs":
+        one, two, sign = two, one, flip[sign[0]] + sign[1:]
+    if one.node is None or two.node is None or one.node.name != "abs" or symbols(two.node):
+        return None
+    inner = Quantity(one.source, one.node.args[0])
+    below = Relation((inner, Quantity(two.source, Node("neg", (two.node,)))), (flip[sign[0]] + sign[1:],), ("", ""))
+    return Sequence("list", (below, Relation((inner, two), (sign,), ("", ""))), "or" if sign[0] == ">" else "")
 
 
 def _half_line(relation: Relation) -> tuple[Span, ...] | None:

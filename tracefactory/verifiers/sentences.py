@@ -23,13 +23,43 @@ from tracefactory.verifiers.values import (
 )
 
 _END = re.compile(r"\n\s*\n|(?<![\d\s])\.(?=\s|$)|(?<=\d)\.(?=\s|$|\*)|[!?](?=\s|$)(?<!\d!)|。|！|？|\n(?=\S)|；")
-_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$*#(])|(?<=[。！？])|\n+")
+_SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\\$*#(∴]|[a-z]\s*=)|(?<=[。！？])|\n+")
 _FENCE = re.compile(r"\s*```[a-zA-Z]*\s*\n(.*?)\n?\s*```", re.DOTALL)
 _MATH = re.compile(r"\$\$(.+?)\$\$|\$(?!\s*\d[\d,.]*\s+[a-z])([^$\n]+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _COPULA = re.compile(
-    r"\b(?:is|are|was|equals?|be|becomes?|gives?|get|it's|as|have|has|of|for|spend|spends|to|takes?)\b|[=:：]|是|为|等于|有|共|需要?|得到?|剩下?|选",
+    r"\b(?:is|are|was|were|equals?|equal\s+to|be|becomes?|gives?|gets?|it's|i\.e\.,?|have|has|had|pays?|paid|earns?|earned|"
+    r"costs?|needs?|makes?|made|spends?|spent|takes?|yields?|obtain)(?=\W)|[=:：]|是|为|等于|有|共|需要?|得到?|剩下?|选",
     re.IGNORECASE,
 )
+_PREPOSITION = re.compile(r"\b(?:of|for|as|to)(?=\W)", re.IGNORECASE)
+_DIRECT = re.compile(
+    r"\b(?:is|are|was|were|equals?|be|gives?|gets?|have|has|had|pays?|paid|earns?|earned|costs?|needs?|makes?|made|"
+    r"spends?|spent|takes?|took|receives?|received|saves?|saved|sold|sells?|left|travels?|pay)\s+"
+    r"(?:(?:a\s+total\s+of|approximately|about|exactly|only|now|still|then|also|therefore)\s+)*(?:\*\*|\$)?(?=[-\d$€£¥\\])",
+    re.IGNORECASE,
+)
+_BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
+_LEAD = re.compile(
+    r"(?:[\s:：,，→⇒✅👉✔️🎉∴]|=>|⟹|->|\*+|\\(?:therefore|implies|Rightarrow|quad|qquad)(?![a-zA-Z])|"
+    r"(?:therefore|thus|hence|so|then|now|here|finally|consequently|overall|accordingly|and|that\s+is|i\.e\.|in\s+(?:conclusion|summary|total|all)|"
+    r"we\s+(?:get|have|obtain|find|conclude|see|know)(?:\s+that)?|(?:this|it|which)\s+(?:gives|means|follows|yields|implies)(?:\s+(?:us|that))*|"
+    r"it\s+is|it's|there\s+(?:is|are|were|was|will\s+be)|simply|just|indeed)(?![\w'])|"
+    r"综上所述|综上|因此|所以|于是|从而|最终|即|故|则|得)+",
+    re.IGNORECASE,
+)
+_TAIL = re.compile(
+    r"(?:[\s,，;✅✓✔️🎉😊☑*]|,?\s*(?:as\s+(?:required|desired|needed|claimed|expected|stated|requested|the\s+(?:final\s+)?answer)|"
+    r"(?:in\s+total|altogether|in\s+all|overall|respectively)(?=\W*$)|as\s+(?:was\s+)?to\s+be\s+(?:shown|proved)|です|입니다|QED|∎|□|■|\\(?:blacksquare|square|Box|qed)))+$",
+    re.IGNORECASE,
+)
+_ASIDE = re.compile(r"\s+\((?![^()]*\bbase\b)[^()$\\]*[A-Za-z]{2,}[^()$\\]* [^()$\\]*\)$")
+_SUBORDINATE = re.compile(r"\b(?:if|when|whenever|where|after|because|since|given|before|while|once|than)\b[^,.;]*$", re.I)
+_BOUND = re.compile(
+    r"\b(?:at\s+least|at\s+most|more\s+than|less\s+than|fewer\s+than|greater\s+than|up\s+to|not|never|no\s+more\s+than|between)"
+    r"\s*\$?\s*$|至少$|至多$|不是$|不$",
+    re.IGNORECASE,
+)
+_BOUND_AFTER = re.compile(r"\s*(?:or\s+(?:more|less|fewer|above|below|greater)|以上|以下)", re.IGNORECASE)
 _REASON = re.compile(
     r"\s*(?:,?\s+(?:because|since|so that|which|where|after|when|per our)\b|，?因为|，所以).*$",
     re.DOTALL | re.IGNORECASE,
@@ -45,8 +75,9 @@ _ENGLISH = re.compile(
     re.I,
 )
 _LEADING = re.compile(
-    r"\s*(\d+(?:,\d{3})*(?:\.\d+)?|(?:One|Two|Three|Four|Five|Six|Seven|Eight|Nine|Ten|Eleven|Twelve)\b)(?=\s+[a-z]{3,}\s+[a-z]+)"
+    r"\s*\**(\d+(?:,\d{3})*(?:\.\d+)?|(?:One|Two|Three|Four|Five|Six|Seven|Eight|Nine|Ten|Eleven|Twelve)\b)(?=\s+[a-z]{3,}\s+[a-z]+)"
 )
+_ALIGNED = re.compile(r"&?\s*=\s*(?!.*=)([^=\\&]*(?:\\(?!\\|end)[^=\\&]*)*?)\s*(?:\\\\)?\s*\\end\{(?:align|gather|split)", re.DOTALL)
 _MAX_STATEMENT = 600
 
 
@@ -102,32 +133,55 @@ def value_in(text: str, span: Span, *, lenient: bool) -> Span | None:
     fence = _FENCE.match(text, span.start, span.end)
     if fence:
         span = Span(fence.start(1), fence.end(1))
+    span = bare(text, _without_reason(text, span))
     piece = text[span.start : span.end]
-    reason = _REASON.search(piece)
-    if (
-        reason
-        and reason.start() > 0
-        and re.search(r"\d", piece[: reason.start()])
-        and not re.search(r"\d\D*$", piece[reason.start() :])
-    ):
-        span = Span(span.start, span.start + reason.start())
-        piece = text[span.start : span.end]
-    if not piece.strip():
+    if not re.search(r"\w", re.sub(r"\\(?:boxed|fbox)(?![a-zA-Z])", "", piece)):
         return None
+    rows = _ALIGNED.search(piece)
+    if rows and is_value(rows[1]):
+        return Span(span.start + rows.start(1), span.start + rows.end(1))
     if is_value(piece) or (lenient and is_formula(piece)):
         return span
     words = len(re.findall(r"[A-Za-z]+|[\u4e00-\u9fff]", re.sub(r"\\[a-zA-Z]+", "", piece)))
     if lenient and words <= 3 and not re.search(r"\d|\$|\\\(|\\\[", piece):
         return span
-    found = (
-        _after_verb(text, span)
-        or _leading_number(text, span)
-        or _last_math(text, span)
-        or _last_number(text, span, lenient=lenient)
-    )
+    for find in (_bold, _after_verb, _leading_number, _last_math, _direct, _after_preposition):  # the surest first
+        found = find(text, span)
+        if found is not None:
+            return found
+    found = _last_number(text, span, lenient=lenient)
     if found is None and lenient and len(piece) <= 300 and not re.search(r"\d", piece):
         return span
     return found
+
+
+def bare(text: str, span: Span) -> Span:
+    """Take off a range what only leads to a value or follows it: connectives, emphasis, an aside in brackets."""
+    start, end = span.start, span.end
+    lead = _LEAD.match(text, start, end)
+    if lead and lead.end() < end:
+        start = lead.end()
+    tail = _TAIL.search(text[start:end])
+    if tail and tail.start():
+        end = start + tail.start()
+    aside = _ASIDE.search(text[start:end])
+    if aside and aside.start() and is_value(text[start : start + aside.start()]):
+        end = start + aside.start()
+    return Span(start, end)
+
+
+def _without_reason(text: str, span: Span) -> Span:
+    """Leave out a reason given after the value: `(B) because ...`, `12, since ...`."""
+    piece = text[span.start : span.end]
+    reason = _REASON.search(piece)
+    if reason is None or not reason.start():
+        return span
+    head = piece[: reason.start()]
+    if re.fullmatch(r"\W*[A-J]\W*", head) or is_value(head.strip(" *:")):
+        return Span(span.start, span.start + reason.start())
+    if re.search(r"\d", head) and not re.search(r"\d\D*$", piece[reason.start() :]):
+        return Span(span.start, span.start + reason.start())
+    return span
 
 
 def is_formula(piece: str) -> bool:
@@ -161,6 +215,8 @@ def _mathematical(value: Value, source: str) -> bool:
         case Sequence():
             return not value.items or all(_mathematical(item, source) for item in value.items)
         case Relation():
+            if name_of(value) == "words":
+                return False  # "the total = 12": the value is what follows
             labelled = is_equation(value) and name_of(value) is not None
             return not any(
                 isinstance(term, Text) or _ENGLISH.search(re.sub(r"\\\\[a-zA-Z]+", "", source))
@@ -172,13 +228,38 @@ def _mathematical(value: Value, source: str) -> bool:
 
 def _after_verb(text: str, span: Span) -> Span | None:
     """Return what follows the last verb of the statement, if that is mathematics."""
-    for match in reversed(list(_COPULA.finditer(text, span.start, span.end))):
+    return _value_after(_COPULA, text, span)
+
+
+def _after_preposition(text: str, span: Span) -> Span | None:
+    return _value_after(_PREPOSITION, text, span)
+
+
+def _value_after(words: re.Pattern[str], text: str, span: Span) -> Span | None:
+    for match in reversed(list(words.finditer(text, span.start, span.end))):
         rest = Span(match.end(), span.end)
         if _inside_math(text, span, match.start()):
             continue
         piece = text[rest.start : rest.end]
         if re.search(r"\d|\\", piece) and is_value(piece):
             return rest
+    return None
+
+
+def _bold(text: str, span: Span) -> Span | None:
+    """Return the one emphasised value of a statement."""
+    found = [match for match in _BOLD.finditer(text, span.start, span.end) if is_value(match[1])]
+    return bare(text, Span(*found[0].span(1))) if len(found) == 1 else None
+
+
+def _direct(text: str, span: Span) -> Span | None:
+    """Return the number right behind the last verb of a main clause: `he is 45 miles away at the end of 4 hours`."""
+    for match in reversed(list(_DIRECT.finditer(text, span.start, span.end))):
+        if _SUBORDINATE.search(text[span.start : match.start()]) or _inside_math(text, span, match.start()):
+            continue
+        number = _NUMBER.match(text, match.end()) or _NUMBER.match(text, max(match.end() - 1, span.start))
+        if number and not _BOUND_AFTER.match(text, number.end()):
+            return Span(*number.span())
     return None
 
 
@@ -210,7 +291,9 @@ def _last_math(text: str, span: Span) -> Span | None:
 def _leading_number(text: str, span: Span) -> Span | None:
     """Return the number a sentence opens with, as its subject: `16 people think that horse 12 will win`."""
     match = _LEADING.match(text, span.start, span.end)
-    return None if match is None else Span(match.start(1), match.end(1))
+    if match is None or re.search(r"\bthan\b", text[match.end() : span.end]):
+        return None
+    return Span(match.start(1), match.end(1))
 
 
 def _last_number(text: str, span: Span, *, lenient: bool) -> Span | None:
@@ -220,4 +303,6 @@ def _last_number(text: str, span: Span, *, lenient: bool) -> Span | None:
     if not numbers or (not lenient and len(numbers) > 1):
         return None
     last = numbers[-1]
+    if _BOUND.search(text, span.start, last.start()) or _BOUND_AFTER.match(text, last.end()):
+        return None  # "at least 5" is not 5
     return Span(last.start(), last.end())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tracefactory.verifiers.vocabulary import FUNCTIONS
+from tracefactory.verifiers.vocabulary import FUNCTIONS, PROSE
 
 MAX_TOKENS = 1500
 
@@ -62,6 +62,8 @@ def _word(word: str, spaced: bool) -> list[Token]:
     bare = word.rstrip("'")
     if bare in FUNCTIONS or bare in _WORDS:
         return [("cmd", _WORDS.get(bare, bare), spaced)]
+    if bare.lower() in PROSE:
+        raise UnparsedError(f"the word {word!r}")
     if len(bare) > 3:
         for name in sorted(FUNCTIONS | _WORDS.keys(), key=len, reverse=True):  # 2sqrt, xsin
             if len(name) > 2 and bare.endswith(name) and len(bare) - len(name) <= 2:

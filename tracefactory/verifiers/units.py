@@ -103,7 +103,7 @@ def _table() -> dict[str, Unit]:
             table[name] = Unit(dimension, Fraction(factor))
     metre, second = table["m"], table["s"]
     table["mph"] = table["mile"].times(table["hour"], -1)
-    table["km/h"] = table["kph"] = table["km"].times(table["hour"], -1)
+    table["km/h"] = table["kph"] = table["kmph"] = table["km"].times(table["hour"], -1)
     table["m/s"] = metre.times(second, -1)
     for chinese, unit in (("米", metre), ("厘米", table["cm"]), ("分米", table["dm"]), ("千米", table["km"])):
         table[f"平方{chinese}"] = unit.power(2)
@@ -126,6 +126,8 @@ def parse_unit(text: str) -> Unit | None:
     if text in UNITS:
         return UNITS[text]
     text = re.sub(r"\s+per\s+|每", "/", text)
+    text = re.sub(r"(?:degrees?|°)\s*(?=celsius|fahrenheit|C\b|F\b)", "°", text, flags=re.IGNORECASE)
+    text = re.sub(r"°(celsius|fahrenheit)", lambda match: "°" + match[1][0].upper(), text, flags=re.IGNORECASE)
     above, *below = re.split(r"/", text)
     unit = _product(above)
     for part in below:

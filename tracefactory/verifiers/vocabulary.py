@@ -12,6 +12,11 @@ FUNCTIONS = words("""
     sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt abs floor ceil min max gcd lcm det
     asin acos atan sgn
 """)
+PROSE = words("""
+    the is are was not can has had its we so to or of if he my you all any how who why one two six ten for yes she
+    his our out per but
+""")
+"""Short words that are never a product of variables."""
 GREEK = words("""
     alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi
     omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega ell hbar odot prime Pi

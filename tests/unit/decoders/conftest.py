@@ -91,7 +91,7 @@ def make_engine(
     vocabulary: Vocabulary | None = None,
 ) -> Engine:
     lanes = {Role.TEACHER: Lane(teacher, rows), Role.STUDENT: Lane(student, rows)}
-    vocabulary = vocabulary or compare(tokenizer, tokenizer, teacher.config.vocab_size)
+    vocabulary = vocabulary or compare(tokenizer, tokenizer).sized(teacher.config.vocab_size)
     return Engine(lanes, vocabulary, tokenizer, stops, pace)
 
 

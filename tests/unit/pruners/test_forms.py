@@ -4,7 +4,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracefactory.errors import RunError
@@ -132,6 +132,7 @@ def test_without_two_right_answers_or_a_shorter_text_there_is_no_pair(lab: Simpl
     )
 
 
+@settings(deadline=None)  # the first example may pay for what is compiled once
 @given(st.lists(st.sampled_from(PIECES), max_size=12), st.sets(st.integers(0, 11)), st.sampled_from(["", "More."]))
 def test_every_pruned_row_gives_its_parent_back(pieces: list[str], chosen: set[int], added: str) -> None:
     item = PruneItem.of(_trace("".join(pieces)))
@@ -181,7 +182,7 @@ def test_a_row_says_so_when_its_steps_are_no_longer_those_it_was_pruned_by(lab: 
     [
         (0, lambda text: len(text.split()), "prune_tokens_saved", 19.0),
         (0, None, "prune_characters_saved", 67.0),
-        (14, None, "prune_tokens_saved_estimated", 6.0),
+        (14, None, "prune_tokens_saved_estimated", 7.0),
     ],
 )
 def test_what_was_saved_is_named_after_what_it_is_counted_in(

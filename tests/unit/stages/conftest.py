@@ -49,7 +49,7 @@ async def unwatched(flow: Flow, executor: Executor) -> AsyncIterator[None]:
 def run_stages(tmp_path: Path) -> RunStages:
     """Run `stages` (YAML) in a project with the shipped prompts and filters; each script is a fake model's."""
 
-    async def run(stages: str, problems: str, **scripts: dict[str, Any]) -> Made:
+    async def run(stages: str, problems: str, *, more_models: str = "", **scripts: dict[str, Any]) -> Made:
         root = tmp_path / "project"
         (root / "pipelines").mkdir(parents=True, exist_ok=True)
         for shipped in ("prompts", "filters"):
@@ -60,11 +60,11 @@ def run_stages(tmp_path: Path) -> RunStages:
         for server in servers.values():
             await server.__aenter__()
         models = "".join(
-            f'  {name}: {{use: openai, model: {name}, base_url: "{server.base_url}", retries: 0}}\n'
+            f'  {name}: {{use: openai, model: {name}, base_url: "{server.base_url}", retries: 0, provider: fake}}\n'
             for name, server in servers.items()
         )
         run = "run: {executor: inline, shards: 2, workers: 1}"
-        text = f'name: t\nversion: "1"\nmodels:\n{models}stages:\n{stages}\n{run}\n'
+        text = f'name: t\nversion: "1"\nmodels:\n{models}{more_models}stages:\n{stages}\n{run}\n'
         pipeline = root / "pipelines" / "t.yaml"
         pipeline.write_text(text)
         try:

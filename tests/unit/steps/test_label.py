@@ -18,7 +18,7 @@ class Scripted:
 async def test_labels_are_taken_where_given_and_rules_stand_elsewhere() -> None:
     text = "x = 1 holds.\n\nLet me check it.\n\nSo y = 2."
     labeller = Scripted(["0: filler\n[1] **reflection**\n2: nonsense\n9: filler"])
-    (steps,) = await relabel([("Q", text, segment(text))], labeller)
+    (steps,) = await relabel([("t", "Q", text, segment(text))], labeller)
     assert [(step.kind, step.rule) for step in steps] == [
         (StepKind.FILLER, "model"),
         (StepKind.REFLECTION, "model"),
@@ -29,7 +29,7 @@ async def test_labels_are_taken_where_given_and_rules_stand_elsewhere() -> None:
 async def test_long_traces_are_asked_about_in_parts_of_one_batch() -> None:
     text = "\n\n".join(f"Then x = {number}." for number in range(PER_PROMPT + 5))
     labeller = Scripted(["0: filler", f"{PER_PROMPT}: restart\n0: conclusion"])
-    (steps,) = await relabel([("Q", text, segment(text))], labeller)
+    (steps,) = await relabel([("t", "Q", text, segment(text))], labeller)
     assert len(labeller.batches) == 1
     assert labeller.batches[0][1].numbered().startswith(f"[{PER_PROMPT}] Then x = {PER_PROMPT}.")
     assert (steps[0].kind, steps[PER_PROMPT].kind) == (StepKind.FILLER, StepKind.RESTART)

@@ -1,0 +1,97 @@
+"""A pair answers requests as a server would, and says who wrote what."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.unit.decoders.checkpoints import save_pair
+from tests.unit.decoders.conftest import byte_tokenizer
+from tracefactory.decoders import open_pair
+from tracefactory.decoders.decoder import Role
+from tracefactory.decoders.pair import Pair, encoded_prompt
+from tracefactory.decoders.provenance import Decoded, Provenance
+from tracefactory.decoders.reverse_speculative import ReverseSpeculative
+from tracefactory.decoders.run import Run, Script
+from tracefactory.decoders.vocabulary import compare
+from tracefactory.models.base import ChatRequest, RequestFailed
+from tracefactory.students import StudentSpec
+
+
+@pytest.fixture
+async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+    teacher, student = (StudentSpec(model=str(path), dtype="float64") for path in save_pair(tmp_path))
+    opened = open_pair(teacher, student, 3, ("big", "small"))
+    yield opened
+    await opened.close()
+
+
+def request(question: str, seed: int, tokens: int = 24, **changed: Any) -> ChatRequest:
+    params = {**ReverseSpeculative(p=0.05).model_dump(), "decoder": "reverse_speculative", **changed}
+    messages = ({"role": "user", "content": question}, {"role": "assistant", "content": "<think>"})
+    return ChatRequest(model_identity={}, messages=messages, params={**params, "max_tokens": tokens, "seed": seed})
+
+
+async def test_many_requests_share_a_batch_and_each_is_what_it_is_alone(pair: Pair) -> None:
+    asked = [request(f"What is {n} + {n}?", n) for n in range(5)]
+    together = await asyncio.gather(*map(pair.complete, asked))
+    later = await pair.complete(asked[3])
+    assert later.content == together[3].content
+    assert later.provenance.token_ids == together[3].provenance.token_ids
+    assert len({one.content for one in together}) == 5
+    for one in together:
+        assert (one.completion_tokens, one.finish_reason) in {(24, "length"), (one.completion_tokens, "stop")}
+        assert 0 < one.prompt_tokens < 60
+
+
+async def test_who_wrote_what_comes_back_with_the_text(pair: Pair) -> None:
+    decoded = await pair.complete(request("What is 1 + 1?", 5, 60, p=0.2, draws=1))
+    provenance = Decoded.model_validate_json(decoded.model_dump_json()).provenance
+    assert len(provenance.column("token_ids")) == decoded.completion_tokens
+    assert 0 < provenance.by_student.mean() < 1
+    spans = list(provenance.spans(decoded.content))
+    assert "".join(text for _, text in spans) == decoded.content
+    assert {role for role, _ in spans} == set(Role)
+    accepted = provenance.column("student_logprobs")[~provenance.by_student]
+    assert (accepted >= math.log(0.2) - 1e-6).all()
+    assert (provenance.column("teacher_logprobs") <= 0).all()
+
+
+async def test_a_prompt_that_leaves_no_room_is_a_failed_request_and_costs_its_siblings_nothing(pair: Pair) -> None:
+    long, short = await asyncio.gather(
+        pair.complete(request("x" * 600, 1)), pair.complete(request("x", 1)), return_exceptions=True
+    )
+    assert isinstance(long, RequestFailed)
+    assert (long.kind, long.retryable) == ("context_length", False)
+    assert isinstance(short, Decoded)
+
+
+def test_the_prompt_is_the_students_and_a_prefill_is_continued(tmp_path: Path) -> None:
+    save_pair(tmp_path)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
+    assert tokenizer.decode(encoded_prompt(tokenizer, request("1 + 1", 0))) == "<|user|>1 + 1\n<|assistant|><think>"
+
+
+def test_a_character_is_never_cut() -> None:
+    tokenizer = byte_tokenizer()
+    run = Run(Script((1,), ReverseSpeculative(), 0, 99), compare(tokenizer, tokenizer), tokenizer)
+    text = "因为 12 ≤ x, así que √2 ≈ 1.41 🙂."
+    ids = tokenizer.encode(text)
+    for number, token in enumerate(ids):
+        run.write(token, Role(number % 2), draw=number % 2, logprobs={}, last=False)
+    assert run.written.text() == text
+    spans = list(Provenance.of(run).spans(text))
+    assert "".join(part for _, part in spans) == text
+    cut = Run(Script((1,), ReverseSpeculative(), 0, 99), compare(tokenizer, tokenizer), tokenizer)
+    for token in ids[:-2]:  # ends inside of the emoji
+        cut.write(token, Role.TEACHER, draw=1, logprobs={}, last=False)
+    assert cut.written.text() == text[:-2]
+    assert np.isnan(Provenance.of(cut).column("student_logprobs")).all()

