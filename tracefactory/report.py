@@ -9,6 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tracefactory.card import LengthLine
 from tracefactory.op import STANDS
 from tracefactory.schema import Trace
 from tracefactory.store import Tally
@@ -81,15 +82,10 @@ def lengths(traces: Sequence[Trace]) -> RenderableType:
     longest = max((max(found) for found in by_style.values()), default=0)
     table.add_column(f"0 .. {longest}", no_wrap=True)
     for style, found in sorted(by_style.items()):
-        ordered = sorted(found)
-        quantiles = [quantile(ordered, share) for share in (0.0, 0.1, 0.5, 0.9, 1.0)]
-        table.add_row(style, str(len(ordered)), *map(str, quantiles), histogram(ordered, longest))
+        line = LengthLine.of(style, found)
+        numbers = (line.rows, line.min, line.p10, line.median, line.p90, line.max)
+        table.add_row(style, *map(str, numbers), histogram(found, longest))
     return table
-
-
-def quantile(ordered: Sequence[int], share: float) -> int:
-    """Return the nearest-rank quantile of sorted numbers."""
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def histogram(values: Sequence[int], top: int, width: int = 40) -> str:

@@ -1,4 +1,4 @@
-"""Two models that write together, as a pipeline has them: accepted or not with a reason, paid once, shown by explain."""
+"""Two models that write together in a pipeline: accepted or not with a reason, paid once, shown by explain."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ stages:
   - id: rsd
     sample: reverse_speculative
     with: {{teacher: big, student: small, prompt: long, samples: 3, max_tokens: {tokens}, thinking: any, p: 0.05}}
-  - {{id: mixed, sample: student_prefix, from: problems, with: {{teacher: big, student: small, prompt: long, samples: 2, tokens: 5, max_tokens: 20}}}}
+  - id: mixed
+    sample: student_prefix
+    from: problems
+    with: {{teacher: big, student: small, prompt: long, samples: 2, tokens: 5, max_tokens: 20}}
 run: {{executor: {executor}, shards: 2}}
 """
 

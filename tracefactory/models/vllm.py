@@ -46,6 +46,9 @@ _NOT_DECIDING = frozenset(
 # vLLM's API server would take sampling defaults from the checkpoint's generation_config.json (top_k, penalties): with
 # "vllm" only what a request says counts. Requests are not logged: the run keeps them itself.
 _DEFAULTS: dict[str, JsonValue] = {"generation_config": "vllm", "max_logprobs": 64, "uvicorn_log_level": "warning"}
+# On the CPU, vLLM 0.32 loses its engine when a request with a seed is prefilled in parts ("CPU Generator does not use
+# offset"), and every sample here has a seed.
+_CPU_DEFAULTS: dict[str, JsonValue] = {"enable_chunked_prefill": False}
 _MOVING = frozenset({"main", "master", "HEAD"})
 _INSTALL = "make an environment with `pip install vllm` and name it as `env:`"
 
@@ -145,7 +148,8 @@ class VLLMSpec(ModelSpec):
         self._check_model(where)
         name = self.model.resolve(where.environ)
         folder = _folder(name, where)
-        fields: dict[str, JsonValue] = {**_DEFAULTS, **self.engine_args, "model": str(folder or name)}
+        defaults = _DEFAULTS if self.gpus else {**_DEFAULTS, **_CPU_DEFAULTS}
+        fields: dict[str, JsonValue] = {**defaults, **self.engine_args, "model": str(folder or name)}
         if folder is None:
             fields["revision"] = self.revision
         if self.gpus > 1:

@@ -21,8 +21,7 @@ from pydantic import Field
 
 from tracefactory.errors import RunError
 from tracefactory.models.vllm_health import SignsOfLife
-from tracefactory.models.vllm_server import kill_group
-from tracefactory.processes import Child
+from tracefactory.processes import Child, kill_group
 from tracefactory.schema import Frozen
 
 LOOPBACK = "127.0.0.1"

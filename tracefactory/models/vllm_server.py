@@ -17,7 +17,7 @@ import subprocess
 from contextlib import suppress
 from types import FrameType
 
-from tracefactory.processes import end_with_parent, report_ready, signal_at_parents_death
+from tracefactory.processes import end_with_parent, kill_group, report_ready, signal_at_parents_death
 
 _MODULE = "vllm.entrypoints.openai.api_server"
 _GRACE_S = 3.0  # for vLLM to end by itself; what it leaves behind is killed
@@ -70,12 +70,6 @@ def reserve_port(host: str) -> socket.socket:
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     reserved.bind((host, 0))
     return reserved
-
-
-def kill_group(group: int) -> None:
-    """kill -9 every process of a group; it is fine if there is none left."""
-    with suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
 
 
 def _asked(number: int, frame: FrameType | None) -> None:

@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from math_verify import parse, verify
-
 from tracefactory.errors import UserError
 from tracefactory.schema import Frozen, Outcome
 from tracefactory.verifiers.api import make_task
 from tracefactory.verifiers.pool import VerifierPool
+from tracefactory.verifiers.symbolic import library
 
 _TEXT_FIELDS = ("response", "answer", "prediction")
 
@@ -97,7 +96,7 @@ def math_verifys(pairs: Sequence[Pair]) -> list[bool]:
 def math_verify_accepts(gold: str, text: str) -> bool:
     """Return math-verify's own answer for one pair."""
     wrapped = gold if any(sign in gold for sign in ("$", "\\boxed", "\\(", "\\[")) else f"${gold}$"
-    return bool(verify(parse(wrapped), parse(text)))
+    return bool(library().verify(library().parse(wrapped), library().parse(text)))
 
 
 def score(pairs: Sequence[Pair], decide: Callable[[Sequence[Pair]], list[bool]]) -> Score:

@@ -15,12 +15,14 @@ from tracefactory.verifiers.sentences import Span, bare, is_value, statement_end
 _MARK = r"(?:\s*(?:\*\*|__|\*))?"
 _STRONG = re.compile(
     r"(?P<tag><answer>)"
-    rf"|(?P<heading>^[ \t]*(?:\#{{1,6}}[ \t]*)?(?:\*\*[ \t]*)?(?:✅[ \t]*)?(?:(?:the|my)[ \t]+)?(?:final[ \t]+(?:answer|result)|answer|最终答案|答案)"
+    r"|(?P<heading>^[ \t]*(?:\#{1,6}[ \t]*)?(?:\*\*[ \t]*)?(?:✅[ \t]*)?(?:(?:the|my)[ \t]+)?"
+    r"(?:final[ \t]+(?:answer|result)|answer|最终答案|答案)"
     rf"s?[ \t]*:?{_MARK}[ \t]*:?[ \t]*$)"
     r"|(?P<hashes>(?:^|(?<=\s))[ \t]*####(?!#))"
     rf"|(?:\b(?:the|my|our)\s+)?\bfinal\s+(?:answer|result)s?\b(?:\s+to\s[^.:\n]{{1,80}}?(?=\s+(?:is|are)\b|\s*:))?"
     rf"(?:\s+(?:is|are))?(?:\s+(?:therefore|thus|then|indeed|simply|just))?{_MARK}\s*(?:[:：=→]|->)?"
     rf"|\b(?:answers?|ans)\b(?:\s*\([^()\n]{{1,20}}\))?{_MARK}\s*(?:[:：→]|=|->|(?=\$|\\\(|\\\[))(?![:=])"
+    r"|\b(?:choice|option|pick|selection)\s*[:：](?=\W*[A-J]\b(?!['’]))"
     r"|\b(?:respuesta|respuesta\s+final|risposta|resposta|réponse|antwort|ergebnis|lösung|ответ)\b"
     rf"(?:\s+(?:finale?\b))?(?:\s+(?:est|es|è|é|ist|lautet)\b)?{_MARK}\s*[:：]?"
     rf"|(?:最终|正确|最后)?(?:答案|结果)\s*{_MARK}\s*(?:应该|应|就)?(?:是|为|等于|:|：)+"
@@ -46,7 +48,7 @@ _LAST_VALUE = re.compile(
 )
 _HEDGE = re.compile(
     r"\b(?:maybe|perhaps|might|could|possibly|if|suppose|assuming|assume|would|whether|unless|guess|not|supposed|"
-    r"expected|claims?|says?|let|let's|try|trying|consider|check|checking|verify|sure)\b|n't\b|可能|也许|如果|假设|假如|是否|是不是|难道|不是|设",
+    r"expected|claims?|says?|let|let's|hmm|next|(?:need|needs|want|have)\s+to\s+(?:find|compute|calculate|determine|check|show)|try|trying|consider|check|checking|verify|sure)\b|n't\b|可能|也许|如果|假设|假如|是否|是不是|难道|不是|设",
     re.IGNORECASE,
 )
 
@@ -97,7 +99,9 @@ def _strong(body: str, match: re.Match[str]) -> Announcement | None:
 def _is_line_value(body: str, start: int) -> bool:
     line = body[start:].lstrip(" \t").split("\n", 1)[0]
     span = bare(line, Span(0, len(line)))
-    return bool(line.strip()) and (is_value(line[span.start : span.end]) or len(line.split()) <= 2 and ":" not in line)
+    return bool(line.strip()) and (
+        is_value(line[span.start : span.end]) or (len(line.split()) <= 2 and ":" not in line)
+    )
 
 
 def _weak(body: str, match: re.Match[str], *, after_box: bool) -> Announcement | None:

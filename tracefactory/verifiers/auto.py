@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tracefactory.schema import Verdict
 from tracefactory.verifiers.base import Verifier, VerifyTask
-from tracefactory.verifiers.choice import ChoiceParams, ChoiceVerifier, options_in
+from tracefactory.verifiers.choice import ChoiceParams, ChoiceVerifier, by_content, options_in
 from tracefactory.verifiers.math import MathVerifier, MathVerifierParams
 
 _OPTION_GOLD = re.compile(r"\(?[A-J]\)?|[A-J][).:].*", re.DOTALL)
@@ -24,10 +24,11 @@ class AutoVerifier(Verifier):
     """`choice` when the gold answer is an option letter and there are options to choose from, else `math`."""
 
     name = "auto"
-    version = f"1+math{MathVerifier.version}+choice{ChoiceVerifier.version}"
+    version = f"2+math{MathVerifier.version}+choice{ChoiceVerifier.version}"
     Params = AutoParams
 
     def quick(self, task: VerifyTask, params: AutoParams) -> Verdict | None:
+        task = _by_letter(task, params)
         if self._is_choice(task, params):
             return ChoiceVerifier().quick(task, ChoiceParams(bare=params.bare, options=params.options))
         return MathVerifier().quick(task, params)
@@ -35,8 +36,23 @@ class AutoVerifier(Verifier):
     def full(self, task: VerifyTask, params: AutoParams) -> Verdict:
         return MathVerifier().full(task, params)
 
+    def prepare(self) -> None:
+        MathVerifier().prepare()
+
     def _is_choice(self, task: VerifyTask, params: AutoParams) -> bool:
         gold = (task.problem.answer or "").strip()
         if not _OPTION_GOLD.fullmatch(gold):
             return False
         return bool(params.options or options_in(task.problem.question)) or len(gold.strip("()")) == 1
+
+
+def _by_letter(task: VerifyTask, params: AutoParams) -> VerifyTask:
+    """Turn a gold answer that is the text of one of the options into the letter of that option."""
+    gold = (task.problem.answer or "").strip()
+    options = params.options or options_in(task.problem.question)
+    if len(options) < 2 or not gold or _OPTION_GOLD.fullmatch(gold):
+        return task
+    letter = by_content(gold, options)
+    if not letter:
+        return task
+    return task.model_copy(update={"problem": task.problem.model_copy(update={"answer": "".join(letter)})})

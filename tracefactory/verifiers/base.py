@@ -52,6 +52,13 @@ class Verifier(ABC):
         """Return a verdict; runs in a process that is killed at the deadline."""
         raise NotImplementedError(f"{self.name} decides everything quickly")
 
+    def prepare(self) -> None:  # noqa: B027  # most need nothing
+        """Import what `full` needs; the time it takes is not part of a task's deadline."""
+
+    def seconds_needed(self, params: Any) -> float:
+        """Return how long `full` may rightly take, where that can be more than the pool's deadline."""
+        return 0.0
+
     def verdict(
         self, outcome: Outcome, method: str, extraction: Extraction | None = None, detail: str | None = None
     ) -> Verdict:

@@ -13,7 +13,7 @@ from tracefactory.verifiers.quantity_rules import MathParams, UndecidedError
 from tracefactory.verifiers.reading import read
 
 _LETTERS = re.compile(
-    r"(?:option|choice|answer|选项)?\s*[:：]?\s*[(\[（{]?\s*([A-Z])\s*(?:[)\]）}.:：,，]|$|\s+-\s|(?=\s*(?:and|or|,)\s))",
+    r"(?:option|choice|answer|选项)?\s*[:：]?\s*[(\[（{]?\s*([A-Z])\s*(?:[)\]）}.:：,，]|$|(?=正确|对)|\s+-\s|(?=\s*(?:and|or|,)\s))",
     re.IGNORECASE,
 )
 _SEVERAL = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&|、|和)\s*(?:and\s*)?[(\[]?[A-J][)\]]?)+\.?")
@@ -31,7 +31,7 @@ class ChoiceVerifier(Verifier):
     """Compare option letters; an answer that gives an option's content instead counts as its letter."""
 
     name = "choice"
-    version = "1"
+    version = "2"
     Params = ChoiceParams
 
     def quick(self, task: VerifyTask, params: ChoiceParams) -> Verdict | None:

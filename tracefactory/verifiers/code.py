@@ -15,6 +15,9 @@ from tracefactory.verifiers.sandbox import Limits, Run, run_program, run_tests
 
 _CALLED = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
 
+_OVERHEAD = 5.0
+"""Seconds for starting the sandbox on a busy machine."""
+
 
 class Case(Frozen):
     """What a program reads from its standard input and what it must print."""
@@ -29,8 +32,8 @@ class CodeParams(Frozen):
     `tests`: statements to run after it, such as assertions (MBPP) or a `check` function (HumanEval; it is called with
     `entry_point` unless the tests call it). `setup` runs between the program and its tests, as in
     MBPP (Austin et al. 2021). `prompt`: the beginning of the program, put before an
-    answer that only continues it. `cases`: input and output pairs, instead of tests. `seconds`, `memory_mb`: limits for
-    each run.
+    answer that only continues it. `cases`: input and output pairs, instead of tests. `seconds` of processor time and
+    `memory_mb` are the limits of each run.
     """
 
     tests: tuple[str, ...] = ()
@@ -49,7 +52,7 @@ class CodeVerifier(Verifier):
     """Run the last program of the answer in the sandbox. Right means that every test ran to its end."""
 
     name = "code"
-    version = "1"
+    version = "2"
     Params = CodeParams
 
     def quick(self, task: VerifyTask, params: CodeParams) -> Verdict | None:
@@ -58,6 +61,9 @@ class CodeVerifier(Verifier):
         if self._program(task, params) is None:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
         return None
+
+    def seconds_needed(self, params: CodeParams) -> float:
+        return max(1, len(params.cases)) * (params.limits().wall_seconds + _OVERHEAD)
 
     def full(self, task: VerifyTask, params: CodeParams) -> Verdict:
         program = self._program(task, params)

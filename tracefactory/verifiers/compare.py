@@ -211,7 +211,9 @@ class Comparison:
         if one is None or two is None:
             return False
         if [len(row) for row in one] != [len(row) for row in two]:
-            if {len(one), len(two)} != {1, max(len(one), len(two))} or isinstance(gold, Matrix) is isinstance(answer, Matrix):
+            if {len(one), len(two)} != {1, max(len(one), len(two))} or isinstance(gold, Matrix) is isinstance(
+                answer, Matrix
+            ):
                 return False
             one, two = ([[value for row in rows for value in row]] for rows in (one, two))  # a row, written as a tuple
             if len(one[0]) != len(two[0]):

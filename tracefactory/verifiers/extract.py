@@ -15,7 +15,9 @@ from tracefactory.verifiers.boxes import Box, find_boxes, joined
 from tracefactory.verifiers.normalize import strip_markup
 from tracefactory.verifiers.sentences import Span, bare, is_formula, is_value, last_sentences, value_in
 
-_CONTROL = re.compile(r"<\|(?:im_start|im_end|endoftext|eot_id|end|return|end_of_text|end_of_solution)\|>|</s>|<｜end▁of▁sentence｜>")
+_CONTROL = re.compile(
+    r"<\|(?:im_start|im_end|endoftext|eot_id|end|return|end_of_text|end_of_solution)\|>|</s>|<｜end▁of▁sentence｜>"
+)
 _THINK = re.compile(
     r"(?P<open><(?:think|thinking|thought|reasoning|seed:think|Begin_of_Draft)>|<\|begin_of_thought\|>|◁think▷|\[THINK\]"
     r"|<\|channel\|>analysis<\|message\|>)"
@@ -50,7 +52,14 @@ _STATES = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE_INSIDE = re.compile(r"\\text\s*\{[^{}]*\b(?:is|are|answer)\b[^{}]*\}", re.IGNORECASE)
-_ROW = re.compile(r"\|(?:[^|\n]*\b(?:answer|total|result|final|sum)\b[^|\n]*|[^|\n]*(?:答案|合计|总|结果)[^|\n]*)\|(?:[^|\n]*\|)+", re.IGNORECASE)
+_OPENING = re.compile(r"\s*(?:(?:therefore|thus|so|hence)\s*,?\s+)?\**(yes|no)\**\s*(?=[,.]|$)", re.IGNORECASE)
+_NAME_AT_END = re.compile(r"\b(?:is|was|are|on)\s+\**([A-Z][a-z]+(?: [A-Z][a-z]+)?)\**[.。]?\s*$")
+_LABELLED = re.compile(r"\W*[A-Za-z][A-Za-z ]*=.*=?\s*-?[$€£¥]?\d[\d,.]*(?:\s*[^\W\d]+)?\W*")
+_ROW = re.compile(
+    r"\|(?:[^|\n]*\b(?:answer|total|result|final|sum)\b[^|\n]*|[^|\n]*(?:答案|合计|总|结果)[^|\n]*)\|(?:[^|\n]*\|)+",
+    re.IGNORECASE,
+)
+_ONLY_FENCE = re.compile(r"```[a-z]*\s*\n([^\n`]+)\n```")
 _ANNOUNCES_NOTHING = re.compile(
     r"(?:(?:so|therefore|thus|hence)?,?\s*(?:the|my|our)?\s*(?:final|correct)?\s*(?:answer|result|solution)s?(?:\s+(?:is|are))?|i|i'm.*|i\s.*|"
     r"(?:最终|正确)?答案(?:是|为)?|sorry\b.*)\W*",
@@ -131,7 +140,7 @@ def extract(text: str, *, cut_off: bool = False) -> Extraction | None:
         return None
     if stated is not None and stated.how != "mentioned":
         return stated
-    if unfinished:
+    if unfinished or body.count("```") % 2:
         return stated or (_lone_value(body) if not cut_off else None)
     return _conclusion(body, open_ended=open_ended) or stated or _lone_value(body)
 
@@ -161,8 +170,10 @@ def whole(text: str) -> Extraction:
 
 
 def _may_be_words(body: str) -> bool:
-    """Whether a short answer is a phrase with a number in it (`Vendor 2`, `2% Loss`) rather than a sentence about one."""
-    return len(body.split()) <= 4 and not re.search(r"\$|\\[(\[]", body) and not _STATES.search(body) and not is_value(strip_markup(body))
+    """Whether a short answer is a phrase with a number in it, such as `Vendor 2`, rather than a sentence about one."""
+    if len(body.split()) > 4 or re.search(r"\$|\\[(\[]", body) or _STATES.search(body):
+        return False
+    return not is_value(strip_markup(body))
 
 
 def several(text: str, stated: Extraction, count: int | None = None) -> Extraction | None:
@@ -236,7 +247,7 @@ def _conclusion(body: str, *, open_ended: bool) -> Extraction | None:
         row = _ROW.fullmatch(text.strip())
         if row is not None:
             sentence = _cell(body, sentence)
-        found = value_in(body, sentence, lenient=False)
+        found = value_in(body, sentence, lenient=False) or _word(body, sentence)
         if found is None:
             return None
         span = _trimmed(body, found)
@@ -247,11 +258,21 @@ def _conclusion(body: str, *, open_ended: bool) -> Extraction | None:
     return None
 
 
+def _word(body: str, sentence: Span) -> Span | None:
+    """Return the yes or no a sentence opens with, or the name it ends in: `The day is Tuesday.`"""
+    match = _OPENING.match(body, sentence.start, sentence.end) or _NAME_AT_END.search(
+        body, sentence.start, sentence.end
+    )
+    return None if match is None else Span(*match.span(1))
+
+
 def _prose(text: str) -> str:
     return re.sub(r"\$[^$]*\$|\\\(.*?\\\)", " ", text)
 
 
 def _is_equation(text: str) -> bool:
+    if _LABELLED.fullmatch(text.strip()) and not re.search(r"[-+*/×^]\s*[\d.]+\W*$", text):
+        return True
     return re.fullmatch(r"\W*\\?[A-Za-z]\w*\s*=[^=]*[\w)}$\]]", text.strip()) is not None and is_value(text)
 
 
@@ -264,6 +285,10 @@ def _cell(body: str, row: Span) -> Span:
 def _lone_value(body: str) -> Extraction | None:
     """Return a short text that is nothing but a value, such as `42` or `x = 3`, or a name."""
     stripped = body.strip()
+    fence = _ONLY_FENCE.fullmatch(stripped)
+    if fence and is_value(fence[1]):
+        start = body.index(stripped) + fence.start(1)
+        return _extraction(body, Span(start, start + len(fence[1])), "whole")
     if (
         not stripped
         or len(stripped) > 60
@@ -275,7 +300,7 @@ def _lone_value(body: str) -> Extraction | None:
         or _ANNOUNCES_NOTHING.fullmatch(stripped)
     ):
         return None
-    if not is_value(stripped) and len(stripped.split()) > 3:
+    if not is_value(stripped) and len(re.findall(r"[\u4e00-\u9fff]{2}|[^\s\u4e00-\u9fff]+", stripped)) > 3:
         return None
     span = bare(body, Span(0, len(body)))
     return _extraction(body, _trimmed(body, span), "whole")

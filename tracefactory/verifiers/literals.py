@@ -72,8 +72,9 @@ _WORD_VALUES = {
     ),
 }
 _ORDINALS = {"first": 1, "second": 2, "third": 3}
-_PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8, "tenth": 10}
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "千": 3, "万": 4, "百万": 6, "亿": 8}
+_PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8}
+_ENGLISH_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_SCALES = {**_ENGLISH_SCALES, "千": 3, "万": 4, "百万": 6, "亿": 8}
 _SCALED = re.compile(
     r"([-+]?\d[\d,]*(?:\.\d+)?)\s*(hundred|thousand|million|billion|trillion|百万|[千万亿])", re.IGNORECASE
 )
@@ -215,7 +216,7 @@ def _counted(words: list[str]) -> int | None:
         elif word in ("hundred", "dozen") and current:
             last = 100 if word == "hundred" else 12
             current *= last
-        elif word in ("thousand", "million", "billion", "trillion") and current:
+        elif word in _ENGLISH_SCALES and current:
             last = 10 ** _SCALES[word]
             total, current = total + current * last, 0
         else:

@@ -12,7 +12,7 @@ from tracefactory.verifiers.extract import Extraction, extract_bare, several, wh
 from tracefactory.verifiers.normalize import MAX_CHARS, strip_markup
 from tracefactory.verifiers.quantity_rules import MathParams, Symbolic, UndecidedError
 from tracefactory.verifiers.reading import read
-from tracefactory.verifiers.symbolic import UnknownError, equivalent
+from tracefactory.verifiers.symbolic import UnknownError, equivalent, library
 from tracefactory.verifiers.values import Reading, Relation, Sequence, Value
 
 
@@ -24,7 +24,7 @@ class MathVerifier(Verifier):
     """Extract the stated answer and compare it with the gold answer by exact rules, then by computer algebra."""
 
     name = "math"
-    version = "1"
+    version = "2"
     Params = MathVerifierParams
 
     def quick(self, task: VerifyTask, params: MathVerifierParams) -> Verdict | None:
@@ -35,6 +35,9 @@ class MathVerifier(Verifier):
         if decided is None:
             raise AssertionError("computer algebra leaves nothing undecided")
         return decided
+
+    def prepare(self) -> None:
+        library()
 
     def _decide(self, task: VerifyTask, params: MathVerifierParams, symbolic: Symbolic | None) -> Verdict | None:
         gold_text = task.problem.answer

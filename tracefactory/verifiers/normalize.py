@@ -295,6 +295,7 @@ def strip_markup(text: str) -> str:
         previous = text
         text = re.sub(r"^(?:\*\*|__|`+|\"|')(.*?)(?:\*\*|__|`+|\"|')$", r"\1", text, flags=re.DOTALL).strip()
         text = re.sub(r"^\*\*|\*\*$", "", text).strip()
+        text = re.sub(r"^<(b|strong|i|em|u|p|span)>(.*)</\1>$", r"\2", text, flags=re.DOTALL).strip()
         text = re.sub(r"(?<!\.)[.,;:。，；]$|(?<=\d)!?[。]$", "", text).strip()
     return text
 

@@ -65,7 +65,7 @@ class ExactVerifier(Verifier):
     """Compare strings after trimming, Unicode normalisation and runs of white space."""
 
     name = "exact"
-    version = "1"
+    version = "2"
     Params = ExactParams
 
     def quick(self, task: VerifyTask, params: ExactParams) -> Verdict | None:
@@ -90,7 +90,7 @@ class TextVerifier(Verifier):
     """Compare free text by its words, without case, punctuation and articles."""
 
     name = "text"
-    version = "1"
+    version = "2"
     Params = TextParams
 
     def quick(self, task: VerifyTask, params: TextParams) -> Verdict | None:
@@ -128,7 +128,7 @@ class NumericVerifier(Verifier):
     """Compare one number with a tolerance."""
 
     name = "numeric"
-    version = "1"
+    version = "2"
     Params = NumericParams
 
     def quick(self, task: VerifyTask, params: NumericParams) -> Verdict | None:

@@ -76,14 +76,14 @@ class _Worker:
             self._read(time.monotonic() + START_SECONDS)
             self._ready = True
         message = {"task": task.model_dump(mode="json"), "deadline": deadline + GRACE_SECONDS}
-        end = time.monotonic() + deadline
         try:
             assert self.process.stdin is not None
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
         except OSError as error:
             raise _WorkerDiedError(self.last_words()) from error
-        return Verdict.model_validate(self._read(end))
+        self._read(time.monotonic() + START_SECONDS)  # it imports what the task needs
+        return Verdict.model_validate(self._read(time.monotonic() + deadline))
 
     def _read(self, end: float) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -178,7 +178,7 @@ class VerifierPool:
 
     Args:
         workers: processes at most; default is one per CPU, at most 8. None is started before it is needed.
-        deadline: seconds one item may take in a worker.
+        deadline: seconds one item may take in a worker; an item that runs programs may take what their limits allow.
     """
 
     def __init__(self, workers: int | None = None, deadline: float = 10.0) -> None:
@@ -237,12 +237,15 @@ class VerifierPool:
 
     def _slow(self, task: VerifyTask) -> Verdict:
         start = time.perf_counter()
+        deadline = self.deadline
         worker: _Worker | None = None
         try:
+            verifier, params = resolve(task)
+            deadline = max(self.deadline, verifier.seconds_needed(params))
             worker = self._processes.borrow()
-            verdict = worker.ask(task, self.deadline)
+            verdict = worker.ask(task, deadline)
         except _TimeoutInWorkerError:
-            verdict = _failed(task, "timeout", f"no verdict after {self.deadline:g} s")
+            verdict = _failed(task, "timeout", f"no verdict after {deadline:g} s")
         except (_WorkerDiedError, OSError, ValueError) as error:
             verdict = _failed(task, "crash", str(error)[:500])
         else:

@@ -16,7 +16,10 @@ from tracefactory.verifiers.programs import Program, find_program, print_last
 from tracefactory.verifiers.quantity_rules import MathParams, UndecidedError
 from tracefactory.verifiers.reading import read
 from tracefactory.verifiers.sandbox import Limits, run_program
-from tracefactory.verifiers.symbolic import UnknownError, equivalent
+from tracefactory.verifiers.symbolic import UnknownError, equivalent, library
+
+_OVERHEAD = 5.0
+"""Seconds for starting the sandbox and for the comparison."""
 
 
 class ProgramParams(MathParams):
@@ -30,7 +33,7 @@ class ProgramVerifier(Verifier):
     """Run the last code block of answer or reasoning; compare its last line of output."""
 
     name = "program"
-    version = "1"
+    version = "2"
     Params = ProgramParams
 
     def quick(self, task: VerifyTask, params: ProgramParams) -> Verdict | None:
@@ -39,6 +42,12 @@ class ProgramVerifier(Verifier):
         if self._program(task) is None:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
         return None
+
+    def prepare(self) -> None:
+        library()
+
+    def seconds_needed(self, params: ProgramParams) -> float:
+        return Limits(seconds=params.seconds).wall_seconds + _OVERHEAD
 
     def full(self, task: VerifyTask, params: ProgramParams) -> Verdict:
         program = self._program(task)

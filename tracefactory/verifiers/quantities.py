@@ -15,11 +15,12 @@ _PERCENT = re.compile(r"\s*(?:%|(?:percent(?:age)?s?|pct|per cent)(?![a-zA-Z]))\
 _ZH_PERCENT = re.compile(r"^百分之\s*")
 _PREFIX = re.compile(r"^([-+]?)\s*(USD|US|€|£|¥|₹|Rs\.?|RMB)\s*(?:USD\s*)?([-+]?\s*[\d.\\(].*)$")
 _ABOUT = re.compile(
-    r"^(?:approximately|about|roughly|around|exactly|only|just|约|大约|大概|人民币|\\approx|≈|~|\\sim)\s*", re.IGNORECASE
+    r"^(?:approximately|about|roughly|around|exactly|only|just|约|大约|大概|人民币|\\approx|≈|~|\\sim)\s*",
+    re.IGNORECASE,
 )
 _COUNTED_WORDS = re.compile(
-    r"((?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty)(?:[- ](?:one|two|three|four|five|six|"
-    r"seven|eight|nine))?)\s+([a-z][a-z ]{2,30})$",
+    r"((?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty)"
+    r"(?:[- ](?:one|two|three|four|five|six|seven|eight|nine))?)\s+([a-z][a-z ]{2,30})$",
     re.IGNORECASE,
 )
 _TAIL_START = re.compile(r"(?<=[\d)}\]!°. ])(?=[A-Za-z°¢€£¥₹\u4e00-\u9fff(])")
@@ -106,7 +107,11 @@ def _split_unit(text: str) -> tuple[str, Unit | None, frozenset[str], bool] | No
         if not head or len(tail) > _LONGEST_TAIL or not _TAIL.fullmatch(tail) or re.search(r"[-+*/^=(\\]$", head):
             continue
         glued = not text[start.start() - 1].isspace()
-        if not _may_be_unit(head, tail, glued) or _WORD_HEAD.search(_COMMAND.sub("", head)) or _degrees_inside(head, tail):
+        if (
+            not _may_be_unit(head, tail, glued)
+            or _WORD_HEAD.search(_COMMAND.sub("", head))
+            or _degrees_inside(head, tail)
+        ):
             continue
         if not (read_number(head) or read_decimal_comma(head) or _expression(head)):
             continue

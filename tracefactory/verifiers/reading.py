@@ -228,9 +228,7 @@ def _list(text: str, depth: int) -> Value | None:
     pieces = [piece for piece in pieces if piece]
     if len(pieces) < 2 or pieces[0].casefold() in _YES_NO:
         return None
-    if (
-        all(re.fullmatch(r"[A-Za-z]{4,}[A-Za-z ]*", piece) for piece in pieces[:1]) and " " in text and depth
-    ):
+    if all(re.fullmatch(r"[A-Za-z]{4,}[A-Za-z ]*", piece) for piece in pieces[:1]) and " " in text and depth:
         return None
     if any(re.search(r"[A-Za-z]{3,} [A-Za-z]{2,} [A-Za-z]{2,} [A-Za-z]{2,}", piece) for piece in pieces):
         return None  # a sentence with commas

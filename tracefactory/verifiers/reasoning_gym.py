@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from functools import lru_cache
 from typing import Any
@@ -33,13 +34,16 @@ class ReasoningGymVerifier(Verifier):
     """Ask the dataset's `score_answer`. Grids and plans span lines, so several readings of the text are scored."""
 
     name = "reasoning_gym"
-    version = "1"
+    version = "2"
     Params = ReasoningGymParams
 
     def quick(self, task: VerifyTask, params: ReasoningGymParams) -> Verdict | None:
         if not candidates(task, params):
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
         return None
+
+    def prepare(self) -> None:
+        importlib.import_module("reasoning_gym.factory")
 
     def full(self, task: VerifyTask, params: ReasoningGymParams) -> Verdict:
         found = candidates(task, params)

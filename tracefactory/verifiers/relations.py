@@ -69,6 +69,7 @@ def _has_symbols(value: Value) -> bool:
 
 def names_match(one: str | None, two: str | None) -> bool:
     """Whether two labels may name the same thing: the same name, words, or y and f(x)."""
+    one, two = (None if name is None else re.sub(r"_.*", "", name) for name in (one, two))
     if one == two or "words" in (one, two):
         return True
     functions = [

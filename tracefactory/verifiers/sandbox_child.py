@@ -1,9 +1,10 @@
 """The inside of the sandbox: confine this process, then run one program. A script of its own, standard library only.
 
-Run by `tracefactory.verifiers.sandbox` as `python -I sandbox_child.py CONFIG_FD RESULT_FD TOKEN_FD`. The first
+Run by `tracefactory.verifiers.sandbox` as `python -I sandbox_child.py CONFIG_FD RESULT_FD TESTS_FD`. The first
 process makes the namespaces; the second is the first process of the new process namespace, so that everything in it
-dies with it; the third runs the program. What the kernel refuses is left out and reported, never passed over in
-silence.
+dies with it; the third runs the program. Tests run in a fourth, which alone ever holds them and the end of the pipe
+that says they passed, and whose memory the program may not touch. What the kernel refuses is left out and reported,
+never passed over in silence.
 """
 
 import ctypes
@@ -11,10 +12,17 @@ import json
 import os
 import resource
 import signal
+import socket
 import struct
 import sys
+import traceback
 import types
 from typing import Any
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from sandbox_calls import Caller, GoneError, Server  # type: ignore[import-not-found]  # beside this file
+
+del sys.path[0]
 
 NEWNS, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
@@ -22,6 +30,10 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 16384, 1 << 18
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, ATTR_RDONLY = 442, -100, 0x8000, 1
 CAPABILITY_VERSION_3 = 0x20080522
 NOBODY = 65534
+OUT_OF_TIME = 124
+"""Exit code that says the program used up its processor time."""
+PROGRAM_GONE = 125
+"""Exit code of the tests when the program ended before they did."""
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -76,10 +88,13 @@ def drop_capabilities() -> None:
 
 
 def limit(config: dict[str, Any]) -> None:
-    """Set the resource limits of the program: hard ones, so that it cannot raise them."""
-    seconds, memory = max(1, int(config["seconds"]) + 1), config["memory_mb"] << 20
+    """Set the resource limits of the program: hard ones, so that it cannot raise them.
+
+    At the soft limit on processor time the kernel sends SIGXCPU, and at the hard one it kills.
+    """
+    seconds, memory = max(1, round(config["seconds"])), config["memory_mb"] << 20
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     for kind, value in (
-        (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_FSIZE, config["file_mb"] << 20),
         (resource.RLIMIT_NPROC, config["processes"]),
@@ -103,7 +118,7 @@ def end_descendants() -> None:
 
 def main() -> None:
     """Confine, run, and report how the program ended."""
-    config_fd, result_fd, token_fd = (int(arg) for arg in sys.argv[1:4])
+    config_fd, result_fd, tests_fd = (int(arg) for arg in sys.argv[1:4])
     with os.fdopen(config_fd, "rb") as file:
         config = json.loads(file.read())
     active, missing = [], {}
@@ -143,60 +158,84 @@ def main() -> None:
 
         os.write(result_fd, json.dumps({"active": active, "missing": missing}).encode())
         os._exit(0)
+    call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)  # nobody may trace or read the processes of the harness
+    if config["stdio"]:
+        os.close(tests_fd)
+        program = os.fork()
+        if not program:
+            os.close(result_fd)
+            run_script(config)
+        os.close(result_fd)
+        leave(program, config["seconds"])
+    ours, theirs = socket.socketpair()
+    judge = os.fork()
+    if not judge:
+        theirs.close()
+        run_tests(ours, tests_fd, result_fd)
+    for descriptor in (result_fd, tests_fd):
+        os.close(descriptor)
+    ours.close()
     program = os.fork()
     if not program:
-        os.close(result_fd) if config["stdio"] else None
-        run(config, result_fd, token_fd)
-    os.close(result_fd)
-    _, status = os.waitpid(program, 0)
-    os._exit(os.waitstatus_to_exitcode(status) & 255)
+        serve(config, theirs)
+    theirs.close()
+    leave(program, config["seconds"], judge)
 
 
-def run(config: dict[str, Any], result_fd: int, token_fd: int) -> None:
-    """Run the program; when tests are given, send the token back after the last of them, and only then."""
+def leave(program: int, seconds: float, judge: int = 0) -> None:
+    """Wait for the tests, or for the program where there are none, and end with how they ended."""
+    code = 0
+    if judge:
+        code = os.waitstatus_to_exitcode(os.waitpid(judge, 0)[1])
+        if code != PROGRAM_GONE:
+            os._exit(code & 255)  # with this process everything in its namespace dies
+    _, status, used = os.wait4(program, 0)
+    own = os.waitstatus_to_exitcode(status)
+    killed = own == -signal.SIGKILL and used.ru_utime + used.ru_stime >= seconds / 2
+    os._exit(OUT_OF_TIME if killed or own == -signal.SIGXCPU else (own or code) & 255)
+
+
+def run_script(config: dict[str, Any]) -> None:
+    """Run the program as a script that reads its standard input."""
     stdin = os.memfd_create("stdin")
     os.write(stdin, config["stdin"].encode())
     os.lseek(stdin, 0, os.SEEK_SET)
     os.dup2(stdin, 0)
-    read, write, leave, flush = os.read, os.write, os._exit, sys.stdout.flush
-    module = types.ModuleType("__main__" if config["stdio"] else "solution")
-    sys.modules[module.__name__] = module
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
     sys.argv = ["solution.py"]
-    trusted = dict(vars(__builtins__))
-    if config["stdio"]:
-        os.close(token_fd)
-        exec(compile(config["code"], "solution.py", "exec"), module.__dict__)
-        sys.stdout.flush()
-        return_code = 0
-        leave(return_code)
     exec(compile(config["code"], "solution.py", "exec"), module.__dict__)
-    names = {**module.__dict__, "__name__": "tests", "__builtins__": trusted}
-    for name, value in module.__dict__.items():
-        if isinstance(value, types.FunctionType):
-            names[name] = honest(value, module.__name__)
-    for test in config["tests"]:
-        exec(compile(test, "tests.py", "exec"), names)
-    flush()
-    write(result_fd, read(token_fd, 64))
-    leave(0)
+    sys.stdout.flush()
+    os._exit(0)
 
 
-def honest(function: types.FunctionType, module: str) -> object:
-    """Wrap a function of the solution: a result that decides by itself what it equals is no result."""
+def serve(config: dict[str, Any], end: socket.socket) -> None:
+    """Run the program, then answer the calls of the tests."""
+    module = types.ModuleType("solution")
+    sys.modules["solution"] = module
+    sys.argv = ["solution.py"]
+    exec(compile(config["code"], "solution.py", "exec"), module.__dict__)
+    Server(end).serve(dict(module.__dict__))
+    sys.stdout.flush()
+    os._exit(0)
 
-    def wrapped(*args: object, **named: object) -> object:
-        result = function(*args, **named)
-        own = any(
-            kind.__module__ == module and not {"__eq__", "__ne__"}.isdisjoint(vars(kind))
-            for kind in type(result).__mro__
-        )
-        if own and not any(type(arg).__module__ == module for arg in args):
-            raise AssertionError(f"{function.__name__} returned a {type(result).__name__} with its own equality")
-        return result
 
-    wrapped.__dict__.update(function.__dict__)
-    wrapped.__name__ = function.__name__
-    return wrapped
+def run_tests(end: socket.socket, tests_fd: int, result_fd: int) -> None:
+    """Run the tests on stand-ins for what the program defines; send the token back after the last, and only then."""
+    with os.fdopen(tests_fd, "rb") as file:
+        given = json.loads(file.read())
+    try:
+        names = {**Caller(end).names(), "__name__": "tests"}
+        for test in given["tests"]:
+            exec(compile(test, "tests.py", "exec"), names)
+    except GoneError:
+        os._exit(PROGRAM_GONE)  # what the program wrote to its standard error says why
+    except BaseException:  # noqa: BLE001  # reported: the tests did not pass
+        traceback.print_exc(limit=-2)
+        sys.stderr.flush()
+        os._exit(1)
+    os.write(result_fd, given["token"].encode())
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ _FENCE = re.compile(r"\s*```[a-zA-Z]*\s*\n(.*?)\n?\s*```", re.DOTALL)
 _MATH = re.compile(r"\$\$(.+?)\$\$|\$(?!\s*\d[\d,.]*\s+[a-z])([^$\n]+?)\$|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
 _COPULA = re.compile(
     r"\b(?:is|are|was|were|equals?|equal\s+to|be|becomes?|gives?|gets?|it's|i\.e\.,?|have|has|had|pays?|paid|earns?|earned|"
-    r"costs?|needs?|makes?|made|spends?|spent|takes?|yields?|obtain)(?=\W)|[=:：]|是|为|等于|有|共|需要?|得到?|剩下?|选",
+    r"costs?|needs?|makes?|made|spends?|spent|takes?|yields?|obtain)(?=\W)|=|[:：](?!\d)|是|为|等于|有|共|需要?|得到?|剩下?|选",
     re.IGNORECASE,
 )
 _PREPOSITION = re.compile(r"\b(?:of|for|as|to)(?=\W)", re.IGNORECASE)
@@ -38,6 +38,8 @@ _DIRECT = re.compile(
     r"(?:(?:a\s+total\s+of|approximately|about|exactly|only|now|still|then|also|therefore)\s+)*(?:\*\*|\$)?(?=[-\d$€£¥\\])",
     re.IGNORECASE,
 )
+_CALCULATED = re.compile(r"<<[^<>]*>>\s*(-?[\d.,]*\d)(?!.*<<)", re.DOTALL)
+"""A number behind a calculator annotation, as GSM8K writes them (Cobbe et al. 2021)."""
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 _LEAD = re.compile(
     r"(?:[\s:：,，→⇒✅👉✔️🎉∴]|=>|⟹|->|\*+|\\(?:therefore|implies|Rightarrow|quad|qquad)(?![a-zA-Z])|"
@@ -53,7 +55,9 @@ _TAIL = re.compile(
     re.IGNORECASE,
 )
 _ASIDE = re.compile(r"\s+\((?![^()]*\bbase\b)[^()$\\]*[A-Za-z]{2,}[^()$\\]* [^()$\\]*\)$")
-_SUBORDINATE = re.compile(r"\b(?:if|when|whenever|where|after|because|since|given|before|while|once|than)\b[^,.;]*$", re.I)
+_SUBORDINATE = re.compile(
+    r"\b(?:if|when|whenever|where|after|because|since|given|before|while|once|than)\b[^,.;]*$", re.I
+)
 _BOUND = re.compile(
     r"\b(?:at\s+least|at\s+most|more\s+than|less\s+than|fewer\s+than|greater\s+than|up\s+to|not|never|no\s+more\s+than|between)"
     r"\s*\$?\s*$|至少$|至多$|不是$|不$",
@@ -61,12 +65,17 @@ _BOUND = re.compile(
 )
 _BOUND_AFTER = re.compile(r"\s*(?:or\s+(?:more|less|fewer|above|below|greater)|以上|以下)", re.IGNORECASE)
 _REASON = re.compile(
-    r"\s*(?:,?\s+(?:because|since|so that|which|where|after|when|per our)\b|，?因为|，所以).*$",
+    r"\s*(?:,?\s+(?:because|since|so that|which|where|after|when|per our|achieved|attained|reached)\b|\s*\((?:when|at|since|because|with|where)\b|，?因为|，所以).*$",
     re.DOTALL | re.IGNORECASE,
 )
 _NUMBER = re.compile(
-    r"(?<![\w.\\^_{])[-+−]?\s?(?:[$€£¥]\s?)?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?|\.\d+)(?:\s*/\s*\d+)?"
+    r"(?<![\w.\\^_{])[-+−]?\s?(?:[$€£¥]\s?)?(?:\d{1,2}:\d{2}(?:\s*[ap]\.?m\b\.?)?|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?|\.\d+)(?:\s*/\s*\d+)?"
     r"(?:\s*(?:%|percent\b|[$€£¥]|°|m²|m³|cm²|cm\b|km\b|kg\b))?(?![\w^_{])"
+)
+_SEVERAL_CLAUSES = re.compile(r"\b(?:so|then|but|and|while|than|thus)\b|[;；]", re.IGNORECASE)
+_PHRASE = re.compile(
+    r"\b(?:of|for|from|in|at|after|by|over|during|between|on|when|if|per|every|with|out|within|before|until|to)\b",
+    re.IGNORECASE,
 )
 _NUMBER_ZH = re.compile(r"[-−]?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?%?(?=[\u4e00-\u9fff])")
 _ENGLISH = re.compile(
@@ -77,7 +86,13 @@ _ENGLISH = re.compile(
 _LEADING = re.compile(
     r"\s*\**(\d+(?:,\d{3})*(?:\.\d+)?|(?:One|Two|Three|Four|Five|Six|Seven|Eight|Nine|Ten|Eleven|Twelve)\b)(?=\s+[a-z]{3,}\s+[a-z]+)"
 )
-_ALIGNED = re.compile(r"&?\s*=\s*(?!.*=)([^=\\&]*(?:\\(?!\\|end)[^=\\&]*)*?)\s*(?:\\\\)?\s*\\end\{(?:align|gather|split)", re.DOTALL)
+_ALIGNED = re.compile(
+    r"&?\s*=\s*(?!.*=)([^=\\&]*(?:\\(?!\\|end)[^=\\&]*)*?)\s*(?:\\\\)?\s*\\end\{(?:align|gather|split)", re.DOTALL
+)
+_NUMERIC = re.compile(
+    r"\d|\\|[一二三四五六七八九十百千]|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|\w+ty|zero)\b",
+    re.IGNORECASE,
+)
 _MAX_STATEMENT = 600
 
 
@@ -113,7 +128,7 @@ def last_sentences(text: str, count: int) -> list[Span]:
     for start in reversed(starts):
         piece = text[start:end].strip()
         if piece and not re.fullmatch(
-            r"(?:I hope (?:it|this) is correct|I hope this helps|Let me know.*|[-*_=#\s]+|\\\]|\$\$)[.!]?",
+            r"(?:I hope (?:it|this) is correct|I hope this helps|Let me know.*|[-*_=#\s]+|\\(?:end|begin)\{\w+\*?\}|\\\]|\$\$)[.!]?",
             piece,
             re.IGNORECASE,
         ):
@@ -133,19 +148,29 @@ def value_in(text: str, span: Span, *, lenient: bool) -> Span | None:
     fence = _FENCE.match(text, span.start, span.end)
     if fence:
         span = Span(fence.start(1), fence.end(1))
-    span = bare(text, _without_reason(text, span))
+    calculated = _CALCULATED.search(text, span.start, span.end)
+    if calculated:
+        return Span(*calculated.span(1))
+    span = _without_reason(text, span)
+    bold = _bold(text, span)
+    if bold is not None:
+        return bold
+    span = bare(text, span)
     piece = text[span.start : span.end]
     if not re.search(r"\w", re.sub(r"\\(?:boxed|fbox)(?![a-zA-Z])", "", piece)):
         return None
     rows = _ALIGNED.search(piece)
     if rows and is_value(rows[1]):
         return Span(span.start + rows.start(1), span.start + rows.end(1))
+    leading = _leading_number(text, span) if len(piece.split()) > 5 else None
+    if leading is not None:
+        return leading
     if is_value(piece) or (lenient and is_formula(piece)):
         return span
     words = len(re.findall(r"[A-Za-z]+|[\u4e00-\u9fff]", re.sub(r"\\[a-zA-Z]+", "", piece)))
     if lenient and words <= 3 and not re.search(r"\d|\$|\\\(|\\\[", piece):
         return span
-    for find in (_bold, _after_verb, _leading_number, _last_math, _direct, _after_preposition):  # the surest first
+    for find in (_after_verb, _last_math, _direct, _main_number, _after_preposition):  # the surest first
         found = find(text, span)
         if found is not None:
             return found
@@ -177,6 +202,8 @@ def _without_reason(text: str, span: Span) -> Span:
     if reason is None or not reason.start():
         return span
     head = piece[: reason.start()]
+    if len(head.strip()) <= 4 or _after_verb(text, Span(span.start, span.start + reason.start())):
+        return Span(span.start, span.start + reason.start())
     if re.fullmatch(r"\W*[A-J]\W*", head) or is_value(head.strip(" *:")):
         return Span(span.start, span.start + reason.start())
     if re.search(r"\d", head) and not re.search(r"\d\D*$", piece[reason.start() :]):
@@ -208,8 +235,10 @@ def _mathematical(value: Value, source: str) -> bool:
             return False
         case Quantity():
             if value.node is None and value.unit is None:
-                return bool(re.search(r"\\(?:frac|int|sum|sqrt|begin|lim|prod|log)|\d", source)) and not re.search(
-                    r"[A-Za-z]{3,} [A-Za-z]{2,}", source
+                return (
+                    not re.search(r"[\u4e00-\u9fff]", source)
+                    and bool(re.search(r"\\(?:frac|int|sum|sqrt|begin|lim|prod|log)|\d", source))
+                    and not re.search(r"[A-Za-z]{3,} [A-Za-z]{2,}", source)
                 )
             return True
         case Sequence():
@@ -241,7 +270,7 @@ def _value_after(words: re.Pattern[str], text: str, span: Span) -> Span | None:
         if _inside_math(text, span, match.start()):
             continue
         piece = text[rest.start : rest.end]
-        if re.search(r"\d|\\", piece) and is_value(piece):
+        if _NUMERIC.search(piece) and is_value(piece):
             return rest
     return None
 
@@ -286,6 +315,18 @@ def _last_math(text: str, span: Span) -> Span | None:
         if is_value(piece):
             return Span(start, end)
     return None
+
+
+def _main_number(text: str, span: Span) -> Span | None:
+    """Return the first number of a single clause whose other numbers stand in phrases behind it."""
+    numbers = list(_NUMBER.finditer(text, span.start, span.end))
+    if len(numbers) < 2 or _SEVERAL_CLAUSES.search(text[span.start : span.end]):
+        return None
+    first, second = numbers[:2]
+    before = text[span.start : first.start()]
+    if len(before.split()) < 2 or _BOUND.search(before) or _PHRASE.search(" ".join(before.split()[-1:])):
+        return None
+    return Span(*first.span()) if _PHRASE.search(text, first.end(), second.start()) else None
 
 
 def _leading_number(text: str, span: Span) -> Span | None:

@@ -6,11 +6,19 @@ math-verify's comparison is not symmetric, and no time-out of its own is used, b
 
 from __future__ import annotations
 
-from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+import importlib
+from functools import lru_cache
+from types import ModuleType
 
 
 class UnknownError(Exception):
     """The computer algebra system could not read one of the two."""
+
+
+@lru_cache(maxsize=1)
+def library() -> ModuleType:
+    """Import math-verify when it is first needed: it takes most of a second, and only worker processes need it."""
+    return importlib.import_module("math_verify")
 
 
 def equivalent(left: str, right: str) -> bool:
@@ -21,14 +29,14 @@ def equivalent(left: str, right: str) -> bool:
     """
     one, two = _parsed(left), _parsed(right)
     return any(
-        verify(gold, target, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
+        library().verify(gold, target, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
         for gold, target in ((one, two), (two, one))
     )
 
 
 def _parsed(text: str) -> list[object]:
-    config = (LatexExtractionConfig(), ExprExtractionConfig())
-    found: list[object] = parse(f"${text}$", config, parsing_timeout=None, raise_on_error=True)
+    config = (library().LatexExtractionConfig(), library().ExprExtractionConfig())
+    found: list[object] = library().parse(f"${text}$", config, parsing_timeout=None, raise_on_error=True)
     if not found or all(isinstance(item, str) for item in found):
         raise UnknownError(f"cannot read {text[:200]!r}")
     return found

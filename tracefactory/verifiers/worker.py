@@ -15,8 +15,8 @@ import signal
 import sys
 from typing import Any
 
-from tracefactory.schema import Outcome, Verdict
-from tracefactory.verifiers.base import VerifyTask, resolve
+from tracefactory.schema import Frozen, Outcome, Verdict
+from tracefactory.verifiers.base import Verifier, VerifyTask, resolve
 
 MEMORY_LIMIT = 4 << 30
 """Bytes of address space of one worker."""
@@ -34,9 +34,13 @@ def main() -> None:
     _reply(replies, {"ready": True})
     for line in sys.stdin:
         message = json.loads(line)
+        task = VerifyTask.model_validate(message["task"])
+        verifier, params = resolve(task)
+        verifier.prepare()
+        _reply(replies, {"started": True})
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, message["deadline"])
-        verdict = _verdict(VerifyTask.model_validate(message["task"]))
+        verdict = _verdict(verifier, task, params)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _reply(replies, verdict.model_dump(mode="json"))
 
@@ -50,8 +54,7 @@ def _bind_to_parent(lifeline: int) -> None:
         raise SystemExit("the parent is gone")
 
 
-def _verdict(task: VerifyTask) -> Verdict:
-    verifier, params = resolve(task)
+def _verdict(verifier: Verifier, task: VerifyTask, params: Frozen) -> Verdict:
     try:
         return verifier.full(task, params)
     except (Exception, RecursionError) as error:  # noqa: BLE001  # recorded as the row's verdict

@@ -116,9 +116,9 @@ async def test_a_stopped_server_process_counts_as_hung(stand_in, client_of):
 
 
 async def test_an_idle_server_and_a_slow_one_do_not_count_as_hung(stand_in, client_of):
-    client = client_of(hang_s=1.0, environ={"STAND_IN_LATENCIES": "0.6"})
+    client = client_of(hang_s=4.0, environ={"STAND_IN_LATENCIES": "1.5"})
     await client.complete(ask())
-    await asyncio.sleep(3)
+    await asyncio.sleep(6)
     await asyncio.gather(*(client.complete(ask(seed)) for seed in range(3)))
     assert len(stand_in.started) == 1
 
