@@ -119,6 +119,7 @@ def test_pruning_again_pays_for_what_is_new_alone(
     assert teacher.stats()["completed_total"] > paid
 
 
+@pytest.mark.slow
 def test_ray_and_inline_prune_alike_and_a_killed_run_pays_nothing_twice(
     teacher_of: Callable[..., Teacher], pruning_of: Callable[..., Project]
 ) -> None:
@@ -135,6 +136,7 @@ def test_ray_and_inline_prune_alike_and_a_killed_run_pays_nothing_twice(
     assert len(lines) == len(set(lines))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_while_it_prunes_goes_on(
     teacher_of: Callable[..., Teacher], pruning_of: Callable[..., Project]
 ) -> None:
@@ -182,6 +184,7 @@ def test_explain_tells_the_diff_and_where_the_row_comes_from(
     assert f"not pruned: {derivation.fallback}" in project.run("explain", stands.id)
 
 
+@pytest.mark.slow
 def test_the_raw_and_the_pruned_traces_can_be_published_and_trained_on(
     teacher_of: Callable[..., Teacher], pruning_of: Callable[..., Project], tmp_path: Path
 ) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from pydantic import Field
 
 from tracefactory.errors import RunError
 from tracefactory.models.vllm_health import SignsOfLife
+from tracefactory.models.vllm_log import first_error, last_words
 from tracefactory.processes import Child, kill_group
 from tracefactory.schema import Frozen
 
@@ -30,9 +30,6 @@ _POLL_S = 0.5
 _GRACE_S = 10.0  # more than the guard gives vLLM
 _PAUSE_CAP_S = 60.0
 _TEXT_CHARS = 100
-_TAIL_BYTES = 4096
-# "(EngineCore pid=7) INFO 11-21 05:02:38 [core.py:402] init engine ..." -> "init engine ..."
-_LOG_HEAD = re.compile(r"^(?:\([^)]*pid=\d+\)\s*)?(?:[A-Z]+ \d\d-\d\d \d\d:\d\d:\d\d \[[^\]]*\]\s*)?")
 
 
 class ServerPlan(Frozen):
@@ -113,7 +110,7 @@ class Replica:
             self._keeping.result()
         if self._state.url is None and self._state.gone is None:
             seconds = time.monotonic() - self._started
-            said = last_words(self.log_file, self._log_start)
+            said = last_words(self.log_file, self._log_start)[:_TEXT_CHARS]
             return self._state.model_copy(update={"text": f"{self._state.text}, {seconds:.0f} s: {said}".rstrip(": ")})
         return self._state
 
@@ -135,11 +132,12 @@ class Replica:
                 why = await self._watch(url)
             except RunError as error:
                 why = str(error)
-            tail = self._tail()
             await self._bury()
+            if (cause := first_error(self.log_file, self._log_start)) is not None:
+                why += f" ({cause})"
             if not was_up or died == self.plan.restarts:
                 times = "" if not was_up else f" and was started {died + 1} times in all"
-                self._state = ReplicaState(gone=f"{self.plan.name} {why}{times}; the end of {self.log_file}:\n{tail}")
+                self._state = ReplicaState(gone=f"{self.plan.name} {why}{times}; its log is {self.log_file}")
                 return
             self._started = time.monotonic()
             self._state = ReplicaState(text=f"restart {died + 1} of {self.plan.restarts}, it {why}")
@@ -178,9 +176,6 @@ class Replica:
                 await asyncio.sleep(_POLL_S)
         return "died"
 
-    def _tail(self) -> str:
-        return self._child.log_tail() if self._child is not None else ""
-
     async def _bury(self) -> None:
         """End what is left of the server; its guard may have been killed before it could."""
         if self._child is not None:
@@ -188,18 +183,6 @@ class Replica:
             if (group := self._child.facts.get("group")) is not None:
                 kill_group(group)
             self._child = None
-
-
-def last_words(log_file: Path, start: int) -> str:
-    """Return the last line of a log that says something, from byte `start` on, without its time stamp."""
-    if not log_file.exists():
-        return ""
-    with log_file.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(start, size - _TAIL_BYTES))
-        lines = re.split(r"[\r\n]+", file.read().decode("utf-8", "replace"))
-    said = [text for line in lines if (text := _LOG_HEAD.sub("", line).strip())]
-    return said[-1][:_TEXT_CHARS] if said else ""
 
 
 async def _is_healthy(session: aiohttp.ClientSession, url: str) -> bool:

@@ -1,9 +1,10 @@
 """A vLLM server under guard: `python -m tracefactory.models.vllm_server --python P --host H --arguments JSON`.
 
 vLLM runs in an interpreter of its own, which need not have this package, and splits into an API server, an engine and
-workers. When only the API server is killed, the others live on and keep their GPU (seen with vLLM 0.32). So this small
-process starts vLLM in a process group, and ends the whole group when vLLM ends, when it is asked to, or when its own
-parent is gone.
+workers. When only the API server is killed, the others live on and keep their GPU (seen with vLLM 0.32). So a small
+guard process starts vLLM in a process group, and ends the whole group when vLLM ends, when it is asked to, or when its
+own parent is gone. The guard is not its owner's child but a grandchild: a worker of Ray that ends kills its children
+with SIGKILL, and a guard killed so could end nothing. The child between them only waits.
 """
 
 from __future__ import annotations
@@ -36,6 +37,18 @@ def main() -> None:
     parser.add_argument("--arguments", type=json.loads, required=True, help="a JSON list: arguments of the API server")
     parser.add_argument("--ready-fd", type=int, required=True, help="the pipe to report port and process group on")
     options = parser.parse_args()
+    between = os.getpid()
+    signal_at_parents_death()
+    guard = os.fork()
+    if guard:
+        os.close(options.ready_fd)
+        raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(guard, 0)[1]))
+    os.setsid()
+    _guard(options, between)
+
+
+def _guard(options: argparse.Namespace, parent: int) -> None:
+    """Run vLLM until it ends or is no longer wanted; raises SystemExit."""
     for one in (signal.SIGTERM, signal.SIGINT):
         signal.signal(one, _asked)
     reserved = reserve_port(options.host)
@@ -51,6 +64,8 @@ def main() -> None:
     )
     try:
         end_with_parent(signal.SIGTERM)
+        if os.getppid() != parent:
+            raise _Asked  # it was gone before the kernel was asked to tell
         report_ready(options.ready_fd, port=port, group=vllm.pid)
         status = vllm.wait()
     except _Asked:

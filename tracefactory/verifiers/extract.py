@@ -211,7 +211,7 @@ def _boxed(body: str, boxes: list[Box]) -> Extraction:
     last = boxes[-1]
     span = _stripped(body, Span(last.inner_start, last.inner_end))
     if _SENTENCE_INSIDE.search(last.text):
-        span = value_in(body, span, lenient=False) or span
+        span = _trimmed(body, value_in(body, span, lenient=False) or span)
     found = _extraction(body, span, "boxed")
     return replace(found, boxes=tuple(boxes), adjacent=len(joined(body, boxes)))
 
@@ -294,13 +294,14 @@ def _lone_value(body: str) -> Extraction | None:
         or len(stripped) > 60
         or "\n" in stripped
         or stripped.count("=") > 1
-        or stripped.endswith(tuple("=+-*/<>(,?:？："))
+        or re.search(r"[^*]\*$", stripped)
+        or stripped.rstrip("*").endswith(tuple("=+-/<>(,?:？："))
         or hedged(stripped)
         or not re.search(r"\w", re.sub(r"\\[a-zA-Z]+", "", stripped))
         or _ANNOUNCES_NOTHING.fullmatch(stripped)
     ):
         return None
-    if not is_value(stripped) and len(re.findall(r"[\u4e00-\u9fff]{2}|[^\s\u4e00-\u9fff]+", stripped)) > 3:
+    if not is_value(stripped) and len(re.findall(r"[\u4e00-\u9fff]{2}|[^\s\u4e00-\u9fff]+", stripped)) > 4:
         return None
     span = bare(body, Span(0, len(body)))
     return _extraction(body, _trimmed(body, span), "whole")

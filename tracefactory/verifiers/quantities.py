@@ -23,6 +23,7 @@ _COUNTED_WORDS = re.compile(
     r"(?:[- ](?:one|two|three|four|five|six|seven|eight|nine))?)\s+([a-z][a-z ]{2,30})$",
     re.IGNORECASE,
 )
+_COUNTED_CHINESE = re.compile(r"([一二两三四五六七八九十百千万]+)([个只本页人名条张块支棵辆件次岁天元米位颗].{0,10})$")
 _TAIL_START = re.compile(r"(?<=[\d)}\]!°. ])(?=[A-Za-z°¢€£¥₹\u4e00-\u9fff(])")
 _TAIL = re.compile(
     r"[A-Za-z°¢€£¥₹\u4e00-\u9fff()/^{}\-' .,]*(?:\^\s*\{?\s*-?\d\s*\}?|[a-z][23])?"
@@ -47,6 +48,9 @@ def number_quantity(source: str, number: Number) -> Quantity:
 
 def read_quantity(text: str) -> Quantity | Text:
     """Read a quantity; words without a number are `Text`, and mathematics the grammar does not know has no node."""
+    counted = _counted_words(text.strip())
+    if counted is not None:
+        return counted
     if _ONLY_WORDS.fullmatch(text.strip()) and not _is_function(text):
         return Text(text.strip())
     source = text = _ABOUT.sub("", text.strip()).strip()
@@ -57,11 +61,6 @@ def read_quantity(text: str) -> Quantity | Text:
     if match := _PREFIX.match(text):
         unit = UNITS.get(match[2]) or UNITS["USD"]
         text = match[1] + match[3]
-    counted = _COUNTED_WORDS.match(text)
-    if counted and not percent and unit is None and (number := read_number(counted[1])) is not None:
-        nouns = noun_words(counted[2])
-        named = parse_unit(counted[2])
-        return Quantity(source, Node("num", value=number.value), unit=named, nouns=frozenset() if named else nouns)
     found = _bare(text)
     if found is not None:
         return Quantity(
@@ -75,6 +74,17 @@ def read_quantity(text: str) -> Quantity | Text:
     if node is None and not percent and _is_words(text):
         return Text(source)
     return Quantity(source, node, percent, unit)
+
+
+def _counted_words(text: str) -> Quantity | None:
+    """Read a number in words before what it counts: `five apples`, `二十四个苹果`."""
+    match = _COUNTED_WORDS.match(text) or _COUNTED_CHINESE.match(text)
+    number = None if match is None else read_number(match[1])
+    if match is None or number is None:
+        return None
+    unit = parse_unit(match[2])
+    nouns = frozenset() if unit else noun_words(match[2])
+    return Quantity(text, Node("num", value=number.value), unit=unit, nouns=nouns)
 
 
 def _bare(text: str) -> tuple[Node, Number] | None:

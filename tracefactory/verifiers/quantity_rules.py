@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Literal
@@ -53,6 +54,7 @@ class MathParams(Frozen):
     tolerance: float = Field(default=0.0, ge=0, lt=1)
 
 
+_DIGITS = re.compile(r"[\d\s]+")
 Symbolic = Callable[[str, str], bool]
 _DEGREE: Unit = UNITS["°"]
 _RADIAN: Unit = UNITS["rad"]
@@ -88,6 +90,8 @@ class QuantityRules:
         """Ask computer algebra about two texts, or raise when there is none to ask."""
         if squash(gold.source) == squash(answer.source):
             return True
+        if _DIGITS.fullmatch(gold.source) and _DIGITS.fullmatch(answer.source):
+            return False  # `1 2` is no number, and not 12
         if self.symbolic is None:
             raise UndecidedError(gold.source, answer.source)
         self.method = "symbolic"

@@ -39,10 +39,12 @@ _log = logging.getLogger(__name__)
 class Limits(Frozen):
     """What one program may use: `seconds` of processor time, megabytes, processes, and output in bytes.
 
-    Wall time is bounded generously (`wall_seconds`), so that a busy machine fails no program.
+    `wall`: seconds after which a program that waits rather than computes is ended, by default 5 and 4 times `seconds`,
+    so that a busy machine fails no program.
     """
 
     seconds: float = 5.0
+    wall: float | None = None
     memory_mb: int = 1024
     file_mb: int = 16
     processes: int = 16
@@ -50,8 +52,8 @@ class Limits(Frozen):
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds after which a program that waits rather than computes is ended."""
-        return 5.0 + 4.0 * self.seconds
+        """Seconds of wall time that a program may take."""
+        return 5.0 + 4.0 * self.seconds if self.wall is None else self.wall
 
 
 @dataclass(frozen=True)

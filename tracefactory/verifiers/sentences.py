@@ -42,7 +42,7 @@ _CALCULATED = re.compile(r"<<[^<>]*>>\s*(-?[\d.,]*\d)(?!.*<<)", re.DOTALL)
 """A number behind a calculator annotation, as GSM8K writes them (Cobbe et al. 2021)."""
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 _LEAD = re.compile(
-    r"(?:[\s:：,，→⇒✅👉✔️🎉∴]|=>|⟹|->|\*+|\\(?:therefore|implies|Rightarrow|quad|qquad)(?![a-zA-Z])|"
+    r"(?:[}\s:：,，→⇒✅👉✔️🎉∴]|=>|⟹|->|\*+|\\(?:therefore|implies|Rightarrow|quad|qquad)(?![a-zA-Z])|"
     r"(?:therefore|thus|hence|so|then|now|here|finally|consequently|overall|accordingly|and|that\s+is|i\.e\.|in\s+(?:conclusion|summary|total|all)|"
     r"we\s+(?:get|have|obtain|find|conclude|see|know)(?:\s+that)?|(?:this|it|which)\s+(?:gives|means|follows|yields|implies)(?:\s+(?:us|that))*|"
     r"it\s+is|it's|there\s+(?:is|are|were|was|will\s+be)|simply|just|indeed)(?![\w'])|"
@@ -50,8 +50,10 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _TAIL = re.compile(
-    r"(?:[\s,，;✅✓✔️🎉😊☑*]|,?\s*(?:as\s+(?:required|desired|needed|claimed|expected|stated|requested|the\s+(?:final\s+)?answer)|"
-    r"(?:in\s+total|altogether|in\s+all|overall|respectively)(?=\W*$)|as\s+(?:was\s+)?to\s+be\s+(?:shown|proved)|です|입니다|QED|∎|□|■|\\(?:blacksquare|square|Box|qed)))+$",
+    r"(?:[\s,，;✅✓✔️🎉😊☑*]|,?\s*(?:as\s+(?:required|desired|needed|claimed|expected|"
+    r"stated|requested|the\s+(?:final\s+)?answer)|"
+    r"(?:in\s+total|altogether|in\s+all|overall|respectively)(?=\W*$)\.?|as\s+(?:was\s+)?to\s+be\s+(?:shown|proved)|です|"
+    r"입니다|QED|∎|□|■|\\(?:blacksquare|square|Box|qed)))+$",
     re.IGNORECASE,
 )
 _ASIDE = re.compile(r"\s+\((?![^()]*\bbase\b)[^()$\\]*[A-Za-z]{2,}[^()$\\]* [^()$\\]*\)$")
@@ -65,11 +67,13 @@ _BOUND = re.compile(
 )
 _BOUND_AFTER = re.compile(r"\s*(?:or\s+(?:more|less|fewer|above|below|greater)|以上|以下)", re.IGNORECASE)
 _REASON = re.compile(
-    r"\s*(?:,?\s+(?:because|since|so that|which|where|after|when|per our|achieved|attained|reached)\b|\s*\((?:when|at|since|because|with|where)\b|，?因为|，所以).*$",
+    r"\s*(?:,?\s+(?:because|since|so that|which(?!\s+(?:equals|is|gives|makes))|where|after|when|per our|"
+    r"achieved|attained|reached)\b|\s*\((?:when|at|since|because|with|where)\b|，?因为|，所以).*$",
     re.DOTALL | re.IGNORECASE,
 )
 _NUMBER = re.compile(
-    r"(?<![\w.\\^_{])[-+−]?\s?(?:[$€£¥]\s?)?(?:\d{1,2}:\d{2}(?:\s*[ap]\.?m\b\.?)?|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?|\.\d+)(?:\s*/\s*\d+)?"
+    r"(?<![\w.\\^_{])[-+−]?\s?(?:[$€£¥]\s?)?(?:\d{1,2}:\d{2}(?:\s*[apAP]\.?[mM]\b\.?)?"
+    r"|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?|\.\d+)(?:\s*/\s*\d+)?"
     r"(?:\s*(?:%|percent\b|[$€£¥]|°|m²|m³|cm²|cm\b|km\b|kg\b))?(?![\w^_{])"
 )
 _SEVERAL_CLAUSES = re.compile(r"\b(?:so|then|but|and|while|than|thus)\b|[;；]", re.IGNORECASE)
@@ -90,9 +94,18 @@ _ALIGNED = re.compile(
     r"&?\s*=\s*(?!.*=)([^=\\&]*(?:\\(?!\\|end)[^=\\&]*)*?)\s*(?:\\\\)?\s*\\end\{(?:align|gather|split)", re.DOTALL
 )
 _NUMERIC = re.compile(
-    r"\d|\\|[一二三四五六七八九十百千]|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|\w+ty|zero)\b",
+    r"\d|\\|[一二三四五六七八九十百千]|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|zero)\b"
+    r"|\b\w+(?:teen|ty)\b",
     re.IGNORECASE,
 )
+_NOT_A_SENTENCE = re.compile(
+    r"(?:I hope (?:it|this) is correct|I hope this helps|Let me know.*|"
+    r"[-*_=#\s]+|\\(?:end|begin)\{\w+\*?\}|\\\]|\$\$)[.!]?",
+    re.IGNORECASE,
+)
+_LONGEST_TAIL = 120
+_WORKED = re.compile(r"(?=[^=]*[-+*/×÷])[-\d\s.,+*/×÷()]+=\s*([^=]+)")
+"""A calculation with its result, `5 + 7 = 12 birds`."""
 _MAX_STATEMENT = 600
 
 
@@ -127,11 +140,7 @@ def last_sentences(text: str, count: int) -> list[Span]:
     starts = [tail, *(match.end() for match in _SENTENCE.finditer(text, tail))]
     for start in reversed(starts):
         piece = text[start:end].strip()
-        if piece and not re.fullmatch(
-            r"(?:I hope (?:it|this) is correct|I hope this helps|Let me know.*|[-*_=#\s]+|\\(?:end|begin)\{\w+\*?\}|\\\]|\$\$)[.!]?",
-            piece,
-            re.IGNORECASE,
-        ):
+        if piece and not _NOT_A_SENTENCE.fullmatch(piece):
             spans.append(Span(start, end))
             if len(spans) == count:
                 break
@@ -166,7 +175,8 @@ def value_in(text: str, span: Span, *, lenient: bool) -> Span | None:
     if leading is not None:
         return leading
     if is_value(piece) or (lenient and is_formula(piece)):
-        return span
+        worked = _WORKED.fullmatch(piece)
+        return Span(span.start + worked.start(1), span.end) if worked and is_value(worked[1]) else span
     words = len(re.findall(r"[A-Za-z]+|[\u4e00-\u9fff]", re.sub(r"\\[a-zA-Z]+", "", piece)))
     if lenient and words <= 3 and not re.search(r"\d|\$|\\\(|\\\[", piece):
         return span
@@ -186,12 +196,12 @@ def bare(text: str, span: Span) -> Span:
     lead = _LEAD.match(text, start, end)
     if lead and lead.end() < end:
         start = lead.end()
-    tail = _TAIL.search(text[start:end])
-    if tail and tail.start():
-        end = start + tail.start()
-    aside = _ASIDE.search(text[start:end])
-    if aside and aside.start() and is_value(text[start : start + aside.start()]):
-        end = start + aside.start()
+    tail = _TAIL.search(text, max(start + 1, end - _LONGEST_TAIL), end)
+    if tail:
+        end = tail.start()
+    aside = _ASIDE.search(text, max(start + 1, end - _LONGEST_TAIL), end)
+    if aside and is_value(text[start : aside.start()]):
+        end = aside.start()
     return Span(start, end)
 
 
@@ -286,7 +296,8 @@ def _direct(text: str, span: Span) -> Span | None:
     for match in reversed(list(_DIRECT.finditer(text, span.start, span.end))):
         if _SUBORDINATE.search(text[span.start : match.start()]) or _inside_math(text, span, match.start()):
             continue
-        number = _NUMBER.match(text, match.end()) or _NUMBER.match(text, max(match.end() - 1, span.start))
+        signed = _NUMBER.match(text, match.end() - 1) if text[match.end() - 1] in "$€£¥" else None
+        number = signed or _NUMBER.match(text, match.end())
         if number and not _BOUND_AFTER.match(text, number.end()):
             return Span(*number.span())
     return None

@@ -13,7 +13,7 @@ FUNCTIONS = words("""
     asin acos atan sgn
 """)
 PROSE = words("""
-    the is are was not can has had its we so to or of if he my you all any how who why one two six ten for yes she
+    the is are was not can has had its we so to or of if he my you all any how who why one two six ten for yes no she
     his our out per but
 """)
 """Short words that are never a product of variables."""

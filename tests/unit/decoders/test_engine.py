@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.unit.decoders.conftest import make_engine, prompts
 from tests.unit.decoders.reference import reference
@@ -15,7 +16,7 @@ from tracefactory.decoders.pace import Pace, Plan
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.decoders.run import Run, Script
 
-TOKENS = 40
+TOKENS = 30
 
 
 def run_all(engine: Engine, scripts: list[Script]) -> list[Run]:
@@ -41,13 +42,13 @@ def expected(teacher: Any, student: Any) -> list[list[tuple[int, int]]]:
 def test_the_reference_takes_every_branch(expected: list[list[tuple[int, int]]]) -> None:
     """Otherwise equality with it would show little: first draws, later draws and the student's own must all occur."""
     draws = [draw for trace in expected for _, draw in trace]
-    assert draws.count(1) > 40
+    assert draws.count(1) > 30
     assert sum(draw > 1 for draw in draws) > 5
     assert draws.count(0) > 5
 
 
-@pytest.mark.parametrize("rows", [1, 3, 6])
-@pytest.mark.parametrize("length", [1, 2, 5, 16])
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("length", [1, 3, 16])
 @pytest.mark.parametrize("front", list(Role))
 def test_chunked_and_batched_runs_equal_the_reference(
     teacher: Any,
@@ -89,8 +90,6 @@ def test_every_option_equals_the_reference(
 
 
 def test_logprobs_are_those_of_both_models(teacher: Any, student: Any, tokenizer: Any) -> None:
-    import torch
-
     run = run_all(make_engine(teacher, student, tokenizer, rows=1), scripts(ReverseSpeculative(), 1))[0]
     whole = torch.tensor([[*run.script.prompt, *run.tokens]])
     for role, model in ((Role.TEACHER, teacher), (Role.STUDENT, student)):

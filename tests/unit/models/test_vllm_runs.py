@@ -53,7 +53,7 @@ def test_a_run_survives_its_servers_and_its_servers_end_with_it(executor, stand_
     os.kill(stand_in.started[0]["pid"], signal.SIGKILL)
     if executor == "ray":  # the actor that owns the other server, as if its node had died
         guard = psutil.Process(stand_in.started[1]["pid"]).parent()
-        guard.parent().kill()
+        guard.parent().parent().kill()
     wait_until(lambda: len(stand_in.started) == (4 if executor == "ray" else 3) or run.poll() is not None, 180)
     assert run.wait(120) == 0, (project.root / "stderr.log").read_text()
     assert stand_in.all_gone()

@@ -13,8 +13,8 @@ import pytest
 from tracefactory.errors import RunError, UserError
 from tracefactory.models.base import ChatRequest
 from tracefactory.models.client import ChatClient
+from tracefactory.models.vllm_log import first_error, last_words
 from tracefactory.models.vllm_placement import LocalPlacement, visible_gpus
-from tracefactory.models.vllm_replica import last_words
 
 
 def ask(seed=1):
@@ -74,18 +74,16 @@ async def test_progress_is_told_from_the_log_and_then_nothing(stand_in, client_o
     await until(lambda: client.notice == "")
 
 
-@pytest.mark.parametrize("victim", ["pid", "engine", "group"])
+@pytest.mark.parametrize("victim", ["pid", "engine", "guard", "between"])
 async def test_a_killed_server_costs_a_retry_and_leaves_no_orphan(victim, stand_in, client_of):
     client = client_of(replicas=1, concurrency=4, environ={"STAND_IN_LATENCIES": "0.3"})
     await client.complete(ask())
     first = stand_in.started[0]
     guard = psutil.Process(first["pid"]).parent()
+    victims = {**first, "guard": guard.pid, "between": guard.ppid()}
     waiting = [asyncio.create_task(client.complete(ask(seed))) for seed in range(8)]
     await asyncio.sleep(0.1)
-    if victim == "group":  # only the guard: nobody is left to end what it started, besides its owner and the kernel
-        guard.kill()
-    else:
-        os.kill(first[victim], signal.SIGKILL)
+    os.kill(victims[victim], signal.SIGKILL)
     if victim == "engine":
         (stand_in.folder / "engine_died").touch()
         await until(lambda: first["pid"] not in stand_in.living())
@@ -152,7 +150,7 @@ async def test_a_server_that_cannot_start_is_tried_once_and_says_why(stand_in, c
     client = client_of(model="./broken")
     outcomes = await asyncio.gather(*(client.complete(ask(seed)) for seed in range(3)), return_exceptions=True)
     assert all(isinstance(outcome, RunError) for outcome in outcomes)
-    assert "ValueError: cannot load this checkpoint" in str(outcomes[0])
+    assert "ended while starting (ValueError: cannot load this checkpoint); its log is " in str(outcomes[0])
     assert (stand_in.root / "logs" / "replica-0.log").read_text().count("ValueError") == 1
 
 
@@ -181,11 +179,14 @@ asyncio.run(main())
 """
 
 
-def test_kill_9_of_the_owner_leaves_no_process(stand_in):
+@pytest.mark.parametrize("children_too", [False, True])
+def test_kill_9_of_the_owner_leaves_no_process(children_too, stand_in):
     command = [sys.executable, "-c", OWNER, stand_in.spec().model_dump_json(), str(stand_in.root)]
     owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert owner.stdout.readline() == "up\n"
     assert len(stand_in.living()) == 2
+    for child in psutil.Process(owner.pid).children() * children_too:  # as Ray does with the children of its workers
+        child.kill()
     owner.kill()
     owner.wait()
     owner.stdout.close()
@@ -224,3 +225,21 @@ def test_last_words_are_the_last_line_of_this_start(tmp_path):
     with log.open("a") as file:
         file.write("Loading shards:  33% | 1/3\rLoading shards:  66% | 2/3")
     assert last_words(log, start) == "Loading shards:  66% | 2/3"
+    with log.open("a") as file:
+        file.write("\n  warnings.warn(\n")
+    assert last_words(log, start) == "Loading shards:  66% | 2/3"
+
+
+def test_the_first_error_of_this_start_is_the_cause(tmp_path):
+    log = tmp_path / "replica-0.log"
+    assert first_error(log, 0) is None
+    log.write_text("OldError: of another start\n")
+    start = log.stat().st_size
+    with log.open("a") as file:
+        file.write("(APIServer pid=1) WARNING 11-21 05:48:46 [s.py:255] fd limit errors like `OSError: [Errno 24]`\n")
+    assert first_error(log, start) is None
+    with log.open("a") as file:
+        for line in ("Traceback (most recent call last):", "torch.OutOfMemoryError: CUDA out of memory."):
+            file.write(f"(Worker pid=7) ERROR 11-21 05:48:47 [multiproc_executor.py:1063] {line}\n")
+        file.write("vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.\n")
+    assert first_error(log, start) == "torch.OutOfMemoryError: CUDA out of memory."

@@ -14,10 +14,12 @@ import pytest
 
 from tracefactory.schema import Outcome, Problem, Verdict
 from tracefactory.verifiers import VerifierPool, VerifyTask, verify_one
+from tracefactory.verifiers.code import CodeVerifier
+from tracefactory.verifiers.extract import Extraction
 from tracefactory.verifiers.sandbox import Limits, protections, run_program, run_tests
 
 DATA = next((up / "shared/data" for up in Path(__file__).resolve().parents if (up / "shared/data").is_dir()), None)
-SHORT = Limits(seconds=2, memory_mb=256)
+SHORT = Limits(seconds=1, wall=6, memory_mb=256)
 TEST = ["assert f(2) == 4"]
 
 
@@ -52,9 +54,42 @@ def test_no_program_is_no_answer() -> None:
     assert cut.method == "no_answer"
 
 
-def test_endless_program_is_no_wrong_answer() -> None:
-    verdict = check("def f(x):\n    while True:\n        pass", tests=TEST, seconds=1)
+@pytest.mark.parametrize("body", ["while True:\n        pass", "import time\n    time.sleep(100)"])
+def test_endless_program_is_no_wrong_answer(body: str) -> None:
+    run = run_tests(f"def f(x):\n    {body}", TEST, Limits(seconds=0.2, wall=3))
+    assert (run.passed, run.ended) == (False, "timeout")
+    verdict = CodeVerifier()._judge(run, run.passed, Extraction("f", 0, 1, "code"), "tests")
     assert (verdict.outcome, verdict.method) == (Outcome.VERIFIER_ERROR, "timeout")
+
+
+def test_time_is_counted_on_the_processor() -> None:
+    assert run_tests("import time\ndef f(x):\n    time.sleep(0.6)\n    return 2 * x", TEST, Limits(seconds=0.2)).passed
+
+
+CROSSING = {
+    "argument changed in place": ("def f(x):\n    x.sort()", "l = [3, 1]\nf(l)\nassert l == [1, 3]"),
+    "generator": ("def f(n):\n    yield from range(n)", "g = f(3)\nassert next(g) == 0\nassert list(g) == [1, 2]"),
+    "function as argument": ("def f(g, x):\n    return g(x) + 1", "assert f(lambda y: 2 * y, 3) == 7"),
+    "own class": (
+        "class P:\n    def __init__(self, a):\n        self.a = a\ndef f(ps):\n    return sum(p.a for p in ps)",
+        "p = P(1)\np.a = 5\nassert f([p, P(2)]) == 7\nassert p.a == 5",
+    ),
+    "exception": (
+        "def f(x):\n    raise ValueError(x)",
+        "try:\n    f(1)\n    assert False\nexcept ValueError:\n    pass",
+    ),
+    "module": ("import math\ndef f(x):\n    return math.pi", "assert math.isclose(f(1), 3.141592653589793)"),
+    "values": (
+        "from decimal import Decimal\ndef f(x):\n    return x, 2**200, {1: {2, 3}}, b'a', 1j, Decimal('0.1')",
+        "from decimal import Decimal\nassert f((1,)) == ((1,), 2**200, {1: {2, 3}}, b'a', 1j, Decimal('0.1'))",
+    ),
+}
+
+
+@pytest.mark.parametrize(("code", "test"), CROSSING.values(), ids=CROSSING)
+def test_values_cross_between_program_and_tests(code: str, test: str) -> None:
+    run = run_tests(code, [test], SHORT)
+    assert run.passed, run.stderr
 
 
 FOOLING = {
@@ -69,6 +104,34 @@ FOOLING = {
     "equals everything": "class All:\n    def __eq__(self, other):\n        return True\ndef f(x):\n    return All()",
     "swallows assertions": ("import builtins\nbuiltins.AssertionError = KeyError\ndef f(x):\n    raise SystemExit(0)"),
     "at exit": "import atexit, os\natexit.register(os._exit, 0)\ndef f(x):\n    return 5",
+    "compares as it likes": "class C(int):\n    def __eq__(self, o):\n        return True\ndef f(x):\n    return C(5)",
+    "calculates as it likes": (
+        "class C:\n    def __sub__(self, o):\n        return 0\n    __abs__ = __lt__ = __sub__\n"
+        "def f(x):\n    return C()"
+    ),
+    "reads every pipe and writes it to every other": (
+        "import os, select\nfor fd in range(3, 64):\n    try:\n        ready = select.select([fd], [], [], 0)[0]\n"
+        "        data = os.read(fd, 4096) if ready else b''\n        for to in range(3, 64):\n            try:\n"
+        "                os.write(to, data)\n            except OSError:\n                pass\n    except OSError:\n"
+        "        pass\nos._exit(0)"
+    ),
+    "looks for the tests in memory": (
+        "import gc, re\nseen = [str(o)[:500] for o in gc.get_objects()]\n"
+        "found = re.findall(r'== (\\d+)', str([text for text in seen if 'assert f(2)' in text]))\n"
+        "def f(x):\n    return int(found[0]) if found else 5"
+    ),
+    "looks for the tests in other processes": (
+        "import glob, os\nanswer = 5\nfor path in glob.glob('/proc/[0-9]*/fd/*') + glob.glob('/proc/[0-9]*/mem'):\n"
+        "    if f'/{os.getpid()}/' in path:\n        continue\n"
+        "    try:\n        with open(path, 'r+b', 0) as file:\n            file.write(b'x')\n            answer = 4\n"
+        "    except OSError:\n        pass\ndef f(x):\n    return answer"
+    ),
+    "answers with a forged reply": (
+        "import os\ndef f(x):\n    for fd in range(3, 64):\n        try:\n"
+        '            os.write(fd, b\'{"value": true, "after": {"t": "list", "v": [2]}}\\n\')\n'
+        "        except OSError:\n            pass\n    return 5"
+    ),
+    "ends the tests": "import os, signal\nos.kill(-1, signal.SIGKILL)\ndef f(x):\n    return 4",
     "child goes on": "import os\nif os.fork():\n    os._exit(0)\ndef f(x):\n    return 5",
 }
 
@@ -102,13 +165,12 @@ def test_harmful_programs_end_in_time_and_leave_nothing(code: str) -> None:
     assert not run.passed
     assert time.monotonic() - begin < 20
     assert len(run.stdout) <= SHORT.output_bytes
-    time.sleep(0.2)
     left = [
         process
         for process in psutil.process_iter(["pid", "cmdline"])
         if process.pid not in before and any("sandbox_child" in part for part in process.info["cmdline"] or ())
     ]
-    assert left == []
+    assert psutil.wait_procs(left, timeout=10)[1] == []  # killed, and gone as soon as the kernel is done with them
 
 
 def test_files_outside_are_read_only(tmp_path: Path) -> None:
@@ -219,7 +281,7 @@ async def all_pass_and_mutations_fail(rows: list[tuple[str, dict[str, object]]])
 
 @pytest.mark.skipif(DATA is None, reason="needs the shared data")
 async def test_some_canonical_solutions_pass_and_their_mutations_fail() -> None:
-    await all_pass_and_mutations_fail(corpus()[::60])
+    await all_pass_and_mutations_fail(corpus()[::120])
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ STATED = [
     ("### Final Answer\n\n93", "93"),
     ("The answer is 3.5.", "3.5"),
     ("Final Answer: The largest such number is 34.", "34"),
-    ("So they need 14 boxes.", "14"),
+    ("So they need 14 boxes.", "14 boxes"),
     ("所以最终答案是：12元。", "12元"),
     ("综上所述，选B。", "B"),
     ("答案：（C）", "（C）"),
@@ -42,6 +42,64 @@ STATED = [
     ("They compare the odds.\n16 people think that horse #12 will win.", "16"),
     ("Three trucks will be needed to carry 80 stones.", "Three"),
     (r"So the answer is $\text{Saturday}$.", r"\text{Saturday}"),
+    # the last sentence concludes, with or without a full stop
+    ("Therefore x = 12.", "x = 12"),
+    ("Thus, the value of y is 12.", "12"),
+    ("```python\nprint(6 * 2)\n```\nThe result is 12", "12"),
+    ("We get k = 12", "k = 12"),
+    ("So k - 1 = 11, thus k = 12", "12"),
+    ("So 5 + 7 = 12 birds in all.", "12 birds"),
+    ("The sum is 5 + 7, which equals 12.", "12"),
+    ("Distance = 3 km/h × 4 h = 12 km", "12 km"),
+    ("He is 12 miles from home at the end of those 4 hours.", "12"),
+    ("Maya needs to pay $12 for 3 tickets.", "$12"),
+    ("It takes 1 hour and 30 minutes, i.e. 90 minutes.", "90 minutes"),
+    ("The maximum is $12$, achieved when $a = b = 6$.", "12"),
+    ("They caught <<5+7=12>>12 fish.", "12"),
+    ("Thus there are **12** such numbers between 1 and 100.", "12"),
+    ("There are twelve eggs.", "twelve eggs"),
+    ("The train arrives at 5:30 PM.", "5:30 PM"),
+    ("Yes, she can afford it.", "Yes"),
+    ("So the match is on Tuesday.", "Tuesday"),
+    ("解得 $x=1$ 或 $x=2$。", "$x=1$ 或 $x=2$"),
+    ("所以概率是50%。", "50%"),
+    # displays, headings, emphasis, tables
+    ("So\n$$k = 12$$", "k = 12"),
+    ("So\n\\[\nk = 12.\n\\]", "k = 12"),
+    (r"$$\begin{aligned} k &= 5+7 \\ &= 12 \end{aligned}$$", "12"),
+    ("\\begin{equation}\nk = 12\n\\end{equation}", "k = 12"),
+    ("All steps are done.\n\n**12**", "12"),
+    ("All steps are done.\n\n**Answer: 12**", "12"),
+    ("### Answer\n12", "12"),
+    ("**Final Answer**\n\n12", "12"),
+    (r"**Final Answer**: \boxed{12}", "12"),
+    ("| a | 5 |\n| b | 7 |\n| **Total** | **12** |", "12"),
+    ("#### Step 1: Count\nThere are 5.\n#### Step 2: Add\n5 + 7 = 12\n\nThe total is 12.", "12"),
+    ("```\n12\n```", "12"),
+    # other phrases, other languages, the other way round
+    ("I get 12 as the answer.", "12"),
+    ("So 12 is the answer.", "12"),
+    ("Hence (B) is correct.", "(B)"),
+    ("I think the correct option is (B) because it fits.", "(B)"),
+    ("The correct answer should be 12.", "12"),
+    ("The answer is 12!", "12"),
+    ("The answer is 12 (five plus seven).", "12"),
+    ("The answer is ***12***.", "12"),
+    ("Final answer: **12** ✅", "12"),
+    ("<answer> 12 </answer>", "12"),
+    ("答案:12", "12"),
+    ("故选:C", "C"),
+    ("La respuesta es 12.", "12"),
+    ("La réponse est 12.", "12"),
+    ("Die Antwort ist 12.", "12"),
+    ("Ответ: 12", "12"),
+    # what stands behind an answer does not replace it
+    (r"\boxed{12}\n\nHere the answer to the smaller case was 5.", "12"),
+    ("**Answer: 12**\n\nThere are 5 red ones and 7 blue ones.", "12"),
+    ("The answer is 12.\n\nCheck: 12 - 7 = 5 ✓", "12"),
+    # boxes
+    (r"$\boxed{ 12 }$", "12"),
+    (r"\boxed{\text{The answer is } 12}", "12"),
     ("Hence the answer is Saturday.", "Saturday"),
 ]
 NOT_STATED = [
@@ -51,6 +109,25 @@ NOT_STATED = [
     "So we need f(3). Let us compute f(3) = 3 * 4",
     "Is the answer 12?",
     "The answer is hidden somewhere in the second equation, so we look at",
+    "Perhaps x = 3.",
+    "Suppose x = 3.",
+    "Let me try x = 3.",
+    "Is it 3?",
+    "maybe 3, let me check",
+    "The answer is not 3.",
+    "I don't know.",
+    "Checking 3... no. Checking 4...",
+    "Now, 1 + 2 = 3, and so we can",
+    "So we need to find the value of 8 +",
+    "So there are at least 8 cats.",
+    "```python\nprint(8)",
+    r"\boxed{}",
+    r"Therefore, the answer is \boxed{",
+    "The final answer is",
+    "答案是",
+    "可能是3",
+    "设x=8，",
+    "下面我们计算8的平方",
     r"Then \boxed{49}. Wait, but that contradicts what I found before, so let me look at m",
     "",
 ]
@@ -61,7 +138,7 @@ def test_stated_answer_is_found_where_it_stands(text: str, answer: str) -> None:
     found = extract(text)
     assert found is not None
     assert found.text == answer
-    assert text[found.start : found.end].strip() == answer
+    assert text[found.start : found.end] == answer
 
 
 @pytest.mark.parametrize("text", NOT_STATED)
@@ -93,8 +170,33 @@ def test_loop_is_recognised() -> None:
     assert not loops("A text that ends like this one, without saying anything twice, is no loop at all, however long.")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>{}</think>\n\n{}",
+        "{}</think>{}",
+        "<|channel|>analysis<|message|>{}<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>",
+        "<|begin_of_thought|>{}<|end_of_thought|><|begin_of_solution|>{}<|end_of_solution|>",
+        "◁think▷{}◁/think▷{}",
+        "[THINK]{}[/THINK]{}",
+        "<reasoning>{}</reasoning><answer>{}</answer>",
+    ],
+)
+def test_thinking_of_every_model_family_is_set_apart(text: str) -> None:
+    verdict = verify_one("5", response=text.format(r"maybe \boxed{7}, or \boxed{8}", "The answer is 5."))
+    assert verdict.outcome is Outcome.CORRECT, verdict
+
+
+def test_parts_in_boxes_of_their_own() -> None:
+    text = "(a) We add: \\boxed{2}\n\n(b) We subtract: \\boxed{5}"
+    for gold, right in (("(a) 2 (b) 5", True), ("(2, 5)", True), ("2, 5", True), ("(a) 5 (b) 2", False)):
+        assert (verify_one(gold, response=text).outcome is Outcome.CORRECT) is right, gold
+
+
 def test_side_by_side_boxes_are_a_list_only_when_the_gold_is() -> None:
     text = r"The roots are \boxed{2} and \boxed{5}."
+    listed = verify_one("2, 5", response=text)
+    assert listed.extracted == text[listed.span_start : listed.span_end] == r"\boxed{2} and \boxed{5}"
     assert verify_one("2, 5", response=text).outcome is Outcome.CORRECT
     assert verify_one("5", response=text).outcome is Outcome.CORRECT
     assert verify_one("2", response=text).outcome is Outcome.INCORRECT

@@ -36,12 +36,24 @@ QUESTION = "How many? (A) 12 (B) 15 (C) 18 (D) none of these"
         ("A, C", r"\boxed{A, C}", "correct"),
         ("A, C", r"\boxed{A}", "incorrect"),
         ("B", r"\boxed{99}", "unverifiable"),
+        ("B", "Option B", "correct"),
+        ("B", "选项B正确。", "correct"),
+        ("B", "The answer is <b>B</b>.", "correct"),
+        ("B", "15 is the answer.", "correct"),
+        ("B", "My final choice: B", "correct"),
+        ("B", "(A) is wrong, (B) is wrong. The answer is D.", "incorrect"),
         ("B", "A and B are both plausible, so let me think", "unverifiable"),
     ],
 )
 def test_choice(gold: str, text: str, outcome: str) -> None:
     verdict = verify_one(gold, response=text, kind="choice", question=QUESTION)
     assert verdict.outcome.value == outcome, verdict
+
+
+def test_gold_text_and_letter_of_an_option_are_the_same() -> None:
+    for answer, right in ((r"\boxed{B}", True), ("The answer is 15.", True), ("The answer is (A).", False)):
+        verdict = verify_one("15", response=answer, question=QUESTION)
+        assert (verdict.outcome is Outcome.CORRECT) is right, verdict
 
 
 def test_auto_goes_by_the_gold_answer() -> None:

