@@ -1,7 +1,7 @@
 """Speed of reverse speculative decoding in process, as ratios within one run, beside what the formula says.
 
-With agreement a (the share of drafted tokens that hold), K tokens per draft, t_m(n) seconds for a pass of model m over n
-tokens, a batch of r traces makes
+With agreement a (the share of drafted tokens that hold), K tokens per draft, t_m(n) seconds for a pass of model m over
+n tokens, a batch of r traces makes
 
     r * (1 + a + ... + a^(K-1)) / (K * t_front(r) + t_back(r * K))    tokens per second,
 
@@ -114,10 +114,10 @@ def test_chunks_against_token_by_token_and_against_the_teacher_alone(models: tup
         ("student drafts 4", contenders["student drafts 4"][1]),
     ):
         front = Role.TEACHER if name.startswith("teacher") else Role.STUDENT
-        told = ROWS * pace._rate(Plan(front, 4), ROWS)
+        told = ROWS * pace.rate(Plan(front, 4), ROWS)
         print(
-            f"  {name}: agreement {pace.agreement(front):.3f}, {expected_tokens(pace.agreement(front), 4):.2f} tokens per "
-            f"round; formula {told:.2f} tokens/s, measured {best[name]:.2f}"
+            f"  {name}: agreement {pace.agreement(front):.3f}, {expected_tokens(pace.agreement(front), 4):.2f} tokens "
+            f"per round; formula {told:.2f} tokens/s, measured {best[name]:.2f}"
         )
     ratios = {name: best["chunked"] / best[name] for name in ("token by token", "teacher alone")}
     print(

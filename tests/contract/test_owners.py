@@ -18,7 +18,7 @@ OWNERS = {
     "huggingface_hub": {"hub.py", "card.py", "sources/hub_dataset.py"},
     "xllamacpp": {"models/llama_server.py"},
     "reasoning_gym": {"sources/gym.py", "sources/gym_process.py", "verifiers/reasoning_gym.py"},
-    "math_verify": {"verifiers/symbolic.py", "verifiers/agreement.py"},
+    "math_verify": {"verifiers/symbolic.py"},
 }
 
 
@@ -29,6 +29,8 @@ def imports(file: Path) -> set[str]:
             found |= {name.name.split(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "importlib.import_module":
+            found |= {str(one.value).split(".")[0] for one in node.args if isinstance(one, ast.Constant)}
     return found
 
 

@@ -264,7 +264,12 @@ BROKEN = {
     "secret of a wrong type": ("env:TEACHER_KEY", "12345", 4, "api_key must be text"),
     "model of a stage": ("model: teacher", "model: techer", 8, "unknown model 'techer' (did you mean 'teacher'?)"),
     "no verb": ("verify: auto", "verfy: auto", 10, "'verfy' is none (did you mean 'verify'?)"),
-    "verb without name": ("verify: auto", "verify: [auto]", 10, "`verify:` takes a name, found a list (one of: auto)"),
+    "verb without name": (
+        "verify: auto",
+        "verify: [auto]",
+        10,
+        "`verify:` takes a name, found a list (one of: auto, consensus, judge)",
+    ),
     "unknown name": (
         "mix: long_short",
         "mix: long_shrt",

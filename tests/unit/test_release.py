@@ -196,7 +196,7 @@ def test_parquet_settings(tmp_path: Path) -> None:
     assert column.has_column_index
 
 
-@pytest.mark.parametrize("view", list(VIEWS))
+@pytest.mark.parametrize("view", [name for name in VIEWS if not VIEWS.get(name).partial])
 def test_datasets_loads_every_view_with_its_declared_types(tmp_path: Path, view: str) -> None:
     rows = traces(6)
     write(tmp_path / "1.0", rows, views=[view])

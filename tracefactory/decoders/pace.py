@@ -56,7 +56,7 @@ class Pace:
         if self._fixed is not None:
             return self._fixed
         plans = [Plan(front, length) for front in Role for length in LENGTHS]
-        return max(plans, key=lambda plan: self._rate(plan, rows))
+        return max(plans, key=lambda plan: self.rate(plan, rows))
 
     def took(self, role: Role, tokens: int, seconds: float) -> None:
         """Learn what a pass over `tokens` tokens cost."""
@@ -68,7 +68,8 @@ class Pace:
         self._right[front] = _MEMORY * self._right[front] + right
         self._seen[front] = _MEMORY * self._seen[front] + seen
 
-    def _rate(self, plan: Plan, rows: int) -> float:
+    def rate(self, plan: Plan, rows: int) -> float:
+        """Return the tokens per second that one trace of a batch of `rows` is expected to make."""
         draft, score = self._cost(plan.front, rows), self._cost(plan.front.other, rows * plan.length)
         return expected_tokens(self.agreement(plan.front), plan.length) / (plan.length * draft + score + 1e-9)
 

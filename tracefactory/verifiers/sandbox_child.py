@@ -116,12 +116,10 @@ def end_descendants() -> None:
             os.waitpid(pid, 0)
 
 
-def main() -> None:
-    """Confine, run, and report how the program ended."""
-    config_fd, result_fd, tests_fd = (int(arg) for arg in sys.argv[1:4])
-    with os.fdopen(config_fd, "rb") as file:
-        config = json.loads(file.read())
-    active, missing = [], {}
+def confine(config: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """Put up the protections and go on in a process inside them; return which are active, and why others are not."""
+    active: list[str] = []
+    missing: dict[str, str] = {}
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if config["nobody"]:
         become_nobody()
@@ -151,6 +149,15 @@ def main() -> None:
             except OSError as error:
                 missing["number of processes"] = str(error)
         drop_capabilities()
+    return active, missing
+
+
+def main() -> None:
+    """Confine, run, and report how the program ended."""
+    config_fd, result_fd, tests_fd = (int(arg) for arg in sys.argv[1:4])
+    with os.fdopen(config_fd, "rb") as file:
+        config = json.loads(file.read())
+    active, missing = confine(config)
     os.chdir(config["folder"])
     limit(config)
     if config["probe"]:

@@ -1,4 +1,4 @@
-"""A real model and a student that is a little different: drafting changes nothing, in float64; in float32 next to nothing.
+"""A real model and a student a little different from it: drafting changes nothing but at near-ties in float32.
 
 Slow: float64 on a CPU. `make test-slow` runs it.
 """
