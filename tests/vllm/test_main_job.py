@@ -11,7 +11,8 @@ from tests.vllm.conftest import FIELDS
 from tests.vllm.project import family, lives, main_job
 
 pytestmark = pytest.mark.vllm
-SIZE, REQUESTS = 10, 40  # two styles, two samples each
+SIZE = 10
+PER_PROBLEM = 4  # two styles, two samples each
 PATIENCE_S = 900
 
 
@@ -29,7 +30,7 @@ def test_kill_9_of_the_engine_and_of_the_driver_and_the_end_on_shared_servers(vl
         killed[0].kill()
         wait_until(lambda: not any(map(lives, killed)), 60)
         paid = len(project.paid_lines())
-        assert paid < REQUESTS, "it was over before the engine could be killed"
+        assert paid < SIZE * PER_PROBLEM / 2, "most was done before the engine could be killed"
         wait_until(lambda: len(project.paid_lines()) > paid or driver.poll() is not None, PATIENCE_S)
         assert driver.poll() is None, "a dead engine ended the run"
         serving = [one for one in family(driver.pid) if "vllm" in " ".join(one.cmdline()).lower()]
@@ -69,6 +70,7 @@ def finish_on_shared_servers(project):
         tally = stage["tally"]
         assert tally["rows_in"] == tally["kept"] + tally["dropped"] + tally["errors"]
     rows = {stage["id"]: stage["tally"] for stage in outcome["stages"]}
-    assert rows["checked"]["rows_in"] == REQUESTS
+    requests = rows["problems"]["kept"] * PER_PROBLEM  # a problem that was drawn twice is there once
+    assert rows["checked"]["rows_in"] == requests
     lines = project.paid_lines()
-    assert len(lines) == len(set(lines)) == REQUESTS
+    assert len(lines) == len(set(lines)) == requests  # none lost, none paid for again

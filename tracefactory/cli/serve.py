@@ -17,7 +17,6 @@ import typer
 from tracefactory.cli.options import PipelineFile, Profile, Sets
 from tracefactory.config import Pipeline, load_pipeline
 from tracefactory.errors import UserError, nearest
-from tracefactory.fingerprint import digest
 from tracefactory.lease import HEARTBEAT_S
 from tracefactory.models.base import Where
 from tracefactory.models.vllm import VLLMSpec
@@ -27,6 +26,7 @@ from tracefactory.models.vllm_replica import Placement
 from tracefactory.models.vllm_shared import SharedServers, announce, beat, withdraw
 
 _LOOK_S = 1.0
+_SAY_EVERY_S = 5.0
 
 
 def serve(
@@ -57,7 +57,7 @@ async def _serve(pipeline: Pipeline, spec: VLLMSpec) -> None:
     endpoint = spec.endpoint(where)
     kept = SharedServers(
         model=spec.model,
-        identity=digest(spec.identity(where)),
+        identity=spec.sharing_key(where),
         pid=os.getpid(),
         host=socket.gethostname(),
         started=time.time(),
@@ -77,7 +77,8 @@ async def _serve(pipeline: Pipeline, spec: VLLMSpec) -> None:
 async def _keep(endpoint: VLLMEndpoint, folder: Path, kept: SharedServers) -> None:
     """Start the servers; announce and print every change of what answers, and say how far the others are."""
     starting: asyncio.Task[list[str]] | None = None
-    said, beaten = "", time.monotonic()
+    said = float("-inf")
+    beaten = time.monotonic()
     try:
         while True:
             if starting is None or starting.done():
@@ -89,9 +90,9 @@ async def _keep(endpoint: VLLMEndpoint, folder: Path, kept: SharedServers) -> No
                 kept = kept.model_copy(update={"urls": urls})
                 announce(folder, kept)
                 print(*(urls or ["no server answers now"]), sep="\n", flush=True)
-            if endpoint.notice not in ("", said):
-                said = endpoint.notice
-                print(said, file=sys.stderr, flush=True)
+            if endpoint.notice and time.monotonic() - said > _SAY_EVERY_S:
+                print(endpoint.notice, file=sys.stderr, flush=True)
+                said = time.monotonic()
             if time.monotonic() - beaten > HEARTBEAT_S:
                 beat(folder, kept.identity)
                 beaten = time.monotonic()

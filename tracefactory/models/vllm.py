@@ -118,6 +118,10 @@ class VLLMSpec(ModelSpec):
             "chat_template": digest_file(self._template(where)) if self.chat_template else "",
         }
 
+    def sharing_key(self, where: Where) -> str:
+        """Return what servers must have in common to be shared: what decides completions, and the name they serve."""
+        return digest({"identity": self.identity(where), "name": str(self.model)})
+
     def recorded_revision(self, where: Where) -> str:
         """Return the revision as declared, or else the digest of the checkpoint."""
         return self.revision or str(self.identity(where)["model"])
@@ -140,7 +144,7 @@ class VLLMSpec(ModelSpec):
         Raises:
             UserError: for missing files, an environment without vLLM, or a revision that may move.
         """
-        shared = None if where.servers is None else SharedLookup(where.servers, digest(self.identity(where)))
+        shared = None if where.servers is None else SharedLookup(where.servers, self.sharing_key(where))
         return VLLMEndpoint(self.plan(where), self.replicas, where.placement or LocalPlacement(), shared)
 
     def plan(self, where: Where) -> ServerPlan:
@@ -159,7 +163,7 @@ class VLLMSpec(ModelSpec):
         if self.chat_template:
             fields["chat_template"] = str(self._template(where))
         fields |= {"enable_prompt_tokens_details": True, "enable_scale_out": True}
-        fields["served_model_name"] = [str(self.model), identity_label(digest(self.identity(where)))]
+        fields["served_model_name"] = [str(self.model), identity_label(self.sharing_key(where))]
         return ServerPlan(
             name=f"vllm {self.model}",
             python=self._python(where),

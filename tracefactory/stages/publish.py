@@ -110,7 +110,7 @@ class PublishDataset(WholeOp):
         folder, version = release_folder(pipeline), release_version(pipeline)
         card = _card(stage, worker, published)
         write_release(folder, name=pipeline.name, version=version, configs=configs, card=card, stages=keys)
-        notes = [f"published: {folder}", *_shorter_views(left_out)]
+        notes = [f"published: {folder.relative_to(pipeline.project.root)}", *_shorter_views(left_out)]
         if params.hub is not None:
             token = None if params.token is None else worker.secret(params.token)
             receipt = push(folder, repo=params.hub, version=version, private=params.private, token=token)

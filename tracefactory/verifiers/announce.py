@@ -46,6 +46,11 @@ _LAST_VALUE = re.compile(
     r"(?:\*\*(?P<bold>[^*\n]+)\*\*|\$(?P<math>[^$\n]+)\$|\\\((?P<paren>.+?)\\\)|(?P<option>\(?[A-J]\)?)"
     r"|(?P<number>[-−]?[$€£¥]?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?(?:\s+[a-z]+)?))$"
 )
+_NUMBERED = re.compile(r"\s*(?:(?:step|part|case)\b|\d+[.)]\s)", re.IGNORECASE)
+_DENIED = re.compile(r"\s*(?:is|are|was)?\s*(?:not\b|n't)", re.IGNORECASE)
+_LONGEST_LINE = 600
+_MOST = 200
+"""How many announcements are looked at, from the end of the text."""
 _HEDGE = re.compile(
     r"\b(?:maybe|perhaps|might|could|possibly|if|suppose|assuming|assume|would|whether|unless|guess|not|supposed|"
     r"expected|claims?|says?|let|let's|hmm|next|(?:need|needs|want|have)\s+to\s+(?:find|compute|calculate|determine|check|show)|try|trying|consider|check|checking|verify|sure)\b|n't\b|可能|也许|如果|假设|假如|是否|是不是|难道|不是|设",
@@ -55,16 +60,12 @@ _HEDGE = re.compile(
 
 @dataclass(frozen=True)
 class Announcement:
-    """A phrase and the statement it announces: `start` and `end` of the phrase, and the range of the statement.
-
-    `strict`: the statement counts only when it is a value by itself, not words around one.
-    """
+    """A phrase and the statement it announces: `start` and `end` of the phrase, and the range of the statement."""
 
     start: int
     end: int
     statement: Span
     strong: bool
-    strict: bool = False
 
 
 def announcements(body: str, start: int, *, after_box: bool) -> Iterator[Announcement]:
@@ -72,7 +73,7 @@ def announcements(body: str, start: int, *, after_box: bool) -> Iterator[Announc
     found = [(match, True) for match in _STRONG.finditer(body, start)]
     found += [(match, False) for match in _WEAK.finditer(body, start)]
     found += [(match, False) for match in _REVERSE.finditer(body, start)]
-    for match, strong in sorted(found, key=lambda pair: (pair[0].end(), pair[1]), reverse=True):
+    for match, strong in sorted(found, key=lambda pair: (pair[0].end(), pair[1]), reverse=True)[:_MOST]:
         one = _strong(body, match) if strong else _weak(body, match, after_box=after_box)
         if one is not None:
             yield one
@@ -88,20 +89,21 @@ def _strong(body: str, match: re.Match[str]) -> Announcement | None:
     if match["tag"]:
         close = body.lower().find("</answer>", end)
         return None if close < 0 else Announcement(match.start(), end, Span(end, close), strong=True)
-    strict = match["hashes"] is not None and re.match(r"\s*(?:step|part|case|\d+[.)])\b", body[end:], re.I) is not None
-    if strict or (match["hashes"] is not None and not _is_line_value(body, end)):
+    if match["hashes"] is not None and (_NUMBERED.match(body, end) or not _is_line_value(body, end)):
         return None  # a heading of the fourth level
-    if re.match(r"\s*(?:is|are|was)?\s*(?:not\b|n't)", body[end:], re.IGNORECASE):
+    if _DENIED.match(body, end):
         return None
     return Announcement(match.start(), end, Span(end, statement_end(body, end)), strong=True)
 
 
 def _is_line_value(body: str, start: int) -> bool:
-    line = body[start:].lstrip(" \t").split("\n", 1)[0]
+    """Whether the line after `####` is a value, or a word or two that end the text."""
+    piece = body[start : start + _LONGEST_LINE].lstrip(" \t")
+    line = piece.split("\n", 1)[0]
     span = bare(line, Span(0, len(line)))
-    return bool(line.strip()) and (
-        is_value(line[span.start : span.end]) or (len(line.split()) <= 2 and ":" not in line)
-    )
+    if is_value(line[span.start : span.end]):
+        return True
+    return 0 < len(line.split()) <= 2 and ":" not in line and line.strip() == piece.strip()
 
 
 def _weak(body: str, match: re.Match[str], *, after_box: bool) -> Announcement | None:

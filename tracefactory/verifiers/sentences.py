@@ -50,7 +50,7 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _TAIL = re.compile(
-    r"(?:[\s,，;✅✓✔️🎉😊☑*]|,?\s*(?:as\s+(?:required|desired|needed|claimed|expected|"
+    r"(?:[\s,，;✅✓✔️🎉😊☑*]|(?<=\s)[a-z]{0,3}\.{2,}|,?\s*(?:as\s+(?:required|desired|needed|claimed|expected|"
     r"stated|requested|the\s+(?:final\s+)?answer)|"
     r"(?:in\s+total|altogether|in\s+all|overall|respectively)(?=\W*$)\.?|as\s+(?:was\s+)?to\s+be\s+(?:shown|proved)|です|"
     r"입니다|QED|∎|□|■|\\(?:blacksquare|square|Box|qed)))+$",

@@ -117,7 +117,7 @@ def test_the_plan_pins_the_revision_and_passes_everything_on(stand_in):
     spec = stand_in.spec(model="org/name", revision="abc1234", gpus=4, reasoning_parser="qwen3", environ={"A": "1"})
     plan = spec.plan(stand_in.where())
     words = " ".join(plan.arguments)
-    label = identity_label(digest(spec.identity(stand_in.where())))
+    label = identity_label(spec.sharing_key(stand_in.where()))
     for expected in (
         "--model org/name --revision abc1234 --tensor-parallel-size 4 --reasoning-parser qwen3",
         f"--served-model-name org/name {label}",
@@ -136,6 +136,14 @@ def test_a_prefill_is_continued():
     assert "continue_final_message" not in pinned().body(ChatRequest(model_identity={}, messages=(user,)))
 
 
+def test_servers_that_go_by_another_name_are_not_shared(stand_in):
+    where = Where(root=stand_in.root, environ={"CHECKPOINT": "./checkpoint"})
+    one, other = stand_in.spec(), stand_in.spec(model="env:CHECKPOINT")
+    assert one.identity(where) == other.identity(where)
+    assert one.sharing_key(where) != other.sharing_key(where)
+    assert one.sharing_key(where) == stand_in.spec(replicas=3, restarts=0).sharing_key(where)
+
+
 def servers(identity, **changes):
     fields = {"model": "m", "identity": identity, "pid": os.getpid(), "host": socket.gethostname()}
     return SharedServers(**{**fields, "started": time.time(), **changes})
@@ -148,7 +156,7 @@ def dead_pid():
 
 async def test_shared_servers_are_believed_only_as_far_as_they_answer(stand_in, tmp_path):
     folder, where = tmp_path / "servers", stand_in.where()
-    identity = digest(stand_in.spec().identity(where))
+    identity = stand_in.spec().sharing_key(where)
     assert await SharedLookup(folder, identity).urls() is None
     keeper = ChatClient.connect(stand_in.spec(), tmp_path / "logs", where)
     try:
