@@ -14,9 +14,10 @@ from tracefactory.models.base import ChatRequest, Completion, RequestFailed, Whe
 from tracefactory.models.reasoning import split_reasoning
 from tracefactory.op import OPS, Host, Inputs, ModelName, PromptName, Rows, ShardOp, ShardResult
 from tracefactory.schema import Frozen, Outcome, Trace, Verdict
+from tracefactory.stages.sample import spent
 from tracefactory.stages.verify import verdicts_by_rule, with_pass_rates
 from tracefactory.verifiers.judge import Judgement, judge
-from tracefactory.worker import Worker
+from tracefactory.worker import Record, Worker
 
 LONGEST_ANSWER = 2000  # characters of an answer text from which the rules could extract nothing
 
@@ -59,7 +60,8 @@ class VerifyJudge(ShardOp):
         by_rule = dict(zip([one.id for one in unchecked], await verdicts_by_rule(unchecked, worker), strict=True))
         ruled = [(trace, trace.verdict or by_rule[trace.id]) for trace in traces]
         # Failures are gathered, not raised: one failed vote must not cost its siblings.
-        outcomes = await asyncio.gather(*(_judged(*one, stage, worker) for one in ruled), return_exceptions=True)
+        votes: list[Record] = []
+        outcomes = await asyncio.gather(*(_judged(*one, stage, worker, votes) for one in ruled), return_exceptions=True)
         kept, retryable = [], 0
         for (trace, rules), outcome in zip(ruled, outcomes, strict=True):
             if isinstance(outcome, RequestFailed):
@@ -69,10 +71,12 @@ class VerifyJudge(ShardOp):
                 raise outcome
             else:
                 kept.append(outcome)
-        return ShardResult(rows_in=len(traces), kept=with_pass_rates(kept), retryable=retryable)
+        mine = [vote for vote in votes if vote["run"] == worker.setup.run_id]
+        numbers = spent(votes) | {f"paid_{name}": number for name, number in spent(mine).items()}
+        return ShardResult(rows_in=len(traces), kept=with_pass_rates(kept), retryable=retryable, numbers=numbers)
 
 
-async def _judged(trace: Trace, rules: Verdict, stage: StageConfig, worker: Worker) -> Trace:
+async def _judged(trace: Trace, rules: Verdict, stage: StageConfig, worker: Worker, votes: list[Record]) -> Trace:
     params, answer = _params(stage), rules.extracted or trace.answer_text.strip()[-LONGEST_ANSWER:]
     nothing_to_ask = trace.problem.answer is None or not answer or rules.outcome is Outcome.VERIFIER_ERROR
     if nothing_to_ask or (params.ask == "unverifiable" and rules.outcome is not Outcome.UNVERIFIABLE):
@@ -83,6 +87,7 @@ async def _judged(trace: Trace, rules: Verdict, stage: StageConfig, worker: Work
         (outcome,) = await worker.complete(params.model, [request], stage.id)
         if isinstance(outcome, RequestFailed):
             raise outcome
+        votes.append(outcome)
         completion = Completion.model_validate(outcome["completion"])
         return split_reasoning(completion.content, completion.reasoning, opened_in_prompt=False)[1]
 

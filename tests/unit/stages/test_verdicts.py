@@ -66,6 +66,7 @@ async def test_a_judge_asked_about_everything_reports_its_disagreement(run_stage
         assert trace.verdict.outcome is Outcome.INCORRECT
         assert "the rules said correct" in (trace.verdict.detail or "")
         assert trace.measures["judge/agrees"] == 0.0
+    assert made.paid() > 2  # the votes are counted besides the two samples
 
 
 async def test_a_failed_vote_is_a_verifier_error_and_costs_no_sibling(run_stages: RunStages) -> None:
