@@ -49,7 +49,11 @@ MODEL_SHARDS = 16
 """Shards of one model's stages that are under way together: enough to keep its slots busy over stragglers."""
 
 
+MODEL_HOST = "model:"
+"""Begins the name of a host that belongs to a model."""
+
+
 def host_of(stage: StageConfig) -> str:
-    """Return which worker a stage's shards belong to: its model's, so that one process counts its slots, or any."""
+    """Return which worker a stage's shards belong to: its model's, or any CPU's."""
     model = stage.op.asks(stage)
-    return "cpu" if model is None else f"model:{model}"
+    return "cpu" if model is None else f"{MODEL_HOST}{model}"

@@ -19,7 +19,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
 from tracefactory.config import StageConfig
 from tracefactory.errors import UserError
-from tracefactory.executors import MODEL_SHARDS, host_of
+from tracefactory.executors import MODEL_HOST, MODEL_SHARDS, host_of
 from tracefactory.models.vllm_replica import LOOPBACK, PlacedReplica, Replica, ReplicaState, ServerPlan
 from tracefactory.store import ShardRecord
 from tracefactory.worker import Worker, WorkerSetup
@@ -31,11 +31,12 @@ STOP_S = 20.0  # for a model server to end by itself; then its actor is killed, 
 
 @dataclass
 class _Member:
-    """One actor and how many shards it has."""
+    """One actor, how many shards it has, and how many GPUs it may still have to wait for."""
 
     actor: Any
     room: asyncio.Semaphore
     busy: int = field(default=0)
+    waits_for: int = field(default=0)
 
 
 class RayExecutor:
@@ -66,12 +67,17 @@ class RayExecutor:
         return total
 
     async def notices(self) -> Mapping[str, str]:
-        actors = [member.actor for host, members in self._members.items() if host != "cpu" for member in members]
-        asked = (asyncio.wait_for(actor.notices.remote(), PROGRESS_S) for actor in actors)
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        return {
-            name: text for answer in answers if not isinstance(answer, BaseException) for name, text in answer.items()
-        }
+        found: dict[str, str] = {}
+        hosts = {host: members for host, members in self._members.items() if host != "cpu"}
+        asked = [(host, one, one.actor.notices.remote()) for host, members in hosts.items() for one in members]
+        answers = (asyncio.wait_for(answer, PROGRESS_S) for _, _, answer in asked)
+        for (host, one, _), answer in zip(asked, await asyncio.gather(*answers, return_exceptions=True), strict=True):
+            if not isinstance(answer, BaseException):
+                one.waits_for = 0
+                found |= answer
+            elif one.waits_for:
+                found[host.removeprefix(MODEL_HOST)] = f"waits for a node with {one.waits_for} free GPUs"
+        return found
 
     async def drain(self) -> None:
         self._draining = True
@@ -85,7 +91,7 @@ class RayExecutor:
             ray.shutdown()
 
     async def _call(self, stage: StageConfig, method: str, *arguments: Any) -> Any:
-        members = self._hosts(host_of(stage))
+        members = self._hosts(stage)
         member = min(members, key=lambda one: one.busy)
         member.busy += 1
         try:
@@ -96,25 +102,35 @@ class RayExecutor:
         finally:
             member.busy -= 1
 
-    def _hosts(self, host: str) -> list[_Member]:
-        """Return the actors of a host, started when first asked for."""
+    def _hosts(self, stage: StageConfig) -> list[_Member]:
+        """Return the actors that a stage's shards run on, started when first asked for.
+
+        Raises:
+            UserError: when this machine, being the whole cluster, does not have the GPUs for them.
+        """
+        host = host_of(stage)
         if not self._members[host]:
             address = self.setup.pipeline.run.ray_address
             _connect(address)
-            is_model = host != "cpu"
+            model = stage.op.asks(stage)
+            spec = None if model is None else self.setup.pipeline.models[model]
+            # An actor that the cluster has no CPU for would wait for ever, and its shards with it.
+            cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
+            workers = min(self.setup.pipeline.run.workers or cpus, cpus) if spec is None else spec.workers
+            gpus = 0 if spec is None else spec.worker_gpus
+            _check_gpus(address, str(model), workers * gpus)
             actor = ray.remote(
-                num_cpus=0 if is_model else 1,
+                num_cpus=1 if spec is None else 0,
+                num_gpus=gpus,
                 max_restarts=RESTARTS,
                 max_task_retries=-1,
                 max_concurrency=4 * MODEL_SHARDS,
+                scheduling_strategy="SPREAD" if workers > 1 else "DEFAULT",
             )(Worker)
-            # An actor that the cluster has no CPU for would wait for ever, and its shards with it.
-            cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-            workers = 1 if is_model else min(self.setup.pipeline.run.workers or cpus, cpus)
             for _ in range(workers):
-                room = asyncio.Semaphore(MODEL_SHARDS if is_model else 1)
+                room = asyncio.Semaphore(1 if spec is None else MODEL_SHARDS)
                 worker = actor.remote(self.setup, verifier_processes=1, placement=RayPlacement(address))
-                self._members[host].append(_Member(worker, room))
+                self._members[host].append(_Member(worker, room, waits_for=gpus))
         return self._members[host]
 
 
@@ -131,9 +147,7 @@ class RayPlacement:
             UserError: when this machine, being the whole cluster, does not have that many GPUs.
         """
         _connect(self.address)
-        has = int(ray.cluster_resources().get("GPU", 0))
-        if self.address is None and has < plan.gpus:
-            raise UserError(f"{plan.name} needs {plan.gpus} GPUs, and this machine has {has}")
+        _check_gpus(self.address, plan.name, plan.gpus)
         actor = ray.remote(num_cpus=0, num_gpus=plan.gpus, max_restarts=plan.restarts)(_ReplicaActor)
         # Only a cluster of several nodes needs servers that listen beyond this machine.
         return _RayReplica(plan, actor.remote(plan, log_file, loopback=self.address is None))
@@ -185,6 +199,13 @@ class _RayReplica:
             self._asked.cancel()
         await asyncio.wait([asyncio.ensure_future(self.actor.stop.remote())], timeout=STOP_S)
         ray.kill(self.actor)
+
+
+def _check_gpus(address: str | None, what: str, gpus: int) -> None:
+    """Refuse what this machine, when it is the whole cluster, will never have; a cluster may still grow."""
+    has = int(ray.cluster_resources().get("GPU", 0))
+    if address is None and has < gpus:
+        raise UserError(f"{what} needs {gpus} GPUs, and this machine has {has}")
 
 
 def _connect(address: str | None) -> None:

@@ -129,6 +129,16 @@ class ModelSpec(Frozen, ABC):
         """Who serves the model: the same weights behind another provider may answer differently."""
 
     @property
+    def workers(self) -> int:
+        """How many workers a cluster gives to the stages that ask this model first: one, which counts its slots."""
+        return 1
+
+    @property
+    def worker_gpus(self) -> int:
+        """How many GPUs each of those workers holds for itself, for a model in the worker's own memory."""
+        return 0
+
+    @property
     def echoes_prefill(self) -> bool:
         """Whether the server's answer repeats a prefill; the client then removes it."""
         return False

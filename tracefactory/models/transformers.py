@@ -20,7 +20,9 @@ class TransformersSpec(ModelSpec):
     `model` is a Hugging Face id with a pinned `revision`, the folder of a checkpoint, a `.gguf` file (a path: absolute,
     or beginning with `.` or `~`, or ending in `.gguf`; from the project's folder; env:NAME works), or
     `packaged:smollm2-135m`. The other
-    fields are those of `StudentSpec`. `concurrency` is how many traces are decoded together. In float32 and below, the
+    fields are those of `StudentSpec`. On Ray, `replicas` workers hold the model, each with `gpus` GPUs of its own; the
+    inline executor has one, on whatever is there. Two models that decode together live on the teacher's workers.
+    `concurrency` is how many traces are decoded together by each. In float32 and below, the
     rounding of a pass depends on what it is batched with, so that two runs can part at near-ties; float64 is exact to
     the token, at about twice the time. Nothing serves this model over HTTP, so `sample: chat` cannot use it.
     """
@@ -35,6 +37,8 @@ class TransformersSpec(ModelSpec):
     device: str = "auto"
     max_batch_tokens: int = Field(default=8192, gt=0)
     chunk: int = Field(default=256, gt=0)
+    gpus: int = Field(default=0, ge=0)
+    replicas: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:
@@ -49,6 +53,16 @@ class TransformersSpec(ModelSpec):
     def provider_label(self) -> str:
         """The engine."""
         return "transformers"
+
+    @property
+    def workers(self) -> int:
+        """One per replica."""
+        return self.replicas
+
+    @property
+    def worker_gpus(self) -> int:
+        """The GPUs of one replica."""
+        return self.gpus
 
     def student(self, where: Where) -> StudentSpec:
         """Return what to load, with paths and environment variables resolved.
