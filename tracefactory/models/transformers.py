@@ -82,6 +82,10 @@ class TransformersSpec(ModelSpec):
             **{name: getattr(self, name) for name in _SHARED},
         )
 
+    def scores_key(self, where: Where) -> str:
+        """Return the key under which this student's token scores are stored."""
+        return self.student(where).key()
+
     def identity(self, where: Where | None = None) -> dict[str, Any]:
         """Return what decides tokens: digests of local files, name and revision of remote ones, the arithmetic."""
         student = self.student(where or Where())

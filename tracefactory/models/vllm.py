@@ -19,7 +19,7 @@ from tracefactory.models.vllm_endpoint import VLLMEndpoint
 from tracefactory.models.vllm_placement import LocalPlacement
 from tracefactory.models.vllm_replica import ServerPlan
 from tracefactory.models.vllm_shared import SharedLookup, identity_label
-from tracefactory.students.spec import local_path
+from tracefactory.students.spec import StudentSpec, local_path
 
 # Set from other fields, or needed by the watching of the servers.
 _OURS = frozenset(
@@ -64,6 +64,7 @@ class VLLMSpec(ModelSpec):
     vLLM's API server, `max_model_len: 32768` for `--max-model-len 32768`; `environ` adds environment variables
     (env:NAME for secrets). `reasoning_parser` names vLLM's parser that splits reasoning from answer; `chat_template`
     is a Jinja file in the project.
+    For a student, `reasoning` says how it will be trained to write it (see `StudentSpec`).
 
     `concurrency` counts requests in flight over all replicas. A server has `start_timeout_s` seconds to load, counts as
     hung after `hang_s` seconds without a sign of life, and is started again at most `restarts` times.
@@ -78,6 +79,7 @@ class VLLMSpec(ModelSpec):
     environ: dict[str, EnvStr] = Field(default_factory=dict)
     reasoning_parser: str = ""
     chat_template: str = ""
+    reasoning: Literal["inline", "field"] = "inline"
     concurrency: int = Field(default=256, ge=1, le=8192)
     start_timeout_s: float = Field(default=1800.0, gt=0)
     hang_s: float = Field(default=180.0, gt=0)
@@ -125,6 +127,31 @@ class VLLMSpec(ModelSpec):
     def recorded_revision(self, where: Where) -> str:
         """Return the revision as declared, or else the digest of the checkpoint."""
         return self.revision or str(self.identity(where)["model"])
+
+    def student(self, where: Where) -> StudentSpec:
+        """Return whose tokenizer and chat template render traces for this model.
+
+        Raises:
+            UserError: for an unset environment variable.
+        """
+        name = self.model.resolve(where.environ)
+        folder = _folder(name, where)
+        return StudentSpec(
+            model=name if folder is None else str(folder),
+            revision=self.revision or None,
+            chat_template=self._template(where) if self.chat_template else None,
+            reasoning=self.reasoning,
+        )
+
+    def scores_key(self, where: Where) -> str:
+        """Return the key under which this student's token scores are stored."""
+        return digest({"identity": self.identity(where), "reasoning": self.reasoning})
+
+    @property
+    def longest_prompt(self) -> int | None:
+        """How many tokens the servers take and still answer with one more; None where no limit is configured."""
+        limit = self.engine_args.get("max_model_len")
+        return limit - 1 if isinstance(limit, int) else None
 
     def check(self, where: Where) -> list[Mistake]:
         """Return what is missing, and whether the revision may move; an unset variable is somebody else's to report."""

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
 
 from tracefactory.config import Pipeline, StageConfig
 from tracefactory.errors import Mistake, UserError
-from tracefactory.models.base import Where
+from tracefactory.models.base import RequestFailed, Where
 from tracefactory.models.transformers import TransformersSpec
+from tracefactory.models.vllm import VLLMSpec
 from tracefactory.op import OPS, Host, Inputs, ModelName, Rows, ShardOp, ShardResult
 from tracefactory.schema import Dropped, Frozen, Trace
 from tracefactory.scores import ScoreStore
 from tracefactory.steps import segment
 from tracefactory.store import StageFolder, dropped_row
-from tracefactory.students import open_student
+from tracefactory.students import open_served, open_student
+from tracefactory.students.in_process import InProcess
 from tracefactory.students.local import local_name, local_naturalness
 from tracefactory.students.measures import MeasureParams, trace_measures
 from tracefactory.students.render import Rendered, RenderError
@@ -27,9 +27,12 @@ from tracefactory.students.scores import TokenScores
 from tracefactory.students.spec import StudentSpec
 from tracefactory.worker import Worker
 
+if TYPE_CHECKING:
+    from tracefactory.students.served import ServedStudent
+
 
 class MeasureStudentParams(Frozen):
-    """`student` is a `use: transformers` model; `measures` are the cut-offs to measure at.
+    """`student` is a `use: transformers` or `use: vllm` model; `measures` are the cut-offs to measure at.
 
     `window` (steps) adds local naturalness, which takes about 1 + window times the tokens of forward passes; without it
     that is not measured.
@@ -40,44 +43,43 @@ class MeasureStudentParams(Frozen):
     window: int | None = Field(default=None, ge=1)
 
 
-class LoadedStudent:
-    """The student in this worker's memory and its store of scores. One pass runs at a time."""
+class KnownStudent:
+    """A student, in this worker's memory or served, and the store of what it said."""
 
-    def __init__(self, spec: StudentSpec, root: Path) -> None:
-        self.student = open_student(spec)
-        self.store = ScoreStore(root, spec.key())
-        self._turn = asyncio.Lock()
+    def __init__(self, student: InProcess | ServedStudent, store: ScoreStore) -> None:
+        self.student, self.store = student, store
 
-    async def scores(self, rendered: dict[str, Rendered]) -> tuple[dict[str, TokenScores], int]:
-        """Return the scores by trace id, and how many of them had to be computed now."""
+    async def scores(self, rendered: dict[str, Rendered]) -> tuple[dict[str, TokenScores | RequestFailed], int]:
+        """Return scores, or why there are none, by trace id, and how many had to be computed now."""
         stored = self.store.get(rendered)
-        found = {
+        found: dict[str, TokenScores | RequestFailed] = {
             trace_id: scores
             for trace_id, item in rendered.items()
             for scores in stored.get(trace_id, ())
             if np.array_equal(scores.token_ids, item.ids[item.first : item.stop])
         }
         missing = {trace_id: item for trace_id, item in rendered.items() if trace_id not in found}
-        async with self._turn:
-            computed = await asyncio.to_thread(self.student.score, list(missing.values()))
-        new = dict(zip(missing, computed, strict=True))
+        came = dict(zip(missing, await self.student.score(list(missing.values())), strict=True))
+        new = {trace_id: one for trace_id, one in came.items() if isinstance(one, TokenScores)}
         self.store.put(new)
-        return found | new, len(new)
+        return found | came, len(new)
 
-    async def naturalness(self, items: Sequence[tuple[Trace, Rendered]], window: int) -> list[float | None]:
+    async def naturalness(
+        self, items: Sequence[tuple[Trace, Rendered]], window: int
+    ) -> list[float | RequestFailed | None]:
         """Return the local naturalness of each trace over the steps of its body."""
         steps = [(item, [(step.start, step.end) for step in segment(_body(trace))]) for trace, item in items]
-        async with self._turn:
-            return await asyncio.to_thread(local_naturalness, self.student, steps, window)
+        return await local_naturalness(self.student, steps, window)
 
     async def close(self) -> None:
-        """Nothing to end: the weights go with the process."""
+        """Nothing to end: weights go with the process, and servers are their client's."""
 
 
 class MeasureStudent(ShardOp):
     """Score every trace under the student and file the measures as `<student>/<name>`.
 
-    A trace that cannot be rendered without loss, or is longer than the student's context, is an error row.
+    A trace that cannot be rendered without loss, is longer than the student's context, or that its servers give no
+    scores for, is an error row. A served student tells no entropies, so measures of them are left out.
     """
 
     verb, name, version = "measure", "student", "1"
@@ -87,13 +89,15 @@ class MeasureStudent(ShardOp):
     host = Host.MODEL
 
     def identity(self, stage: StageConfig, pipeline: Pipeline) -> dict[str, Any]:
-        return {"student": _spec(stage, pipeline).identity(Where(root=pipeline.project.root))}
+        model = _model(stage, pipeline)
+        return {"student": {**model.identity(Where(root=pipeline.project.root)), "reasoning": model.reasoning}}
 
     def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
         model = pipeline.models[_params(stage).student]
-        if isinstance(model, TransformersSpec):
+        if isinstance(model, TransformersSpec | VLLMSpec):
             return []
-        return [Mistake(f"student: {_params(stage).student!r} is `use: {model.use}`; scores need `use: transformers`")]
+        said = f"student: {_params(stage).student!r} is `use: {model.use}`; scores need `use: transformers` or `vllm`"
+        return [Mistake(said)]
 
     def refusal(self, stage: StageConfig, pipeline: Pipeline, keys: Mapping[str, str]) -> Mistake | None:
         """Refuse, before anything is paid for, a student whose chat template drops what it should be trained on."""
@@ -101,32 +105,48 @@ class MeasureStudent(ShardOp):
         if folder.record() is not None:
             return None
         try:
-            check_template(_spec(stage, pipeline).student(Where(root=pipeline.project.root)))
+            check_template(_model(stage, pipeline).student(Where(root=pipeline.project.root)))
         except UserError as error:
             return Mistake(f"stage {stage.id!r}: {error}", stage.file, stage.line)
         return None
 
     async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
         params, traces = _params(stage), inputs.traces()
-        spec = _spec(stage, worker.pipeline).student(worker.where)
-        loaded = worker.keep(f"student:{params.student}", lambda: LoadedStudent(spec, worker.setup.root))
-        rendered, dropped = _rendered(traces, loaded, stage.id)
-        scores, computed = await loaded.scores(rendered)
-        measures = {
-            trace_id: {
-                f"{params.student}/{name}": value for name, value in trace_measures(one, params.measures).items()
-            }
-            for trace_id, one in scores.items()
-        }
-        measured = [trace for trace in traces if trace.id in rendered]
+        student = worker.keep(f"student:{params.student}", lambda: _open(stage, worker))
+        rendered, dropped = _rendered(traces, student, stage.id)
+        scores, computed = await student.scores(rendered)
+        scored = [one for one in traces if isinstance(scores.get(one.id), TokenScores)]
+        natural: dict[str, float | RequestFailed | None] = {}
         if params.window is not None:
-            natural = await loaded.naturalness([(one, rendered[one.id]) for one in measured], params.window)
-            for trace, value in zip(measured, natural, strict=True):
-                if value is not None:
-                    measures[trace.id] |= _named(params, {local_name(params.window): value})
-        kept = [one.model_copy(update={"measures": {**one.measures, **measures[one.id]}}) for one in measured]
-        numbers = {"scored": float(len(scores)), "scored_now": float(computed)}
-        return ShardResult(rows_in=len(traces), kept=kept, dropped=dropped, numbers=numbers)
+            values = await student.naturalness([(one, rendered[one.id]) for one in scored], params.window)
+            natural = dict(zip((one.id for one in scored), values, strict=True))
+        kept, retryable = [], 0
+        for trace in (one for one in traces if one.id in rendered):
+            known, local = scores[trace.id], natural.get(trace.id)
+            if isinstance(known, RequestFailed) or isinstance(local, RequestFailed):
+                failed = known if isinstance(known, RequestFailed) else local
+                assert isinstance(failed, RequestFailed)
+                dropped.append(dropped_row(trace, stage.id, failed.kind, str(failed), error=True))
+                retryable += failed.retryable
+                continue
+            found = trace_measures(known, params.measures)
+            if params.window is not None and local is not None:
+                found[local_name(params.window)] = local
+            named = {f"{params.student}/{name}": value for name, value in found.items()}
+            kept.append(trace.model_copy(update={"measures": {**trace.measures, **named}}))
+        numbers = {"scored": float(len(scored)), "scored_now": float(computed)}
+        return ShardResult(len(traces), kept, dropped, retryable, numbers)
+
+
+def _open(stage: StageConfig, worker: Worker) -> KnownStudent:
+    """Return the student of a stage: loaded into this worker, or reached through its servers."""
+    model = _model(stage, worker.pipeline)
+    spec = model.student(worker.where)
+    store = ScoreStore(worker.setup.root, model.scores_key(worker.where))
+    if isinstance(model, TransformersSpec):
+        return KnownStudent(InProcess(open_student(spec)), store)
+    client = worker.client(_params(stage).student)
+    return KnownStudent(open_served(spec, client, model.longest_prompt), store)
 
 
 def check_template(spec: StudentSpec) -> None:
@@ -144,14 +164,14 @@ def check_template(spec: StudentSpec) -> None:
 
 
 def _rendered(
-    traces: Sequence[Trace], loaded: LoadedStudent, stage_id: str
+    traces: Sequence[Trace], student: KnownStudent, stage_id: str
 ) -> tuple[dict[str, Rendered], list[Dropped]]:
     rendered: dict[str, Rendered] = {}
     dropped: list[Dropped] = []
-    most = loaded.student.max_tokens
+    most = student.student.max_tokens
     for trace in traces:
         try:
-            item = loaded.student.render(trace.problem.question, trace.reasoning, trace.answer_text)
+            item = student.student.render(trace.problem.question, trace.reasoning, trace.answer_text)
         except RenderError as error:
             dropped.append(dropped_row(trace, stage_id, error.reason, str(error), error=True))
             continue
@@ -163,18 +183,14 @@ def _rendered(
     return rendered, dropped
 
 
-def _named(params: MeasureStudentParams, measures: Mapping[str, float]) -> dict[str, float]:
-    return {f"{params.student}/{name}": value for name, value in measures.items()}
-
-
 def _body(trace: Trace) -> str:
     return trace.reasoning or trace.answer_text
 
 
-def _spec(stage: StageConfig, pipeline: Pipeline) -> TransformersSpec:
-    spec = pipeline.models[_params(stage).student]
-    assert isinstance(spec, TransformersSpec)
-    return spec
+def _model(stage: StageConfig, pipeline: Pipeline) -> TransformersSpec | VLLMSpec:
+    model = pipeline.models[_params(stage).student]
+    assert isinstance(model, TransformersSpec | VLLMSpec)
+    return model
 
 
 def _params(stage: StageConfig) -> MeasureStudentParams:

@@ -12,9 +12,11 @@ from tracefactory.errors import UserError
 from tracefactory.students.spec import StudentSpec
 
 if TYPE_CHECKING:
+    from tracefactory.models.client import ChatClient
+    from tracefactory.students.served import ServedStudent
     from tracefactory.students.student import Student
 
-__all__ = ["StudentSpec", "open_student"]
+__all__ = ["StudentSpec", "open_served", "open_student"]
 
 
 def open_student(spec: StudentSpec) -> Student:
@@ -27,7 +29,26 @@ def open_student(spec: StudentSpec) -> Student:
     try:
         from tracefactory.students.student import Student
     except ModuleNotFoundError as error:
-        raise UserError(f"scoring under a student needs {error.name}: pip install 'tracefactory[student]'") from error
+        raise _no_extra(error) from error
     student = Student(spec)
     student.check_template()
     return student
+
+
+def open_served(spec: StudentSpec, client: ChatClient, max_tokens: int | None) -> ServedStudent:
+    """Return a student that vLLM serves, with the tokenizer of `spec`; its chat template is checked likewise.
+
+    Raises:
+        UserError: when the `student` extra is not installed, or the tokenizer or its template does not do.
+    """
+    try:
+        from tracefactory.students.served import ServedStudent
+    except ModuleNotFoundError as error:
+        raise _no_extra(error) from error
+    student = ServedStudent(spec, client, max_tokens)
+    student.check_template()
+    return student
+
+
+def _no_extra(error: ModuleNotFoundError) -> UserError:
+    return UserError(f"scoring under a student needs {error.name}: pip install 'tracefactory[student]'")

@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from tracefactory.models.base import RequestFailed
 from tracefactory.students.measures import mean_surprisal
 from tracefactory.students.render import Rendered
 from tracefactory.students.scores import Span, TokenScores
@@ -15,14 +16,14 @@ from tracefactory.students.steps import token_ranges
 
 
 class Scorer(Protocol):
-    """What local naturalness asks of a student."""
+    """What measuring asks of a student: in this process (`InProcess`) or behind a server (`ServedStudent`)."""
 
-    def score(self, rendered: Sequence[Rendered]) -> list[TokenScores]: ...
+    async def score(self, rendered: Sequence[Rendered]) -> list[TokenScores | RequestFailed]: ...
 
 
-def local_naturalness(
+async def local_naturalness(
     student: Scorer, traces: Sequence[tuple[Rendered, Sequence[Span]]], window: int = 4
-) -> list[float | None]:
+) -> list[float | RequestFailed | None]:
     """Return, per trace, the mean over its steps of the step's mean token log-probability given a local window.
 
     Definition (arXiv 2510.03988): each step is scored under the student with only the last `window` steps as context,
@@ -30,19 +31,28 @@ def local_naturalness(
     The paper's step and window are not published in a form we could confirm: steps are the caller's spans (characters
     of the trace's body, as in `step_curves`), and the prompt counts as the step before the first one, so that the
     first steps still see it and later ones do not. Every window opens with the control token the rendering opens with.
-    A step without a token of its own is left out; a trace without any such step is None.
+    A step without a token of its own is left out; a trace without any such step is None, and one of which a window
+    could not be scored is that failure.
 
     This is a forward pass over about (1 + window) times the tokens of the trace.
 
     Raises:
-        ValueError: for a window below 1, or what `Student.score` raises.
+        ValueError: for a window below 1, or what the student raises.
     """
     if window < 1:
         raise ValueError("a window holds at least one step")
     pieces = [step_windows(rendered, steps, window) for rendered, steps in traces]
-    scores = iter(student.score([piece for of_trace in pieces for piece in of_trace]))
-    means = [[-mean_surprisal(next(scores)) for _ in of_trace] for of_trace in pieces]
-    return [float(np.mean(values)) if values else None for values in means]
+    scores = iter(await student.score([piece for of_trace in pieces for piece in of_trace]))
+    return [_mean([next(scores) for _ in of_trace]) for of_trace in pieces]
+
+
+def _mean(scored: Sequence[TokenScores | RequestFailed]) -> float | RequestFailed | None:
+    values = []
+    for one in scored:
+        if isinstance(one, RequestFailed):
+            return one
+        values.append(-mean_surprisal(one))
+    return float(np.mean(values)) if values else None
 
 
 def local_name(window: int) -> str:

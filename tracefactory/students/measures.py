@@ -36,7 +36,8 @@ def trace_measures(scores: TokenScores, params: MeasureParams | None = None) -> 
     """Return every measure of one trace by name.
 
     tokens, mean_surprisal, perplexity, mean_entropy, min_p, mean_clipped_rank, rank_surprisal, and by cut-off
-    p_q<q>, share_below_p<p>, share_outside_top<k>, acceptance_p<p>_top<k>.
+    p_q<q>, share_below_p<p>, share_outside_top<k>, acceptance_p<p>_top<k>. Without entropies (a served student tells
+    none) there is no mean_entropy.
 
     Raises:
         ValueError: for a trace without supervised tokens.
@@ -46,11 +47,12 @@ def trace_measures(scores: TokenScores, params: MeasureParams | None = None) -> 
         "tokens": float(len(scores)),
         "mean_surprisal": mean_surprisal(scores),
         "perplexity": perplexity(scores),
-        "mean_entropy": float(scores.entropies.mean(dtype=np.float64)),
         "min_p": p_quantile(scores, 0.0),
         "mean_clipped_rank": mean_clipped_rank(scores),
         "rank_surprisal": rank_surprisal(scores),
     }
+    if not np.isnan(scores.entropies).any():
+        measures["mean_entropy"] = float(scores.entropies.mean(dtype=np.float64))
     measures |= {f"p_q{q:g}": p_quantile(scores, q) for q in params.quantiles}
     measures |= {f"share_below_p{p:g}": share_below(scores, p) for p in params.below}
     measures |= {f"share_outside_top{k}": share_outside_top(scores, k) for k in params.top_k}

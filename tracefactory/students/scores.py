@@ -36,8 +36,9 @@ class TokenScores:
     `token_ids`, `starts` and `ends` (characters of the supervised text) come from the rendering. `logprobs` are
     natural logarithms of the probability at temperature 1 over the whole vocabulary; `ranks` are 1 for the likeliest
     token, ties sharing the best rank (1 + the number of strictly greater logits); `entropies` (nats) are of the
-    student's distribution at that position. `body_start` is the character of the supervised text where the trace's
-    reasoning begins (its answer, when it has no reasoning): step spans count from there.
+    student's distribution at that position, NaN where a server did not tell. `body_start` is the character of the
+    supervised text where the trace's reasoning begins (its answer, when it has no reasoning): step spans count from
+    there.
     """
 
     token_ids: Ints

@@ -5,6 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from tracefactory.students.in_process import InProcess
 from tracefactory.students.local import local_naturalness, step_windows
 from tracefactory.students.render import Rendered
 from tracefactory.students.steps import step_curves
@@ -20,10 +21,10 @@ def render(student: Student, reasoning: str = REASONING) -> Rendered:
     return student.render("84 apples, half are sold. How many are left?", reasoning, "\\boxed{42}")
 
 
-def test_a_window_over_everything_is_the_global_measure(smollm: Student) -> None:
+async def test_a_window_over_everything_is_the_global_measure(smollm: Student) -> None:
     rendered = render(smollm)
     [scores] = smollm.score([rendered])
-    [local] = local_naturalness(smollm, [(rendered, SPANS)], window=len(STEPS) + 1)
+    [local] = await local_naturalness(InProcess(smollm), [(rendered, SPANS)], window=len(STEPS) + 1)
     assert local == pytest.approx(-step_curves(scores, SPANS).surprisal.mean(), abs=1e-4)
 
 
@@ -51,11 +52,15 @@ def test_what_lies_outside_the_window_does_not_count(smollm: Student) -> None:
     np.testing.assert_allclose(one.logprobs, two.logprobs, atol=1e-5)
 
 
-def test_traces_are_scored_together_and_one_without_steps_has_no_value(smollm: Student) -> None:
+async def test_traces_are_scored_together_and_one_without_steps_has_no_value(smollm: Student) -> None:
     rendered = render(smollm)
-    both = local_naturalness(smollm, [(rendered, SPANS), (rendered, []), (rendered, SPANS[:1])], window=2)
+    both = await local_naturalness(
+        InProcess(smollm), [(rendered, SPANS), (rendered, []), (rendered, SPANS[:1])], window=2
+    )
     assert both[1] is None
-    assert both[0] == pytest.approx(local_naturalness(smollm, [(rendered, SPANS)], window=2)[0], abs=1e-4)
+    assert both[0] == pytest.approx(
+        (await local_naturalness(InProcess(smollm), [(rendered, SPANS)], window=2))[0], abs=1e-4
+    )
     assert both[2] != both[0]
     with pytest.raises(ValueError, match="at least one step"):
-        local_naturalness(smollm, [(rendered, SPANS)], window=0)
+        await local_naturalness(InProcess(smollm), [(rendered, SPANS)], window=0)

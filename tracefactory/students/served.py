@@ -1,0 +1,73 @@
+"""A student that vLLM serves: the same rendering and the same scores, but for what a server does not tell."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+
+from tracefactory.fingerprint import digest
+from tracefactory.models.base import RequestFailed
+from tracefactory.models.client import ChatClient
+from tracefactory.models.tokens import TokenClient, TokenRow
+from tracefactory.students.load import load_tokenizer
+from tracefactory.students.render import Rendered, Renderer
+from tracefactory.students.scores import TokenScores
+from tracefactory.students.spec import StudentSpec
+
+
+class ServedStudent:
+    """Scores traces through a server's prompt log-probabilities, many traces at once.
+
+    `tokenizer` says whose tokenizer and chat template render the traces, `client` reaches the servers and is owned by
+    the caller, `max_tokens` is the longest conversation they take. At most `chunk` tokens of a trace are scored per
+    request, so that a server never holds the logits of more: chunk * vocabulary * 4 bytes (311 MB for 512 tokens and a
+    vocabulary of 151,936); between requests the trace stays in its prefix cache.
+
+    A server tells no entropy: `entropies` are NaN, and measures of them are left out. Its `ranks` count a token that
+    exactly ties as better, where the student in process counts it as equal.
+    """
+
+    def __init__(self, tokenizer: StudentSpec, client: ChatClient, max_tokens: int | None, chunk: int = 512) -> None:
+        self.max_tokens = max_tokens
+        self._renderer = Renderer(load_tokenizer(tokenizer), tokenizer.reasoning)
+        self._tokens = TokenClient(client)
+        self._chunk = chunk
+
+    def check_template(self, system: str | None = None) -> None:
+        """Raise UserError when the student's chat template would lose reasoning or answer (see `Renderer.check`)."""
+        self._renderer.check(system)
+
+    def render(self, question: str, reasoning: str, answer: str, system: str | None = None) -> Rendered:
+        """Render a trace as the student will be trained on it (see `Renderer.render`)."""
+        return self._renderer.render(question, reasoning, answer, system)
+
+    async def score(self, rendered: Sequence[Rendered]) -> list[TokenScores | RequestFailed]:
+        """Score the supervised tokens of every rendering, in the order given; one that fails costs the others nothing.
+
+        Raises:
+            RunError, UserError: as `TokenClient.score` does.
+        """
+        return list(await asyncio.gather(*map(self._score, rendered)))
+
+    async def _score(self, item: Rendered) -> TokenScores | RequestFailed:
+        ids = item.ids[: item.stop].tolist()
+        try:
+            scored = await self._tokens.score(ids, start=item.first, chunk=self._chunk, near=digest(ids))
+        except RequestFailed as failed:
+            return failed
+        return token_scores(item, scored.rows)
+
+
+def token_scores(item: Rendered, rows: Sequence[TokenRow]) -> TokenScores:
+    """Return the scores of a rendering from a server's rows for its supervised tokens."""
+    return TokenScores(
+        token_ids=item.ids[item.first : item.stop],
+        starts=item.starts,
+        ends=item.ends,
+        ranks=np.array([row.rank for row in rows], dtype=np.int32),
+        logprobs=np.array([row.logprob for row in rows], dtype=np.float32),
+        entropies=np.full(len(rows), np.nan, dtype=np.float32),
+        body_start=item.body_start,
+    )
