@@ -107,11 +107,15 @@ def _time_left(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:
     paid, done = live.get("requests", 0), live.get("done", 0)
     if not paid or run.started is None or not all(one.record.done() and not one.record.exception() for one in inputs):
         return ""
-    total = run.stage.op.rows_expected(run.stage, sum(one.tally.kept for one in inputs))
+    bound = live.get("at_most", 0)
+    if bound and live.get("shards", 0) < len(run.done):
+        return ""  # the shards that have not begun have not said what they ask at most
+    total = bound or run.stage.op.rows_expected(run.stage, sum(one.tally.kept for one in inputs))
     if total is None:
         return ""
     seconds = max(0.0, total - done) * (time.time() - run.started) / paid
-    return f"{int(live.get('in_flight', 0))} in flight, {int(seconds // 60)}:{int(seconds % 60):02d} left"
+    left = f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
+    return f"{int(live.get('in_flight', 0))} in flight, {'at most ' if bound else ''}{left}"
 
 
 def _plain(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:

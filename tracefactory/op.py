@@ -82,6 +82,22 @@ class Inputs:
         return [row for rows in self.rows.values() for row in rows if isinstance(row, Trace)]
 
 
+@dataclass(frozen=True)
+class AtMost:
+    """A bound on what asking one model about some rows takes: requests, and tokens in and out."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: AtMost) -> AtMost:
+        return AtMost(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+
 class Op(ABC):
     """One registered value of a verb, such as `sample: chat`. Stateless: everything comes in through the arguments."""
 
@@ -101,6 +117,10 @@ class Op(ABC):
     def asks(self, stage: StageConfig) -> str | None:
         """Return the model that the stage asks first: its shards run on that model's worker; None for none."""
         return stage.model_names[0] if self.host is Host.MODEL else None
+
+    def at_most(self, stage: StageConfig, pipeline: Pipeline, rows: Sequence[Row]) -> Mapping[str, AtMost]:
+        """Return, by model, the most that the stage asks about `rows`; empty where it asks none or nobody can say."""
+        return {}
 
     def refusal(self, stage: StageConfig, pipeline: Pipeline, keys: Mapping[str, str]) -> Mistake | None:
         """Return why a run must not even begin, seen from this stage; `keys` are the keys of all stages."""

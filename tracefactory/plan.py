@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +12,7 @@ from tracefactory.config import Pipeline, StageConfig
 from tracefactory.files import read_json
 from tracefactory.fingerprint import digest
 from tracefactory.requests import RequestStore
-from tracefactory.schema import Frozen, Problem
+from tracefactory.schema import Frozen, Problem, Row
 from tracefactory.stages.sample import SampleOp, SampleParams
 from tracefactory.stages.source import SourceOp
 from tracefactory.store import StageFolder, StageRecord
@@ -34,13 +34,16 @@ class Identity(Frozen):
 
 
 class ToPay(Frozen):
-    """What a sampling stage still needs. Token counts are upper bounds, cost is US dollars by the declared prices.
+    """What a stage that asks a model still needs. Token counts are upper bounds, cost is US dollars by declared prices.
 
-    `expected_*` scales what completions of the same stage took so far; it is None where nothing is known yet.
+    `bound` says that `requests` is the most it can take, of all its rows: what it asks depends on the answers, so what
+    is paid for already shows only as it asks. `expected_*` scales what completions of the same stage took so far; it is
+    None where nothing is known yet.
     """
 
     requests: int
     paid: int
+    bound: bool = False
     tokens_at_most: int
     cost_at_most: float
     tokens_expected: int | None = None
@@ -64,7 +67,12 @@ class Plan(Frozen):
 
     @property
     def requests(self) -> int:
+        """The requests to pay: at most so many, where a stage has only a bound."""
         return sum(stage.to_pay.requests for stage in self.stages if stage.to_pay)
+
+    @property
+    def bound(self) -> bool:
+        return any(stage.to_pay.bound for stage in self.stages if stage.to_pay)
 
 
 def identities(pipeline: Pipeline) -> dict[str, Identity]:
@@ -113,7 +121,7 @@ class _Planner:
         if inputs_done and record is not None and is_current(folder, inputs, stage, self.pipeline):
             done[stage.id] = record
             return self._planned(stage, State.CACHED, f"{record.tally.kept} rows")
-        to_pay, unknown = self._to_pay(stage)
+        to_pay, unknown = self._to_pay(stage, inputs_done)
         state = State.PARTIAL if record or folder.parts() or (to_pay and to_pay.paid) else State.NEW
         return self._planned(stage, state, self._why(stage, folder, record, done), to_pay, unknown)
 
@@ -157,9 +165,10 @@ class _Planner:
         newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
         return None if newest is None else read_json(newest)
 
-    def _to_pay(self, stage: StageConfig) -> tuple[ToPay | None, bool]:
+    def _to_pay(self, stage: StageConfig, inputs_done: bool) -> tuple[ToPay | None, bool]:
         if not isinstance(stage.op, SampleOp):
-            return None, stage.op.asks(stage) is not None
+            bound = self._bound(stage) if inputs_done else None
+            return bound, bound is None and stage.op.asks(stage) is not None
         problems = self._problems(stage)
         if problems is None:
             return None, True
@@ -188,14 +197,37 @@ class _Planner:
         )
         return to_pay, False
 
+    def _bound(self, stage: StageConfig) -> ToPay | None:
+        """Return what a stage asks at most about the rows its inputs gave, None where nobody can say."""
+        rows = [row for source in stage.inputs for row in self._rows(source)]
+        by_model = stage.op.at_most(stage, self.pipeline, rows)
+        if not by_model:
+            return None
+        prices = {name: self.pipeline.models[name] for name in by_model}
+        return ToPay(
+            requests=sum(one.requests for one in by_model.values()),
+            paid=0,
+            bound=True,
+            tokens_at_most=sum(one.prompt_tokens + one.completion_tokens for one in by_model.values()),
+            cost_at_most=sum(
+                (one.prompt_tokens * prices[name].price_in + one.completion_tokens * prices[name].price_out) / 1e6
+                for name, one in by_model.items()
+            ),
+        )
+
+    def _rows(self, source: str) -> Iterator[Row]:
+        folder = self.folder(source)
+        record = folder.record()
+        for index in range(record.shards if record else 0):
+            yield from folder.read_shard(index, record.shards if record else 0)
+
     def _problems(self, stage: StageConfig) -> list[Problem] | None:
         """Return the problems a stage would sample, or None when only a run can read them."""
         problems: list[Problem] = []
         for source in stage.inputs:
             folder, origin = self.folder(source), self.pipeline.stage(source)
-            if (record := folder.record()) is not None:
-                for index in range(record.shards):
-                    problems += [row for row in folder.read_shard(index, record.shards) if isinstance(row, Problem)]
+            if folder.record() is not None:
+                problems += [row for row in self._rows(source) if isinstance(row, Problem)]
             elif isinstance(origin.op, SourceOp) and origin.op.source.offline:
                 problems += origin.op.problems(origin, self.pipeline)[0]
             else:

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -104,13 +105,18 @@ class Worker:
             return None
         rows = {source: self.folder(source).read_shard(index, count) for source in stage.inputs}
         inputs = {source: rows_digest(found) for source, found in rows.items()}
+        live = self.numbers[stage_id]
+        live["shards"] += 1
         done = folder.shard_record(index, count)
         if done is not None and done.inputs == inputs and not done.tally.retryable:
             return done
+        at_most = sum(one.requests for one in op.at_most(stage, self.pipeline, [*chain(*rows.values())]).values())
+        live["at_most"] += at_most
         try:
             result = await op.run(stage, Inputs(rows), self)
         except Interrupted:
             return None
+        live["at_most"] += result.numbers.get("requests", 0) - at_most
         return folder.write_shard(self.setup.run_id, index, count, inputs, result)
 
     async def run_whole(self, stage_id: str, shards: int | None, inputs: Mapping[str, str]) -> list[ShardRecord]:

@@ -26,7 +26,7 @@ def plan(
 
 
 def _table(plan: Plan) -> Table:
-    title = f"{plan.pipeline} {plan.version}: {plan.requests:,} requests to pay"
+    title = f"{plan.pipeline} {plan.version}: {'at most ' if plan.bound else ''}{plan.requests:,} requests to pay"
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in ("stage", "does", "state"):
         table.add_column(name, no_wrap=True)
@@ -48,4 +48,6 @@ def _to_pay(stage: PlannedStage) -> list[str]:
         tokens, cost = f"at most {pay.tokens_at_most:,}", f"at most {pay.cost_at_most:.4f}"
     else:
         tokens, cost = f"about {pay.tokens_expected:,}", f"about {pay.cost_expected:.4f}"
+    if pay.bound:
+        return ["", f"at most {pay.requests:,}", tokens, cost]
     return [f"{pay.paid:,}", f"{pay.requests:,}", tokens, cost] if pay.requests else [f"{pay.paid:,}", "0", "0", "0"]

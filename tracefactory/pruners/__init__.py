@@ -4,6 +4,7 @@ from tracefactory.pruners.after_answer import AfterAnswer
 from tracefactory.pruners.base import (
     CONTEXT_LENGTH,
     PRUNERS,
+    Asks,
     ConcludeItem,
     Conclusion,
     PruneItem,
@@ -32,6 +33,7 @@ __all__ = [
     "CONTEXT_LENGTH",
     "PRUNERS",
     "AfterAnswer",
+    "Asks",
     "BinaryCut",
     "Checked",
     "ConcludeItem",

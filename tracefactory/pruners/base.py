@@ -90,6 +90,13 @@ class Cost(Frozen):
 FREE = Cost()
 
 
+class Asks(Frozen):
+    """How many completions are asked for: `answers` as the pruner's prompt says, `continuations` of a beginning."""
+
+    answers: int = 0
+    continuations: int = 0
+
+
 def keep(
     item: PruneItem,
     kept: Iterable[int],
@@ -229,6 +236,10 @@ class Pruner(Frozen, ABC):
     @abstractmethod
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
         """Return one result per item, in their order. All items advance together, so that questions are batched."""
+
+    def asks_at_most(self, item: PruneItem) -> Asks:
+        """Return the most completions that pruning an item can take, known before anything is asked."""
+        return Asks()
 
 
 PRUNERS: Registry[type[Pruner]] = Registry("pruner")

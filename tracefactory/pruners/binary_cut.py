@@ -2,7 +2,8 @@
 
 Source: Efficient Long CoT Reasoning in Small Language Models (arXiv 2505.18440): binary cutting with backtracking, on
 policy, i.e. with the student that will be trained. The paper assumes that the whole trace is valid; here it is tested,
-when nothing shorter passed.
+when nothing shorter passed. And a prefix that stops at a doubt, a question or an announcement ("Wait, ...") is none
+here: with a conclusion right after it, it would teach the student to doubt and then answer regardless.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pydantic import Field, model_validator
 from tracefactory.pruners.base import (
     CONTEXT_LENGTH,
     PRUNERS,
+    Asks,
     ConcludeItem,
     Cost,
     PruneItem,
@@ -26,8 +28,9 @@ from tracefactory.pruners.base import (
     keep,
     parent,
 )
-from tracefactory.pruners.search import Search, Test, shortest_prefixes
+from tracefactory.pruners.search import Search, Test, most_calls, shortest_prefixes
 from tracefactory.schema import Outcome, Thinking
+from tracefactory.steps.ending import leaves_open
 
 
 @PRUNERS.register("binary_cut")
@@ -38,6 +41,7 @@ class BinaryCut(Pruner):
     which a trace that never closed its thinking does not have.
     """
 
+    version: ClassVar[str] = "2"
     needs: ClassVar[frozenset[str]] = frozenset({"verify", "student"})
 
     samples: int = Field(default=1, ge=1)
@@ -54,16 +58,27 @@ class BinaryCut(Pruner):
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
         """Search all traces in lockstep; a round asks the student once for all of them."""
         run = _Run(self, [item for item in items if item.steps], tools)
-        searches = await shortest_prefixes([len(item.steps) for item in run.items], run.ask)
+        searches = await shortest_prefixes([len(ends) for ends in run.ends], run.ask)
         found = {item.trace.id: run.result(number, search) for number, (item, search) in run.numbered(searches)}
         return [found.get(item.trace.id) or parent(item, "no_reasoning") for item in items]
 
+    def asks_at_most(self, item: PruneItem) -> Asks:
+        """Return the bound of the search, for every sample."""
+        return Asks(answers=most_calls(len(prefix_ends(item))) * self.samples if item.steps else 0)
+
+
+def prefix_ends(item: PruneItem) -> list[int]:
+    """Return how many steps the prefixes have that the reasoning can stop after; the whole of it is always one."""
+    count = len(item.steps)
+    return [*(end for end in range(1, count) if not leaves_open(item.step(end - 1))), count]
+
 
 class _Run:
-    """One batch: what was asked, and the right answer texts by (trace, prefix)."""
+    """One batch: what was asked, and the right answer texts by (trace, prefix); prefixes are numbered from 1."""
 
     def __init__(self, params: BinaryCut, items: list[PruneItem], tools: Tools) -> None:
         self.params, self.items, self.tools = params, items, tools
+        self.ends = [prefix_ends(item) for item in items]
         self.student = tools.the_student("binary_cut")
         self.right: dict[tuple[int, int], str] = {}
         self.unsure: defaultdict[int, int] = defaultdict(int)
@@ -80,7 +95,7 @@ class _Run:
                 ConcludeItem(
                     id=self.items[number].trace.id,
                     question=self.items[number].trace.problem.question,
-                    reasoning=self.items[number].prefix(count),
+                    reasoning=self.items[number].prefix(self.ends[number][count - 1]),
                     sample=sample,
                     temperature=self.params.temperature if many > 1 else 0.0,
                 )
@@ -118,8 +133,9 @@ class _Run:
             return parent(item, "student_error", cost, self.errors[number])
         if search.best is None:
             return parent(item, "never_valid", cost)
-        if search.best == len(item.steps):
+        kept = self.ends[number][search.best - 1]
+        if kept == len(item.steps):
             return parent(item, "no_shorter_prefix", cost)
         own = self.params.conclusion == "original" and item.trace.thinking is Thinking.CLOSED
         answer = item.trace.answer_text if own else self.right[number, search.best]
-        return keep(item, range(search.best), answer, cost=cost)
+        return keep(item, range(kept), answer, cost=cost)

@@ -42,7 +42,7 @@ _EQUATIONS = ("equation", "equations", "eq", "eqn", "eqs", "eqns", "formula", "�
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _BEFORE_HEAD = re.compile(r"[\s*_#>-]*\Z")
 _AFTER_HEAD = re.compile(r"[*_ \t]*(?:[:：.、)—-]|\n|\Z)")
-_QUOTE = 120  # characters of a sentence that are quoted
+QUOTE = 120  # characters of a sentence that are quoted
 
 Label = tuple[str, str]
 
@@ -92,7 +92,7 @@ def _fault(text: str, above: _Seen, cut: _Seen, *, gap: bool) -> str | None:
     for number, sentence in enumerate(_sentences(text)):
         why = _why(sentence, above, cut, gap=gap and number == 0) if cut.labels or cut.numbers or gap else None
         if why:
-            return f"{why}: {' '.join(sentence.split())[:_QUOTE]}"
+            return f"{why}: {' '.join(sentence.split())[:QUOTE]}"
         above.add(sentence)
     return None
 

@@ -2,12 +2,13 @@
 
 Sources: step entropy (arXiv 2508.03346), which drops the steps whose tokens have the least entropy, and ASAP (arXiv
 2508.05988), which scores a paragraph by the surprisal of its first token. The scores are stored measures of the
-student, so no model is asked.
+student, so no model is asked. Unlike there, a step that leaves something open (a doubt, a question, an announcement)
+is one with the step that settles it: without its answer, a question would be all that is left of both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import isnan
 from typing import ClassVar, Literal
 
@@ -17,6 +18,7 @@ from tracefactory.errors import UserError
 from tracefactory.pruners.base import PRUNERS, PruneItem, Pruner, PruneResult, Tools, keep, parent
 from tracefactory.schema import Thinking
 from tracefactory.steps import StepKind
+from tracefactory.steps.ending import leaves_open
 
 
 @PRUNERS.register("low_information")
@@ -24,9 +26,11 @@ class LowInformation(Pruner):
     """Drop at most `drop` of a trace's tokens, the steps of the lowest `score` first, the later of two equal ones.
 
     `protect` names the kinds of steps that stay whatever they score; the first step, which sets out the problem, and
-    steps without a score stay too. A step that no longer fits the budget is passed over for a smaller one.
+    steps without a score stay too. Steps that go together score as one, by tokens (`surprisal`), by the first of them
+    (`first_surprisal`) or in sum (`entropy`). What no longer fits the budget is passed over for something smaller.
     """
 
+    version: ClassVar[str] = "2"
     needs: ClassVar[frozenset[str]] = frozenset({"scores"})
 
     drop: float = Field(default=0.2, gt=0, lt=1)
@@ -49,15 +53,40 @@ class LowInformation(Pruner):
                 "measure it again with the granularity it is pruned with"
             )
         budget = self.drop * sum(tokens)
-        free = [
-            step.index for step in item.steps[1:] if step.kind not in self.protect and not isnan(values[step.index])
-        ]
         dropped: set[int] = set()
-        for index in sorted(free, key=lambda index: (values[index], -index)):
-            if tokens[index] <= budget:
-                budget -= tokens[index]
-                dropped.add(index)
+        for _, _, group in sorted(self._free(item, tokens, values)):
+            size = sum(tokens[index] for index in group)
+            if size <= budget:
+                budget -= size
+                dropped.update(group)
         if not dropped:
             return parent(item, "nothing_to_drop")
         kept = [step.index for step in item.steps if step.index not in dropped]
         return keep(item, kept, item.trace.answer_text, closed=item.trace.thinking is not Thinking.OPEN)
+
+    def _free(
+        self, item: PruneItem, tokens: Sequence[int], values: Sequence[float]
+    ) -> Iterator[tuple[float, int, list[int]]]:
+        """Yield what may be dropped: (score, minus the first step's number, the steps that go together)."""
+        for group in together(item):
+            stays = group[0] == 0 or any(item.steps[index].kind in self.protect for index in group)
+            if stays or any(isnan(values[index]) for index in group):
+                continue
+            score = values[group[0]]
+            if self.score != "first_surprisal":
+                weights = [tokens[index] if self.score == "surprisal" else 1 for index in group]
+                score = sum(weight * values[index] for weight, index in zip(weights, group, strict=True))
+                score = score / sum(weights) if self.score == "surprisal" else score
+            yield score, -group[0], group
+
+
+def together(item: PruneItem) -> Iterator[list[int]]:
+    """Yield the steps of an item, those that leave something open with the step after them; idle talk stands alone."""
+    group: list[int] = []
+    for step in item.steps:
+        group.append(step.index)
+        if step.kind is StepKind.FILLER or not leaves_open(item.step(step.index)):
+            yield group
+            group = []
+    if group:
+        yield group

@@ -6,8 +6,10 @@ import re
 from collections.abc import Sequence
 
 from tracefactory.pruners.base import Cost, PruneItem, PruneResult, Verify, parent
-from tracefactory.pruners.dangling import dangling
+from tracefactory.pruners.dangling import QUOTE, dangling
 from tracefactory.schema import Frozen, Outcome, Verdict
+from tracefactory.steps import StepKind
+from tracefactory.steps.ending import leaves_open
 
 _TAGS = re.compile(r"</?think>", re.IGNORECASE)
 _REASONS = {
@@ -27,8 +29,9 @@ class Checked(Frozen):
 async def reverify(items: Sequence[PruneItem], results: Sequence[PruneResult], verify: Verify) -> list[Checked]:
     """Check results against their parents and verify the answer texts of those that pass, in one call.
 
-    The parent stands when the pruned thinking is empty, is not closed or holds thinking tags, when it refers to what
-    was cut, and when its answer text is not verified as correct: a verifier that failed is a reason too.
+    The parent stands when the pruned thinking is empty, is not closed or holds thinking tags, when it holds a doubt
+    or an announcement and what came of it was cut, when it refers to what was cut, and when its answer text is not
+    verified as correct: a verifier that failed is a reason too.
     """
     held = [structure(item, result) for item, result in zip(items, results, strict=True)]
     open_cases = [(item, result) for item, result in zip(items, held, strict=True) if result.reason is None]
@@ -48,8 +51,26 @@ def structure(item: PruneItem, result: PruneResult) -> PruneResult:
     tag = _TAGS.search(result.reasoning) or _TAGS.search(result.answer_text)
     if tag:
         return _fall_back(item, result, "thinking_tags_inside", tag.group())
+    open_step = _left_open(item, result)
+    if open_step is not None:
+        return _fall_back(item, result, "left_open", " ".join(item.step(open_step).split())[-QUOTE:])
     fault = dangling(item, result)
     return _fall_back(item, result, "dangling_reference", fault) if fault else result
+
+
+def _left_open(item: PruneItem, result: PruneResult) -> int | None:
+    """Return the first kept step that leaves open what the next step, which was cut, settles.
+
+    Idle talk is settled by nothing, but thinking must not stop at it. Text that was added goes on from any step.
+    """
+    kept, stop = set(result.kept), max(result.kept, default=-1)
+    for index in result.kept:
+        ends = index == stop
+        if index + 1 == len(item.steps) or index + 1 in kept or (ends and result.added):
+            continue
+        if (ends or item.steps[index].kind is not StepKind.FILLER) and leaves_open(item.step(index)):
+            return index
+    return None
 
 
 def _judge(item: PruneItem, result: PruneResult, verdict: Verdict | None) -> Checked:

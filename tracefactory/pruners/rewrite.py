@@ -13,6 +13,7 @@ from pydantic import Field
 
 from tracefactory.pruners.base import (
     PRUNERS,
+    Asks,
     Conclusion,
     Cost,
     PruneItem,
@@ -48,6 +49,10 @@ class Rewrite(Pruner):
         replies = await writer.rewrite([self._question(item) for item in asked]) if asked else []
         found = {item.trace.id: self._result(item, reply) for item, reply in zip(asked, replies, strict=True)}
         return [found.get(item.trace.id) or parent(item, "no_reasoning") for item in items]
+
+    def asks_at_most(self, item: PruneItem) -> Asks:
+        """Return one rewrite."""
+        return Asks(answers=1 if item.trace.reasoning.strip() else 0)
 
     def _question(self, item: PruneItem) -> RewriteItem:
         trace = item.trace

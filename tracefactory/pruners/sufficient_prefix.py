@@ -16,6 +16,7 @@ from pydantic import Field
 from tracefactory.pruners.base import (
     CONTEXT_LENGTH,
     PRUNERS,
+    Asks,
     ConcludeItem,
     Conclusion,
     Cost,
@@ -26,7 +27,7 @@ from tracefactory.pruners.base import (
     keep,
     parent,
 )
-from tracefactory.pruners.search import Search, Test, shortest_prefixes
+from tracefactory.pruners.search import Search, Test, most_calls, shortest_prefixes
 
 _JUDGED = re.compile(r"\[?\b(NOT[ _-]?ENOUGH|ENOUGH)\b\]?", re.IGNORECASE)
 
@@ -60,6 +61,10 @@ class SufficientPrefix(Pruner):
             if reason:
                 found[item.trace.id] = parent(item, reason, Cost(calls=search.calls, samples=search.calls))
         return [found.get(item.trace.id) or parent(item, "no_reasoning") for item in items]
+
+    def asks_at_most(self, item: PruneItem) -> Asks:
+        """Return the bound of the search, and the continuation."""
+        return Asks(answers=most_calls(len(item.steps)), continuations=1) if item.steps else Asks()
 
 
 def judged(reply: Conclusion) -> Test:

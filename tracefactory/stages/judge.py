@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -12,8 +13,8 @@ from tracefactory.errors import Mistake
 from tracefactory.fingerprint import digest
 from tracefactory.models.base import ChatRequest, Completion, RequestFailed, Where
 from tracefactory.models.reasoning import split_reasoning
-from tracefactory.op import OPS, Host, Inputs, ModelName, PromptName, Rows, ShardOp, ShardResult
-from tracefactory.schema import Frozen, Outcome, Trace, Verdict
+from tracefactory.op import OPS, AtMost, Host, Inputs, ModelName, PromptName, Rows, ShardOp, ShardResult
+from tracefactory.schema import Frozen, Outcome, Row, Trace, Verdict
 from tracefactory.stages.sample import spent
 from tracefactory.stages.verify import verdicts_by_rule, with_pass_rates
 from tracefactory.verifiers.judge import Judgement, judge
@@ -53,6 +54,17 @@ class VerifyJudge(ShardOp):
     def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
         votes = _params(stage).votes
         return [] if votes % 2 else [Mistake(f"votes: {votes} can tie; an odd number is needed")]
+
+    def at_most(self, stage: StageConfig, pipeline: Pipeline, rows: Sequence[Row]) -> Mapping[str, AtMost]:
+        """Return every vote on every answer that the rules may leave undecided; a prompt is bounded by its bytes."""
+        params, found = _params(stage), AtMost()
+        for row in rows:
+            decided = isinstance(row, Trace) and row.verdict and row.verdict.outcome is not Outcome.UNVERIFIABLE
+            if isinstance(row, Trace) and (params.ask == "all" or not decided):
+                messages = pipeline.prompts[params.prompt].render(**_values(row, row.answer_text))
+                size = sum(len(message["content"].encode()) for message in messages)
+                found += AtMost(params.votes, params.votes * size, params.votes * params.max_tokens)
+        return {params.model: found}
 
     async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
         traces = inputs.traces()
@@ -105,10 +117,14 @@ def _request(trace: Trace, answer: str, vote: int, stage: StageConfig, worker: W
     seed = int(digest({"seed": params.seed, "problem": trace.problem.id, "answer": answer, "vote": vote})[:8], 16) >> 1
     return ChatRequest(
         model_identity=worker.pipeline.models[params.model].identity(worker.where),
-        messages=tuple(prompt.render(question=trace.problem.question, gold=trace.problem.answer, answer=answer)),
+        messages=tuple(prompt.render(**_values(trace, answer))),
         params={"temperature": params.temperature, "max_tokens": params.max_tokens, "seed": seed},
         sample_index=vote,
     )
+
+
+def _values(trace: Trace, answer: str) -> dict[str, str | None]:
+    return {"question": trace.problem.question, "gold": trace.problem.answer, "answer": answer}
 
 
 def _verdict(rules: Verdict, found: Judgement, params: JudgeParams) -> Verdict:

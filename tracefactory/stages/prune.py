@@ -17,7 +17,9 @@ from tracefactory.config import Pipeline, StageConfig
 from tracefactory.errors import Mistake
 from tracefactory.fingerprint import digest
 from tracefactory.models.base import Where
-from tracefactory.op import OPS, STANDS, Inputs, Rows, ShardOp, ShardResult
+from tracefactory.models.transformers import TransformersSpec
+from tracefactory.models.vllm import VLLMSpec
+from tracefactory.op import OPS, STANDS, AtMost, Inputs, Rows, ShardOp, ShardResult
 from tracefactory.pruners import (
     PRUNERS,
     PruneItem,
@@ -28,10 +30,11 @@ from tracefactory.pruners import (
     measures,
     reverify,
 )
-from tracefactory.schema import Dropped, Problem, Thinking, Trace, Verdict
+from tracefactory.schema import Dropped, Problem, Row, Thinking, Trace, Verdict
 from tracefactory.scores import ScoreStore
 from tracefactory.stages.asking import ServedModel
 from tracefactory.stages.measure import MeasureStudentParams
+from tracefactory.stages.prune_bounds import bounds
 from tracefactory.stages.prune_params import (
     StageParams,
     as_asking,
@@ -47,7 +50,7 @@ from tracefactory.steps import VERSION as STEPS_VERSION
 from tracefactory.steps.label import relabel
 from tracefactory.store import dropped_row
 from tracefactory.students.spec import StudentSpec
-from tracefactory.students.tokens import token_counter
+from tracefactory.students.tokens import renderer, token_counter
 from tracefactory.verifiers import VERIFIERS, VerifyTask
 from tracefactory.worker import Worker
 
@@ -57,7 +60,7 @@ _ASKED_IN_VAIN = ("student_error", "writer_error")
 class Prune(ShardOp):
     """One registered pruner as an operation. Only a request that may yet succeed makes an error row, not a fallback."""
 
-    verb, version = "prune", "1"
+    verb, version = "prune", "2"
     takes, gives = Rows.TRACES, Rows.TRACES
     many_inputs = True
 
@@ -86,7 +89,15 @@ class Prune(ShardOp):
         if self._goes_by_scores and student not in _measured(stage, pipeline):
             hint = "name the student of a `measure: student` stage that it works on"
             found.append(Mistake(f"student: {student!r} is not measured above" if student else "no student", hint=hint))
+        entropy = self._goes_by_scores and getattr(stage.params, "score", None) == "entropy"
+        if entropy and student and isinstance(pipeline.models[student], VLLMSpec):
+            hint = "go by `surprisal`, or measure it with `use: transformers`"
+            found.append(Mistake(f"score: a served student ({student!r}) tells no entropies", hint=hint))
         return found
+
+    def at_most(self, stage: StageConfig, pipeline: Pipeline, rows: Sequence[Row]) -> Mapping[str, AtMost]:
+        items = [PruneItem.of(row, as_stage(stage.params).granularity) for row in rows if isinstance(row, Trace)]
+        return bounds(stage.params, items, pipeline)
 
     @property
     def _goes_by_scores(self) -> bool:
@@ -97,7 +108,7 @@ class Prune(ShardOp):
         traces = inputs.traces()
         items = [PruneItem.of(trace, params.granularity) for trace in traces]
         if self._goes_by_scores:
-            items = with_scores(items, ScoreStore(worker.setup.root, _student(params, worker).key()))
+            items = await _scored(items, params, worker)
         typist = None if params.types is None else ServedModel(params.types, stage.id, worker)
         if typist is not None:
             items = await _typed(items, typist)
@@ -180,6 +191,16 @@ def _verifier(worker: Worker) -> Callable[[list[tuple[Problem, str]]], Any]:
         return await worker.verifiers.verify(tasks)
 
     return verify
+
+
+async def _scored(items: Sequence[PruneItem], params: StageParams, worker: Worker) -> list[PruneItem]:
+    """Return the items with what the measured student said of their steps."""
+    assert params.student is not None
+    model = worker.pipeline.models[params.student]
+    assert isinstance(model, TransformersSpec | VLLMSpec)
+    store = ScoreStore(worker.setup.root, model.scores_key(worker.where))
+    written = await asyncio.to_thread(renderer, _student(params, worker))
+    return with_scores(items, store, lambda one: written.render(one.problem.question, one.reasoning, one.answer_text))
 
 
 async def _tokenizer(params: StageParams, worker: Worker) -> Callable[[str], int] | None:

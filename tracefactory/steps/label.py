@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from tracefactory.schema import Frozen
@@ -35,6 +35,13 @@ class Labeller(Protocol):
         ...
 
 
+def label_items(name: str, question: str, text: str, steps: Sequence[Step]) -> Iterator[LabelItem]:
+    """Yield what a labeller is asked about one trace, some dozens of steps at a time."""
+    for first in range(0, len(steps), PER_PROMPT):
+        shown = tuple(step.of(text).strip() for step in steps[first : first + PER_PROMPT])
+        yield LabelItem(id=name, question=question, first=first, steps=shown)
+
+
 async def relabel(
     traces: Sequence[tuple[str, str, str, tuple[Step, ...]]], labeller: Labeller
 ) -> list[tuple[Step, ...]]:
@@ -43,10 +50,9 @@ async def relabel(
     A step the model left out, or gave no known type, keeps the kind and the rule it had; `rule` is `model` otherwise.
     """
     items, owners = [], []
-    for number, (name, question, text, steps) in enumerate(traces):
-        for first in range(0, len(steps), PER_PROMPT):
-            shown = tuple(step.of(text).strip() for step in steps[first : first + PER_PROMPT])
-            items.append(LabelItem(id=name, question=question, first=first, steps=shown))
+    for number, trace in enumerate(traces):
+        for item in label_items(*trace):
+            items.append(item)
             owners.append(number)
     replies = await labeller.label(items) if items else []
     given: list[dict[int, StepKind]] = [{} for _ in traces]

@@ -1,10 +1,11 @@
-"""Lengths in the student's own tokens."""
+"""Texts in the student's own tokens, without its weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
 
+from tracefactory.students.render import Renderer
 from tracefactory.students.spec import StudentSpec
 
 
@@ -19,3 +20,15 @@ def token_counter(student: StudentSpec) -> Callable[[str], int]:
 
     tokenizer = load_tokenizer(student)
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+@lru_cache(maxsize=4)
+def renderer(student: StudentSpec) -> Renderer:
+    """Return what writes traces in the student's tokens, as it is trained on them; no weights are loaded.
+
+    Raises:
+        UserError: when the tokenizer cannot be read.
+    """
+    from tracefactory.students.load import load_tokenizer  # here, because it imports torch
+
+    return Renderer(load_tokenizer(student), student.reasoning)

@@ -38,6 +38,9 @@ async def test_calls_stay_within_the_bound(lab: SimpleNamespace, steps: int, nee
     given = tools(lab, knows(needed))
     (result,) = await BinaryCut().prune([PruneItem.of(lab.numbered(steps))], given)
     assert given.student.calls("t") == result.calls <= ceil(log2(steps)) + 1
+    assert BinaryCut(samples=3, valid=1).asks_at_most(PruneItem.of(lab.numbered(steps))).answers == 3 * (
+        ceil(log2(steps)) + 1
+    )
 
 
 async def test_many_traces_share_the_rounds(lab: SimpleNamespace) -> None:
@@ -82,6 +85,20 @@ async def test_a_student_that_never_gets_there_leaves_the_parent(lab: SimpleName
 async def test_a_trace_needed_to_its_end_leaves_the_parent(lab: SimpleNamespace) -> None:
     (result,) = await BinaryCut().prune([PruneItem.of(lab.numbered(20))], tools(lab, knows(19)))
     assert result.reason == "no_shorter_prefix"
+
+
+async def test_a_prefix_never_stops_at_a_doubt(lab: SimpleNamespace) -> None:
+    steps = ["Take 6 rows.", "Wait, is it 6 or 7?", "It is 6, and 6 * 7 = 42.", "Let me double-check.", "It is 42."]
+    item = PruneItem.of(lab.trace("\n\n".join(steps)))
+    assert len(item.steps) == 5
+    for seen, kept in (("Take", 1), ("Wait", 3), ("42", 3), ("double", 5)):
+        given = tools(lab, lambda asked, seen=seen: RIGHT if seen in asked.reasoning else WRONG)
+        (result,) = await BinaryCut().prune([item], given)
+        assert len(result.kept) == kept
+        assert result.reason == ("no_shorter_prefix" if kept == 5 else None)
+        asked = {one.reasoning.strip() for batch in given.student.batches for one in batch}
+        assert not any(text.endswith(("7?", "check.")) for text in asked)
+        assert result.calls <= BinaryCut().asks_at_most(item).answers == 3
 
 
 async def test_k_of_m_samples_must_be_right(lab: SimpleNamespace) -> None:

@@ -50,6 +50,18 @@ async def test_conclusions_and_steps_without_scores_stay(lab: SimpleNamespace) -
     assert await kept(lab, item, drop=0.9) == (0, 1, 2)
 
 
+async def test_a_question_goes_with_its_answer_or_stays_with_it(lab: SimpleNamespace) -> None:
+    text = "Take 6 rows.\n\nWait, is it 7?\n\nNo, it is 6.\n\nSo 6 * 7 = 42.\n\nAdd none."
+    item = scored(lab, [10] * 5, [9, 0.1, 0.3, 5, 2], text)
+    assert await kept(lab, item, drop=0.4) == (0, 3, 4)
+    assert await kept(lab, item, drop=0.2) == (0, 1, 2, 3)  # 0.2 is under 2, but two steps do not fit
+    flat = (0.0,) * 5
+    first = StepScores(tokens=(10,) * 5, surprisal=flat, first_surprisal=(9, 3, 0.1, 5, 2), entropy=(9, 1, 0.5, 5, 2))
+    item = item.model_copy(update={"scores": first})
+    assert await kept(lab, item, drop=0.2, score="first_surprisal") == (0, 1, 2, 3)  # 3 for both, 2 for the last
+    assert await kept(lab, item, drop=0.4, score="entropy") == (0, 3, 4)  # 1.5 in sum
+
+
 async def test_scores_of_another_segmentation_are_refused(lab: SimpleNamespace) -> None:
     item = scored(lab, [5] * 4, [1.0] * 4).model_copy(update={"steps": PruneItem.of(lab.numbered(3)).steps})
     with pytest.raises(UserError, match="scores of 4 steps, but it has 3"):

@@ -47,6 +47,26 @@ async def test_otherwise_the_parent_stands(lab: SimpleNamespace, rest: dict, rea
     assert checked.verdict is None
 
 
+@pytest.mark.parametrize(
+    ("kept", "added", "holds"),
+    [
+        ((0,), "", True),
+        ((0, 1), "", False),  # it would stop at a doubt
+        ((0, 1), "No, 42 is right.", True),  # the student went on
+        ((0, 1, 3), "", False),  # a doubt, and what settled it is gone
+        ((0, 1, 2, 4), "", True),
+        ((0, 1, 2, 3), "", False),  # idle talk is no end
+        ((0, 1, 2, 3, 5), "", True),  # between other steps it does no harm
+        ((0, 1, 2, 3, 4, 5), "", True),  # as the parent itself ended
+    ],
+)
+async def test_nothing_is_left_open(lab: SimpleNamespace, kept: tuple[int, ...], added: str, holds: bool) -> None:
+    steps = ["Take 6 rows.", "Wait, is it 7?", "No: it is 6.", "Okay, let's see.", "So 6 * 7 = 42.", "Hmm, is it?"]
+    item = item_of(lab, steps)
+    (checked,) = await reverify([item], [keep(item, kept, "The answer is 42.", added=added)], lab.verify)
+    assert checked.result.reason == (None if holds else "left_open")
+
+
 async def test_parents_and_texts_already_refused_are_not_verified_again(lab: SimpleNamespace) -> None:
     items = [PruneItem.of(lab.trace(TEXT, name=name)) for name in "abc"]
     results = [

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from tests.unit.stages.conftest import ROOT, RunStages
 from tracefactory.config import load_pipeline
 from tracefactory.errors import UserError
 from tracefactory.plan import identities, make_plan
-from tracefactory.pruners import PRUNERS, LowInformation, PruneItem, Tools, read_derivation, restored
-from tracefactory.schema import Outcome, Problem, Thinking, Verdict
-from tracefactory.scores import ScoreStore
+from tracefactory.pruners import PRUNERS, read_derivation, restored
+from tracefactory.schema import Outcome, Thinking
 from tracefactory.stages import OPS, prune
-from tracefactory.stages.prune_student import with_scores
 from tracefactory.steps import segment
 from tracefactory.steps.words import count_words
-from tracefactory.students.scores import TokenScores
+from tracefactory.worker import Worker
 
 THOUGHT = (
     "Take 6 rows of 7.\n\nThen 5 * 7 = 35.\n\nAnd 35 + 7 = 42.\n\nSo the answer is 42.\n\n"
@@ -160,64 +156,6 @@ async def test_stages_follow_each_other_and_every_parent_comes_back(run_stages: 
         assert (found[0].trace.reasoning, found[0].trace.id) == (parent.reasoning, parent.id)
 
 
-def scores(text: str, surprisal: Callable[[str], float]) -> TokenScores:
-    """Score a text whose tokens are its lines; the turn begins with the tag of the thinking."""
-    lead = "<think>\n"
-    ends = [len(lead) + at + 1 for at, sign in enumerate(text) if sign == "\n"] + [len(lead) + len(text)]
-    starts = [len(lead), *ends[:-1]]
-    spelled = [(lead + text)[start:end] for start, end in zip(starts, ends, strict=True)]
-    count = np.ones(len(ends), dtype=np.int32)
-    return TokenScores(
-        token_ids=count,
-        starts=np.array(starts, dtype=np.int32),
-        ends=np.array(ends, dtype=np.int32),
-        ranks=count,
-        logprobs=np.array([-surprisal(line) for line in spelled], dtype=np.float32),
-        entropies=count.astype(np.float32),
-        body_start=len(lead),
-    )
-
-
-async def test_steps_that_say_little_go_by_the_stored_scores(run_stages: RunStages) -> None:
-    made = await run_stages(SOURCE, trace() + trace(THOUGHT.replace("Take", "We take")))
-    scored, other = (PruneItem.of(row) for row in made.traces("checked"))
-    thought = scored.trace.reasoning
-    store = ScoreStore(made.root, "key")
-    store.put({scored.trace.id: scores(thought, lambda line: 0.1 if line.startswith("And") else 2.0)})
-    one, two = with_scores([scored, other], store)
-    assert two.scores is None
-    assert one.scores is not None
-    assert min(one.scores.surprisal) == one.scores.surprisal[2]
-
-    async def verify(pairs: list[tuple[Problem, str]]) -> list[Verdict]:
-        raise AssertionError("scores are all it goes by")
-
-    (result,) = await LowInformation(drop=0.2).prune([one], Tools(verify=verify))
-    assert result.reasoning == thought.replace("And 35 + 7 = 42.\n\n", "")
-
-
-def test_scores_must_be_measured_above_and_of_the_traces_themselves(tmp_path: Path) -> None:
-    model = 'models: {student: {use: transformers, model: "packaged:smollm2-135m"}}'
-    low = "  - {id: low, prune: low_information, with: {student: student}}"
-    measured = "  - {id: scored, measure: student, with: {student: student}}\n"
-    for stages, right in (
-        (measured + low, True),
-        (measured + "  - {id: clean, filter: repetition}\n" + low, True),
-        (low, False),
-        (measured + "  - {id: cut, prune: after_answer}\n" + low, False),
-        (measured + low.replace("low_information,", "low_information, from: checked,"), False),
-    ):
-        file = project(tmp_path, stages)
-        file.write_text(file.read_text().replace("models: {student: {use: fake}}", model))
-        (tmp_path / "filters").mkdir(exist_ok=True)
-        (tmp_path / "filters" / "repetition.py").write_text((ROOT / "filters" / "repetition.py").read_text())
-        if right:
-            load_pipeline(file)
-        else:
-            with pytest.raises(UserError, match="'student' is not measured above"):
-                load_pipeline(file)
-
-
 async def test_a_model_may_say_what_the_steps_are(run_stages: RunStages) -> None:
     stages = SOURCE + "  - {id: cut, prune: verification_steps, with: {types: {model: typist}}}\n"
     (row,) = (await run_stages(stages, trace(), typist={"reply": "4: derivation"})).traces("cut")
@@ -286,10 +224,48 @@ def test_what_changes_rows_is_in_the_key(tmp_path: Path, monkeypatch: pytest.Mon
     assert key("models.student.concurrency=3", "stages.cut.run.concurrency=2") == keys[-1]
 
 
-def test_a_plan_does_not_say_that_pruning_is_free(tmp_path: Path) -> None:
-    loaded = load_pipeline(project(tmp_path, "  - {id: cut, prune: binary_cut, with: {model: student}}"))
-    (stage,) = [one for one in make_plan(loaded, loaded.project.state_dir).stages if one.id == "cut"]
-    assert stage.unknown
+async def test_a_plan_bounds_what_pruning_asks(run_stages: RunStages, tmp_path: Path) -> None:
+    ask = "model: student, max_tokens: 10"
+    stages = f"""\
+  - {{id: cut, prune: binary_cut, with: {{{ask}, samples: 2}}}}
+  - {{id: enough, prune: sufficient_prefix, from: checked, with: {{{ask}, continue_max_tokens: 100}}}}
+  - {{id: new, prune: rewrite, from: checked, with: {{{ask}}}}}
+  - {{id: free, prune: after_answer, from: checked}}
+  - {{id: typed, prune: after_answer, from: checked, with: {{types: {{{ask}}}}}}}
+  - {{id: after, prune: rewrite, from: cut, with: {{{ask}}}}}
+"""
+    fake = "  student: {use: fake, price_out: 1.0}\n"
+    await run_stages(SOURCE, trace(), more_models=fake)
+    file = tmp_path / "project" / "pipelines" / "t.yaml"
+    file.write_text(file.read_text().replace("stages:\n" + SOURCE, "stages:\n" + SOURCE + stages))
+    loaded = load_pipeline(file)
+    made = make_plan(loaded, loaded.project.state_dir)
+    planned = {one.id: one for one in made.stages}
+    found = {name: one.to_pay for name, one in planned.items() if one.to_pay is not None}
+    # Of the 6 steps, the search may ask about any: ceil(log2 6) + 1 = 4 questions.
+    assert {name: pay.requests for name, pay in found.items()} == {"cut": 8, "enough": 5, "new": 1, "typed": 1}
+    assert all(pay.bound for pay in found.values())
+    assert (made.bound, made.requests) == (True, 15)
+    assert found["enough"].cost_at_most == pytest.approx((4 * 10 + 100) / 1e6)
+    assert 8 * (len(THOUGHT) + 10) < found["cut"].tokens_at_most < 8 * (len(THOUGHT) + 1000)
+    assert {name for name, one in planned.items() if one.unknown} == {"after"}  # its rows are not made yet
+
+
+async def test_what_is_asked_stays_within_what_was_announced(
+    run_stages: RunStages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[float] = []
+    real = Worker.complete
+
+    async def complete(self: Worker, *given: Any, **rest: Any) -> Any:
+        announced.append(self.numbers["cut"]["at_most"])
+        return await real(self, *given, **rest)
+
+    monkeypatch.setattr(Worker, "complete", complete)
+    stages = SOURCE + "  - {id: cut, prune: binary_cut, with: {model: student}}"
+    made = await run_stages(stages, trace(), student={"reply": "It is \\boxed{41}."})
+    (stage,) = [one for one in made.outcome.stages if one.id == "cut"]
+    assert announced[0] == 4 >= stage.tally.numbers["requests"] > 1
 
 
 async def test_imported_traces_are_problems_with_what_was_written(run_stages: RunStages) -> None:

@@ -1,0 +1,167 @@
+"""Prune stages that go by a student's scores: the stored ones of the text itself, from a measure stage above."""
+
+from __future__ import annotations
+
+from binascii import crc32
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.unit.stages.conftest import ROOT, RunStages
+from tests.unit.stages.test_prune import SOURCE, THOUGHT, project, trace
+from tests.unit.students.conftest import gguf
+from tracefactory.config import load_pipeline
+from tracefactory.errors import UserError
+from tracefactory.pruners import LowInformation, PruneItem, Tools
+from tracefactory.schema import Outcome, Problem, Trace, Verdict
+from tracefactory.scores import ScoreStore
+from tracefactory.stages import measure, prune
+from tracefactory.stages.prune_student import with_scores
+from tracefactory.students.render import Rendered
+from tracefactory.students.scores import TokenScores
+
+PUPIL = '  pupil: {use: transformers, model: "packaged:smollm2-135m"}\n'
+
+
+def scores(text: str, surprisal: Callable[[str], float]) -> TokenScores:
+    """Score a text whose tokens are its lines; the turn begins with the tag of the thinking."""
+    lead = "<think>\n"
+    ends = [len(lead) + at + 1 for at, sign in enumerate(text) if sign == "\n"] + [len(lead) + len(text)]
+    starts = [len(lead), *ends[:-1]]
+    spelled = [(lead + text)[start:end] for start, end in zip(starts, ends, strict=True)]
+    count = np.ones(len(ends), dtype=np.int32)
+    return TokenScores(
+        token_ids=np.array([crc32(line.encode()) >> 1 for line in spelled], dtype=np.int32),
+        starts=np.array(starts, dtype=np.int32),
+        ends=np.array(ends, dtype=np.int32),
+        ranks=count,
+        logprobs=np.array([-surprisal(line) for line in spelled], dtype=np.float32),
+        entropies=count.astype(np.float32),
+        body_start=len(lead),
+    )
+
+
+def rendered(row: Trace) -> Rendered:
+    """Write a trace as `scores` takes it to be written: one token a line, told apart by what the line says."""
+    text, known = row.reasoning, scores(row.reasoning, lambda line: 0.0)
+    ids = known.token_ids
+    return Rendered(
+        ids=ids, first=0, stop=len(ids), text=text, starts=known.starts, ends=known.ends, body_start=8, lead=None
+    )
+
+
+async def test_steps_that_say_little_go_by_the_stored_scores_of_their_own_text(run_stages: RunStages) -> None:
+    made = await run_stages(SOURCE, trace() + trace(THOUGHT.replace("Take", "We take")))
+    scored, other = (PruneItem.of(row) for row in made.traces("checked"))
+    thought = scored.trace.reasoning
+    store = ScoreStore(made.root, "key")
+    store.put({scored.trace.id: scores("Something\nelse.", lambda line: 9.0)})
+    assert with_scores([scored], store, rendered)[0].scores is None
+    store.put({scored.trace.id: scores(thought, lambda line: 0.1 if line.startswith("And") else 2.0)})
+    one, two = with_scores([scored, other], store, rendered)
+    assert two.scores is None
+    assert one.scores is not None
+    assert min(one.scores.surprisal) == one.scores.surprisal[2]
+
+    async def verify(pairs: list[tuple[Problem, str]]) -> list[Verdict]:
+        raise AssertionError("scores are all it goes by")
+
+    (result,) = await LowInformation(drop=0.2).prune([one], Tools(verify=verify))
+    assert result.reasoning == thought.replace("And 35 + 7 = 42.\n\n", "")
+
+
+MEASURED = SOURCE + "  - {id: scored, measure: student, with: {student: pupil}}\n"
+
+
+async def test_a_stage_prunes_by_what_a_measure_stage_stored(
+    run_stages: RunStages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The student is a stub that is sure of one step; everything between the two stages is real."""
+
+    class Stub:
+        max_tokens = None
+
+        def render(self, question: str, reasoning: str, answer: str) -> Rendered:
+            (row,) = made.traces("checked")
+            return rendered(row.model_copy(update={"reasoning": reasoning}))
+
+        async def score(self, items: Sequence[Rendered]) -> list[TokenScores]:
+            return [scores(item.text, lambda line: 0.1 if line.startswith("Let me check") else 2.0) for item in items]
+
+    made = await run_stages(SOURCE, trace())
+    stub = Stub()
+    monkeypatch.setattr(measure, "open_student", lambda spec: None)
+    monkeypatch.setattr(measure, "InProcess", lambda student: stub)
+    monkeypatch.setattr(measure, "check_template", lambda spec: None)
+    monkeypatch.setattr(prune, "renderer", lambda spec: stub)
+    monkeypatch.setattr(prune, "token_counter", lambda spec: lambda text: len(text.split()))
+    stages = MEASURED + "  - {id: low, prune: low_information, with: {student: pupil, drop: 0.3}}"
+    (row,) = (await run_stages(stages, trace(), more_models=PUPIL)).traces("low")
+    assert row.reasoning == THOUGHT.replace("Let me check: 42 / 6 = 7, which fits.\n\n", "")
+    assert row.op == "prune:low_information"
+    assert row.measures["prune_tokens_saved"] == 10
+    assert row.verdict is not None
+    assert row.verdict.outcome is Outcome.CORRECT
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["smollm2-135m", "qwen2.5-coder-0.5b"])
+async def test_real_students_say_which_steps_say_little(run_stages: RunStages, name: str) -> None:
+    pytest.importorskip("torch")
+    pupil = f"  pupil: {{use: transformers, model: {gguf(name)}}}\n"
+    said_again = THOUGHT.replace(
+        "So the answer", "Take 6 rows of 7. Then 5 * 7 = 35. And 35 + 7 = 42.\n\nSo the answer", 1
+    )
+    low = "  - {{id: {0}, prune: low_information, from: scored, with: {{student: pupil, drop: {1}, score: {2}}}}}\n"
+    ways = {"by_mean": (0.3, "surprisal"), "by_first": (0.3, "first_surprisal"), "by_sum": (0.5, "entropy")}
+    stages = MEASURED + "".join(low.format(way, *with_) for way, with_ in ways.items())
+    made = await run_stages(stages, trace() + trace(said_again), more_models=pupil)
+    parents = {row.id: row for row in made.traces("scored")}
+    for way, (drop, _) in ways.items():
+        found = made.traces(way)
+        assert len(found) == 2
+        for row in found:
+            assert row.parent_id in parents, row.derivation
+            whole = parents[row.parent_id]
+            lost = len(whole.reasoning) - len(row.reasoning)
+            assert 0 < row.measures["prune_tokens_saved"] <= drop * whole.measures["pupil/tokens"]
+            assert lost > 0
+            assert row.reasoning.endswith("So the answer is 42.")
+    # What was said before is what a student expects most.
+    (repeats,) = [row for row in made.traces("by_mean") if parents[row.parent_id or ""].reasoning == said_again]
+    assert "Take 6 rows of 7. Then 5 * 7 = 35. And 35 + 7 = 42." not in repeats.reasoning
+
+
+def test_scores_must_be_measured_above_and_of_the_traces_themselves(tmp_path: Path) -> None:
+    model = 'models: {student: {use: transformers, model: "packaged:smollm2-135m"}}'
+    low = "  - {id: low, prune: low_information, with: {student: student}}"
+    measured = "  - {id: scored, measure: student, with: {student: student}}\n"
+    for stages, right in (
+        (measured + low, True),
+        (measured + "  - {id: clean, filter: repetition}\n" + low, True),
+        (low, False),
+        (measured + "  - {id: cut, prune: after_answer}\n" + low, False),
+        (measured + low.replace("low_information,", "low_information, from: checked,"), False),
+    ):
+        file = project(tmp_path, stages)
+        file.write_text(file.read_text().replace("models: {student: {use: fake}}", model))
+        (tmp_path / "filters").mkdir(exist_ok=True)
+        (tmp_path / "filters" / "repetition.py").write_text((ROOT / "filters" / "repetition.py").read_text())
+        if right:
+            load_pipeline(file)
+        else:
+            with pytest.raises(UserError, match="'student' is not measured above"):
+                load_pipeline(file)
+
+
+def test_a_served_student_has_no_entropies_to_go_by(tmp_path: Path) -> None:
+    measured = "  - {id: scored, measure: student, with: {student: student}}\n"
+    low = "  - {id: low, prune: low_information, with: {student: student, score: entropy}}"
+    file = project(tmp_path, measured + low)
+    served = "models: {student: {use: vllm, model: org/name, revision: 0123456789abcdef}}"
+    file.write_text(file.read_text().replace("models: {student: {use: fake}}", served))
+    with pytest.raises(UserError, match="tells no entropies"):
+        load_pipeline(file)
