@@ -10,6 +10,7 @@ import sys
 import typer
 
 from tracefactory.cli.check import check
+from tracefactory.cli.diff import diff
 from tracefactory.cli.explain import explain
 from tracefactory.cli.filters import filters
 from tracefactory.cli.init import init
@@ -29,7 +30,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for _command in (init, check, plan, run, serve, show, explain, filters, new, verify):
+for _command in (init, check, plan, run, serve, show, explain, diff, filters, new, verify):
     app.command()(_command)
 
 

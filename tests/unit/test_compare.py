@@ -1,0 +1,67 @@
+"""What differs between two releases: rows that came, went and changed, and what made them."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.unit.test_release import CARD, traces, write
+from tracefactory.cli import app
+from tracefactory.compare import compare
+from tracefactory.errors import UserError
+
+
+def test_rows_are_told_apart_by_id_and_by_every_column(tmp_path):
+    rows = traces(30)
+    write(tmp_path / "1.0", rows)
+    edited = rows[3].model_copy(update={"measures": {"tokens": -1.0}})
+    rewritten = rows[4].model_copy(update={"answer_text": "It is nothing."})
+    new = traces(31)
+    added = next(one for one in new if one.id == "00030")
+    write(tmp_path / "1.1", [*rows[5:], edited, rewritten, added])
+    found = compare(tmp_path / "1.0", tmp_path / "1.1")
+    assert not found.identical
+    sft, raw = found.views
+    assert (sft.view, sft.same, sft.changed_columns) == ("sft", 26, {"completion": 1})
+    assert sft.changed == (rewritten.id,)
+    assert raw.changed == tuple(sorted((edited.id, rewritten.id)))
+    assert raw.changed_columns == {"answer_text": 1, "measures": 1}
+    for view in found.views:
+        assert view.only_first == tuple(sorted(one.id for one in rows[:3]))
+        assert view.only_second == ("00030",)
+        assert sum(before for before, _ in view.styles.values()) == 30
+        assert sum(after for _, after in view.styles.values()) == 28
+    assert found.made_by == {}
+
+
+def test_the_same_rows_are_the_same_whoever_made_them(tmp_path):
+    write(tmp_path / "1.0", traces(8))
+    other = CARD.models[0].model_copy(update={"model": "org/other"})
+    write(tmp_path / "1.1", traces(8), card=CARD.model_copy(update={"models": (other,), "licence": "cc0-1.0"}))
+    found = compare(tmp_path / "1.0", tmp_path / "1.1")
+    assert found.identical
+    assert found.made_by["licence"] == ("mit", "cc0-1.0")
+    assert "org/big" in found.made_by["model long"][0]
+    assert "org/other" in found.made_by["model long"][1]
+    assert found.made_by.keys() == {"licence", "model long"}
+
+
+def test_the_command_prints_for_people_and_machines(tmp_path):
+    rows = traces(12)
+    write(tmp_path / "1.0", rows)
+    write(tmp_path / "1.1", rows[7:])
+    said = CliRunner().invoke(app, ["diff", str(tmp_path / "1.0"), str(tmp_path / "1.1")]).stdout
+    assert "only in the first: " + ", ".join(sorted(one.id for one in rows[:7])[:5]) + " and 2 more" in said
+    machine = json.loads(
+        CliRunner().invoke(app, ["diff", str(tmp_path / "1.0"), str(tmp_path / "1.1"), "--json"]).stdout
+    )
+    assert machine["views"][0]["same"] == 5
+
+
+def test_what_is_no_release_or_shares_no_view_is_refused(tmp_path):
+    write(tmp_path / "1.0", traces(3), views=("sft",))
+    write(tmp_path / "1.1", traces(3), views=("raw",))
+    with pytest.raises(UserError, match=r"no view in common: 1\.0 has sft; 1\.1 has raw"):
+        compare(tmp_path / "1.0", tmp_path / "1.1")
+    with pytest.raises(UserError, match="none"):
+        compare(tmp_path / "1.0", tmp_path / "none")
