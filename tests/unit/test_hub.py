@@ -286,3 +286,13 @@ print(json.dumps({{
         "new": 3,
         "completion": [{"role": "assistant", "content": "<think>\nAdd two.\n</think>\n\n4"}],
     }
+
+
+def test_the_command_pushes_a_finished_version_once(server: HubServer, tmp_path: Path) -> None:
+    folder = release(tmp_path, "1.0")
+    code = f"import sys; from tracefactory.cli import main; sys.argv = ['t', 'publish', {str(folder)!r}, '--repo', "
+    said = [client(server, tmp_path, f"{code}{REPO!r}]; main()").communicate()[0] for _ in range(2)]
+    assert said[0].startswith(f"pushed: {server.url}/datasets/{REPO}")
+    assert said[1].startswith("there already: ")
+    wrong = client(server, tmp_path, f"{code}'no/such/name']; main()")
+    assert (wrong.communicate()[0], wrong.wait()) == ("", 2)

@@ -16,6 +16,7 @@ from tracefactory.cli.filters import filters
 from tracefactory.cli.init import init
 from tracefactory.cli.new import new
 from tracefactory.cli.plan import plan
+from tracefactory.cli.publish import publish
 from tracefactory.cli.run import run
 from tracefactory.cli.serve import serve
 from tracefactory.cli.show import show
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for _command in (init, check, plan, run, serve, show, explain, diff, filters, new, verify):
+for _command in (init, check, plan, run, serve, show, explain, diff, publish, filters, new, verify):
     app.command()(_command)
 
 

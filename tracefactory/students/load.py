@@ -36,8 +36,9 @@ def load_model(spec: StudentSpec) -> Any:
     """
     model = _pretrained(AutoModelForCausalLM, spec.model, spec.revision, dtype=getattr(torch, spec.dtype))
     if getattr(model, "hf_quantizer", None) is not None and spec.model.endswith(".gguf"):
-        # The weights are plain tensors by now; with the marker in place transformers would refuse to save them.
+        # The weights are plain tensors by now; with the markers in place transformers would refuse to save or cast them.
         model.hf_quantizer = None
+        model.is_quantized = False
         del model.config.quantization_config
     return model.eval().requires_grad_(False).to(resolve_device(spec.device))
 
