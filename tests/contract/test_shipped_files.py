@@ -42,5 +42,6 @@ def test_a_pipeline_says_what_it_makes_what_it_costs_and_its_command(file: Path)
 
 def test_the_main_job_needs_no_key_no_download_and_no_gpu() -> None:
     pipeline = load_pipeline(ROOT / "pipelines" / "mix_distill.yaml", environ={})
-    assert {spec.use for spec in pipeline.models.values()} == {"local"}
+    used = {name for stage in pipeline.stages for name in stage.model_names}
+    assert {pipeline.models[name].use for name in used} == {"local"}
     assert all(str(spec.model).startswith("packaged:") for spec in pipeline.models.values())

@@ -20,6 +20,7 @@ from tracefactory.cli.publish import publish
 from tracefactory.cli.run import run
 from tracefactory.cli.serve import serve
 from tracefactory.cli.show import show
+from tracefactory.cli.teachers import teachers
 from tracefactory.cli.verify import verify
 from tracefactory.errors import RunError, UserError
 from tracefactory.worker import Interrupted
@@ -31,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for _command in (init, check, plan, run, serve, show, explain, diff, publish, filters, new, verify):
+for _command in (init, check, plan, run, serve, show, explain, teachers, diff, publish, filters, new, verify):
     app.command()(_command)
 
 

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tracefactory.filters.testing import make_trace
+from tracefactory.schema import Outcome, Trace
+from tracefactory.students.measures import dataset_rank_surprisal
+from tracefactory.students.teachers import By, Tried, rank_teachers, remarks
+
+
+def trace(question: str, rank: float, surprisal: float, outcome: Outcome = Outcome.CORRECT, cost: float = 0.0) -> Trace:
+    measures = {"s/mean_clipped_rank": rank, "s/mean_surprisal": surprisal, "s/tokens": 10.0 * rank}
+    return make_trace(
+        question=question, answer_text=f"{rank} {surprisal}", outcome=outcome, measures=measures, cost=cost
+    )
+
+
+def tried(name: str, traces: list[Trace], *, failed: int = 0, priced: bool = False, lost: int = 0) -> Tried:
+    return Tried(
+        teacher=name,
+        model=f"{name}.gguf",
+        stage=f"from-{name}",
+        prompt="p",
+        priced=priced,
+        samples=len(traces) + failed,
+        failed=failed,
+        verified=traces,
+        measured=traces[lost:],
+    )
+
+
+def noisy(seed: int, centre: float, problems: int = 40) -> list[Trace]:
+    rng = random.Random(seed)
+    return [trace(f"q{n}", centre * rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.2)) for n in range(problems)]
+
+
+def test_the_value_of_a_teacher_is_that_of_its_set_of_right_traces() -> None:
+    traces = [trace("a", 2.0, 1.0), trace("b", 8.0, 2.0), trace("c", 90.0, 0.1, Outcome.INCORRECT)]
+    (row,) = rank_teachers([tried("t", traces)], "s")
+    assert row.value == pytest.approx(dataset_rank_surprisal([(2.0, 1.0), (8.0, 2.0)]))
+    assert (row.used, row.passed.passes, row.passed.samples) == (2, 2, 3)
+    assert row.student_tokens == 50.0
+    (every,) = rank_teachers([tried("t", traces)], "s", every=True)
+    assert every.value == pytest.approx(100 / 3.1)
+
+
+def test_the_lower_ratio_ranks_first_and_the_interval_holds_it() -> None:
+    rows = rank_teachers([tried("bad", noisy(1, 4.0)), tried("good", noisy(2, 2.0))], "s")
+    assert [row.teacher for row in rows] == ["good", "bad"]
+    for row in rows:
+        assert row.value is not None
+        assert row.low is not None
+        assert row.high is not None
+        assert row.low < row.value < row.high
+        assert row.high - row.low < 0.5
+    assert [row.first for row in rows] == [1.0, 0.0]
+    assert not any("not settled" in text for text in remarks(rows, By.RANK_SURPRISAL))
+    assert rank_teachers([tried("bad", noisy(1, 4.0)), tried("good", noisy(2, 2.0))], "s") == rows
+
+
+def test_teachers_that_are_alike_are_not_told_apart() -> None:
+    rows = rank_teachers([tried("one", noisy(1, 2.0)), tried("two", noisy(3, 2.0))], "s")
+    assert sum(row.first for row in rows) == pytest.approx(1.0)
+    assert 0.02 < rows[1].first < 0.5
+    assert any("not settled: from-" in text for text in remarks(rows, By.RANK_SURPRISAL))
+
+
+def test_the_same_problems_are_drawn_for_all_teachers() -> None:
+    """Where one teacher is better on every problem, no draw of problems may rank it second, however they differ."""
+    hard = [trace(f"q{n}", 1.0 + n, 1.0) for n in range(30)]
+    harder = [trace(f"q{n}", 1.1 * (1.0 + n), 1.0) for n in range(30)]
+    rows = rank_teachers([tried("harder", harder), tried("hard", hard)], "s")
+    assert rows[0].teacher == "hard"
+    assert rows[0].first == 1.0
+    assert rows[0].high is not None
+    assert rows[1].low is not None
+    assert rows[0].high > rows[1].low  # the intervals overlap all the same
+
+
+def test_higher_is_better_where_the_measure_says_so() -> None:
+    def accepted(name: str, share: float) -> Tried:
+        measures = {"s/acceptance_p0.01_top20": share, "s/tokens": 5.0}
+        return tried(name, [make_trace(question=f"q{n}", measures=measures) for n in range(3)])
+
+    rows = rank_teachers([accepted("low", 0.7), accepted("high", 0.9)], "s", By.ACCEPTANCE)
+    assert [(row.teacher, row.value) for row in rows] == [("high", pytest.approx(0.9)), ("low", pytest.approx(0.7))]
+
+
+def test_a_teacher_without_a_right_trace_is_last_and_said_so() -> None:
+    wrong = [trace("a", 1.0, 1.0, Outcome.INCORRECT), trace("b", 1.0, 1.0, Outcome.UNVERIFIABLE)]
+    rows = rank_teachers([tried("wrong", wrong), tried("right", [trace("a", 5.0, 1.0)])], "s")
+    assert [(row.teacher, row.value) for row in rows] == [("right", 5.0), ("wrong", None)]
+    assert rows[0].low is None  # one problem tells nothing about others
+    assert "from-wrong: no right trace, so it is not ranked" in remarks(rows, By.RANK_SURPRISAL)
+    alone = remarks(rank_teachers([tried("wrong", wrong)], "s"), By.RANK_SURPRISAL)
+    assert any("--all" in text for text in alone)
+
+
+def test_all_samples_are_paid_for_and_only_the_right_ones_can_be_used() -> None:
+    traces = [trace(f"q{n}", 2.0, 1.0, outcome, 0.25) for n, outcome in enumerate(["correct", "incorrect", "correct"])]
+    (row,) = rank_teachers([tried("t", traces, failed=2, priced=True, lost=1)], "s")
+    assert (row.samples, row.failed, row.refused, row.unmeasured, row.used) == (5, 2, 0, 1, 1)
+    assert (row.cost, row.cost_per_usable) == (0.75, 0.375)
+    (free,) = rank_teachers([tried("t", traces)], "s")
+    assert (free.cost, free.cost_per_usable) == (None, None)
+    (none,) = rank_teachers([tried("t", traces[1:2], priced=True)], "s")
+    assert (none.cost, none.cost_per_usable) == (0.25, None)
+
+
+def test_no_trace_at_all_is_a_row_and_no_failure() -> None:
+    (row,) = rank_teachers([tried("t", [], failed=3)], "s")
+    assert (row.value, row.median_tokens, row.passed.samples, row.failed) == (None, None, 0, 3)

@@ -1,0 +1,161 @@
+"""`tracefactory teachers`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tracefactory.cli.options import Json, PipelineFile, Profile, Sets
+from tracefactory.cli.show import WIDTH
+from tracefactory.config import load_pipeline
+from tracefactory.display import Display
+from tracefactory.plan import Plan, make_plan
+from tracefactory.report import with_notes
+from tracefactory.run import run_pipeline
+from tracefactory.runs import RunOutcome
+from tracefactory.schema import Frozen, Trace
+from tracefactory.students.teachers import LOCAL_WINDOW, By, TeacherRow, Tried, rank_teachers, remarks
+from tracefactory.students.trial import CHECKED, MEASURED, Trial, trial_of
+
+
+class Ranking(Frozen):
+    """What `--json` prints: the teachers, the best first, and how to read it."""
+
+    student: str
+    model: str
+    by: str
+    of: str
+    run: str
+    problems: int
+    teachers: tuple[TeacherRow, ...]
+    remarks: tuple[str, ...]
+
+
+def teachers(
+    pipeline: PipelineFile,
+    samples: Annotated[int, typer.Option(min=1, help="Problems to try, one sample of each teacher for each.")] = 200,
+    student: Annotated[
+        str | None, typer.Option(help="A `use: transformers` model; the measured one by default.")
+    ] = None,
+    teacher: Annotated[list[str] | None, typer.Option(help="Try just this model. May be repeated.")] = None,
+    by: Annotated[By, typer.Option(help="What to rank by.")] = By.RANK_SURPRISAL,
+    every: Annotated[bool, typer.Option("--all", help="Rank by all traces, not by the right ones alone.")] = False,
+    dry: Annotated[bool, typer.Option("--plan", help="Say what it would pay for, and stop.")] = False,
+    profile: Profile = None,
+    sets: Sets = None,
+    json: Json = False,
+) -> None:
+    """Try every teacher on the first problems and rank them for the student, with intervals, tokens and cost.
+
+    What a run has sampled or scored already is used, and what is sampled here a run will not pay for again.
+    """
+    loaded = load_pipeline(pipeline, profile=profile, sets=sets or ())
+    window = LOCAL_WINDOW if by is By.LOCAL_NATURALNESS else None
+    trial = trial_of(loaded, samples, student=student, teachers=teacher or (), window=window)
+    root = trial.pipeline.project.state_dir
+    print(_price(trial, make_plan(trial.pipeline, root)), file=sys.stderr)
+    if dry:
+        return
+    outcome = asyncio.run(run_pipeline(trial.pipeline, Display(Console(file=sys.stderr))))
+    ranking = _ranking(trial, outcome, root, by, every)
+    if json:
+        print(ranking.model_dump_json(indent=2))
+    else:
+        console = Console(width=None if sys.stdout.isatty() else WIDTH)
+        console.print(with_notes(_table(ranking), ranking.remarks), highlight=False)
+
+
+def _price(trial: Trial, plan: Plan) -> str:
+    """Say what a trial still has to pay for."""
+    count = len(trial.candidates)
+    problems = trial.pipeline.limit or 0
+    head = f"{count} teachers, 1 sample each of the first {problems:,} problems, under {trial.student!r}"
+    judge = "; besides, votes of the judge, known once it was asked" if trial.judged else ""
+    tried = {one.stage.id for one in trial.candidates}
+    planned = [stage for stage in plan.stages if stage.id in tried]
+    if any(stage.unknown for stage in planned):
+        return f"{head}: at most {count * problems:,} requests to pay, known once the problems are read{judge}"
+    pays = [stage.to_pay for stage in planned if stage.to_pay is not None]
+    tokens, cost = sum(pay.tokens_at_most for pay in pays), sum(pay.cost_at_most for pay in pays)
+    return f"{head}: {plan.requests:,} requests to pay, at most {tokens:,} tokens, at most {cost:.4f} ${judge}"
+
+
+def _ranking(trial: Trial, outcome: RunOutcome, root: Path, by: By, every: bool) -> Ranking:
+    stages = {stage.id: stage for stage in outcome.stages}
+    verified, measured = (_traces(outcome, stage_id, root) for stage_id in (CHECKED, MEASURED))
+    tried = [
+        Tried(
+            teacher=one.model,
+            model=trial.pipeline.models[one.model].model,
+            stage=one.stage.id,
+            prompt=str(getattr(one.stage.params, "prompt", "")),
+            priced=_priced(trial, one.model),
+            samples=stages[one.stage.id].tally.rows_in,
+            failed=stages[one.stage.id].tally.errors,
+            verified=[trace for trace in verified if trace.stage == one.stage.id],
+            measured=[trace for trace in measured if trace.stage == one.stage.id],
+        )
+        for one in trial.candidates
+    ]
+    rows = rank_teachers(tried, trial.student, by, every=every)
+    return Ranking(
+        student=trial.student,
+        model=trial.pipeline.models[trial.student].model,
+        by=by.value,
+        of="all traces" if every else "right traces",
+        run=outcome.run,
+        problems=len({trace.problem_id for trace in verified}),
+        teachers=tuple(rows),
+        remarks=tuple(remarks(rows, by)),
+    )
+
+
+def _priced(trial: Trial, model: str) -> bool:
+    spec = trial.pipeline.models[model]
+    return bool(spec.price_in or spec.price_out)
+
+
+def _traces(outcome: RunOutcome, stage_id: str, root: Path) -> list[Trace]:
+    (stage,) = (one for one in outcome.stages if one.id == stage_id)
+    folder = stage.folder(root)
+    record = folder.record()
+    count = record.shards if record else 0
+    return [row for index in range(count) for row in folder.read_shard(index, count) if isinstance(row, Trace)]
+
+
+def _table(ranking: Ranking) -> Table:
+    title = f"teachers for {ranking.student} ({ranking.model}): {ranking.of} on {ranking.problems} problems"
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for name in ("", "stage", "teacher"):
+        table.add_column(name, overflow="fold")
+    for name in (f"{ranking.by} (95%)", "first", "used", "pass rate (95%)", "tokens, median", "all", "$ per right one"):
+        table.add_column(name, justify="right")
+    table.add_column("not used")
+    for place, row in enumerate(ranking.teachers, start=1):
+        table.add_row(str(place) if row.value is not None else "-", *_cells(row))
+    return table
+
+
+def _cells(row: TeacherRow) -> Sequence[str]:
+    lost = {"failed": row.failed, "refused": row.refused, "unmeasured": row.unmeasured}
+    value = "-" if row.value is None else f"{row.value:.3f}"
+    interval = "" if row.low is None or row.high is None else f" ({row.low:.3f} .. {row.high:.3f})"
+    return (
+        row.stage,
+        row.teacher,
+        value + interval,
+        "-" if row.value is None else f"{row.first:.0%}",
+        f"{row.used} of {row.samples}",
+        f"{row.passed.rate:.0%} ({row.passed.low:.0%} .. {row.passed.high:.0%})",
+        "-" if row.median_tokens is None else f"{row.median_tokens:g}",
+        f"{row.total_tokens:,}",
+        "-" if row.cost_per_usable is None else f"{row.cost_per_usable:.6f}",
+        ", ".join(f"{name} {count}" for name, count in lost.items() if count),
+    )
