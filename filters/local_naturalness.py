@@ -15,11 +15,14 @@ class LocalNaturalnessParams(StudentBand):
 
     window: int = Field(default=4, ge=1)
 
+    def reads_measures(self) -> tuple[str, ...]:
+        return (f"{self.student}/{local_name(self.window)}",)
+
 
 @trace_filter
 def local_naturalness(trace: Trace, params: LocalNaturalnessParams) -> Decision:
     """Keep traces whose local naturalness (arXiv 2510.03988) under the student lies in the band."""
-    name = f"{params.student}/{local_name(params.window)}"
+    (name,) = params.reads_measures()
     value = trace.measures.get(name)
     if value is None:
         return drop("not_measured", f"the trace has no measure {name}")

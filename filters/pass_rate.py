@@ -12,6 +12,9 @@ class PassRateParams(Band):
 
     model: str | None = None
 
+    def reads_measures(self) -> tuple[str, ...]:
+        return (f"{self.model or '*'}/pass_rate",)
+
 
 @trace_filter
 def pass_rate(trace: Trace, params: PassRateParams) -> Decision:

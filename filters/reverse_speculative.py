@@ -18,11 +18,14 @@ class ReverseSpeculativeParams(Params):
     top_k: int = Field(default=20, ge=1)
     min_accepted: float = Field(default=0.5, ge=0, le=1)
 
+    def reads_measures(self) -> tuple[str, ...]:
+        return (f"{self.student}/{acceptance_name(self.p, self.top_k)}",)
+
 
 @trace_filter
 def reverse_speculative(trace: Trace, params: ReverseSpeculativeParams) -> Decision:
     """Keep traces of which the student accepts a share of at least min_accepted."""
-    name = f"{params.student}/{acceptance_name(params.p, params.top_k)}"
+    (name,) = params.reads_measures()
     accepted = trace.measures.get(name)
     if accepted is None:
         return drop("not_measured", f"the trace has no measure {name}")

@@ -7,11 +7,14 @@ from tracefactory.students.band import StudentBand
 class StudentSurpriseParams(StudentBand):
     """`min` and `max` bound the mean of -ln p over the trace's tokens, in nats per token, under `student`."""
 
+    def reads_measures(self) -> tuple[str, ...]:
+        return (f"{self.student}/mean_surprisal",)
+
 
 @trace_filter
 def student_surprise(trace: Trace, params: StudentSurpriseParams) -> Decision:
     """Keep traces whose mean surprisal under the student lies in the band."""
-    name = f"{params.student}/mean_surprisal"
+    (name,) = params.reads_measures()
     value = trace.measures.get(name)
     if value is None:
         return drop("not_measured", f"the trace has no measure {name}")

@@ -7,11 +7,14 @@ from tracefactory.students.band import StudentBand
 class StudentTokensParams(StudentBand):
     """`min` and `max` bound the supervised tokens (reasoning, answer, end of turn) of the trace under `student`."""
 
+    def reads_measures(self) -> tuple[str, ...]:
+        return (f"{self.student}/tokens",)
+
 
 @trace_filter
 def student_tokens(trace: Trace, params: StudentTokensParams) -> Decision:
     """Keep traces whose supervised length in the student's tokens is within the bounds."""
-    name = f"{params.student}/tokens"
+    (name,) = params.reads_measures()
     tokens = trace.measures.get(name)
     if tokens is None:
         return drop("not_measured", f"the trace has no measure {name}")

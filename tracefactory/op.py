@@ -122,6 +122,10 @@ class Op(ABC):
         """Return, by model, the most that the stage asks about `rows`; empty where it asks none or nobody can say."""
         return {}
 
+    def measures(self, stage: StageConfig, pipeline: Pipeline) -> frozenset[str]:
+        """Return the names of the measures that the stage files with its traces; a `*` in one stands for any name."""
+        return frozenset()
+
     def refusal(self, stage: StageConfig, pipeline: Pipeline, keys: Mapping[str, str]) -> Mistake | None:
         """Return why a run must not even begin, seen from this stage; `keys` are the keys of all stages."""
         return None

@@ -295,7 +295,8 @@ def _read_filter(draft: StageDraft, item: Node, declared: Declared, mistakes: li
     if declared.filters is None:
         return None
     params = read_model(declared.filters[name].params_model, node, f"{draft.what}: filter {name!r}", mistakes)
-    return None if params is None else {"name": name, "with": plain(params)}
+    line = None if node.position.file is None else node.position.line
+    return None if params is None else {"name": name, "with": plain(params), "line": line}
 
 
 def _check_refs(draft: StageDraft, declared: Declared, above: list[str], mistakes: list[Mistake]) -> None:

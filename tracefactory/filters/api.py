@@ -25,6 +25,13 @@ class Params(Frozen):
 
     model_config = ConfigDict(validate_default=True)
 
+    def reads_measures(self) -> tuple[str, ...]:
+        """Return the names of the measures the filter reads; a pipeline in which no stage files one is refused.
+
+        A `*` in a name stands for any name, where the trace decides.
+        """
+        return ()
+
 
 @dataclass(frozen=True)
 class Decision:

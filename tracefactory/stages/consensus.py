@@ -10,7 +10,7 @@ from pydantic import Field
 from tracefactory.config import Pipeline, StageConfig
 from tracefactory.op import OPS, Inputs, Rows, ShardOp, ShardResult
 from tracefactory.schema import Frozen, Outcome, Problem, Trace
-from tracefactory.stages.verify import task_of, verdicts_by_rule, verifier_versions, with_pass_rates
+from tracefactory.stages.verify import pass_rates_of, task_of, verdicts_by_rule, verifier_versions, with_pass_rates
 from tracefactory.verifiers import VerifyTask
 from tracefactory.verifiers.base import stated_answer
 from tracefactory.verifiers.consensus import Consensus, consensus
@@ -35,6 +35,9 @@ class VerifyConsensus(ShardOp):
 
     def identity(self, stage: StageConfig, pipeline: Pipeline) -> dict[str, Any]:
         return {"verifiers": verifier_versions()}
+
+    def measures(self, stage: StageConfig, pipeline: Pipeline) -> frozenset[str]:
+        return pass_rates_of(stage, pipeline) | {"consensus/share", "consensus/margin"}
 
     async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
         assert isinstance(stage.params, ConsensusParams)

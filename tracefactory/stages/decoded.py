@@ -110,6 +110,9 @@ class SampleDecoded(SampleOp):
         written = float(completion.provenance.by_student.mean())
         return {"measures": {student_share(stage): written, BLOCKS: float(completion.content.count("</think>"))}}
 
+    def measures(self, stage: StageConfig, pipeline: Pipeline) -> frozenset[str]:
+        return frozenset({student_share(stage), BLOCKS})
+
     async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
         result = await super().run(stage, inputs, worker)
         runs = [row for row in result.kept if isinstance(row, Trace)]

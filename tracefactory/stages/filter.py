@@ -8,20 +8,23 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from tracefactory.config import Pipeline, StageConfig
+from tracefactory.errors import Mistake
 from tracefactory.filters import FilterFailed, LoadedFilter, apply
 from tracefactory.op import OPS, Inputs, Rows, ShardOp, ShardResult
 from tracefactory.schema import Dropped, Frozen, Trace
+from tracefactory.stages.known import not_measured
 from tracefactory.store import dropped_row
 from tracefactory.worker import Worker
 
 
 class FilterUse(Frozen):
-    """One filter of the chain and its parameters."""
+    """One filter of the chain and its parameters. `line` is where it is written, and in no key."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     name: str
     params: Mapping[str, Any] = Field(default_factory=dict, alias="with")
+    line: int | None = Field(default=None, exclude=True)
 
 
 class ChainParams(Frozen):
@@ -38,6 +41,20 @@ class FilterChain(ShardOp):
 
     def identity(self, stage: StageConfig, pipeline: Pipeline) -> dict[str, Any]:
         return {"filters": [pipeline.filters[use.name].digest for use in _chain(stage)]}
+
+    def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
+        """Refuse a filter on a measure that no trace will have: it would drop every row for it."""
+        return [
+            mistake
+            for use in _chain(stage)
+            for mistake in not_measured(
+                f"filter {use.name!r}: ",
+                pipeline.filters[use.name].params_model.model_validate(use.params).reads_measures(),
+                stage,
+                pipeline,
+                use.line,
+            )
+        ]
 
     async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
         filters = [worker.pipeline.filters[use.name] for use in _chain(stage)]

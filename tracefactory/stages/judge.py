@@ -16,7 +16,7 @@ from tracefactory.models.reasoning import split_reasoning
 from tracefactory.op import OPS, AtMost, Host, Inputs, ModelName, PromptName, Rows, ShardOp, ShardResult
 from tracefactory.schema import Frozen, Outcome, Row, Trace, Verdict
 from tracefactory.stages.sample import spent
-from tracefactory.stages.verify import verdicts_by_rule, with_pass_rates
+from tracefactory.stages.verify import pass_rates_of, verdicts_by_rule, with_pass_rates
 from tracefactory.verifiers.judge import Judgement, judge
 from tracefactory.worker import Record, Worker
 
@@ -65,6 +65,9 @@ class VerifyJudge(ShardOp):
                 size = sum(len(message["content"].encode()) for message in messages)
                 found += AtMost(params.votes, params.votes * size, params.votes * params.max_tokens)
         return {params.model: found}
+
+    def measures(self, stage: StageConfig, pipeline: Pipeline) -> frozenset[str]:
+        return pass_rates_of(stage, pipeline) | {"judge/votes", "judge/agrees"}
 
     async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
         traces = inputs.traces()

@@ -21,7 +21,7 @@ from tracefactory.store import StageFolder, dropped_row
 from tracefactory.students import open_served, open_student
 from tracefactory.students.in_process import InProcess
 from tracefactory.students.local import local_name, local_naturalness
-from tracefactory.students.measures import MeasureParams, trace_measures
+from tracefactory.students.measures import MeasureParams, measure_names, trace_measures
 from tracefactory.students.render import Rendered, RenderError
 from tracefactory.students.scores import TokenScores
 from tracefactory.students.spec import StudentSpec
@@ -91,6 +91,13 @@ class MeasureStudent(ShardOp):
     def identity(self, stage: StageConfig, pipeline: Pipeline) -> dict[str, Any]:
         model = _model(stage, pipeline)
         return {"student": {**model.identity(Where(root=pipeline.project.root)), "reasoning": model.reasoning}}
+
+    def measures(self, stage: StageConfig, pipeline: Pipeline) -> frozenset[str]:
+        params = _params(stage)
+        in_process = isinstance(pipeline.models[params.student], TransformersSpec)
+        names = list(measure_names(params.measures, entropies=in_process))
+        names += [] if params.window is None else [local_name(params.window)]
+        return frozenset(f"{params.student}/{name}" for name in names)
 
     def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
         model = pipeline.models[_params(stage).student]

@@ -83,6 +83,9 @@ class Prune(ShardOp):
             "prompts": {key: pipeline.prompts[name].digest for key, name in prompts_of(stage.params).items()},
         }
 
+    def measures(self, stage: StageConfig, pipeline: Pipeline) -> frozenset[str]:
+        return frozenset({"prune_*"})
+
     def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
         found = list(mistakes(stage.params, pipeline))
         student = as_stage(stage.params).student

@@ -6,9 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from tracefactory.config import StageConfig
+from tracefactory.config import Pipeline, StageConfig
+from tracefactory.errors import Mistake
 from tracefactory.op import OPS, Inputs, Rows, ShardOp, ShardResult
 from tracefactory.schema import Frozen
+from tracefactory.stages.known import not_measured
 from tracefactory.store import dropped_row
 from tracefactory.students.select import best_per_problem, by_measure
 from tracefactory.worker import Worker
@@ -29,6 +31,10 @@ class SelectBest(ShardOp):
     Params = SelectParams
     takes, gives = Rows.TRACES, Rows.TRACES
     many_inputs = True
+
+    def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
+        assert isinstance(stage.params, SelectParams)
+        return list(not_measured("measure: ", (stage.params.measure,), stage, pipeline))
 
     async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
         params = stage.params

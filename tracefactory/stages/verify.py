@@ -12,11 +12,13 @@ from tracefactory.errors import Mistake, UserError
 from tracefactory.fingerprint import canonical
 from tracefactory.op import OPS, Inputs, Rows, ShardOp, ShardResult
 from tracefactory.schema import Frozen, Outcome, Trace, Verdict
+from tracefactory.stages.sample import SampleOp
 from tracefactory.verifiers import VERIFIERS, VerifyTask, check_policy
 from tracefactory.verifiers.passrate import pass_rate
 from tracefactory.verifiers.sandbox import protections
 from tracefactory.worker import Worker
 
+PASS_RATES = ("pass_rate", "pass_rate_low", "pass_rate_high", "pass_samples")
 RUNS_CODE = frozenset({"code", "program"})
 
 
@@ -44,6 +46,9 @@ class VerifyAuto(ShardOp):
         except UserError as error:
             return list(error.mistakes)
         return []
+
+    def measures(self, stage: StageConfig, pipeline: Pipeline) -> frozenset[str]:
+        return pass_rates_of(stage, pipeline)
 
     async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
         assert isinstance(stage.params, VerifyParams)
@@ -99,13 +104,30 @@ def with_pass_rates(traces: Sequence[Trace]) -> list[Trace]:
     ]
 
 
+def pass_rates_of(stage: StageConfig, pipeline: Pipeline) -> frozenset[str]:
+    """Return the names under which a verify stage files pass rates: of every teacher that a stage above samples from.
+
+    Imported traces name teachers of their own, known once they are read: `*`.
+    """
+    teachers: set[str] = set()
+    ahead = list(stage.inputs)
+    while ahead:
+        above = pipeline.stage(ahead.pop())
+        if isinstance(above.op, SampleOp):
+            teachers.add(above.op.payer(above))
+        elif not above.inputs:
+            teachers.add("*")
+        else:
+            ahead += above.inputs
+    return frozenset(f"{teacher}/{name}" for teacher in teachers for name in PASS_RATES)
+
+
 def _rates(by_teacher: dict[str, list[Outcome]]) -> dict[str, float]:
     measures: dict[str, float] = {}
     for teacher, outcomes in sorted(by_teacher.items()):
         rate = pass_rate(outcomes)
-        found = {"pass_rate": rate.rate, "pass_rate_low": rate.low, "pass_rate_high": rate.high}
-        measures |= {f"{teacher}/{name}": number for name, number in found.items()}
-        measures[f"{teacher}/pass_samples"] = float(rate.samples)
+        numbers = (rate.rate, rate.low, rate.high, float(rate.samples))
+        measures |= {f"{teacher}/{name}": number for name, number in zip(PASS_RATES, numbers, strict=True)}
     return measures
 
 

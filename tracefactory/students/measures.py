@@ -60,6 +60,18 @@ def trace_measures(scores: TokenScores, params: MeasureParams | None = None) -> 
     return measures
 
 
+def measure_names(params: MeasureParams, *, entropies: bool) -> tuple[str, ...]:
+    """Return the names of all measures that `trace_measures` returns with these parameters."""
+    known = 0.0 if entropies else math.nan
+    one = TokenScores(
+        **{name: np.ones(1, np.int32) for name in ("token_ids", "starts", "ends", "ranks")},
+        logprobs=np.zeros(1, np.float32),
+        entropies=np.full(1, known, np.float32),
+        body_start=0,
+    )
+    return tuple(trace_measures(one, params))
+
+
 def mean_surprisal(scores: TokenScores) -> float:
     """Return the mean of -ln p over tokens, in nats: the global naturalness of other work, negated."""
     if len(scores) == 0:
