@@ -10,6 +10,7 @@ from tracefactory.steps.rules import CONFIRMS, FAILS, HEDGE, OPENING, RULES, Rul
 
 REACH = 160  # characters around a cue that are searched for the ends of its sentence
 _BREAK = re.compile(r"[.!?]++(?=\s|\Z)|[。！？]|\n")
+_ASIDE = re.compile(r"\b(?:because|since|even (?:if|though)|although|though|whereas)\b|因为|虽然|尽管", re.IGNORECASE)
 _TURNS = (StepKind.VERIFICATION, StepKind.REFLECTION, StepKind.RESTART, StepKind.CONCLUSION)
 
 
@@ -53,8 +54,13 @@ def _says(rule: Rule, text: str) -> bool:
 
 
 def hedged(text: str, at: int) -> bool:
-    """Tell whether the sentence around position `at` weighs what it says ("maybe", "if", a question)."""
+    """Tell whether the sentence around position `at` weighs what it says ("maybe", "if", a question).
+
+    What follows it as an aside or a reason ("..., even if it looks odd", "because ...") weighs nothing.
+    """
     before, after = text[max(0, at - REACH) : at], text[at : at + REACH]
+    aside = _ASIDE.search(after)
+    after = after[: aside.start()] if aside else after
     end = _BREAK.search(after)
     start = max((match.end() for match in _BREAK.finditer(before)), default=0)
     return bool(HEDGE.search(before[start:] + (after[: end.end()] if end else after)))

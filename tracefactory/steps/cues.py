@@ -2,99 +2,6 @@
 
 from __future__ import annotations
 
-# --- what may stand before a cue ---------------------------------------------------------------------------------
-INTERJECTIONS = (
-    "wait",
-    "hm+",
-    "okay",
-    "ok",
-    "alright",
-    "right",
-    "well",
-    "so",
-    "now",
-    "but",
-    "and",
-    "then",
-    "also",
-    "actually",
-    "just",
-    "oh",
-    "yes",
-    "yeah",
-    "no",
-    "first",
-    "finally",
-    "hold on",
-    "however",
-    "maybe",
-    "perhaps",
-    "for completeness",
-    "at this point",
-    "got it",
-    "i see",
-    "sure",
-    "great",
-    "good",
-)
-INTENTIONS = (
-    "let me",
-    "let's",
-    "let us",
-    "i'll",
-    "i will",
-    "i should",
-    "i need to",
-    "i can",
-    "i could",
-    "i want to",
-    "i think i should",
-    "we can",
-    "we should",
-    "we need to",
-    "we could",
-    "we'll",
-    "it's worth",
-    "it is worth",
-    "to",
-    "by",
-    "please",
-    "how about i",
-)
-ADVERBS = ("just", "also", "quickly", "now", "briefly", "try to", "then", "first", "carefully", "again", "really")
-LEAD_ZH = (
-    "嗯",
-    "哦",
-    "好的?",
-    "那么?",
-    "等等",
-    "等一下",
-    "不过",
-    "但是?",
-    "所以",
-    "现在",
-    "接下来",
-    "最后",
-    "为了",
-    "保险起见",
-    "让我们?",
-    "我们?",
-    "我来",
-    "来",
-    "可以",
-    "需要",
-    "应该",
-    "不妨",
-    "先",
-    "再",
-    "还是",
-    "仔细",
-    "快速",
-    "简单",
-    "试着",
-    "试试",
-)
-
 # --- verification ------------------------------------------------------------------------------------------------
 # "check" is also how a search is described ("check each divisor"), which derives; a check looks back at something.
 LOOKS_BACK = (
@@ -126,7 +33,10 @@ CHECK = (
     r"confirm(?:ing)?",
     "validat(?:e|ing)",
     "sanity",
-    r"mak(?:e|ing) sure (?:that )?(?:i|this|it|my|everything|all|there|the (?:answer|result|calculations?))\b",
+    (
+        r"mak(?:e|ing) sure (?:that )?(?:i(?! (?:understand|get|grasp)\b)|this|it|my|everything|all|there"
+        r"|the (?:answer|result|calculations?))\b"
+    ),
     r"be (?:sure|safe|certain|thorough)",
     "verification",
     "checking",
@@ -170,7 +80,10 @@ RESTART = (
     "begin again",
     r"go back to the (?:problem|start|beginning)",
     "alternatively",
-    "instead,",
+    r"instead,? (?:let|i|we|maybe|perhaps|consider|try|use|think)\b",
+    "or (?:maybe|perhaps|alternatively)",
+    f"here(?:'s| is) (?:the|a|an|another) (?:correct|right|better|different|new|simpler|other) {WAYS}",
+    f"(?:maybe|perhaps) there(?:'s| is) (?:a|an|another) (?:better |different |simpler |smarter )?{WAYS}",
     f"(?:a |an )?(?:another|different|alternative) {WAYS}",
     r"(?:try(?:ing)?|use|consider|think of|think about|look at|approach)\b[^.\n]{0,60}\b(?:another|differently)",
     (
@@ -211,6 +124,14 @@ DOUBT = (
         r"[^.\n]{0,40}\bi (?:must have |might have |may have |think i )*(?:made (?:a"
         r"|an) (?:mistake|error)|messed up|mis\w+|missed|forgot|overlooked)"
     ),
+    (
+        r"i(?:'m| am) (?:\w+ )?(?:stuck|confused|lost|going (?:around )?in circles|overcomplicating|overthinking"
+        r"|getting (?:nowhere|confused)|mixing)"
+    ),
+    r"(?:this|that|it)(?: is|'s)?(?:n't| not) (?:really )?(?:getting|going|leading|helping)",
+    r"(?:this|that|it)(?: is|'s| seems| looks) (?:\w+ )?(?:complicated|messy|tedious|cumbersome|complex)\b",
+    r"(?:maybe|perhaps) (?:this|that|it)(?: is|'s)?(?:n't| not) (?:the|a|how)\b",
+    r"(?:this|that|it)(?:'s| is) (?:getting|going|leading) (?:\w+ )?(?:nowhere|messy|complicated|complex|out of hand)",
     "my (?:mistake|bad|earlier)",
     "i was wrong",
     "am i missing",
@@ -253,6 +174,7 @@ ANSWER = (
         r"|this|your)|should be|must be|would be|will be|becomes|equals|:|=)"
     ),
     r"^[\s*_#>]*(?:in conclusion|to conclude|in summary|to summari[sz]e|conclusion|summary|to sum up)\b",
+    r"\bthe conclusion (?:is|would be|must be)\b",
     "(?:最终|正确)?(?:答案|最终结果)[*_ ]*(?:应该|应|就|便)?(?:是|为|：|:|等于)",
     "综上",
     "总之",
@@ -335,7 +257,7 @@ FAILS = (
 # --- filler ------------------------------------------------------------------------------------------------------
 IDLE = (
     (
-        r"(?:think\w*|see|figure|break|tackle|work through|go through|take"
+        r"(?:think\w*|see(?= (?:if|how|what|whether|why|where|here)\b)|figure|break|tackle|work through|go through|take"
         r"|be careful|visuali[sz]e|solve|approach|proceed|continue|move on)\b.*"
     ),
     r"start (?:by|with) (?:understanding|reading|looking|thinking|listing)\b.*",

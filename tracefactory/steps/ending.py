@@ -11,7 +11,7 @@ from tracefactory.steps.protect import protected
 from tracefactory.steps.rules import CONFIRMS
 from tracefactory.steps.sentences import sentence_starts
 
-_TRAILS_OFF = re.compile(r"(?:[?？:：,，…]|\.\.)[\"'”’」』)\]*_]*\Z")
+_TRAILS_OFF = re.compile(r"(?:[?？:：,，…]|\.{3})[\"'”’」』)\]*_]*\Z")
 _ANSWERS = re.compile(r"\A\W*(?:(?:no|nope|yes|yeah)\b|不是|不，|是的|对的|没错)", re.IGNORECASE)
 _RESULT = re.compile(r"[=≈≡<>≤≥]|\\(?:approx|equiv|leq?|geq?)\b")
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
-from tracefactory.steps import cues
+from tracefactory.steps import cues, leads
 from tracefactory.steps.model import StepKind
+from tracefactory.steps.sentences import sentence_starts
 
 OPENING = 200  # characters of a step that count as its opening
 MAX_FILLER = 200  # characters; a longer step is about something
 
 _FLAGS = re.IGNORECASE | re.MULTILINE
-_MARKS = r"[\s*_>#\"“'(\[-]*+(?:\d{1,2}[.)]\s*)?"  # markdown, quotes and numbers before the first word
+_MARKS = r"[\s*_>#\"“'(\[.…-]*+(?:(?:step\s+)?\d{1,2}[.):]\s*)?[*_]*+"  # markdown, quotes, numbers before a word
 _PAUSE = r"\b[,.!\s…-]*+"
 
 
@@ -24,10 +26,10 @@ def _either(words: tuple[str, ...]) -> str:
     return f"(?:{'|'.join(words)})"
 
 
-_SAID = f"(?:{_either(cues.INTERJECTIONS)}{_PAUSE}){{0,5}}"
-_MEANT = rf"(?:{_either(cues.INTENTIONS)}\s+)?(?:{_either(cues.ADVERBS)}\s+){{0,3}}"
+_SAID = f"(?:{_either(leads.INTERJECTIONS)}{_PAUSE}){{0,5}}"
+_MEANT = rf"(?:{_either(leads.INTENTIONS)}\s+)?(?:{_either(leads.ADVERBS)}\s+){{0,3}}"
 _HEAD = rf"\A{_MARKS}{_SAID}{_MEANT}"
-_HEAD_ZH = rf"\A[\s*_>#（(【\d.、-]*+(?:{_either(cues.LEAD_ZH)}[，,。、…\s]*+){{0,6}}"
+_HEAD_ZH = rf"\A[\s*_>#（(【\d.、-]*+(?:{_either(leads.LEAD_ZH)}[，,。、…\s]*+){{0,6}}"
 _DOUBT_HEAD = rf"\A{_MARKS}(?:(?:but|so|okay|and|oh|no|hm+|yes){_PAUSE}){{0,3}}"
 
 
@@ -98,4 +100,7 @@ def is_filler(step: str) -> bool:
         return False
     if not _WORD.search(bare):
         return not any(character.isalnum() for character in bare)
-    return not _CONTENT.search(bare) and bool(_IDLE.match(bare))
+    if _CONTENT.search(bare):
+        return False
+    bounds = [0, *sentence_starts(bare, 0, len(bare), ()), len(bare)]
+    return all(_IDLE.match(bare[start:end].strip()) for start, end in pairwise(bounds))
