@@ -1,24 +1,31 @@
 """Traces that a teacher and a student write together. Importing this package files every decoder in `DECODERS`.
 
-A decoder says who writes next (`decoder.py`); the engine (`engine.py`) writes many traces at once with both models in
-this process; `pair.py` answers requests with it.
+A decoder says who writes next (`decoder.py`). Two engines write by it, and give the same tokens: `engine.py`, many
+traces at once with both models in this process (`pair.py` answers requests with it), and `served.py`, with both behind
+vLLM servers.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tracefactory.decoders import foreal, reverse_speculative, speculative_thinking, student_prefix, teacher_prefix
 from tracefactory.decoders.decoder import DECODERS, Decoder
-from tracefactory.errors import UserError
-from tracefactory.students.spec import StudentSpec
+from tracefactory.decoders.provenance import Decoded
+from tracefactory.errors import Mistake, UserError
+from tracefactory.models.base import ChatRequest, ModelSpec
+from tracefactory.models.openai_api import OpenAISpec
+from tracefactory.models.transformers import TransformersSpec
+from tracefactory.models.vllm import VLLMSpec
 
 if TYPE_CHECKING:
-    from tracefactory.decoders.pair import Pair
+    from tracefactory.worker import Worker
 
 __all__ = [
     "DECODERS",
     "Decoder",
+    "Writers",
+    "check_pair",
     "foreal",
     "open_pair",
     "reverse_speculative",
@@ -28,14 +35,60 @@ __all__ = [
 ]
 
 
-def open_pair(teacher: StudentSpec, student: StudentSpec, rows: int, names: tuple[str, str]) -> Pair:
-    """Return the pair of models that decode together, at most `rows` traces at once; nothing is loaded yet.
+class Writers(Protocol):
+    """Two models that answer requests together."""
+
+    async def complete(self, request: ChatRequest) -> Decoded:
+        """Return one trace.
+
+        Raises:
+            RequestFailed: when there is none.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Give up what is being written."""
+        ...
+
+
+def check_pair(teacher: tuple[str, ModelSpec], student: tuple[str, ModelSpec]) -> list[Mistake]:
+    """Return what keeps two models (name, spec) from decoding together, as far as their specs say."""
+    mistakes = []
+    for name, spec in dict((teacher, student)).items():
+        if not isinstance(spec, TransformersSpec | VLLMSpec | OpenAISpec):
+            said = f"model {name!r} is `use: {spec.use}`; models that write together are both `use: transformers`"
+            mistakes.append(Mistake(f"{said} (in this process), or both `use: vllm` or `use: openai` (vLLM servers)"))
+        elif isinstance(spec, OpenAISpec) and not spec.tokenizer:
+            said = f"model {name!r} has no `tokenizer:`: models that write together exchange tokens, not text"
+            mistakes.append(Mistake(said, hint="name the folder of the served checkpoint, or its id and revision"))
+    inside = [name for name, spec in (teacher, student) if isinstance(spec, TransformersSpec)]
+    if not mistakes and len(inside) == 1:
+        served = student[0] if inside[0] == teacher[0] else teacher[0]
+        said = f"{inside[0]!r} is in this process (`use: transformers`) and {served!r} is served"
+        mistakes.append(Mistake(f"{said}; models that write together are both in this process, or both served"))
+    return mistakes
+
+
+def open_pair(teacher: str, student: str, worker: Worker) -> Writers:
+    """Return the two models of these names, ready to decode together; nothing is loaded or started yet.
 
     Raises:
         UserError: when the `student` extra is not installed.
     """
+    specs = worker.pipeline.models
+    one, other = specs[teacher], specs[student]
     try:
-        from tracefactory.decoders.pair import Pair
+        if isinstance(one, TransformersSpec) and isinstance(other, TransformersSpec):
+            from tracefactory.decoders.pair import Pair
+
+            inside = (one.student(worker.where), other.student(worker.where))
+            return Pair(*inside, one.concurrency, (teacher, student))
+        from tracefactory.decoders.served import ServedPair, Side
     except ModuleNotFoundError as error:
-        raise UserError(f"decoding in process needs {error.name}: pip install 'tracefactory[student]'") from error
-    return Pair(teacher, student, rows, names)
+        raise UserError(f"decoding together needs {error.name}: pip install 'tracefactory[student]'") from error
+    assert isinstance(one, VLLMSpec | OpenAISpec)
+    assert isinstance(other, VLLMSpec | OpenAISpec)
+    return ServedPair(
+        Side(teacher, worker.client(teacher), one.student(worker.where)),
+        Side(student, worker.client(student), other.student(worker.where)),
+    )

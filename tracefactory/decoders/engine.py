@@ -117,7 +117,8 @@ class Engine:
         for index, (draft, guess) in enumerate(zip(drafts, guesses.tolist(), strict=True)):
             draft.guesses.append(guess)
             if draft.turn.rule is None:
-                self._write(draft.run, guess, role, 1 if role is Role.TEACHER else 0, {role: logprobs[index]})
+                draw = 1 if role is Role.TEACHER else 0
+                draft.run.write(guess, role, draw=draw, logprobs={role: logprobs[index]}, stops=self.stops)
             else:
                 draft.pools.append(pools[index : index + 1])
                 draft.logits.append(logits[index])
@@ -173,7 +174,8 @@ class Engine:
         for offset, guess in enumerate(draft.guesses):
             token, draw = int(tokens[offset]), int(draws[offset])
             given = {role: float(values[offset]) for role, values in logprobs.items()}
-            self._write(run, token, Role.TEACHER if draw else Role.STUDENT, draw, given)
+            writer = Role.TEACHER if draw else Role.STUDENT
+            run.write(token, writer, draw=draw, logprobs=given, stops=self.stops)
             if token != guess:
                 self._rewind(draft, offset)
                 run.push([token])
@@ -192,16 +194,6 @@ class Engine:
             if kept < len(draft.guesses):
                 del sequence[behind:]
             lane.keep(draft.run.row, behind)
-
-    def _write(self, run: Run, token: int, writer: Role, draw: int, logprobs: dict[Role, float]) -> None:
-        if token in self.vocabulary.translated:
-            logprobs = {role: value for role, value in logprobs.items() if role is Role.STUDENT}
-        stopped = token in self.stops
-        run.write(token, writer, draw=draw, logprobs=logprobs, last=stopped)
-        if stopped:
-            run.finish = "stop"
-        elif len(run.tokens) == run.script.max_tokens:
-            run.finish = "length"
 
     def _pass(self, role: Role, feeds: Sequence[Feed], asked: Sequence[Run]) -> tuple[Any, Pools]:
         """Feed a model and return its logits and their pools; `asked` is the run of every row of logits."""

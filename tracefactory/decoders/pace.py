@@ -10,6 +10,8 @@ from tracefactory.decoders.decoder import Role
 
 LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 _MEMORY = 0.97  # per round: what was seen about fifty rounds ago weighs a quarter
+SERVED_LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+_FIRST = (8, 3, 12)
 _NEW = 0.4  # weight of the newest time
 
 
@@ -79,6 +81,61 @@ class Pace:
         if smaller:
             return known[max(smaller)]
         return known[min(known)] if known else 0.0
+
+
+class ServedPace:
+    """Learns how far a server should draft: what is expected to give the most tokens per second to one trace.
+
+    With a and b such that a draft of K tokens takes a + b * K seconds (least squares over recent rounds), c seconds to
+    score it, and an agreement g (the share of guesses that were right while those before them were):
+
+        tokens per second = (1 + g + ... + g^(K - 1)) / (a + b * K + c)
+
+    Nothing decided here changes which tokens come out.
+    """
+
+    def __init__(self, fixed: int | None = None) -> None:
+        self._fixed = fixed
+        self._right, self._seen = 4.0, 5.0
+        self._sums = [0.0] * 5  # of 1, K, K^2, seconds, K * seconds
+        self._score = 0.0
+
+    @property
+    def agreement(self) -> float:
+        """Return the share of guesses that were right."""
+        return self._right / self._seen
+
+    def length(self) -> int:
+        """Return how many tokens to draft."""
+        if self._fixed is not None:
+            return self._fixed
+        if self._sums[0] < len(_FIRST):
+            return _FIRST[int(self._sums[0])]  # different lengths, to tell a from b
+        return max(SERVED_LENGTHS, key=self.rate)
+
+    def drafted(self, tokens: int, seconds: float) -> None:
+        """Learn what a draft took."""
+        new = (1.0, tokens, tokens**2, seconds, tokens * seconds)
+        self._sums = [_MEMORY * old + one for old, one in zip(self._sums, new, strict=True)]
+
+    def scored(self, seconds: float) -> None:
+        """Learn what scoring a draft took."""
+        self._score = (1 - _NEW) * self._score + _NEW * seconds if self._score else seconds
+
+    def saw(self, *, right: bool) -> None:
+        """Learn whether a guess was right."""
+        self._right, self._seen = _MEMORY * self._right + right, _MEMORY * self._seen + 1
+
+    def seconds(self, length: int) -> float:
+        """Return the seconds that a round with a draft of `length` is expected to take."""
+        count, first, second, total, cross = self._sums
+        spread = count * second - first**2
+        slope = max(0.0, (count * cross - first * total) / spread) if spread > 0 else 0.0
+        return max(0.0, (total - slope * first) / max(count, 1e-9)) + slope * length + self._score
+
+    def rate(self, length: int) -> float:
+        """Return the tokens per second that are expected of drafts of `length`."""
+        return expected_tokens(self.agreement, length) / (self.seconds(length) + 1e-9)
 
 
 def _size(tokens: int) -> int:

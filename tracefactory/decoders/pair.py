@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from tracefactory.decoders.decoder import DECODERS, Decoder, Role
+from tracefactory.decoders.decoder import Role
 from tracefactory.decoders.engine import Engine
 from tracefactory.decoders.lane import Lane
-from tracefactory.decoders.provenance import Decoded, Provenance
+from tracefactory.decoders.prompts import decoder_of, encoded_prompt, stops_of
+from tracefactory.decoders.provenance import Decoded
 from tracefactory.decoders.run import Run, Script
 from tracefactory.decoders.vocabulary import compare
 from tracefactory.models.base import ChatRequest, RequestFailed
@@ -66,16 +67,7 @@ class Pair:
         if self._pump is None or self._pump.done():
             self._pump = asyncio.create_task(self._run(loaded.engine))
         await answer
-        return Decoded(
-            content=run.written.text(),
-            finish_reason=run.finish,
-            prompt_tokens=len(prompt),
-            completion_tokens=len(run.tokens),
-            served_model=loaded.served,
-            created=time.time(),
-            seconds=time.monotonic() - started,
-            provenance=Provenance.of(run),
-        )
+        return Decoded.of(run, loaded.served, started)
 
     async def close(self) -> None:
         """Give up what is being written and forget the models."""
@@ -116,28 +108,8 @@ class Pair:
         lanes = {role: Lane(model, self.rows, names[role]) for role, model in models.items()}
         vocabulary = vocabulary.sized(models[Role.TEACHER].get_output_embeddings().out_features)
         tokenizer = tokenizers[Role.STUDENT]
-        engine = Engine(lanes, vocabulary, tokenizer, stops_of(models[Role.STUDENT], tokenizer))
+        stops = stops_of(models[Role.STUDENT].generation_config.eos_token_id, tokenizer)
+        engine = Engine(lanes, vocabulary, tokenizer, stops)
         positions = min(getattr(model.config, "max_position_embeddings", 1 << 30) for model in models.values())
         served = f"{self.names[0]} with {self.names[1]}, {vocabulary.kind} vocabularies"
         return _Loaded(engine, tokenizer, positions, served)
-
-
-def decoder_of(request: ChatRequest) -> Decoder:
-    """Return the decoder a request was made for (see `tracefactory.stages.decoded`)."""
-    kind = DECODERS.get(request.params["decoder"])
-    return kind.model_validate({name: request.params[name] for name in kind.model_fields})
-
-
-def encoded_prompt(tokenizer: Any, request: ChatRequest) -> tuple[int, ...]:
-    """Return the prompt in the student's tokens, by the student's chat template; a prefill is continued."""
-    messages = list(request.messages)
-    prefill = messages.pop()["content"] if request.has_prefill else ""
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + prefill
-    return tuple(tokenizer.encode(text, add_special_tokens=False))
-
-
-def stops_of(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end the student's turn, by its tokenizer and its generation configuration."""
-    named = model.generation_config.eos_token_id
-    listed = named if isinstance(named, list) else [named]
-    return frozenset(token for token in (tokenizer.eos_token_id, *listed) if token is not None)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from tracefactory.decoders.noise import Floats, Longs, Noise
-from tracefactory.schema import Frozen
 
 NO_TOKEN = -1
 
 
-class Sampling(Frozen):
+@dataclass(frozen=True)
+class Sampling:
     """How a model's tokens are drawn: from its `top_k` likeliest within the nucleus `top_p` at `temperature`.
 
     At temperature 0 it is the likeliest token. `tested` says which probability a threshold is held against: that of the
@@ -24,9 +23,9 @@ class Sampling(Frozen):
     temperature and nucleus applied, before `top_k`).
     """
 
-    temperature: float = Field(default=0.7, ge=0)
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    top_k: int = Field(default=20, ge=1)
+    temperature: float = 0.7
+    top_p: float = 0.95
+    top_k: int = 20
     tested: Literal["raw", "tempered"] = "raw"
 
 
@@ -96,14 +95,77 @@ def pools_of(logits: Any, samplings: Sequence[Sampling], allowed: NDArray[np.boo
     width = min(max(one.top_k for one in samplings), logits.shape[1])
     values, ids = logits.topk(width, dim=1)
     totals = logits.logsumexp(dim=1, keepdim=True)
-    raw = (values - totals).double().cpu().numpy()
     scaled = logits / heat[:, None]
     log_total = scaled.logsumexp(dim=1, keepdim=True)
+
+    def mass(row: int) -> float:
+        """Return the probability of a nucleus that is wider than the pool."""
+        ordered = (scaled[row].sort(descending=True).values - log_total[row]).exp().double().cpu().numpy()
+        return _nucleus(ordered, samplings[row].top_p)
+
+    raw = (values - totals).double().cpu().numpy()
     drawn = (values / heat[:, None] - log_total).double().cpu().numpy()
-    found, tokens = np.exp(drawn), ids.cpu().numpy()
+    return _pools(ids.cpu().numpy(), raw, drawn, totals[:, 0].double().cpu().numpy(), samplings, allowed, mass)
+
+
+def pools_between(
+    likeliest: Sequence[Sequence[tuple[int, float]]],
+    samplings: Sequence[Sampling],
+    vocabulary: int,
+    allowed: NDArray[np.bool_] | None = None,
+) -> tuple[Pools, Pools]:
+    """Return the pools of P places of which only the likeliest tokens (id, log-probability) are known.
+
+    What the other tokens weigh at a temperature lies between bounds: their probability at temperature 1 is known, and
+    none is likelier than the last that is known. The pools come twice, by the least and by the most that they can
+    weigh, so that what follows from both follows from `pools_of` too. `vocabulary` is how many tokens there are, or
+    more. Places must have at least `top_k` tokens each.
+    """
+    most_known = max(len(row) for row in likeliest)
+    ids = np.full((len(likeliest), most_known), NO_TOKEN, dtype=np.int64)
+    raw = np.full(ids.shape, -np.inf)
+    for place, row in enumerate(likeliest):
+        ids[place, : len(row)], raw[place, : len(row)] = zip(*row, strict=True)
+    power = np.array([1 / (one.temperature or 1.0) for one in samplings])
+    rest = np.maximum(1 - np.exp(raw).sum(axis=1), 0.0)
+    known = np.array([len(row) for row in likeliest])
+    even = rest**power * np.maximum(vocabulary - known, 1) ** (1 - power)  # as many tokens as there can be
+    steep = rest * np.exp(raw[np.arange(len(raw)), known - 1] * (power - 1))  # all as likely as the last known one
+    width = max(one.top_k for one in samplings)
+    found = []
+    for tail, slack in ((np.minimum(even, steep), 0.0), (np.maximum(even, steep), 1.0)):
+        heated = raw * power[:, None]
+        drawn = heated - np.log(np.exp(heated).sum(axis=1) + tail)[:, None]
+
+        def mass(row: int, drawn: Floats = drawn, slack: float = slack) -> float:
+            """Return the probability of a nucleus that is wider than the pool; its last token may be an unknown one."""
+            ordered, top_p = np.exp(drawn[row, : known[row]]), samplings[row].top_p
+            if ordered.sum() >= top_p:
+                return _nucleus(ordered, top_p)
+            return float(min(1.0, top_p + slack * ordered[-1]))
+
+        cut = (ids[:, :width], raw[:, :width], drawn[:, :width])
+        found.append(_pools(*cut, np.zeros(len(ids)), samplings, allowed, mass))
+    return found[0], found[1]
+
+
+def _pools(
+    ids: Longs,
+    raw: Floats,
+    drawn: Floats,
+    totals: Floats,
+    samplings: Sequence[Sampling],
+    allowed: NDArray[np.bool_] | None,
+    mass: Callable[[int], float],
+) -> Pools:
+    """Return pools from log-probabilities [P, k] by the model itself (`raw`) and at the temperature (`drawn`).
+
+    `mass` gives the probability of the nucleus of a place whose pool does not hold all of it.
+    """
+    found = np.exp(drawn)
     top_p = np.array([one.top_p for one in samplings])[:, None]
     greedy = np.array([one.temperature == 0 for one in samplings])[:, None]
-    place = np.arange(width)[None, :]
+    place = np.arange(ids.shape[1])[None, :]
     inside = place < np.array([one.top_k for one in samplings])[:, None]
     kept = inside & np.where(greedy, place == 0, found.cumsum(axis=1) - found < top_p)
     tested = np.where(inside, np.exp(raw), 0.0)
@@ -111,15 +173,14 @@ def pools_of(logits: Any, samplings: Sequence[Sampling], allowed: NDArray[np.boo
     if tempered.any():
         whole = np.ones((len(found), 1))
         for row in np.flatnonzero(tempered & ~greedy[:, 0]):
-            whole[row] = _nucleus_mass(found[row], scaled[row], log_total[row], top_p[row, 0])
+            inner = found[row].sum() >= top_p[row, 0]
+            whole[row] = _nucleus(found[row], top_p[row, 0]) if inner else mass(int(row))
         tested[tempered] = (np.where(kept, np.where(greedy, 1.0, found), 0.0) / whole)[tempered]
-    drawable = kept if allowed is None else kept & allowed[tokens]
-    return Pools(tokens, np.where(drawable, drawn, -np.inf), tested, totals[:, 0].double().cpu().numpy())
+    drawable = kept if allowed is None else kept & allowed[ids]
+    return Pools(ids, np.where(drawable, drawn, -np.inf), tested, totals)
 
 
-def _nucleus_mass(likeliest: Floats, scaled: Any, log_total: Any, top_p: float) -> float:
-    """Return the probability of the nucleus, from the likeliest tokens alone where they reach it."""
-    if likeliest.sum() < top_p:
-        likeliest = (scaled.sort(descending=True).values - log_total).exp().double().cpu().numpy()
-    before = likeliest.cumsum() - likeliest
-    return float(likeliest[before < top_p].sum())
+def _nucleus(ordered: Floats, top_p: float) -> float:
+    """Return the probability of the nucleus, from probabilities in falling order."""
+    before = ordered.cumsum() - ordered
+    return float(ordered[before < top_p].sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import time
 import zlib
 from collections.abc import Iterator
 from itertools import groupby
@@ -27,7 +28,8 @@ class Provenance(Frozen):
     `token_ids` (int32) are the student's; `ends` (int32) are the characters of the text up to and with the token;
     `draws` (int8) are 0 for a token of the student, otherwise by which of the teacher's draws it came;
     `teacher_logprobs` and `student_logprobs` (float32) are natural logarithms of the probability each model itself gave
-    (temperature 1, whole vocabulary), NaN where it was not asked.
+    (temperature 1, whole vocabulary), NaN where it was not asked, or did not name the token when it was (a server
+    names only the likeliest).
     """
 
     token_ids: str
@@ -74,6 +76,20 @@ class Decoded(Completion):
     """A completion that two models wrote."""
 
     provenance: Provenance
+
+    @classmethod
+    def of(cls, run: Run, served: str, started: float) -> Decoded:
+        """Return a finished run as an answer; `started` is by the monotonic clock."""
+        return cls(
+            content=run.written.text(),
+            finish_reason=run.finish,
+            prompt_tokens=len(run.script.prompt),
+            completion_tokens=len(run.tokens),
+            served_model=served,
+            created=time.time(),
+            seconds=time.monotonic() - started,
+            provenance=Provenance.of(run),
+        )
 
 
 def _packed(values: Any, kind: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
@@ -31,4 +32,4 @@ class ReverseSpeculative(Decoder):
         return Turn(Role.TEACHER, Acceptance(p=self.p, draws=self.draws))
 
     def sampling(self, role: Role) -> Sampling:
-        return super().sampling(role).model_copy(update={"tested": self.tested})
+        return replace(super().sampling(role), tested=self.tested)

@@ -7,26 +7,34 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from tracefactory.decoders.noise import STUDENT, TEACHER, Longs, Noise
 from tracefactory.decoders.pools import NO_TOKEN, Pools
-from tracefactory.schema import Frozen
 
 
-class Acceptance(Frozen):
+@dataclass(frozen=True)
+class Acceptance:
     """A teacher's draw is accepted at a student's probability of `p` or more; it draws at most `draws` times."""
 
-    p: float = Field(default=0.01, gt=0, le=1)
-    draws: int = Field(default=5, ge=1, le=64)
+    p: float = 0.01
+    draws: int = 5
 
 
 @dataclass(frozen=True, eq=False)
 class Decisions:
-    """One token per place, and by which of the teacher's draws (from 1) it came; 0 is the student's own draw."""
+    """One token per place, and by which of the teacher's draws (from 1) it came; 0 is the student's own draw.
+
+    `seen` [P, draws] are the teacher's draws as far as they were made, NO_TOKEN otherwise.
+    """
 
     tokens: Longs
     draws: Longs
+    seen: Longs
+
+    def same(self, other: Decisions) -> NDArray[np.bool_]:
+        """Tell for each place whether another decision went the same way, draw by draw."""
+        alike: NDArray[np.bool_] = (self.seen == other.seen).all(axis=1) & (self.tokens == other.tokens)
+        return alike
 
 
 def decide(rules: Sequence[Acceptance], teacher: Pools, student: Pools, noise: Noise) -> Decisions:
@@ -40,15 +48,17 @@ def decide(rules: Sequence[Acceptance], teacher: Pools, student: Pools, noise: N
     most = np.array([rule.draws for rule in rules], dtype=np.int64)
     tokens = np.full(len(teacher), NO_TOKEN, dtype=np.int64)
     draws = np.zeros(len(teacher), dtype=np.int64)
-    for draw in range(int(most.max(initial=0))):
+    seen = np.full((len(teacher), int(most.max(initial=0))), NO_TOKEN, dtype=np.int64)
+    for draw in range(seen.shape[1]):
         undecided = np.flatnonzero((tokens == NO_TOKEN) & (draw < most))
         candidates = teacher[undecided].draw(noise[undecided], TEACHER + draw)
+        seen[undecided, draw] = candidates
         accepted = student[undecided].probability(candidates) >= least[undecided]
         tokens[undecided[accepted]] = candidates[accepted]
         draws[undecided[accepted]] = draw + 1
     rejected = np.flatnonzero(tokens == NO_TOKEN)
     tokens[rejected] = student[rejected].draw(noise[rejected], STUDENT)
-    return Decisions(tokens, draws)
+    return Decisions(tokens, draws, seen)
 
 
 def foresee(rules: Sequence[Acceptance], student: Pools, noise: Noise) -> Longs:

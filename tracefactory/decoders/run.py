@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,13 +53,23 @@ class Run:
             self.sequences[Role.STUDENT].append(token)
             self.sequences[Role.TEACHER].extend(self.vocabulary.to_teacher(token))
 
-    def write(self, token: int, writer: Role, *, draw: int, logprobs: dict[Role, float], last: bool) -> None:
-        """Decide on the next token; the text of the `last` one, a stop token, is not part of the trace."""
+    def write(
+        self, token: int, writer: Role, *, draw: int, logprobs: Mapping[Role, float], stops: Container[int]
+    ) -> None:
+        """Decide on the next token, and on whether it was the last; the text of a stop token is not part of the trace.
+
+        What the teacher thinks of a token that only the student has is left out: it has no one number for it.
+        """
         self.tokens.append(token)
         self.draws.append(draw)
         for role in Role:
-            self.logprobs[role].append(logprobs.get(role, float("nan")))
+            untold = role is Role.TEACHER and token in self.vocabulary.translated
+            self.logprobs[role].append(float("nan") if untold else logprobs.get(role, float("nan")))
         # the stream gives text only at the end of a character, so that no half of one is ever decoded
-        piece = None if last else self._stream.step(self.tokenizer.backend_tokenizer, token)
+        piece = None if token in stops else self._stream.step(self.tokenizer.backend_tokenizer, token)
         self.written.pieces.append(piece or "")
         self.written.writers.append(writer)
+        if token in stops:
+            self.finish = "stop"
+        elif len(self.tokens) == self.script.max_tokens:
+            self.finish = "length"

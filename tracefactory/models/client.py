@@ -102,11 +102,12 @@ class ChatClient:
 
         return await self._asked(lambda url: f"{url}/chat/completions", self.spec.body(request), read)
 
-    async def ask(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T], *, near: str = "") -> T:
+    async def ask(self, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], T], *, near: str = "") -> T:
         """Return `read` of the JSON that another endpoint of the same servers answers; retries as `complete` does.
 
-        `path` counts from the server's root. Requests with the same `near` go to the same server while it answers:
-        that is where their common beginning is cached. What `read` cannot read is the server's failure.
+        `path` counts from the server's root; without a `body` it is a GET. Requests with the same `near` go to the same
+        server while it answers: that is where their common beginning is cached. What `read` cannot read is the server's
+        failure.
 
         Raises:
             RequestFailed, RunError: as `complete` does.
@@ -123,7 +124,7 @@ class ChatClient:
     async def _asked(
         self,
         address: Callable[[str], str],
-        body: Mapping[str, Any],
+        body: Mapping[str, Any] | None,
         read: Callable[[object, int, float], T],
         near: str = "",
     ) -> T:
@@ -156,9 +157,11 @@ class ChatClient:
         self._clients.clear()
         await self._endpoint.stop()
 
-    async def _attempt(self, url: str, address: str, body: Mapping[str, Any]) -> object:
+    async def _attempt(self, url: str, address: str, body: Mapping[str, Any] | None) -> object:
         self._in_flight[url] += 1
         try:
+            if body is None:
+                return await self._client(url).get(address, cast_to=object)
             return await self._client(url).post(address, cast_to=object, body=body)
         except openai.APIStatusError as error:
             raise self._from_status(error.status_code, error.body, error.response.headers) from error

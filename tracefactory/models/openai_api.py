@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import SecretStr, field_validator
+from pydantic import SecretStr, field_validator, model_validator
 
 from tracefactory.models.base import MODELS, ChatRequest, Endpoint, EnvStr, ModelSpec, Where
 from tracefactory.models.managed import FixedEndpoint
+from tracefactory.students.spec import StudentSpec, local_path
 
 
 @MODELS.register("openai")
@@ -18,6 +19,9 @@ class OpenAISpec(ModelSpec):
     name may mean other weights or another quantisation elsewhere. `prefill` says how the server continues a beginning
     of its own turn: `plain` takes a last assistant message as it is; `vllm` needs flags for it; `llama.cpp` repeats the
     beginning in its answer, from which it is then removed.
+
+    `tokenizer` is needed where tokens are exchanged with a vLLM server (decoding together with another model): the
+    folder of the served checkpoint, or its Hugging Face id with `tokenizer_revision`.
     """
 
     use: Literal["openai"] = "openai"
@@ -25,6 +29,8 @@ class OpenAISpec(ModelSpec):
     api_key: EnvStr = EnvStr("")
     provider: str = ""
     prefill: Literal["plain", "vllm", "llama.cpp"] = "plain"
+    tokenizer: EnvStr = EnvStr("")
+    tokenizer_revision: str = ""
 
     @field_validator("base_url")
     @classmethod
@@ -42,6 +48,13 @@ class OpenAISpec(ModelSpec):
         if value and value.env_name is None:
             raise ValueError("a key is never written into a file: set an environment variable and write env:NAME")
         return value
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        named = self.tokenizer and self.tokenizer.env_name is None and local_path(self.tokenizer) is None
+        if named and not self.tokenizer_revision:
+            raise ValueError(f"tokenizer {self.tokenizer!r} needs a tokenizer_revision")
+        return self
 
     @property
     def provider_label(self) -> str:
@@ -61,6 +74,17 @@ class OpenAISpec(ModelSpec):
         """Return the resolved addresses."""
         urls = (self.base_url,) if isinstance(self.base_url, EnvStr) else self.base_url
         return FixedEndpoint([url.resolve(where.environ) for url in urls])
+
+    def student(self, where: Where) -> StudentSpec:
+        """Return whose tokenizer and chat template make prompts for this model.
+
+        Raises:
+            UserError: for an unset environment variable.
+        """
+        name = self.tokenizer.resolve(where.environ)
+        path = local_path(name)
+        model = name if path is None else str(where.root / path)
+        return StudentSpec(model=model, revision=self.tokenizer_revision or None)
 
     def secret(self, where: Where) -> SecretStr | None:
         """Return the key from the environment, None when the server asks for none."""

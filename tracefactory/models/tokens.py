@@ -91,8 +91,11 @@ class TokenClient:
         stop_token_ids: Ids = (),
         likeliest: int = 0,
         near: str = "",
+        extra: Mapping[str, Any] | None = None,
     ) -> Drawn:
         """Return up to `max_tokens` tokens sampled to follow `prompt`, each with the `likeliest` tokens of its place.
+
+        `extra` joins the sampling parameters, under vLLM's names.
 
         Whether the log-probabilities are the model's own or those left after temperature and top-p is the server's
         `logprobs_mode` (`raw_logprobs` or `processed_logprobs`, an engine argument).
@@ -107,6 +110,7 @@ class TokenClient:
             "top_k": top_k,
             "stop_token_ids": list(stop_token_ids),
             "logprobs": _asked_for(likeliest),
+            **(extra or {}),
         }
         if seed is not None:
             sampling["seed"] = seed

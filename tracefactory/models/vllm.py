@@ -45,7 +45,7 @@ _NOT_DECIDING = frozenset(
 )  # fmt: skip
 # vLLM's API server would take sampling defaults from the checkpoint's generation_config.json (top_k, penalties): with
 # "vllm" only what a request says counts. Requests are not logged: the run keeps them itself.
-_DEFAULTS: dict[str, JsonValue] = {"generation_config": "vllm", "max_logprobs": 64, "uvicorn_log_level": "warning"}
+_DEFAULTS: dict[str, JsonValue] = {"generation_config": "vllm", "max_logprobs": 1024, "uvicorn_log_level": "warning"}
 # On the CPU, vLLM 0.32 loses its engine when a request with a seed is prefilled in parts ("CPU Generator does not use
 # offset"), and every sample here has a seed.
 _CPU_DEFAULTS: dict[str, JsonValue] = {"enable_chunked_prefill": False}

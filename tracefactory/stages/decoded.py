@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, create_model
 
 from tracefactory.config import Pipeline, StageConfig
-from tracefactory.decoders import DECODERS, Decoder, open_pair
+from tracefactory.decoders import DECODERS, Decoder, check_pair, open_pair
 from tracefactory.decoders.provenance import Decoded
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.errors import Mistake
-from tracefactory.models.base import Completion, Where
-from tracefactory.models.transformers import TransformersSpec
+from tracefactory.models.base import Completion, ModelSpec, Where
+from tracefactory.models.openai_api import OpenAISpec
 from tracefactory.op import OPS, Inputs, ModelName, ShardResult
 from tracefactory.schema import Dropped, Frozen, Outcome, Thinking, Trace
 from tracefactory.stages.sample import SampleOp, SampleParams
@@ -23,15 +23,17 @@ from tracefactory.store import StageRecord, dropped_row
 from tracefactory.students.select import best_per_problem
 from tracefactory.worker import Completer, Worker
 
-if TYPE_CHECKING:
-    from tracefactory.decoders.pair import Pair
-
 BLOCKS = "thinking_blocks"
 """The measure that counts how often a decoded trace closes its thinking."""
 
 
 class DecodedParams(SampleParams):
-    """Which two models write, both `use: transformers`; the decoder's own parameters stand beside these."""
+    """Which two models write; the decoder's own parameters stand beside these.
+
+    Both are `use: transformers`, loaded into this process, or both are served by vLLM: `use: vllm`, or `use: openai`
+    with a `tokenizer:`, for servers started with --enable-scale-out --enable-prompt-tokens-details
+    --max-logprobs 1024.
+    """
 
     teacher: ModelName
     student: ModelName
@@ -71,8 +73,8 @@ class SampleDecoded(SampleOp):
         params = _params(stage)
         return {
             "model": f"{self.decoder.name} {self.decoder.version}",
-            "teacher": pipeline.models[params.teacher].identity(where),
-            "student": pipeline.models[params.student].identity(where),
+            "teacher": _identity(pipeline.models[params.teacher], where),
+            "student": _identity(pipeline.models[params.student], where),
         }
 
     def sampling(self, stage: StageConfig, seed: int) -> dict[str, Any]:
@@ -85,24 +87,15 @@ class SampleDecoded(SampleOp):
         return stage.params.teacher_temperature
 
     def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
-        mistakes = []
-        for name in dict.fromkeys((_params(stage).teacher, _params(stage).student)):
-            spec = pipeline.models.get(name)
-            if spec is not None and not isinstance(spec, TransformersSpec):
-                message = f"model {name!r} is `use: {spec.use}`; models that write together are `use: transformers`"
-                mistakes.append(Mistake(message))
-        return mistakes
+        named = (_params(stage).teacher, _params(stage).student)
+        if not all(name in pipeline.models for name in named):
+            return []  # configuration has said so
+        teacher, student = ((name, pipeline.models[name]) for name in named)
+        return check_pair(teacher, student)
 
     def client(self, stage: StageConfig, worker: Worker) -> Completer:
         names = (_params(stage).teacher, _params(stage).student)
-        teacher, student = (worker.pipeline.models[name] for name in names)
-        assert isinstance(teacher, TransformersSpec)
-        assert isinstance(student, TransformersSpec)
-
-        def opened() -> Pair:
-            return open_pair(teacher.student(worker.where), student.student(worker.where), teacher.concurrency, names)
-
-        return worker.keep(f"pair {names}", opened)
+        return worker.keep(f"pair {names}", lambda: open_pair(*names, worker))
 
     def fields(self, stage: StageConfig, completion: Completion) -> dict[str, Any]:
         """Return the measures of a decoded trace: who wrote how much, and how often the thinking was closed."""
@@ -213,6 +206,12 @@ def _counted(runs: Sequence[Trace], kept: Sequence[Trace], stage: StageConfig) -
         numbers[f"student_tokens_of_{name}"] = float(student)
         numbers[f"tokens_of_{name}"] = float(sum(trace.completion_tokens for trace in traces))
     return numbers
+
+
+def _identity(spec: ModelSpec, where: Where) -> dict[str, Any]:
+    """Return what decides a model's tokens: of a foreign server, its tokenizer and chat template too."""
+    told = {"tokens": spec.student(where).identity()} if isinstance(spec, OpenAISpec) else {}
+    return {**spec.identity(where), **told}
 
 
 def _params(stage: StageConfig) -> DecodedParams:

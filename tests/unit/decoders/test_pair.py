@@ -13,9 +13,9 @@ import pytest
 
 from tests.unit.decoders.checkpoints import save_pair
 from tests.unit.decoders.conftest import byte_tokenizer
-from tracefactory.decoders import open_pair
 from tracefactory.decoders.decoder import Role
-from tracefactory.decoders.pair import Pair, encoded_prompt
+from tracefactory.decoders.pair import Pair
+from tracefactory.decoders.prompts import encoded_prompt
 from tracefactory.decoders.provenance import Decoded, Provenance
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.decoders.run import Run, Script
@@ -27,7 +27,7 @@ from tracefactory.students import StudentSpec
 @pytest.fixture
 async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
     teacher, student = (StudentSpec(model=str(path), dtype="float64") for path in save_pair(tmp_path))
-    opened = open_pair(teacher, student, 3, ("big", "small"))
+    opened = Pair(teacher, student, 3, ("big", "small"))
     yield opened
     await opened.close()
 
@@ -86,12 +86,12 @@ def test_a_character_is_never_cut() -> None:
     text = "因为 12 ≤ x, así que √2 ≈ 1.41 🙂."
     ids = tokenizer.encode(text)
     for number, token in enumerate(ids):
-        run.write(token, Role(number % 2), draw=number % 2, logprobs={}, last=False)
+        run.write(token, Role(number % 2), draw=number % 2, logprobs={}, stops=())
     assert run.written.text() == text
     spans = list(Provenance.of(run).spans(text))
     assert "".join(part for _, part in spans) == text
     cut = Run(Script((1,), ReverseSpeculative(), 0, 99), compare(tokenizer, tokenizer), tokenizer)
     for token in ids[:-2]:  # ends inside of the emoji
-        cut.write(token, Role.TEACHER, draw=1, logprobs={}, last=False)
+        cut.write(token, Role.TEACHER, draw=1, logprobs={}, stops=())
     assert cut.written.text() == text[:-2]
     assert np.isnan(Provenance.of(cut).column("student_logprobs")).all()

@@ -26,6 +26,8 @@ pytestmark = pytest.mark.slow
 
 QUESTIONS = ("What is 17 + 25?", "Write a sentence about the sea.", "List three colours.")
 TOKENS = 48
+# Stricter than the paper's, so that so few tokens meet refused draws and the student's own.
+RULE = ReverseSpeculative(p=0.05, draws=2)
 TIE = 1e-3  # nats: how far rounding moved a score at most, with room
 
 
@@ -59,7 +61,7 @@ def decode(models: tuple[Any, Any, Any], rows: int, pace: Pace) -> list[Run]:
             [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
         )
         prompt = tuple(tokenizer.encode(text, add_special_tokens=False))
-        engine.add(Script(prompt, ReverseSpeculative(), 100 + number, TOKENS))
+        engine.add(Script(prompt, RULE, 100 + number, TOKENS))
     runs = list(engine._waiting)
     while engine.busy:
         engine.round()

@@ -127,9 +127,20 @@ async def test_unrelated_vocabularies_are_the_users_mistake(
         await run(read(f"models.big.model={other}"))
 
 
-def test_only_models_in_process_can_write_together(read: Read) -> None:
-    with pytest.raises(UserError, match="'big' is `use: fake`; models that write together are `use: transformers`"):
-        read("models.big={use: fake, model: x}")
+@pytest.mark.parametrize(
+    ("big", "said"),
+    [
+        ("use: fake, model: x", "'big' is `use: fake`; models that write together are both `use: transformers`"),
+        ("use: openai, model: x, base_url: 'http://a/v1'", "'big' has no `tokenizer:`"),
+        (
+            "use: openai, model: x, base_url: 'http://a/v1', tokenizer: ./t",
+            "'small' is in this process .* 'big' is served",
+        ),
+    ],
+)
+def test_models_that_cannot_write_together_are_a_mistake_before_any_work(read: Read, big: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        read(f"models.big={{{big}}}")
 
 
 PARAMS = ReverseSpeculativeParams(teacher="big", student="small", prompt="think")
