@@ -212,3 +212,39 @@ def test_the_raw_and_the_pruned_traces_can_be_published_and_trained_on(
     assert raw["kept"] == kept
     assert f"the view preference has 0 rows and leaves out {kept}: not_pruned {kept}" in raw["notes"]
     assert by_id(project.make(*others))["dataset"]["cached"]
+
+
+def test_the_papers_profile_starts_from_traces_and_samples_nothing(
+    teacher_of: Callable[..., Teacher], project_of: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = teacher_of(reply="So it is \\boxed{42}.")
+    project = project_of(teacher.url)
+    for file in PROMPTS.glob("*.md"):
+        (project.root / "prompts" / file.name).write_text(file.read_text())
+    project.pipeline.write_text((PROMPTS.parent / "pipelines" / "efficient_long_cot.yaml").read_text())
+    thought = "We add.\n\n17 + 20 = 37.\n\nThen 37 + 5 = 42.\n\nWait, is it?\n\nYes.\n\nSo the answer is 42."
+    row = {
+        "problem": "17 + 25?",
+        "answer": "42",
+        "generations": [f"<think>\n{thought}\n</think>\n\nIt is \\boxed{{42}}."],
+    }
+    (project.root / "traces.jsonl").write_text(json.dumps(row) + "\n")
+    monkeypatch.setenv("STUDENT_URL", teacher.url)
+    told = project.run("plan", str(project.pipeline), "--profile", "paper", expect=2)
+    assert "the environment variable OPENR1_MATH is not set" in told
+    monkeypatch.setenv("OPENR1_MATH", "traces.jsonl")
+    paper = ("--profile", "paper", "--set", "run.executor=inline")
+    outcome = by_id(project.make(*paper))
+    assert list(outcome) == ["problems", "checked", "right", "cut", "pruned", "dataset"]
+    (pruned,) = rows(project, outcome["pruned"])
+    assert pruned.reasoning == "We add."
+    assert (pruned.model, pruned.answer_text) == ("deepseek-ai/DeepSeek-R1", "So it is \\boxed{42}.")
+    assert outcome["cut"]["tally"]["numbers"]["calls"] <= ceil(log2(6)) + 1
+    assert all(stage["cached"] for stage in project.make(*paper)["stages"])
+    # Where the file lies is not what the rows are.
+    (project.root / "moved").mkdir()
+    monkeypatch.setenv(
+        "OPENR1_MATH", str((project.root / "traces.jsonl").rename(project.root / "moved" / "traces.jsonl"))
+    )
+    told = project.run("plan", str(project.pipeline), *paper, "--json")
+    assert str(project.root) not in told

@@ -182,6 +182,21 @@ def test_profile_then_set_then_nothing_else(project: Maker) -> None:
     assert (both.profile, both.limit) == ("laptop", None)
 
 
+def test_a_profile_may_begin_elsewhere_and_leave_stages_out(project: Maker) -> None:
+    old = "  hosted:\n    models: {teacher: {model: r2}}\n"
+    begins = "      problems: {source: traces, with: {paths: env:TRACES, response: solution}}\n"
+    project.change(old, f"  ready:\n    stages:\n{begins}      long: null\n      short: null\n      checked: null\n")
+    traces = project.root / "traces.jsonl"
+    traces.write_text('{"question": "What is 2 + 2?", "answer": "4", "solution": "<think>2 + 2</think>It is 4."}\n')
+    pipeline = project.load(profile="ready", environ={"TRACES": "traces.jsonl"})
+    assert [stage.id for stage in pipeline.stages] == ["problems", "clean", "mixed", "dataset"]
+    first = pipeline.stage("problems")
+    assert (first.verb, first.name, str(first.params.model_dump()["paths"])) == ("source", "traces", "env:TRACES")
+    assert pipeline.stage("clean").inputs == ("problems",)
+    (told,) = project.told(profile="ready", environ={})
+    assert "stage 'problems': the environment variable TRACES is not set" in told
+
+
 @pytest.mark.parametrize(
     ("path", "value"),
     [
@@ -324,6 +339,12 @@ BROKEN = {
         "      lnog:\n",
         22,
         "profile 'laptop': unknown stage 'lnog' (did you mean 'long'?)",
+    ),
+    "profile source": (
+        "        run: {concurrency",
+        "        source: files\n        run: {concurrency",
+        24,
+        "profile 'laptop': stage 'long': only a source can be another source",
     ),
     "profile stage key": ("        run: {concurrency", "        rn: {concurrency", 24, "unknown key 'rn'"),
     "missing file": ("problems.jsonl", "problem.jsonl", 7, "stage 'problems': "),

@@ -9,7 +9,7 @@ from tracefactory.errors import Mistake, nearest
 from tracefactory.yamlfile import Node, Position, parse_yaml
 
 _PROFILE_KEYS = ("models", "stages", "run")
-_PROFILE_STAGE_KEYS = ("with", "run")
+_PROFILE_STAGE_KEYS = ("source", "with", "run")
 _TEXTS = ("name", "version", "description")
 _SET_KEYS = ("name", "version", "description", "models", "stages", "run")
 _EMPTY: Mapping[str, Node] = {}
@@ -73,7 +73,11 @@ def _check_profile(name: str, profile: Node, root: Node, mistakes: list[Mistake]
         if stage not in ids:
             mistakes.append(node.position.mistake(f"{what}: unknown stage {stage!r}", nearest(stage, ids)))
         inside = f"{what}: stage {stage!r}"
-        _check_keys(_section(node, inside, mistakes), _PROFILE_STAGE_KEYS, inside, mistakes)
+        parts_of_stage = _section(node, inside, mistakes)
+        _check_keys(parts_of_stage, _PROFILE_STAGE_KEYS, inside, mistakes)
+        base = root.find(("stages", ids[stage])) if stage in ids else None
+        if "source" in parts_of_stage and base is not None and "source" not in base.mapping():
+            mistakes.append(parts_of_stage["source"].position.mistake(f"{inside}: only a source can be another source"))
     _section(parts.get("run"), f"{what}: run", mistakes)
 
 
@@ -99,13 +103,22 @@ def _with_profile(root: Node, profile: Node) -> Node:
         root = root.with_key("run", _merged(root.child("run") or Node(None, root.position), parts["run"]))
     stages, ids = root.child("stages"), stage_index(root)
     if "stages" in parts and stages is not None and isinstance(stages.value, tuple):
-        items = list(stages.value)
+        items: list[Node | None] = list(stages.value)
         for stage_id, over in parts["stages"].mapping().items():
             if stage_id in ids:
-                allowed = {key: node for key, node in over.mapping().items() if key in _PROFILE_STAGE_KEYS}
-                items[ids[stage_id]] = _merged(items[ids[stage_id]], replace(over, value=allowed))
-        root = root.with_key("stages", replace(stages, value=tuple(items)))
+                items[ids[stage_id]] = _with_stage(stages.value[ids[stage_id]], over)
+        root = root.with_key("stages", replace(stages, value=tuple(item for item in items if item is not None)))
     return root
+
+
+def _with_stage(base: Node, over: Node) -> Node | None:
+    """Lay a profile's stage over the file's: `null` leaves it out; another source has other parameters."""
+    if over.value is None:
+        return None
+    allowed = {key: node for key, node in over.mapping().items() if key in _PROFILE_STAGE_KEYS}
+    if "source" in allowed:
+        base = replace(base, value={key: node for key, node in base.mapping().items() if key != "with"})
+    return _merged(base, replace(over, value=allowed))
 
 
 def _merged(base: Node, over: Node) -> Node:

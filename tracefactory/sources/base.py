@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -47,6 +47,14 @@ class Source(ABC, Generic[P]):
         Raises:
             UserError: when there is nothing to read as the parameters say.
         """
+
+    def located(self, params: P, environ: Mapping[str, str]) -> P:
+        """Return the parameters with what they read from the environment in its place; keys never hold that.
+
+        Raises:
+            UserError: when an environment variable is unset.
+        """
+        return params
 
     @abstractmethod
     def identity(self, params: P, base_dir: Path) -> dict[str, Any]:

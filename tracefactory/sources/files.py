@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from pydantic import Field
 
 from tracefactory.errors import Mistake, UserError, nearest
 from tracefactory.fingerprint import digest_file
+from tracefactory.models.base import EnvStr
 from tracefactory.schema import Problem
 from tracefactory.sources.base import SOURCES, Rejected, Source, take
 from tracefactory.sources.mapping import FieldMapping, lookup, to_problem
@@ -23,7 +24,9 @@ _PEEK = 20
 class FilesParams(FieldMapping):
     """Files, what they are written in, and which field is which."""
 
-    paths: str | tuple[str, ...] = Field(description="File names or globs (** too), from the project's folder.")
+    paths: EnvStr | tuple[EnvStr, ...] = Field(
+        description="File names or globs (** too), from the project's folder; env:NAME works."
+    )
     format: Format = Field("auto", description="Format of the files; auto goes by their names.")
     encoding: str = Field("utf-8", description="Encoding of text files that have no byte order mark.")
 
@@ -36,6 +39,10 @@ class Files(Source[FilesParams]):
     version = "1"
     Params = FilesParams
 
+    def located(self, params: FilesParams, environ: Mapping[str, str]) -> FilesParams:
+        paths = (params.paths,) if isinstance(params.paths, str) else params.paths
+        return params.model_copy(update={"paths": tuple(EnvStr(path.resolve(environ)) for path in paths)})
+
     def read(self, params: FilesParams, *, base_dir: Path, limit: int | None) -> Iterator[Problem | Rejected]:
         yield from take(self._rows(params, base_dir), limit)
 
@@ -46,7 +53,7 @@ class Files(Source[FilesParams]):
     def describe(self, params: FilesParams) -> str:
         # Names alone: a path of one machine must not be in a card.
         patterns = (params.paths,) if isinstance(params.paths, str) else params.paths
-        return f"files {', '.join(Path(pattern).name for pattern in patterns)}"
+        return f"files {', '.join(Path(pattern).name.removeprefix('env:') for pattern in patterns)}"
 
     def check(self, params: FilesParams, base_dir: Path) -> list[str]:
         """Look for the files and try the mapping on the first rows of each."""

@@ -8,6 +8,7 @@ from typing import Any
 from tracefactory.config import Pipeline, StageConfig
 from tracefactory.errors import Mistake, nearest
 from tracefactory.fingerprint import digest
+from tracefactory.models.base import Where, env_names
 from tracefactory.op import OPS, Rows, ShardResult, WholeInput, WholeOp, WholeResult
 from tracefactory.schema import Dropped, Problem, Row
 from tracefactory.sources import SOURCES, Rejected, Source, normalised_question
@@ -32,14 +33,19 @@ class SourceOp(WholeOp):
         self.source = source
 
     def identity(self, stage: StageConfig, pipeline: Pipeline) -> dict[str, Any]:
-        read = self.source.identity(stage.params, pipeline.project.root)
+        here = Where(root=pipeline.project.root)
+        read = self.source.identity(self.source.located(stage.params, here.environ), here.root)
         return {"source": self.source.version, "read": read, "limit": pipeline.limit}
 
     def rows_expected(self, stage: StageConfig, rows: int) -> int | None:
         return None
 
     def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
-        mistakes = [Mistake(text) for text in self.source.check(stage.params, pipeline.project.root)]
+        here = Where(root=pipeline.project.root)
+        # An environment variable that is not set is told where it is written.
+        ready = all(here.environ.get(name) for name in env_names(stage.params))
+        located = self.source.located(stage.params, here.environ) if ready else None
+        mistakes = [Mistake(text) for text in (self.source.check(located, here.root) if ready else ())]
         verifier = getattr(stage.params, "verifier", None)
         if verifier is not None and verifier not in VERIFIERS:
             mistakes.append(Mistake(f"unknown verifier {verifier!r}", hint=nearest(verifier, VERIFIERS)))
@@ -48,17 +54,19 @@ class SourceOp(WholeOp):
     def run_whole(
         self, stage: StageConfig, inputs: Mapping[str, WholeInput], shards: int | None, worker: Worker
     ) -> WholeResult:
-        kept, dropped = self.problems(stage, worker.pipeline)
+        kept, dropped = self.problems(stage, worker.pipeline, worker.where)
         return deal(kept, dropped, shards or shards_for(len(kept), worker.pipeline.run.shards))
 
-    def problems(self, stage: StageConfig, pipeline: Pipeline) -> tuple[list[Problem], list[Dropped]]:
+    def problems(
+        self, stage: StageConfig, pipeline: Pipeline, where: Where | None = None
+    ) -> tuple[list[Problem], list[Dropped]]:
         """Return the problems to use, in the source's order, and what was not used with the reasons."""
+        here = where or Where(root=pipeline.project.root)
+        located = self.source.located(stage.params, here.environ)
         first: dict[str, Problem] = {}
         kept: list[Problem] = []
         dropped: list[Dropped] = []
-        for number, row in enumerate(
-            self.source.read(stage.params, base_dir=pipeline.project.root, limit=pipeline.limit)
-        ):
+        for number, row in enumerate(self.source.read(located, base_dir=here.root, limit=pipeline.limit)):
             if isinstance(row, Rejected):
                 dropped.append(rejected_row(row, number, stage.id))
                 continue

@@ -24,9 +24,11 @@ class SourceTraces(SourceOp):
         assert isinstance(stage.params, TraceFilesParams)
         assert isinstance(self.source, TraceFiles)
         root, limit = worker.pipeline.project.root, worker.pipeline.limit
+        located = self.source.located(stage.params, worker.where.environ)
+        assert isinstance(located, TraceFilesParams)
         first: dict[str, Trace] = {}
         dropped: list[Dropped] = []
-        for number, row in enumerate(self.source.traces(stage.params, base_dir=root, limit=limit)):
+        for number, row in enumerate(self.source.traces(located, base_dir=root, limit=limit)):
             if isinstance(row, Rejected):
                 dropped.append(rejected_row(row, number, stage.id))
             elif first.setdefault(row.id, row) is not row:
