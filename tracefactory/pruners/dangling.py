@@ -13,34 +13,46 @@ from itertools import pairwise
 from tracefactory.pruners.base import PruneItem, PruneResult
 from tracefactory.steps.sentences import sentence_starts
 
+_MADE = "(?:step|result|calculation|computation|equation|formula|analysis|approach|attempt|argument)"
 _BACK = re.compile(
     r"\b(?:above|earlier|previously|aforementioned)\b"
     r"|\bas (?:we |i )?(?:already |just |have )*(?:computed|calculated|found|shown|derived|noted|mentioned|seen|saw)\b"
-    r"|\bas before\b"
-    r"|\b(?:we|i) (?:already|previously) (?:computed|calculated|found|showed|derived|know|established|have)\b"
-    r"|\b(?:the|that|my|our) (?:previous|preceding|prior|last) (?:step|result|calculation|computation|equation)s?\b"
+    r"|\b(?:as|same|had|found|got|did|thought|said|saw|mentioned|used|computed|calculated|discussed) before\b"
+    r"|\b(?:we|i) (?:already|previously) (?:know|have)\b"
+    r"|\b(?:we|i) (?:already |previously |have |had )*"
+    r"(?:computed|calculated|found|showed|derived|established|obtained)\b(?! that\b)"
+    rf"|\b(?:the|that|my|our) (?:previous|preceding|prior|last) {_MADE}s?\b"
     r"|如上|上述|上面|上文|前面|前文|(?:之前|刚才)(?:的|已|我们|算|求|得|推)|由上|[前上]一步|已经(?:算|求|得|推|证)",
+    re.IGNORECASE,
+)
+# What points to the text right above; the other words may mean something further up.
+_NEAR = re.compile(
+    rf"\b(?:above|aforementioned)\b|\b(?:previous|preceding|last) {_MADE}s?\b"
+    r"|如上|上述|上面|由上|[前上]一步",
     re.IGNORECASE,
 )
 # "above the line" and "above 10" speak of places, not of the text.
 _PLACE = re.compile(
-    r"\babove (?:the (?:line|[xy]-axis|axis|plane|ground|diagonal|horizontal|base|surface|sea|water|horizon)|average"
+    r"\b(?:above or below|below or above)\b"
+    r"|\babove (?:the (?:line|[xy]-axis|axis|plane|ground|diagonal|horizontal|base|surface|sea|water|horizon)|average"
     r"|zero|\$?\d)|\bearlier than\b",
     re.IGNORECASE,
 )
 _LABEL = re.compile(
     r"\b(?P<kind>equations?|eqn?s?\.?|step|case|lemma|claim|formula|theorem|method|approach)[ ~]*"
-    r"\(?(?P<number>\d{1,3}|[IVX]{1,4})\b\)?"
+    r"\(?(?P<number>\d{1,3}|(?-i:[IV]{1,4}|X))\b\)?"
     r"|(?P<zh>步骤|式子?|方程|公式|情况|情形|引理|方法|第)\s*"
     r"[（(]?(?P<zh_number>\d{1,3}|[一二三四五六七八九十]{1,2})[）)]?(?:步|式|种情况)?"
     r"|\\tag\{(?P<tag>\d{1,3})\}"
     r"|(?:\b(?:from|using|by|in|into|of|and|with)|[由从将把和])\s*[（(](?P<from>\d{1,2})[）)](?![\w(/^*+-])"
-    r"|(?<![\w)])[（(](?P<end>\d{1,2})[）)][ \t$\\\]]*$",
+    r"|(?<![\w)])[（(](?P<end>\d{1,2})[）)][ \t$\\\].,;:]*$",
     re.IGNORECASE | re.MULTILINE,
 )
 _EQUATIONS = ("equation", "equations", "eq", "eqn", "eqs", "eqns", "formula", "式", "式子", "方程", "公式")
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_BEFORE_HEAD = re.compile(r"[\s*_#>-]*\Z")
+_BEFORE_HEAD = re.compile(
+    r"(?:[^.!?\n]{0,40}[:：])?[\s*_#>-]*(?:(?:then|next|now|so|and|okay|alternatively)\b[,\s]*)*\Z", re.IGNORECASE
+)
 _AFTER_HEAD = re.compile(r"[*_ \t]*(?:[:：.、)—-]|\n|\Z)")
 QUOTE = 120  # characters of a sentence that are quoted
 
@@ -63,8 +75,8 @@ def dangling(item: PruneItem, result: PruneResult) -> str | None:
     """Return the first sentence that refers to what was cut, quoted with the reason, or None.
 
     A sentence is at fault when steps were cut above it and it names a label (step, case, equation) or, where it points
-    back, a number that stands in what was cut and nowhere above it; or when it points back without either and what
-    stood right above it is gone. The question counts as above.
+    back, a number that stands in what was cut and nowhere above it; or when it points back without either, what stood
+    right above it is gone, and it is there that it points or nothing is left above. The question counts as above.
     """
     above, cut = _Seen(), _Seen()
     above.add(item.trace.problem.question)
@@ -75,29 +87,30 @@ def dangling(item: PruneItem, result: PruneResult) -> str | None:
             cut.add(text)
             gap = True
             continue
-        fault = _fault(text, above, cut, gap=gap)
+        fault = _fault(text, above, cut, gap=gap, first=not begun)
         if fault:
             return fault
         gap, begun = False, True
     for text in (result.added, result.answer_text):
-        fault = _fault(text, above, cut, gap=gap and not begun)
+        fault = _fault(text, above, cut, gap=gap and not begun, first=True)
         if fault:
             return fault
         begun = begun or bool(text.strip())
     return None
 
 
-def _fault(text: str, above: _Seen, cut: _Seen, *, gap: bool) -> str | None:
+def _fault(text: str, above: _Seen, cut: _Seen, *, gap: bool, first: bool) -> str | None:
     """Check one piece of the text, and add it to what stands above the next."""
     for number, sentence in enumerate(_sentences(text)):
-        why = _why(sentence, above, cut, gap=gap and number == 0) if cut.labels or cut.numbers or gap else None
+        open_to_doubt = cut.labels or cut.numbers or gap
+        why = _why(sentence, above, cut, gap=gap and number == 0, first=first) if open_to_doubt else None
         if why:
             return f"{why}: {' '.join(sentence.split())[:QUOTE]}"
         above.add(sentence)
     return None
 
 
-def _why(sentence: str, above: _Seen, cut: _Seen, *, gap: bool) -> str | None:
+def _why(sentence: str, above: _Seen, cut: _Seen, *, gap: bool, first: bool) -> str | None:
     for label, heads in _labels(sentence):
         if label in cut.labels and label not in above.labels and not heads:
             return f"{' '.join(label)} was cut"
@@ -107,7 +120,8 @@ def _why(sentence: str, above: _Seen, cut: _Seen, *, gap: bool) -> str | None:
     lost = sorted((numbers & cut.numbers) - above.numbers)
     if lost:
         return f"{lost[0]} was cut"
-    return "nothing above" if gap and not numbers & above.numbers else None
+    pointed = gap and (first or _NEAR.search(sentence)) and not numbers & above.numbers
+    return "nothing above" if pointed else None
 
 
 def _labels(text: str) -> Iterator[tuple[Label, bool]]:

@@ -60,7 +60,7 @@ _ASKED_IN_VAIN = ("student_error", "writer_error")
 class Prune(ShardOp):
     """One registered pruner as an operation. Only a request that may yet succeed makes an error row, not a fallback."""
 
-    verb, version = "prune", "2"
+    verb, version = "prune", "3"
     takes, gives = Rows.TRACES, Rows.TRACES
     many_inputs = True
 

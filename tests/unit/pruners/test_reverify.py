@@ -89,6 +89,8 @@ STEPS = {
     "case_zh": ["共有6排。", "情况1：x为偶数。", "继续看下去。", "由情况1可知y为奇数。"],
     "gap": ["Take 6 rows.", "Now go on.", "Each row is long.", "As shown above, it must be so."],
     "zh_gap": ["共有6排。", "继续看下去。", "每排都很长。", "由上述推导可知结论成立。"],
+    "found": ["Take 6 rows.", "We get 19 eggs.", "Now go on.", "Since we found 19 eggs, y is 2."],
+    "end": ["Take 6 rows.", "This gives x + y = 5 (4).", "Now go on.", "Use equation (4) for y."],
     "before": ["Take 6 rows.", "We found 19 earlier eggs.", "Now go on.", "Earlier we found 19, so y is 2."],
 }
 LOST = {"gap": (0, 1, 3), "zh_gap": (0, 1, 3)}
@@ -125,6 +127,11 @@ def test_nothing_dangles_when_nothing_was_cut_or_only_what_follows(lab: SimpleNa
         "**Case 1:** all are even.",
         "f(1) is in (1, 2).",
         "So x is 5.",
+        "Let us look at the equation x N = 2 again.",
+        "Alternatively, step 2: add them up.",
+        "Second try: Step 2: add them up.",
+        "Whether the point is above or below the line is open.",
+        "This is the product obtained earlier.",
     ],
 )
 def test_references_to_what_is_there_and_words_for_places_stand(lab: SimpleNamespace, last: str) -> None:
