@@ -12,6 +12,8 @@ from tracefactory.pruners import diff, restored
 from tracefactory.requests import RequestStore
 from tracefactory.runs import RunOutcome, StageOutcome
 from tracefactory.schema import Dropped, Frozen, Row, Trace
+from tracefactory.scores import ScoreStore
+from tracefactory.students.view import StudentView, view_of
 
 
 class Event(Frozen):
@@ -37,7 +39,7 @@ class Life(Frozen):
     """A row's events in the order of the pipeline, and the paid request it came from, if it came from one.
 
     `parent` is the life of the row it was made of, `diff` what was changed, for a person to read; `children` are the
-    rows that were made of it.
+    rows that were made of it. `students` is the row as each student saw it that a stage of the run measured it under.
     """
 
     id: str
@@ -46,6 +48,7 @@ class Life(Frozen):
     parent: Life | None = None
     diff: str | None = None
     children: tuple[Child, ...] = ()
+    students: tuple[StudentView, ...] = ()
 
 
 def life_of(prefix: str, outcome: RunOutcome, root: Path) -> Life:
@@ -80,7 +83,24 @@ def life_of(prefix: str, outcome: RunOutcome, root: Path) -> Life:
         parent=life_of(parent_id, outcome, root) if parent_id else None,
         diff=_diff(events[0].row) if parent_id else None,
         children=tuple(children),
+        students=tuple(_views(events[-1].row, outcome, root)),
     )
+
+
+def _views(row: dict[str, Any], outcome: RunOutcome, root: Path) -> Iterator[StudentView]:
+    """Yield what the students of a run said of a row, from the score store."""
+    if "reasoning" not in row:
+        return
+    trace = Trace.model_validate(row)
+    body = trace.reasoning or trace.answer_text
+    for stage in outcome.stages:
+        identity = stage.folder(root).identity() if stage.op == "measure: student" else None
+        if identity is None or "scores" not in identity["uses"]:  # a stage measured before its scores were named
+            continue
+        stored = ScoreStore(root, identity["uses"]["scores"]).get([trace.id], words=True).get(trace.id, [])
+        fitting = [one for one in stored if one.text is None or body.strip() in one.text]
+        if fitting:
+            yield view_of(identity["with"]["student"], fitting[-1], body)
 
 
 def _made_here(event: Event) -> bool:

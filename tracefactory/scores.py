@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from tracefactory.files import whole_file
-from tracefactory.students.scores import TokenScores, scores_from_table, scores_to_table
+from tracefactory.students.scores import TOKEN_SCORES_SCHEMA, WORDS, TokenScores, scores_from_table, scores_to_table
 
 
 class ScoreStore:
@@ -26,13 +26,18 @@ class ScoreStore:
         self.student_key = student_key
         self.folder = root / "scores" / student_key[:16]
 
-    def get(self, trace_ids: Iterable[str]) -> dict[str, list[TokenScores]]:
-        """Return what is stored of these traces; a trace whose text has changed since has several scores."""
+    def get(self, trace_ids: Iterable[str], *, words: bool = False) -> dict[str, list[TokenScores]]:
+        """Return what is stored of these traces; a trace whose text has changed since has several scores.
+
+        With `words` also the text, and what the student would have said instead, as far as they are stored.
+        """
         files = sorted(str(path) for path in self.folder.glob("part-*.parquet"))
         if not files:
             return {}
         wanted = pa.array(list(trace_ids), pa.string())
-        table = ds.dataset(files).to_table(filter=ds.field("trace_id").isin(wanted))
+        columns = [name for name in TOKEN_SCORES_SCHEMA.names if words or name not in WORDS]
+        dataset = ds.dataset(files, schema=TOKEN_SCORES_SCHEMA)
+        table = dataset.to_table(columns=columns, filter=ds.field("trace_id").isin(wanted))
         found: dict[str, list[TokenScores]] = {}
         for trace_id, _, scores in scores_from_table(table):
             found.setdefault(trace_id, []).append(scores)

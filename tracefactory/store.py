@@ -122,6 +122,11 @@ class StageFolder:
         if not (self.path / "identity.json").exists():
             write_json(self.path / "identity.json", identity)
 
+    def identity(self) -> Mapping[str, Any] | None:
+        """Return what the stage's key was made from; None for a stage that has not begun."""
+        found: Mapping[str, Any] | None = read_json(self.path / "identity.json")
+        return found
+
     def record(self) -> StageRecord | None:
         found = read_json(self.path / "record.json")
         return None if found is None else StageRecord.model_validate(found)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import indent
@@ -10,29 +12,44 @@ from typing import Annotated, Any
 
 import typer
 
+from tracefactory.cli import student_text
 from tracefactory.cli.options import Json, ProjectFolder
 from tracefactory.decoders.decoder import Role
 from tracefactory.decoders.provenance import Decoded
+from tracefactory.errors import Mistake, UserError, nearest
 from tracefactory.lineage import Event, Life, life_of
 from tracefactory.project import find_project
 from tracefactory.pruners import read_derivation
 from tracefactory.runs import load_outcome
 from tracefactory.schema import Trace
+from tracefactory.students.view import StudentView
 
 
 def explain(
     trace_id: Annotated[str, typer.Argument(help="The id of a row, or the beginning of it.", show_default=False)],
     run: Annotated[str | None, typer.Option(help="The name of a run; the newest finished one by default.")] = None,
+    student: Annotated[str | None, typer.Option(help="Show it under just this student.")] = None,
     project: ProjectFolder = Path(),
     json: Json = False,
 ) -> None:
-    """Tell a row's whole life: the problem, the request, the verdict, and what every stage did with it."""
+    """Tell a row's whole life: problem, request, verdict, what every stage did with it, how likely students find it."""
     root = find_project(project).state_dir
     life = life_of(trace_id, load_outcome(root, run), root)
-    print(life.model_dump_json(indent=2) if json else "\n".join(_told(life)))
+    if student is not None:
+        life = life.model_copy(update={"students": (_under(student, life),)})
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(life.model_dump_json(indent=2) if json else "\n".join(_told(life, colour)))
 
 
-def _told(life: Life) -> Iterator[str]:
+def _under(student: str, life: Life) -> StudentView:
+    views = {view.student: view for view in life.students}
+    if student not in views:
+        hint = nearest(student, views) or "it was measured under none"
+        raise UserError(Mistake(f"--student: row {life.id} was not measured under {student!r}", hint=hint))
+    return views[student]
+
+
+def _told(life: Life, colour: bool) -> Iterator[str]:
     last = life.events[-1].row
     yield f"row {life.id}"
     yield from _problem(last.get("problem", last))
@@ -43,6 +60,8 @@ def _told(life: Life) -> Iterator[str]:
         yield from _block("answer", last["answer_text"])
     if life.diff is not None:
         yield from _block("pruned from its parent: - cut, + added", life.diff)
+    for view in life.students:
+        yield from student_text.told(view, colour=colour)
     for before in _line(life.parent):
         yield f"\nstages of {before.id}, the row it was made of"
         yield from _stages(before)

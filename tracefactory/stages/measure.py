@@ -90,7 +90,9 @@ class MeasureStudent(ShardOp):
 
     def identity(self, stage: StageConfig, pipeline: Pipeline) -> dict[str, Any]:
         model = _model(stage, pipeline)
-        return {"student": {**model.identity(Where(root=pipeline.project.root)), "reasoning": model.reasoning}}
+        where = Where(root=pipeline.project.root)
+        student = {**model.identity(where), "reasoning": model.reasoning}
+        return {"student": student, "scores": model.scores_key(where)}
 
     def measures(self, stage: StageConfig, pipeline: Pipeline) -> frozenset[str]:
         params = _params(stage)

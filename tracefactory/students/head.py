@@ -30,10 +30,11 @@ class ScoringHead:
         self._bias = None if layer.bias is None else layer.bias.float()
         self._chunk = chunk
 
-    def score(self, hidden: Any, targets: Any) -> tuple[Any, Any, Any]:
-        """Score `targets` [n] from the hidden states [n, d] before them: log-probabilities, ranks, entropies, each [n].
+    def score(self, hidden: Any, targets: Any) -> tuple[Any, Any, Any, Any]:
+        """Score `targets` [n] from the hidden states [n, d] before them.
 
-        The results stay on the device, in float32 and int32, so that chunks do not wait for each other.
+        Returns log-probabilities, ranks, entropies and the likeliest words, each [n]. They stay on the device, in
+        float32 and int32, so that chunks do not wait for each other.
         """
         rows = min(self._chunk, len(hidden))
         shape = (rows, self._weight.shape[0])
@@ -45,23 +46,23 @@ class ScoringHead:
                 self._score_chunk(states.float(), wanted, logits[: len(states)], work[: len(states)])
                 for states, wanted in zip(hidden.split(self._chunk), targets.split(self._chunk), strict=True)
             ]
-            logprobs, ranks, entropies = zip(*parts, strict=True)
-            return torch.cat(logprobs), torch.cat(ranks), torch.cat(entropies)
+            logprobs, ranks, entropies, likeliest = zip(*parts, strict=True)
+            return torch.cat(logprobs), torch.cat(ranks), torch.cat(entropies), torch.cat(likeliest)
 
-    def _score_chunk(self, states: Any, wanted: Any, logits: Any, work: Any) -> tuple[Any, Any, Any]:
+    def _score_chunk(self, states: Any, wanted: Any, logits: Any, work: Any) -> tuple[Any, Any, Any, Any]:
         torch.mm(states, self._weight.T, out=logits)
         if self._bias is not None:
             logits += self._bias
         target = logits.gather(1, wanted[:, None])
         # ones and zeros in float32 add up exactly to 2^24 words, and faster than booleans
         ranks = torch.gt(logits, target, out=work).sum(dim=1).int() + 1
-        top = logits.amax(dim=1, keepdim=True)
+        top, likeliest = logits.max(dim=1, keepdim=True)
         logits -= top
         total = torch.exp(logits, out=work).sum(dim=1)
         log_total = total.log()
         # H = log Z - sum(e^l * l) / Z for logits l shifted by their maximum
         entropies = log_total - work.mul_(logits).sum(dim=1) / total
-        return (target - top)[:, 0] - log_total, ranks, entropies
+        return (target - top)[:, 0] - log_total, ranks, entropies, likeliest[:, 0].int()
 
 
 def peak_bytes(chunk: int, vocab: int) -> int:
@@ -69,7 +70,7 @@ def peak_bytes(chunk: int, vocab: int) -> int:
     return 8 * chunk * vocab
 
 
-def to_host(logprobs: Any, ranks: Any, entropies: Any) -> tuple[Floats, Ints, Floats]:
+def to_host(logprobs: Any, ranks: Any, entropies: Any, likeliest: Any) -> tuple[Floats, Ints, Floats, Ints]:
     """Copy scores to the host.
 
     Raises:
@@ -81,4 +82,5 @@ def to_host(logprobs: Any, ranks: Any, entropies: Any) -> tuple[Floats, Ints, Fl
         logprobs.cpu().numpy().astype(np.float32, copy=False),
         ranks.cpu().numpy().astype(np.int32, copy=False),
         entropies.cpu().numpy().astype(np.float32, copy=False),
+        likeliest.cpu().numpy().astype(np.int32, copy=False),
     )

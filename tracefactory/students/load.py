@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
+from transformers.utils import logging
 
 from tracefactory.errors import UserError
 from tracefactory.students.spec import StudentSpec, existing, local_path
@@ -36,7 +39,7 @@ def load_model(spec: StudentSpec) -> Any:
     """
     model = _pretrained(AutoModelForCausalLM, spec.model, spec.revision, dtype=getattr(torch, spec.dtype))
     if getattr(model, "hf_quantizer", None) is not None and spec.model.endswith(".gguf"):
-        # The weights are plain tensors by now; with the markers in place transformers would refuse to save or cast them.
+        # The weights are plain tensors by now; with the markers transformers would refuse to save or cast them.
         model.hf_quantizer = None
         model.is_quantized = False
         del model.config.quantization_config
@@ -60,6 +63,22 @@ def _pretrained(factory: Any, name: str, revision: str | None, **options: Any) -
     else:
         source = str(path)
     try:
-        return factory.from_pretrained(source, **options)
+        with _without_bars():
+            return factory.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the student {name}: {error}") from error
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep progress bars off stderr, where they would break into a run's own display."""
+    shown, bar = logging.is_progress_bar_enabled(), modeling_gguf_pytorch_utils.tqdm
+    logging.disable_progress_bar()
+    # The bar of a GGUF file is tqdm's own, which asks no switch of transformers.
+    modeling_gguf_pytorch_utils.tqdm = lambda items, **_: items
+    try:
+        yield
+    finally:
+        modeling_gguf_pytorch_utils.tqdm = bar
+        if shown:
+            logging.enable_progress_bar()

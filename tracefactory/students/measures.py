@@ -62,11 +62,14 @@ def trace_measures(scores: TokenScores, params: MeasureParams | None = None) -> 
 
 def measure_names(params: MeasureParams, *, entropies: bool) -> tuple[str, ...]:
     """Return the names of all measures that `trace_measures` returns with these parameters."""
-    known = 0.0 if entropies else math.nan
+    ones, known = np.ones(1, np.int32), np.full(1, 0.0 if entropies else math.nan, np.float32)
     one = TokenScores(
-        **{name: np.ones(1, np.int32) for name in ("token_ids", "starts", "ends", "ranks")},
+        token_ids=ones,
+        starts=ones,
+        ends=ones,
+        ranks=ones,
         logprobs=np.zeros(1, np.float32),
-        entropies=np.full(1, known, np.float32),
+        entropies=known,
         body_start=0,
     )
     return tuple(trace_measures(one, params))

