@@ -187,12 +187,16 @@ class Worker:
         live["cost"] += cost
         return record
 
-    def client(self, model_name: str) -> ChatClient:
-        """Return the one client of a model; its endpoint starts with the first request."""
-        if model_name not in self._clients:
-            spec, where = self.pipeline.models[model_name], self.where
-            self._clients[model_name] = ChatClient.connect(spec, self.setup.log_dir / model_name, where)
-        return self._clients[model_name]
+    def client(self, model_name: str, served_as: tuple[str, ModelSpec] | None = None) -> ChatClient:
+        """Return the one client of a model; its endpoint starts with the first request.
+
+        `served_as` (what for, and how) gives a client of its own to a model that is served otherwise than declared.
+        """
+        name = model_name if served_as is None else f"{model_name}-{served_as[0]}"
+        if name not in self._clients:
+            spec = self.pipeline.models[model_name] if served_as is None else served_as[1]
+            self._clients[name] = ChatClient.connect(spec, self.setup.log_dir / name, self.where)
+        return self._clients[name]
 
     def keep(self, name: str, make: Callable[[], Kept]) -> Kept:
         """Return what is filed under `name`: made when it is first asked for, and closed with the worker."""

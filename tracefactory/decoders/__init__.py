@@ -1,8 +1,8 @@
 """Traces that a teacher and a student write together. Importing this package files every decoder in `DECODERS`.
 
-A decoder says who writes next (`decoder.py`). Two engines write by it, and give the same tokens: `engine.py`, many
-traces at once with both models in this process (`pair.py` answers requests with it), and `served.py`, with both behind
-vLLM servers.
+A decoder says who writes next (`decoder.py`). Three engines write by it, and give the same tokens: `engine.py`, many
+traces at once with both models in this process (`pair.py` answers requests with it); `served.py`, with both behind vLLM
+servers; and `fused.py`, with both in one vLLM server that runs a plugin.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from tracefactory.models.base import ChatRequest, ModelSpec
 from tracefactory.models.openai_api import OpenAISpec
 from tracefactory.models.transformers import TransformersSpec
 from tracefactory.models.vllm import VLLMSpec
+from tracefactory.models.vllm_drafting import DraftingSpec, FusedSpec
 
 if TYPE_CHECKING:
+    from tracefactory.models.client import ChatClient
     from tracefactory.worker import Worker
 
 __all__ = [
     "DECODERS",
     "Decoder",
     "Writers",
+    "check_one_server",
     "check_pair",
     "foreal",
     "open_pair",
@@ -69,7 +72,16 @@ def check_pair(teacher: tuple[str, ModelSpec], student: tuple[str, ModelSpec]) -
     return mistakes
 
 
-def open_pair(teacher: str, student: str, worker: Worker) -> Writers:
+def check_one_server(teacher: tuple[str, ModelSpec], student: tuple[str, ModelSpec]) -> list[Mistake]:
+    """Return what keeps two models (name, spec) from decoding inside of one vLLM server."""
+    return [
+        Mistake(f"model {name!r} is `use: {spec.use}`; `servers: one` needs two models that are `use: vllm`")
+        for name, spec in dict((teacher, student)).items()
+        if not isinstance(spec, VLLMSpec)
+    ]
+
+
+def open_pair(teacher: str, student: str, worker: Worker, *, one_server: bool = False) -> Writers:
     """Return the two models of these names, ready to decode together; nothing is loaded or started yet.
 
     Raises:
@@ -83,12 +95,26 @@ def open_pair(teacher: str, student: str, worker: Worker) -> Writers:
 
             inside = (one.student(worker.where), other.student(worker.where))
             return Pair(*inside, one.concurrency, (teacher, student))
+        from tracefactory.decoders.fused import FusedPair
         from tracefactory.decoders.served import ServedPair, Side
     except ModuleNotFoundError as error:
         raise UserError(f"decoding together needs {error.name}: pip install 'tracefactory[student]'") from error
+    if one_server:
+        assert isinstance(one, VLLMSpec)
+        assert isinstance(other, VLLMSpec)
+        fused = FusedSpec.of(other, one, worker.where)
+        side = Side(student, worker.client(student, (f"with-{teacher}", fused)), other.student(worker.where))
+        return FusedPair(side, (teacher, one.student(worker.where)), fused.drafted)
     assert isinstance(one, VLLMSpec | OpenAISpec)
     assert isinstance(other, VLLMSpec | OpenAISpec)
     return ServedPair(
-        Side(teacher, worker.client(teacher), one.student(worker.where)),
+        Side(teacher, _drafting(teacher, one, worker), one.student(worker.where)),
         Side(student, worker.client(student), other.student(worker.where)),
     )
+
+
+def _drafting(name: str, spec: ModelSpec, worker: Worker) -> ChatClient:
+    """Return the client of a model that drafts: servers of our own know the noise that will decide."""
+    if isinstance(spec, VLLMSpec):
+        return worker.client(name, ("drafting", DraftingSpec.of(spec)))
+    return worker.client(name)

@@ -117,7 +117,7 @@ class ServedPair:
                     role: await asyncio.to_thread(load_tokenizer, side.tokenizer) for role, side in self.sides.items()
                 }
                 vocabulary = compare(tokenizers[Role.TEACHER], tokenizers[Role.STUDENT], (teacher.name, student.name))
-                limits = await asyncio.gather(*(_limit(side) for side in self.sides.values()))
+                limits = await asyncio.gather(*(server_limit(side) for side in self.sides.values()))
                 # models have rows of logits for no token, a few hundred at most
                 tokens = 2 * max(len(one) for one in tokenizers.values())
                 stops = await asyncio.to_thread(served_stops, student.tokenizer, tokenizers[Role.STUDENT])
@@ -273,7 +273,7 @@ class _Trace:
         return Noise(keys, len(self.run.tokens) + np.array(offsets, dtype=np.int64))
 
 
-async def _limit(side: Side) -> int:
+async def server_limit(side: Side) -> int:
     """Return how many tokens a server takes; a server that is no vLLM is the user's mistake."""
 
     def read(answer: Any) -> tuple[str, int | None]:

@@ -37,8 +37,9 @@ class ServerPlan(Frozen):
 
     `python` is the interpreter of vLLM's environment, `arguments` those of its API server less host and port, `model`
     the name it serves the model under; `environ` is added to the environment and may hold secrets. `gpus` is how many
-    GPUs the server gets. Times are seconds: `start_timeout_s` until it must answer, `hang_s` without any sign of life
-    until it counts as hung. `restarts` is how often a server that had been up is started again.
+    GPUs the server gets; `plugin` names one of `decoders.vllm_site` to run in it. Times are seconds: `start_timeout_s`
+    until it must answer, `hang_s` without any sign of life until it counts as hung. `restarts` is how often a server
+    that had been up is started again.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ServerPlan(Frozen):
     model: str
     environ: Mapping[str, str] = Field(default_factory=dict, repr=False)
     gpus: int = 0
+    plugin: str = ""
     start_timeout_s: float = 1800.0
     hang_s: float = 180.0
     restarts: int = 5
@@ -151,7 +153,7 @@ class Replica:
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         command = [sys.executable, "-m", "tracefactory.models.vllm_server"]
         command += ["--python", self.plan.python, "--host", self.host]
-        command += ["--arguments", json.dumps(self.plan.arguments)]
+        command += ["--arguments", json.dumps(self.plan.arguments), "--plugin", self.plan.plugin]
         self._child = child = await Child.spawn(
             self.plan.name, command, self.log_file, ready_timeout_s=_GUARD_READY_S, environ=self._environ
         )

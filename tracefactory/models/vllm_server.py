@@ -15,9 +15,12 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
+from tracefactory.decoders.vllm_site import write_site
 from tracefactory.processes import end_with_parent, kill_group, report_ready, signal_at_parents_death
 
 _MODULE = "vllm.entrypoints.openai.api_server"
@@ -35,6 +38,7 @@ def main() -> None:
     parser.add_argument("--python", required=True, help="the interpreter of the environment that holds vLLM")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--arguments", type=json.loads, required=True, help="a JSON list: arguments of the API server")
+    parser.add_argument("--plugin", default="", help="one of tracefactory.decoders.vllm_site, to run in vLLM")
     parser.add_argument("--ready-fd", type=int, required=True, help="the pipe to report port and process group on")
     options = parser.parse_args()
     between = os.getpid()
@@ -53,6 +57,11 @@ def _guard(options: argparse.Namespace, parent: int) -> None:
         signal.signal(one, _asked)
     reserved = reserve_port(options.host)
     port = reserved.getsockname()[1]
+    environ = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
+    site = tempfile.TemporaryDirectory(prefix="tracefactory-vllm-")
+    if options.plugin:
+        write_site(Path(site.name), options.plugin)
+        environ["PYTHONPATH"] = site.name
     command = [options.python, "-m", _MODULE, "--host", options.host, "--port", str(port), *options.arguments]
     # Started before there is a second thread here: preexec_fn is safe only then.
     vllm = subprocess.Popen(
@@ -60,7 +69,7 @@ def _guard(options: argparse.Namespace, parent: int) -> None:
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=signal_at_parents_death,  # noqa: PLW1509
-        env={name: value for name, value in os.environ.items() if name not in _FOREIGN},
+        env=environ,
     )
     try:
         end_with_parent(signal.SIGTERM)
@@ -72,6 +81,7 @@ def _guard(options: argparse.Namespace, parent: int) -> None:
         status = 0
     finally:
         _end(vllm)
+        site.cleanup()
     raise SystemExit(status if status >= 0 else 128 - status)
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, create_model
 
 from tracefactory.config import Pipeline, StageConfig
-from tracefactory.decoders import DECODERS, Decoder, check_pair, open_pair
+from tracefactory.decoders import DECODERS, Decoder, check_one_server, check_pair, open_pair
 from tracefactory.decoders.provenance import Decoded
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.errors import Mistake
@@ -45,6 +45,9 @@ class ReverseSpeculativeParams(DecodedParams, ReverseSpeculative):
     A run is accepted when it ended by itself, closed its thinking once (`thinking: closed`), has at most `max_fallback`
     of its tokens from the student, states an answer, and the answer is correct. Of a problem's accepted runs the one
     with the fewest tokens is kept (`keep: shortest`).
+
+    `servers: one` has two `use: vllm` models decode inside of one vLLM server, the teacher as the student's draft
+    model: the fastest form, for vLLM 0.32 alone, and for models of one vocabulary.
     """
 
     samples: int = Field(default=16, ge=1)
@@ -52,6 +55,7 @@ class ReverseSpeculativeParams(DecodedParams, ReverseSpeculative):
     max_fallback: float = Field(default=0.5, ge=0, le=1)
     thinking: Literal["closed", "any"] = "closed"
     keep: Literal["shortest", "all"] = "shortest"
+    servers: Literal["two", "one"] = "two"
 
 
 class SampleDecoded(SampleOp):
@@ -75,6 +79,7 @@ class SampleDecoded(SampleOp):
             "model": f"{self.decoder.name} {self.decoder.version}",
             "teacher": _identity(pipeline.models[params.teacher], where),
             "student": _identity(pipeline.models[params.student], where),
+            **({"servers": "one"} if _one_server(stage) else {}),
         }
 
     def sampling(self, stage: StageConfig, seed: int) -> dict[str, Any]:
@@ -91,11 +96,12 @@ class SampleDecoded(SampleOp):
         if not all(name in pipeline.models for name in named):
             return []  # configuration has said so
         teacher, student = ((name, pipeline.models[name]) for name in named)
-        return check_pair(teacher, student)
+        return check_one_server(teacher, student) if _one_server(stage) else check_pair(teacher, student)
 
     def client(self, stage: StageConfig, worker: Worker) -> Completer:
         names = (_params(stage).teacher, _params(stage).student)
-        return worker.keep(f"pair {names}", lambda: open_pair(*names, worker))
+        one = _one_server(stage)
+        return worker.keep(f"pair {names} {one}", lambda: open_pair(*names, worker, one_server=one))
 
     def fields(self, stage: StageConfig, completion: Completion) -> dict[str, Any]:
         """Return the measures of a decoded trace: who wrote how much, and how often the thinking was closed."""
@@ -206,6 +212,10 @@ def _counted(runs: Sequence[Trace], kept: Sequence[Trace], stage: StageConfig) -
         numbers[f"student_tokens_of_{name}"] = float(student)
         numbers[f"tokens_of_{name}"] = float(sum(trace.completion_tokens for trace in traces))
     return numbers
+
+
+def _one_server(stage: StageConfig) -> bool:
+    return isinstance(stage.params, ReverseSpeculativeParams) and stage.params.servers == "one"
 
 
 def _identity(spec: ModelSpec, where: Where) -> dict[str, Any]:
