@@ -4,7 +4,7 @@ from tracefactory.steps.classify import classify, classify_all
 from tracefactory.steps.model import Granularity, Step, StepKind
 from tracefactory.steps.segment import segment
 
-VERSION = "2"
+VERSION = "3"
 """Goes up when some text is cut or typed otherwise than before: part of the key of every stage that works on steps."""
 
 __all__ = ["VERSION", "Granularity", "Step", "StepKind", "classify", "classify_all", "segment"]

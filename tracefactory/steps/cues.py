@@ -38,6 +38,11 @@ CHECK = (
         r"|the (?:answer|result|calculations?))\b"
     ),
     r"be (?:sure|safe|certain|thorough)",
+    r"(?:i|we) (?:then |now |also |should )*(?:check|verify|confirm) (?:that|this|it|my|our|the (?:answer|result))\b",
+    (
+        r"(?:this|that|which|it|everything) (?:also |indeed )?(?:confirms|verifies|checks out|agrees with|matches"
+        r"|is consistent with|gives the same (?:answer|result|value))\b"
+    ),
     "verification",
     "checking",
     r"(?:check|make sure)\s*(?:[:.,!—-]|\Z)",
@@ -170,8 +175,9 @@ ANSWER = (
     r"\bfinal (?:answer|result)\b(?! (?:should|must|needs to) be (?:in|given|written|put))",
     r"^[\s*_#>]*(?:the )?answer[\s*_]*[:：]",
     (
-        r"\b(?:the|our|my|correct) (?:correct |final )?answer (?:is|comes|to (?:the"
+        r"\b(?:the|our|my|correct) (?:\w+ )?answer (?:is|comes|to (?:the"
         r"|this|your)|should be|must be|would be|will be|becomes|equals|:|=)"
+        r"(?! (?:in (?:the )?form|of the form|something|expressed|given|written|based|either|an? (?:integer|number)\b))"
     ),
     r"^[\s*_#>]*(?:in conclusion|to conclude|in summary|to summari[sz]e|conclusion|summary|to sum up)\b",
     r"\bthe conclusion (?:is|would be|must be)\b",
