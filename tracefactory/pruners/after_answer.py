@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from tracefactory.pruners.answers import Evidence, Stated, ending, first_stated
+from tracefactory.pruners.answers import Evidence, Stated, ending, stated_answers
 from tracefactory.pruners.base import PRUNERS, PruneItem, Pruner, PruneResult, Tools, keep, parent
 from tracefactory.schema import Thinking
 
 
 @PRUNERS.register("after_answer")
 class AfterAnswer(Pruner):
-    """`evidence` says what states an answer: see `first_stated`."""
+    """`evidence` says what states an answer: see `stated_answers`."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"verify"})
 
@@ -24,8 +24,8 @@ class AfterAnswer(Pruner):
 
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
         """Find the answers of all traces with one call of the verifier, then cut."""
-        found = await first_stated(items, tools.verify, self.evidence)
-        return [_cut(item, stated) for item, stated in zip(items, found, strict=True)]
+        found = await stated_answers(items, tools.verify, self.evidence)
+        return [_cut(item, stated[0] if stated else None) for item, stated in zip(items, found, strict=True)]
 
 
 def _cut(item: PruneItem, stated: Stated | None) -> PruneResult:

@@ -1,4 +1,4 @@
-"""Where a reasoning first states the verified answer."""
+"""Where a reasoning states the verified answer."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _RESULT = re.compile(
 
 @dataclass(frozen=True)
 class Stated:
-    """The first step that states the verified answer, and the answer as it stands there."""
+    """A step that states the verified answer, and the answer as it stands there."""
 
     step: int
     answer: str
 
 
-async def first_stated(items: Sequence[PruneItem], verify: Verify, evidence: Evidence) -> list[Stated | None]:
-    """Find, for every trace, the first step that states the answer its problem's verifier accepts.
+async def stated_answers(items: Sequence[PruneItem], verify: Verify, evidence: Evidence) -> list[list[Stated]]:
+    """Find, for every trace, the steps that state the answer its problem's verifier accepts, in order.
 
     A statement says that it is the answer ("the answer is", a box, 答案是); with `result`, what a "so ..." sentence
     arrives at counts too, which finds answers earlier and takes an intermediate value for one where they are equal.
@@ -49,10 +49,10 @@ async def first_stated(items: Sequence[PruneItem], verify: Verify, evidence: Evi
         wanted.update({(item.trace.problem_id, text): (item.trace.problem, text) for _, text in stated})
     answers = await verify(list(wanted.values())) if wanted else []
     verdicts = dict(zip(wanted, answers, strict=True))
-    found: list[Stated | None] = []
+    found: list[list[Stated]] = []
     for item, stated in zip(items, places, strict=True):
-        right = ((step, verdicts[item.trace.problem_id, text]) for step, text in stated)
-        found.append(next((Stated(step, verdict.extracted or "") for step, verdict in right if correct(verdict)), None))
+        told = [(step, verdicts[item.trace.problem_id, text]) for step, text in stated]
+        found.append([Stated(step, verdict.extracted or "") for step, verdict in told if correct(verdict)])
     return found
 
 

@@ -2,8 +2,9 @@
 
 Source: Prune-on-Logic (arXiv 2505.14582): losing verification steps shortens traces and helps, losing core reasoning
 hurts. A check is the step that announces it and the steps that carry it out. A check that fails, or that makes the
-trace doubt, is part of the way to the answer and stays. So does every step of a trace that never closed its thinking:
-its last check has no end (`after_answer` is for those).
+trace doubt, is part of the way to the answer and stays, unless the doubt settles and the trace states the same answer
+again: then all of it changed nothing. Every step of a trace that never closed its thinking stays too: its last check
+has no end (`after_answer` is for those).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from tracefactory.pruners.answers import Evidence, Stated, ending, first_stated
+from tracefactory.pruners.answers import Evidence, Stated, ending, stated_answers, statements
 from tracefactory.pruners.base import PRUNERS, PruneItem, Pruner, PruneResult, Tools, keep, parent
 from tracefactory.schema import Thinking
 from tracefactory.steps import StepKind
@@ -24,38 +25,42 @@ _DOUBTS = (StepKind.REFLECTION, StepKind.RESTART)
 
 @PRUNERS.register("verification_steps")
 class VerificationSteps(Pruner):
-    """`evidence` says what states an answer: see `first_stated`."""
+    """`evidence` says what states an answer: see `stated_answers`."""
 
+    version: ClassVar[str] = "2"
     needs: ClassVar[frozenset[str]] = frozenset({"verify"})
 
     evidence: Evidence = "explicit"
 
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
         """Find the answers of all traces with one call of the verifier, then drop the checks after them."""
-        found = await first_stated(items, tools.verify, self.evidence)
+        found = await stated_answers(items, tools.verify, self.evidence)
         return [_drop(item, stated) for item, stated in zip(items, found, strict=True)]
 
 
-def _drop(item: PruneItem, stated: Stated | None) -> PruneResult:
+def _drop(item: PruneItem, stated: Sequence[Stated]) -> PruneResult:
     if not item.steps:
         return parent(item, "no_reasoning")
     if item.trace.thinking is Thinking.OPEN:
         return parent(item, "thinking_not_closed")
-    if stated is None:
+    if not stated:
         return parent(item, "answer_not_stated")
-    checks = set(checks_after(item, stated.step))
+    checks = set(checks_after(item, [one.step for one in stated]))
     if not checks:
         return parent(item, "no_checks_after_answer")
     kept = [step.index for step in item.steps if step.index not in checks]
-    return keep(item, kept, ending(item, stated))
+    return keep(item, kept, ending(item, stated[0]))
 
 
-def checks_after(item: PruneItem, answered: int) -> list[int]:
-    """Return the steps after step `answered` that belong to checks which found nothing wrong.
+def checks_after(item: PruneItem, stated: Sequence[int]) -> list[int]:
+    """Return the steps after the first of `stated` that belong to checks which found nothing wrong.
 
-    A short doubt right above a check is what the check answers, and goes with it.
+    `stated` are the steps that state the verified answer: a doubt that comes of a check goes with it if one of them
+    follows, unless another way was begun in between or a mistake was found. A check that ends in another answer found
+    something. A short doubt right above a check is what the check answers, and goes with it.
     """
     found: list[int] = []
+    answered = stated[0]
     index = answered + 1
     while index < len(item.steps):
         if item.steps[index].kind is not StepKind.VERIFICATION:
@@ -65,7 +70,11 @@ def checks_after(item: PruneItem, answered: int) -> list[int]:
         while end < len(item.steps) and item.steps[end].kind in _BODY:
             end += 1
         doubted = end < len(item.steps) and item.steps[end].kind in _DOUBTS
-        if not doubted and not FAILS.search(item.join(range(index, end))):
+        again = next((step for step in stated if step > end), None)
+        if doubted and again is not None and not any(one.kind is StepKind.RESTART for one in item.steps[end:again]):
+            end, doubted = again, False
+        other = end < len(item.steps) and end not in stated and statements(item.step(end), "explicit")
+        if not (doubted or other) and not FAILS.search(item.join(range(index, end))):
             while index - 1 > answered and _leads_up(item, index - 1):
                 index -= 1
             found.extend(range(index, end))

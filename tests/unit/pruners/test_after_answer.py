@@ -125,6 +125,26 @@ async def test_a_check_that_fails_or_brings_doubt_stays(lab: SimpleNamespace, re
     assert result.reason == "no_checks_after_answer"
 
 
+@pytest.mark.parametrize(
+    ("doubt", "kept"),
+    [
+        ("Wait, did I take all 6 rows?\n\nThey are 6 rows of 7.", (0, 1, 5)),
+        ("Hmm, but there may be 8 rows.\n\nThey are 6 rows of 7.", (0, 1, 5)),
+        ("Wait, I found a mistake in the rows.\n\nThey are 6 rows of 7.", (0, 1, 2, 3, 4, 5)),
+        ("Alternatively, add sevens.\n\n7 + 7 = 14 and so on.", (0, 1, 2, 3, 4, 5)),
+    ],
+)
+async def test_a_check_whose_doubt_settles_on_the_same_answer_goes_with_the_doubt(
+    lab: SimpleNamespace, doubt: str, kept: tuple[int, ...]
+) -> None:
+    text = f"6 * 7 = 42.\n\nSo the answer is 42.\n\nLet me verify: 42 / 7 = 6.\n\n{doubt}\n\nSo the answer is 42."
+    (result,) = await checks(lab, lab.trace(text))
+    assert result.kept == kept
+    assert (result.reason is None) == (len(kept) == 3)
+    (result,) = await checks(lab, lab.trace(text.removesuffix("So the answer is 42.") + "So the answer is 41."))
+    assert result.reason == "no_checks_after_answer"
+
+
 async def test_other_work_after_the_answer_is_not_a_check(lab: SimpleNamespace) -> None:
     text = "The answer is 42.\n\nAlternatively, count: 7, 14.\n\nLet me verify: 42 / 7 = 6.\n\nSo the answer is 42."
     (result,) = await checks(lab, lab.trace(text))
