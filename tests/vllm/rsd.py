@@ -37,21 +37,21 @@ def fields(model: Path | str, **engine: Any) -> dict[str, Any]:
     return {**FIELDS, "model": str(model), "environ": environ, "engine_args": arguments}
 
 
-def save_student(teacher: str, folder: Path) -> Path:
+def save_student(teacher: str, folder: Path, noise: float = NOISE) -> Path:
     """Save a copy of the checkpoint with noise on its weights."""
     model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
     torch.manual_seed(5)
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() > 1:
-                weight.add_(NOISE * weight.std() * torch.randn_like(weight))
+                weight.add_(noise * weight.std() * torch.randn_like(weight))
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(teacher).save_pretrained(folder)
     return folder
 
 
-def asked(count: int, tokens: int, decoder: str = "reverse_speculative", **changed: Any) -> list[ChatRequest]:
-    params = {**DECODERS.get(decoder)().model_dump(mode="json"), **changed, "decoder": decoder, "max_tokens": tokens}
+def asked(count: int, most: int, decoder: str = "reverse_speculative", **changed: Any) -> list[ChatRequest]:
+    params = {**DECODERS.get(decoder)().model_dump(mode="json"), **changed, "decoder": decoder, "max_tokens": most}
     return [
         ChatRequest(
             model_identity={},

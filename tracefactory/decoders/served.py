@@ -137,9 +137,11 @@ class _Trace:
         turn = run.script.decoder.turn(run.written)
         pace = self.pair.paces[turn.writer, turn.rule is not None]
         length = min(pace.length(), run.script.max_tokens - len(run.tokens))
-        started = time.perf_counter()
-        drafted = await self._draft(turn.writer, length)
-        pace.drafted(length, time.perf_counter() - started)
+        if turn.rule is not None and length == 1:  # nothing of the draft is needed to score the next place
+            drafted, scored = await asyncio.gather(self._draft(turn.writer, 1, pace), self._score([]))
+            await self._settle(turn, drafted, scored, pace)
+            return
+        drafted = await self._draft(turn.writer, length, pace)
         if turn.rule is None:
             for offset, place in enumerate(drafted):
                 token = await self._drawn(turn.writer, place)
@@ -147,16 +149,16 @@ class _Trace:
                 if not self._write(turn, token, draw, {turn.writer: place}, pace, last=offset + 1 == len(drafted)):
                     return
         else:
-            await self._settle(turn, drafted, pace)
+            likely = self._pools(Role.TEACHER, drafted)[0].draw(self._noise(range(len(drafted))), TEACHER)
+            held = next((i for i, place in enumerate(drafted) if place.guess != likely[i]), len(drafted) - 1)
+            drafted = drafted[: held + 1]  # behind it the draft goes on from a token that cannot be
+            started = time.perf_counter()
+            scored = await self._score([place.guess for place in drafted[:-1]])
+            pace.scored(time.perf_counter() - started)
+            await self._settle(turn, drafted, scored, pace)
 
-    async def _settle(self, turn: Turn, drafted: Sequence[_Place], pace: ServedPace) -> None:
-        """Let the student score the draft as far as it can hold, and decide by the rule."""
-        likely = self._pools(Role.TEACHER, drafted)[0].draw(self._noise(range(len(drafted))), TEACHER)
-        held = next((i for i, place in enumerate(drafted) if place.guess != likely[i]), len(drafted) - 1)
-        drafted = drafted[: held + 1]
-        started = time.perf_counter()
-        scored = await self._score([place.guess for place in drafted[:-1]])
-        pace.scored(time.perf_counter() - started)
+    async def _settle(self, turn: Turn, drafted: Sequence[_Place], scored: Sequence[_Place], pace: ServedPace) -> None:
+        """Decide the places of a draft by the rule, up to the first token that is not the guess."""
         decided = self._decided(turn, drafted, scored)
         for offset, (teacher, student) in enumerate(zip(drafted, scored, strict=True)):
             found = {Role.TEACHER: teacher, Role.STUDENT: student}
@@ -207,8 +209,9 @@ class _Trace:
                 raise RequestFailed("no_common_token", message, attempts=1, retryable=False)
         return least
 
-    async def _draft(self, role: Role, length: int) -> list[_Place]:
+    async def _draft(self, role: Role, length: int, pace: ServedPace) -> list[_Place]:
         """Let a server go on with up to `length` tokens."""
+        started = time.perf_counter()
         stream = TEACHER if role is Role.TEACHER else STUDENT
         sampling = self.run.script.decoder.sampling(role)
         drawn = await self.pair.tokens[role].draw(
@@ -233,6 +236,7 @@ class _Trace:
                 },
             },
         )
+        pace.drafted(length, time.perf_counter() - started)
         return [_Place(row.likeliest, row.token_id) for row in drawn.rows]
 
     async def _score(self, guesses: Sequence[int]) -> list[_Place]:
