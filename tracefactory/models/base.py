@@ -219,9 +219,9 @@ class ChatRequest(Frozen):
 class Completion(Frozen):
     """One answer of a server, with everything it said about it. All text is valid UTF-8.
 
-    `reasoning` is the server's separate reasoning field, None when it sent none; `logprobs` is the JSON of the token
-    log-probabilities, if asked for; `created` is Unix time at arrival; `seconds` is the wall time of the attempt that
-    succeeded and `attempts` how many were made.
+    `reasoning` is the server's separate reasoning field, None when it sent none; `logprobs` are those of the sampled
+    tokens, if asked for (see `models.logprobs.packed`); `created` is Unix time at arrival; `seconds` is the wall time
+    of the attempt that succeeded and `attempts` how many were made.
     """
 
     content: str

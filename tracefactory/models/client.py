@@ -23,6 +23,7 @@ import openai
 from pydantic import SecretStr
 
 from tracefactory.models.base import ChatRequest, Completion, Endpoint, ModelSpec, RequestFailed, Where, endpoint_for
+from tracefactory.models.logprobs import packed
 
 _CONNECT_S = 30.0  # to open a connection; the rest of `timeout_s` is the server's to think
 _BACKOFF_CAP_S = 60.0
@@ -250,7 +251,7 @@ def _read(request: ChatRequest, answer: Any, echoed: bool, attempt: int, seconds
         cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
         served_model=clean(answer.get("model") or ""),
         system_fingerprint=clean(answer.get("system_fingerprint") or ""),
-        logprobs=None if logprobs is None else clean(json.dumps(logprobs, ensure_ascii=False)),
+        logprobs=None if logprobs is None else packed(logprobs),
         created=time.time(),
         seconds=seconds,
         attempts=attempt,

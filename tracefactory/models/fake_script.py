@@ -87,6 +87,20 @@ class Answer:
     completion_tokens: int
 
 
+def logprobs(said: Answer) -> list[dict[str, Any]]:
+    """Return the log-probability of every token of an answer, as the protocol has it: the same for the same text.
+
+    A separate reasoning comes first, between the tags that a server's parser takes off.
+    """
+    apart = said.message.get("reasoning_content") or said.message.get("reasoning")
+    texts = ["<think>\n", *pieces(apart), "\n</think>\n\n"] if apart else []
+    texts += pieces(said.message.get("content") or "")
+    return [
+        {"token": text, "bytes": list(text.encode()), "logprob": -3.0 * chance("p", place, text), "top_logprobs": []}
+        for place, text in enumerate(texts)
+    ]
+
+
 def chance(*parts: Any) -> float:
     """Return a number in [0, 1) that looks random and is always the same for the same JSON data."""
     return int(digest(list(parts))[:13], 16) / 16.0**13
@@ -100,7 +114,7 @@ def pieces(text: str) -> list[str]:
 def answer(body: Mapping[str, Any], script: FakeScript) -> Answer:
     """Return the answer to a chat request body."""
     messages: Sequence[Mapping[str, Any]] = body["messages"]
-    key = digest({"seed": script.seed, "body": {name: value for name, value in body.items() if name != "model"}})
+    key = digest({"seed": script.seed, "body": {name: body[name] for name in body if name not in _NOT_DECIDING}})
     prompt_tokens = sum(len(pieces(str(message.get("content") or ""))) for message in messages)
     if chance("refuse", key) < script.rate_refuse:
         return Answer({"content": None, "refusal": "I cannot help with that."}, "stop", prompt_tokens, 7)
@@ -135,6 +149,7 @@ def _write(messages: Sequence[Mapping[str, Any]], key: str, script: FakeScript) 
     return "", f"{subject[:1].upper()}{subject[1:]} is {said}. The answer is \\boxed{{{said}}}."
 
 
+_NOT_DECIDING = frozenset({"model", "logprobs", "top_logprobs"})
 _BRIEF = re.compile(
     r"\b(brief(ly)?|short(ly)?|concise(ly)?|direct(ly)?|at once|only the (final )?answer|one line)\b", re.IGNORECASE
 )

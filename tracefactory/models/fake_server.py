@@ -26,7 +26,7 @@ from typing import Any
 from aiohttp import web
 
 from tracefactory.fingerprint import digest
-from tracefactory.models.fake_script import Answer, FakeScript, answer, chance
+from tracefactory.models.fake_script import Answer, FakeScript, answer, chance, logprobs
 from tracefactory.processes import end_with_parent, report_ready
 
 
@@ -168,7 +168,12 @@ def _chat_body(key: str, body: dict[str, Any], said: Answer) -> dict[str, Any]:
         "model": body.get("model", "fake"),
         "system_fingerprint": "fake",
         "choices": [
-            {"index": 0, "message": {"role": "assistant", **said.message}, "finish_reason": said.finish_reason}
+            {
+                "index": 0,
+                "message": {"role": "assistant", **said.message},
+                "finish_reason": said.finish_reason,
+                "logprobs": {"content": logprobs(said)} if body.get("logprobs") else None,
+            }
         ],
         "usage": {
             "prompt_tokens": said.prompt_tokens,

