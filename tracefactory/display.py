@@ -96,13 +96,16 @@ def _state(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:
         return "waits"
     if run.notice:
         return run.notice
-    left = _time_left(run, live, flow)
+    left = time_left(run, live, flow)
     shards = f"{run.finished}/{len(run.done)} shards" if run.done else "runs"
     return f"{shards}, {left}" if left else shards
 
 
-def _time_left(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:
-    """Estimate from the requests of this stage; empty where there is nothing to go by."""
+def time_left(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:
+    """Return the requests in flight and the time left, from what this stage's requests took so far.
+
+    At most that time where the answers decide what is asked next; empty where there is nothing to go by.
+    """
     inputs = [flow.stages[source] for source in run.stage.inputs]
     paid, done = live.get("requests", 0), live.get("done", 0)
     if not paid or run.started is None or not all(one.record.done() and not one.record.exception() for one in inputs):
