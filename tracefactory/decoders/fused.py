@@ -59,6 +59,8 @@ class FusedPair:
             if row.rank == NO_DRAFT:
                 raise RequestFailed("preempted", "the server put the trace aside", attempts=1, retryable=True)
             _write(run, row, stops)
+        if not run.finish:
+            raise RequestFailed("bad_response", "the server stopped before the trace ended", attempts=1, retryable=True)
         names = f"{self.teacher[0]} with {self.side.name}"
         return Decoded.of(run, f"{names}, {vocabulary.kind} vocabularies, one engine", started)
 

@@ -22,6 +22,7 @@ from tracefactory.models.client import ChatClient
 
 _PATH = "/inference/v1/generate"
 _CACHED_TRIES = 3
+_WHOLE = frozenset({"stop", "length"})  # a server that ends gives up what it was at, and answers so far as it came
 
 Ids = Sequence[int]
 Likeliest = tuple[tuple[int, float], ...]
@@ -199,6 +200,8 @@ def _asked_for(likeliest: int) -> int:
 
 def _drawn(answer: Any, likeliest: int) -> Drawn:
     choice, usage = answer["choices"][0], answer["usage"]
+    if choice["finish_reason"] not in _WHOLE:
+        raise ValueError(f"the server gave up (finish_reason {choice['finish_reason']})")
     rows: list[TokenRow] = []
     for one in choice["logprobs"]["content"]:
         ranked = sorted((int(top["rank"]), top["token_id"], top["logprob"]) for top in one["top_logprobs"])

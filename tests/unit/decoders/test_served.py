@@ -183,6 +183,13 @@ async def test_a_failed_server_fails_the_trace_and_not_its_siblings(folders: tup
         await pair.complete(asked(1, tokens=600)[0])
 
 
+async def test_half_an_answer_of_a_server_that_ends_is_no_draft(folders: tuple[Path, Path]) -> None:
+    pair = served(folders)
+    pair.sides[Role.TEACHER].client.finish = "abort"  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="gave up"):  # the client makes of it an attempt that failed
+        await pair.complete(asked(1)[0])
+
+
 async def test_a_server_that_is_no_vllm_is_the_users_mistake(folders: tuple[Path, Path]) -> None:
     pair = served(folders)
     pair.sides[Role.TEACHER].client.owner = "llamacpp"  # type: ignore[attr-defined]

@@ -24,7 +24,7 @@ class TokenServer:
     def __init__(self, model: Any, choose: Choose = greedy, *, most: int = 1024, positions: int = 512) -> None:
         self.model, self.choose, self.most, self.positions = model, choose, most, positions
         self.spec = SimpleNamespace(model="m")
-        self.owner = "vllm"
+        self.owner, self.finish = "vllm", "length"
         self.requests: list[Mapping[str, Any]] = []
         self.failures: list[RequestFailed] = []
 
@@ -59,7 +59,7 @@ class TokenServer:
             drawn = self.model(input_ids=torch.tensor([sequence])).logits[0, -1].double()
         drawn_ids = sequence[len(tokens) :]
         usage = {"prompt_tokens": len(tokens), "prompt_tokens_details": {"cached_tokens": 0}}
-        choice = {"logprobs": {"content": content}, "token_ids": drawn_ids, "finish_reason": "length"}
+        choice = {"logprobs": {"content": content}, "token_ids": drawn_ids, "finish_reason": self.finish}
         return {"choices": [choice], "usage": usage, "prompt_logprobs": prompt}
 
     @staticmethod
