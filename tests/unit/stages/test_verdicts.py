@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+
+import pytest
 
 from tests.unit.stages.conftest import RunStages
+from tracefactory.config import load_pipeline
+from tracefactory.plan import make_plan
 from tracefactory.schema import Outcome
 from tracefactory.verifiers.passrate import wilson
 
@@ -56,6 +61,23 @@ async def test_a_judge_decides_what_rules_leave_open_and_no_more(run_stages: Run
             assert verdict == rules
     texts = {trace.problem_id + trace.answer_text for trace in made.traces("checked")}
     assert made.paid() == 10 + 2 * min(len(undecided), len(texts))  # a majority of three stops after two votes
+
+
+async def test_a_plan_bounds_the_votes_of_a_judge(run_stages: RunStages, tmp_path: Path) -> None:
+    asked = problems(("Who wrote Faust?", "Johann Wolfgang von Goethe"), ("What is 2 + 3?", "5"))
+    checked = stages("  - {id: checked, verify: auto}\n")
+    more = "  judge: {use: fake, price_out: 2.0}\n"
+    made = await run_stages(checked, asked, teacher={}, more_models=more)
+    outcomes = [trace.verdict.outcome for trace in made.traces("checked") if trace.verdict]
+    file = tmp_path / "project" / "pipelines" / "t.yaml"
+    judged = "  - {id: judged, verify: judge, with: {model: judge, votes: 3, max_tokens: 10}}\n"
+    file.write_text(file.read_text().replace(checked, checked + judged))
+    for ask, answers in (("unverifiable", outcomes.count(Outcome.UNVERIFIABLE)), ("all", len(outcomes))):
+        loaded = load_pipeline(file, sets=[f"stages.judged.with.ask={ask}"])
+        (pay,) = [one.to_pay for one in make_plan(loaded, loaded.project.state_dir).stages if one.id == "judged"]
+        assert pay is not None
+        assert (pay.requests, pay.bound) == (3 * answers, True)
+        assert pay.cost_at_most == pytest.approx(3 * answers * 10 * 2.0 / 1e6)
 
 
 async def test_a_judge_asked_about_everything_reports_its_disagreement(run_stages: RunStages) -> None:
