@@ -12,8 +12,9 @@ teacher's logarithm as the log-probability of the likeliest token beside it. Req
 likeliest tokens of the student.
 
 It leans on vLLM's internals. `install` refuses any other version, and a server that cannot have run it is found out by
-the client, since the first token is not the one given. The code is loaded into vLLM's own environment, see
-`vllm_site.py`.
+the client, since the first token is not the one given. Beside what vLLM plans for, a step takes memory for the
+teacher's logits [requests, K, vocabulary] in float32 and for about three copies of the student's. The code is loaded
+into vLLM's own environment, see `vllm_site.py`.
 """
 
 from __future__ import annotations
@@ -64,21 +65,21 @@ NOBODY = Asked(0, 0, Sampling(temperature=0), Sampling(temperature=0), Acceptanc
 class Drafting:
     """What the target leaves to the draft model for one step: whose noise, and from which position on.
 
-    The draft model adds, per token drafted, its pools and log-probabilities of all requests.
+    The draft model adds, per token drafted, its pools and logits [requests, vocabulary] of all requests.
     """
 
     names: list[str]
     asked: list[Asked]
     positions: list[int]
     pools: list[Pools] = field(default_factory=list)
-    logprobs: list[Any] = field(default_factory=list)
+    logits: list[Any] = field(default_factory=list)
 
     def draw(self, logits: Any) -> Any:
         """Return the teacher's draws for the next position of every request, and keep what they were drawn from."""
         pools = pools_of(logits, [one.teacher for one in self.asked], allowed(self.asked, logits))
         drawn = pools.draw(noise(self.asked, self.positions, len(self.pools)), TEACHER)
         self.pools.append(pools)
-        self.logprobs.append(logits.log_softmax(dim=-1))
+        self.logits.append(logits)
         likeliest = logits.argmax(dim=-1)
         tokens = torch.from_numpy(np.maximum(drawn, 0)).to(logits.device)
         return torch.where(torch.from_numpy(drawn == NO_TOKEN).to(logits.device), likeliest, tokens)
@@ -94,21 +95,42 @@ class Settled:
     teacher: list[float]
 
 
-def settle(one: Asked, position: int, draft: Sequence[int], teacher: Pools, told: Any, logits: Any) -> Settled:
-    """Decide a request's draft by the rule, up to the first token that is not the drafted one.
+def settle(
+    asked: Sequence[Asked],
+    positions: Sequence[int],
+    drafts: Sequence[Sequence[int]],
+    before: Drafting,
+    rows: Sequence[int],
+    logits: Any,
+) -> list[Settled]:
+    """Decide the drafts of requests by the rule, each up to the first token that is not the drafted one.
 
-    `teacher` and `told` [K, vocabulary] are the draft model's pools and log-probabilities at the drafted places,
-    `logits` [K, vocabulary] the target's; `position` is that of the first place in the trace.
+    `positions` are those of the first drafted places in the traces, `rows` the requests' places in `before`, and
+    `logits` [sum of the drafts' lengths, vocabulary] the target's.
     """
-    places = len(draft)
-    student = pools_of(logits, [one.student] * places)
-    at = noise([one] * places, range(position, position + places), 0)
-    decided = decide([one.rule] * places, teacher, student, at)
-    kept = next((i for i, token in enumerate(draft) if decided.tokens[i] != token), places - 1) + 1
-    tokens, draws = decided.tokens[:kept].tolist(), decided.draws[:kept].tolist()
-    rows, chosen = list(range(kept)), torch.tensor(tokens)
-    ours = logits.log_softmax(dim=-1)[rows, chosen].tolist()
-    return Settled(tokens, draws, ours, told[rows, chosen].tolist())
+    each = [(request, offset) for request, draft in enumerate(drafts) for offset in range(len(draft))]
+    mine = [asked[request] for request, _ in each]
+    heard = np.array([offset * len(before.names) + rows[request] for request, offset in each])
+    teacher, student = Pools.join(before.pools)[heard], pools_of(logits, [one.student for one in mine])
+    at = noise(mine, [positions[request] + offset for request, offset in each], 0)
+    decided = decide([one.rule for one in mine], teacher, student, at)
+    chosen = torch.from_numpy(decided.tokens).to(logits.device)
+    ours = logits.gather(1, chosen[:, None])[:, 0].double().cpu().numpy() - student.totals
+    theirs = np.zeros(len(each))
+    for step, told in enumerate(before.logits):
+        here = np.array([place for place, (_, offset) in enumerate(each) if offset == step], dtype=np.int64)
+        if len(here):
+            lines = torch.tensor([rows[each[place][0]] for place in here], device=told.device)
+            theirs[here] = told[lines, chosen[torch.from_numpy(here)]].double().cpu().numpy()
+    theirs -= teacher.totals
+    found, start = [], 0
+    for draft in drafts:
+        tokens = decided.tokens[start : start + len(draft)].tolist()
+        kept = next((i for i, token in enumerate(tokens) if token != draft[i]), len(draft) - 1) + 1
+        part = slice(start, start + kept)
+        found.append(Settled(tokens[:kept], decided.draws[part].tolist(), ours[part].tolist(), theirs[part].tolist()))
+        start += len(draft)
+    return found
 
 
 def noise(asked: Sequence[Asked], positions: Sequence[int], offset: int) -> Noise:
@@ -129,30 +151,38 @@ def sample(runner: Any, logits: Any, metadata: Any) -> tuple[list[Settled], Draf
     """
     names = list(runner.input_batch.req_ids)
     counts = [0] * len(names) if metadata is None else list(metadata.num_draft_tokens)
-    targets = logits[:0] if metadata is None else logits[metadata.target_logits_indices].float()
-    alone = logits if metadata is None else logits[metadata.bonus_logits_indices]
-    drafts: list[int] = [] if metadata is None else metadata.draft_token_ids.tolist()
+    ends = np.cumsum([0, *counts]).tolist()
+    drafted: list[int] = [] if metadata is None else metadata.draft_token_ids.tolist()
     before: Drafting | None = getattr(runner.drafter, "tracefactory_drafting", None)
-    asked, positions, settled, start = [], [], [], 0
-    for row, (name, count) in enumerate(zip(names, counts, strict=True)):
-        state = runner.requests[name]
-        told = ((state.sampling_params and state.sampling_params.extra_args) or {}).get(ARGUMENT)
-        one, written = (NOBODY if told is None else Asked.of(told)), len(state.output_token_ids)
-        mine, start = slice(start, start + count), start + count
-        if written == 0 and one is not NOBODY:
-            new = Settled([one.first], [0], [0.0], [0.0])
-        elif one is NOBODY or not count or before is None or name not in before.names:
-            likeliest = int((targets[mine][0] if count else alone[row]).argmax())
-            new = Settled([likeliest], [NO_DRAFT - 1], [_UNKNOWN], [_UNKNOWN])
+    asked, written = zip(*(_asked(runner.requests[name]) for name in names), strict=True)
+    known = {} if before is None else {name: row for row, name in enumerate(before.names)}
+    ruled = [row for row, name in enumerate(names) if written[row] and counts[row] and name in known]
+    ruled = [row for row in ruled if asked[row] is not NOBODY]
+    settled: dict[int, Settled] = {}
+    if ruled and before is not None:
+        places = [place for row in ruled for place in range(ends[row], ends[row + 1])]
+        targets = logits[metadata.target_logits_indices[places]].float()
+        drafts = [drafted[ends[row] : ends[row + 1]] for row in ruled]
+        at = [written[row] - 1 for row in ruled]
+        told = settle([asked[row] for row in ruled], at, drafts, before, [known[names[row]] for row in ruled], targets)
+        settled = dict(zip(ruled, told, strict=True))
+    for row in set(range(len(names))) - settled.keys():
+        if asked[row] is not NOBODY and not written[row]:
+            settled[row] = Settled([asked[row].first], [0], [0.0], [0.0])
         else:
-            at = before.names.index(name)
-            pools = Pools.join([pool[at : at + 1] for pool in before.pools[:count]])
-            heard = torch.stack([logprobs[at] for logprobs in before.logprobs[:count]])
-            new = settle(one, written - 1, drafts[mine], pools, heard, targets[mine])
-        settled.append(new)
-        asked.append(one)
-        positions.append(max(written - 1, 0) + (len(new.tokens) if written else 0))
-    return settled, Drafting(names, asked, positions)
+            likeliest = int(logits[ends[row] + row].argmax())  # behind each draft there is one row more
+            settled[row] = Settled([likeliest], [NO_DRAFT - 1], [_UNKNOWN], [_UNKNOWN])
+    new = [settled[row] for row in range(len(names))]
+    # the first token is the end of the prompt
+    positions = [before_now + len(one.tokens) - 1 for before_now, one in zip(written, new, strict=True)]
+    return new, Drafting(names, list(asked), positions)
+
+
+def _asked(state: Any) -> tuple[Asked, int]:
+    """Return what a request of vLLM wants, and how many tokens it has."""
+    extra = (state.sampling_params and state.sampling_params.extra_args) or {}
+    told = extra.get(ARGUMENT)
+    return (NOBODY if told is None else Asked.of(told)), len(state.output_token_ids)
 
 
 def install() -> None:
