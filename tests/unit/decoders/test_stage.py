@@ -7,6 +7,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,16 +15,27 @@ import pytest
 from tests.unit.decoders.checkpoints import save_pair
 from tracefactory.cli.explain import explain
 from tracefactory.config import Pipeline, load_pipeline
+from tracefactory.decoders import open_pair
+from tracefactory.decoders.decoder import Role
+from tracefactory.decoders.fused import FusedPair
+from tracefactory.decoders.pair import Pair
 from tracefactory.decoders.provenance import Decoded
+from tracefactory.decoders.served import ServedPair
 from tracefactory.errors import UserError
 from tracefactory.executors import Executor
+from tracefactory.fingerprint import digest
 from tracefactory.flow import Flow
+from tracefactory.models.base import EnvStr, Where
+from tracefactory.models.openai_api import OpenAISpec
+from tracefactory.models.transformers import TransformersSpec
+from tracefactory.models.vllm import VLLMSpec
+from tracefactory.models.vllm_drafting import DraftingSpec, FusedSpec
 from tracefactory.plan import identities, make_plan
 from tracefactory.requests import RequestStore
 from tracefactory.run import run_pipeline
 from tracefactory.runs import RunOutcome
 from tracefactory.schema import Outcome, Problem, Thinking, Trace, Verdict
-from tracefactory.stages.decoded import BLOCKS, ReverseSpeculativeParams, refusal
+from tracefactory.stages.decoded import BLOCKS, ReverseSpeculativeParams, SampleDecoded, refusal
 from tracefactory.store import StageFolder
 
 PROMPT = "---\nstyle: rsd\nprefill: <think>\n---\n{{ question }}\n"
@@ -173,3 +185,61 @@ def test_a_run_is_accepted_by_the_five_conditions(trace: Trace, share: float, re
 def test_thinking_can_be_left_out_of_the_conditions() -> None:
     trace = verified(thinking=Thinking.NONE, measures={BLOCKS: 0.0})
     assert refusal(trace, PARAMS.model_copy(update={"thinking": "any"}), 0.0) == ("", None)
+
+
+def served(folder: Path, **changed: Any) -> str:
+    fields = {"use": "openai", "model": "m", "base_url": "http://a/v1", "tokenizer": str(folder), **changed}
+    return json.dumps(fields)
+
+
+def identity(pipeline: Pipeline) -> str:
+    stage = pipeline.stage("rsd")
+    assert isinstance(stage.op, SampleDecoded)
+    return digest(stage.op.model_identity(stage, pipeline, Where(root=pipeline.project.root)))
+
+
+def test_a_foreign_servers_tokenizer_decides_traces_and_not_its_chats(
+    read: Read, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    other = shutil.copytree(pair[1], tmp_path / "other")
+    (other / "tokenizer_config.json").write_text("{}")
+    found = [read(f"models.big={served(one)}", f"models.small={served(pair[1])}") for one in (pair[0], other)]
+    moved = read(f"models.big={served(pair[0], base_url='http://b/v1')}", f"models.small={served(pair[1])}")
+    assert identity(found[0]) != identity(found[1])
+    assert identity(found[0]) == identity(moved)
+    assert found[0].models["big"].identity() == found[1].models["big"].identity()
+
+
+def test_what_two_models_are_decides_which_engine_they_write_in(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, student = (str(one) for one in pair)
+    kinds: dict[str, Any] = {
+        "inside": TransformersSpec(model=EnvStr(folder)),
+        "foreign": OpenAISpec(model="m", base_url=EnvStr("http://a/v1"), tokenizer=EnvStr(folder)),
+        "ours": VLLMSpec(model=EnvStr(folder)),
+        "student": VLLMSpec(model=EnvStr(student), concurrency=7),
+    }
+    asked: dict[str, Any] = {}
+
+    def client(name: str, served_as: Any = None) -> str:
+        asked[name] = served_as and served_as[1]
+        return name
+
+    worker: Any = SimpleNamespace(pipeline=SimpleNamespace(models=kinds), where=Where(root=tmp_path), client=client)
+    assert isinstance(open_pair("inside", "inside", worker), Pair)
+    assert isinstance(open_pair("foreign", "student", worker), ServedPair)
+    assert asked == {"foreign": None, "student": None}
+    two = open_pair("ours", "student", worker)
+    assert isinstance(two, ServedPair)
+    assert isinstance(asked["ours"], DraftingSpec)
+    assert two.sides[Role.STUDENT].tokenizer.model == student
+    one = open_pair("ours", "student", worker, one_server=True)
+    assert isinstance(one, FusedPair)
+    assert isinstance(asked["student"], FusedSpec)
+    assert (asked["student"].model, asked["student"].teacher, asked["student"].concurrency) == (student, folder, 7)
+
+
+def test_one_server_holds_only_models_of_our_own_servers(read: Read) -> None:
+    with pytest.raises(
+        UserError, match="'big' is `use: transformers`; `servers: one` needs two models that are `use: "
+    ):
+        read("stages.rsd.with.servers=one")
