@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,8 @@ def test_the_pairs_train_with_an_sft_term(release: str, tmp_path: Path) -> None:
         loss_type=["sigmoid", "sft"],
         loss_weights=[1.0, 0.3],
     )
-    trainer = trl.DPOTrainer(model=model, processing_class=tokenizer, train_dataset=rows, args=config)
+    before = deepcopy(model)  # weights out of a GGUF file cannot be loaded again by their path alone
+    trainer = trl.DPOTrainer(model=model, ref_model=before, processing_class=tokenizer, train_dataset=rows, args=config)
     trained = trainer.train()
     assert trained.global_step == 2
     assert trained.training_loss > 0

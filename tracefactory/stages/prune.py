@@ -47,7 +47,7 @@ from tracefactory.stages.prune_params import (
 from tracefactory.stages.prune_student import student_of, with_scores
 from tracefactory.stages.sample import spent
 from tracefactory.steps import VERSION as STEPS_VERSION
-from tracefactory.steps.label import relabel
+from tracefactory.steps.label import MODEL_RULE, relabel
 from tracefactory.store import dropped_row
 from tracefactory.students.spec import StudentSpec
 from tracefactory.students.tokens import renderer, token_counter
@@ -137,6 +137,7 @@ class Prune(ShardOp):
             retryable=len(dropped),
             numbers={
                 **_outcomes(results, checked_results=[one.result for one in checked]),
+                **(_typed_steps(items) if typist else {}),
                 **_paid([one for one in (typist, model) if one], worker),
             },
         )
@@ -235,6 +236,13 @@ def _outcomes(results: Sequence[PruneResult], checked_results: Sequence[PruneRes
         found["pruned" if one.reason is None else STANDS + one.reason] += 1
     found["calls"] = sum(one.calls for one in results)
     return {name: float(count) for name, count in found.items()}
+
+
+def _typed_steps(items: Sequence[PruneItem]) -> dict[str, float]:
+    """Count the steps that the model typed, and those it said nothing of, which are typed by rules."""
+    steps = [step for item in items for step in item.steps]
+    by_model = sum(step.rule == MODEL_RULE for step in steps)
+    return {"steps_typed_by_model": float(by_model), "steps_typed_by_rules": float(len(steps) - by_model)}
 
 
 def _paid(models: Sequence[ServedModel], worker: Worker) -> dict[str, float]:

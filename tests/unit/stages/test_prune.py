@@ -158,7 +158,10 @@ async def test_stages_follow_each_other_and_every_parent_comes_back(run_stages: 
 
 async def test_a_model_may_say_what_the_steps_are(run_stages: RunStages) -> None:
     stages = SOURCE + "  - {id: cut, prune: verification_steps, with: {types: {model: typist}}}\n"
-    (row,) = (await run_stages(stages, trace(), typist={"reply": "4: derivation"})).traces("cut")
+    made = await run_stages(stages, trace(), typist={"reply": "4: derivation"})
+    (row,) = made.traces("cut")
+    numbers = next(stage.tally.numbers for stage in made.outcome.stages if stage.id == "cut")
+    assert (numbers["steps_typed_by_model"], numbers["steps_typed_by_rules"]) == (1, 5)
     derivation = read_derivation(row)
     assert derivation is not None
     assert derivation.fallback == "no_checks_after_answer"
