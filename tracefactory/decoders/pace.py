@@ -98,7 +98,7 @@ class ServedPace:
         self._fixed = fixed
         self._right, self._seen = 4.0, 5.0
         self._sums = [0.0] * 5  # of 1, K, K^2, seconds, K * seconds
-        self._score = 0.0
+        self.score_s = 0.0
 
     @property
     def agreement(self) -> float:
@@ -120,22 +120,22 @@ class ServedPace:
 
     def scored(self, seconds: float) -> None:
         """Learn what scoring a draft took."""
-        self._score = (1 - _NEW) * self._score + _NEW * seconds if self._score else seconds
+        self.score_s = (1 - _NEW) * self.score_s + _NEW * seconds if self.score_s else seconds
 
     def saw(self, *, right: bool) -> None:
         """Learn whether a guess was right."""
         self._right, self._seen = _MEMORY * self._right + right, _MEMORY * self._seen + 1
 
-    def seconds(self, length: int) -> float:
-        """Return the seconds that a round with a draft of `length` is expected to take."""
+    def draft_s(self, length: int) -> float:
+        """Return the seconds that a draft of `length` is expected to take."""
         count, first, second, total, cross = self._sums
         spread = count * second - first**2
         slope = max(0.0, (count * cross - first * total) / spread) if spread > 0 else 0.0
-        return max(0.0, (total - slope * first) / max(count, 1e-9)) + slope * length + self._score
+        return max(0.0, (total - slope * first) / max(count, 1e-9)) + slope * length
 
     def rate(self, length: int) -> float:
         """Return the tokens per second that are expected of drafts of `length`."""
-        return expected_tokens(self.agreement, length) / (self.seconds(length) + 1e-9)
+        return expected_tokens(self.agreement, length) / (self.draft_s(length) + self.score_s + 1e-9)
 
 
 def _size(tokens: int) -> int:

@@ -80,7 +80,7 @@ class ServedPair:
         self.tokens = {role: TokenClient(side.client) for role, side in self.sides.items()}
         self.paces: defaultdict[tuple[Role, bool], ServedPace] = defaultdict(lambda: ServedPace(fixed))
         # by writer, and whether a rule holds
-        self.widened = 0
+        self.widened = 0  # for how many places more tokens had to be asked for
         self._opening = asyncio.Lock()
         self._opened: _Opened | None = None
 
@@ -138,7 +138,7 @@ class _Trace:
         pace = self.pair.paces[turn.writer, turn.rule is not None]
         length = min(pace.length(), run.script.max_tokens - len(run.tokens))
         if turn.rule is not None and length == 1:  # nothing of the draft is needed to score the next place
-            drafted, scored = await asyncio.gather(self._draft(turn.writer, 1, pace), self._score([]))
+            drafted, scored = await asyncio.gather(self._draft(turn.writer, 1, pace), self._score([], pace))
             await self._settle(turn, drafted, scored, pace)
             return
         drafted = await self._draft(turn.writer, length, pace)
@@ -152,9 +152,7 @@ class _Trace:
             likely = self._pools(Role.TEACHER, drafted)[0].draw(self._noise(range(len(drafted))), TEACHER)
             held = next((i for i, place in enumerate(drafted) if place.guess != likely[i]), len(drafted) - 1)
             drafted = drafted[: held + 1]  # behind it the draft goes on from a token that cannot be
-            started = time.perf_counter()
-            scored = await self._score([place.guess for place in drafted[:-1]])
-            pace.scored(time.perf_counter() - started)
+            scored = await self._score([place.guess for place in drafted[:-1]], pace)
             await self._settle(turn, drafted, scored, pace)
 
     async def _settle(self, turn: Turn, drafted: Sequence[_Place], scored: Sequence[_Place], pace: ServedPace) -> None:
@@ -164,7 +162,9 @@ class _Trace:
             found = {Role.TEACHER: teacher, Role.STUDENT: student}
             token, draw, certain = (int(one[offset]) for one in decided)
             if not certain:
-                found = {role: await self._wider(role, place) for role, place in found.items()}
+                self.pair.widened += 1
+                wider = await asyncio.gather(*(self._wider(role, place) for role, place in found.items()))
+                found = dict(zip(found, wider, strict=True))
                 token, draw, _ = (int(one[0]) for one in self._decided(turn, *([one] for one in found.values())))
             if not self._write(turn, token, draw, found, pace, last=offset + 1 == len(drafted)):
                 return
@@ -196,12 +196,14 @@ class _Trace:
         stream = TEACHER if role is Role.TEACHER else STUDENT
         for wide in (False, True):
             if wide:
+                self.pair.widened += 1
                 place = await self._wider(role, place)
             least, most = (int(one.draw(self._noise([0]), stream)[0]) for one in self._pools(role, [place]))
             if least == most:
                 break
         if least == NO_TOKEN:  # nobody else can say what comes here
             proposable = self.opened.vocabulary.proposable
+            self.pair.widened += 1
             place = await self._wider(role, place)
             least = next((token for token, _ in place.likeliest if proposable[token]), NO_TOKEN)
             if least == NO_TOKEN:
@@ -239,8 +241,9 @@ class _Trace:
         pace.drafted(length, time.perf_counter() - started)
         return [_Place(row.likeliest, row.token_id) for row in drawn.rows]
 
-    async def _score(self, guesses: Sequence[int]) -> list[_Place]:
+    async def _score(self, guesses: Sequence[int], pace: ServedPace) -> list[_Place]:
         """Return what the student says of the next place, and of that behind each guess."""
+        started = time.perf_counter()
         sequence = self.run.sequences[Role.STUDENT]
         scored = await self.pair.tokens[Role.STUDENT].score(
             [*sequence, *guesses],
@@ -249,11 +252,11 @@ class _Trace:
             chunk=_WHOLE if self.run.tokens else 512,
             near=self.near,
         )
+        pace.scored(time.perf_counter() - started)
         return [_Place(one) for one in (*(row.likeliest for row in scored.rows), scored.next)]
 
     async def _wider(self, role: Role, place: _Place) -> _Place:
         """Return more of what a model says of the next place, as far as its server allows."""
-        self.pair.widened += 1
         try:
             drawn = await self.pair.tokens[role].draw(
                 self.run.sequences[role], max_tokens=1, temperature=0.0, likeliest=_WIDE, near=self.near
