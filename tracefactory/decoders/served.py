@@ -189,7 +189,7 @@ class _Trace:
         pace.saw(right=token == guess)
         if run.finish or last or token != guess or token in self.opened.vocabulary.translated:
             return False
-        return turn.rule is not None or run.script.decoder.turn(run.written) == turn
+        return run.script.decoder.turn(run.written) == turn
 
     async def _drawn(self, role: Role, place: _Place) -> int:
         """Return a model's own draw at the next place."""

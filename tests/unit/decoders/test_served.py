@@ -17,11 +17,12 @@ from tests.unit.decoders.checkpoints import save_pair
 from tests.unit.decoders.test_pair import request
 from tests.unit.decoders.token_server import TokenServer, greedy
 from tracefactory.decoders import DECODERS
-from tracefactory.decoders.decoder import Role
+from tracefactory.decoders.decoder import STUDENT_WRITES, Decoder, Role, Turn, Written
 from tracefactory.decoders.noise import STUDENT, TEACHER
 from tracefactory.decoders.pair import Pair
 from tracefactory.decoders.pools import Sampling, pools_between, pools_of
 from tracefactory.decoders.provenance import Decoded
+from tracefactory.decoders.rule import Acceptance
 from tracefactory.decoders.served import ServedPair, Side
 from tracefactory.errors import UserError
 from tracefactory.models.base import ChatRequest, RequestFailed
@@ -118,6 +119,30 @@ async def test_the_small_decoders_need_nothing_more(folders: tuple[Path, Path], 
     pair = served(folders, greedy, 4)
     answers = await asyncio.gather(*map(pair.complete, requests))
     assert columns(answers) == columns(await in_process(folders, requests))
+
+
+class Alternating(Decoder):
+    """Three tokens under a rule, two of the student's, three under another rule, and so on."""
+
+    name, version = "alternating", "1"
+
+    def turn(self, written: Written) -> Turn:
+        at = len(written) % 8
+        if 3 <= at < 5:
+            return STUDENT_WRITES
+        return Turn(Role.TEACHER, Acceptance(p=0.05 if at < 3 else 0.3, draws=2))
+
+
+async def test_a_draft_ends_where_another_rule_or_writer_begins(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("pair", "served"):
+        monkeypatch.setattr(f"tracefactory.decoders.{module}.decoder_of", lambda request: Alternating())
+    requests = asked(3)
+    pair = served(folders, greedy, 6)
+    answers = await asyncio.gather(*map(pair.complete, requests))
+    assert columns(answers) == columns(await in_process(folders, requests))
+    assert all((one.provenance.column("draws")[[3, 4, 11, 12]] == 0).all() for one in answers)
 
 
 async def test_right_guesses_save_rounds(folders: tuple[Path, Path]) -> None:
