@@ -70,6 +70,11 @@ bench: dev ## measure speed, as ratios within one run
 agreement: dev ## compare verdicts with labels, ours and math-verify's: PAIRS="pairs.jsonl ..."
 	$(BIN)/python -m tracefactory.verifiers.agreement $(PAIRS)
 
+.PHONY: student-table
+student-table: dev ## measure traces under two students: TRACES=file.jsonl STUDENT_MODEL=model.gguf [SETS="--limit 8"]
+	$(BIN)/tracefactory run pipelines/traces_fit.yaml $(SETS)
+	$(BIN)/tracefactory measures
+
 .PHONY: wheel
 wheel: dev ## build the wheel
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .

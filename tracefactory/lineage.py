@@ -88,10 +88,12 @@ def life_of(prefix: str, outcome: RunOutcome, root: Path) -> Life:
 
 
 def _views(row: dict[str, Any], outcome: RunOutcome, root: Path) -> Iterator[StudentView]:
-    """Yield what the students of a run said of a row, from the score store."""
-    if "reasoning" not in row:
-        return
-    trace = Trace.model_validate(row)
+    if "reasoning" in row:
+        yield from views_of(Trace.model_validate(row), outcome, root)
+
+
+def views_of(trace: Trace, outcome: RunOutcome, root: Path) -> Iterator[StudentView]:
+    """Yield what the students of a run said of a trace, from the score store."""
     body = trace.reasoning or trace.answer_text
     for stage in outcome.stages:
         identity = stage.folder(root).identity() if stage.op == "measure: student" else None
@@ -100,7 +102,7 @@ def _views(row: dict[str, Any], outcome: RunOutcome, root: Path) -> Iterator[Stu
         stored = ScoreStore(root, identity["uses"]["scores"]).get([trace.id], words=True).get(trace.id, [])
         fitting = [one for one in stored if one.text is None or body.strip() in one.text]
         if fitting:
-            yield view_of(identity["with"]["student"], fitting[-1], body)
+            yield view_of(trace.id, identity["with"]["student"], fitting[-1], body)
 
 
 def _made_here(event: Event) -> bool:

@@ -14,6 +14,7 @@ from tracefactory.cli.diff import diff
 from tracefactory.cli.explain import explain
 from tracefactory.cli.filters import filters
 from tracefactory.cli.init import init
+from tracefactory.cli.measures import measures
 from tracefactory.cli.new import new
 from tracefactory.cli.plan import plan
 from tracefactory.cli.publish import publish
@@ -32,7 +33,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     add_completion=False,
 )
-for _command in (init, check, plan, run, serve, show, explain, teachers, diff, publish, filters, new, verify):
+for _command in (init, check, plan, run, serve, show, explain, measures, teachers, diff, publish, filters, new, verify):
     app.command()(_command)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from tracefactory.students.view import StepLine, StudentView, UnlikelyToken
 
-_BEFORE, _AFTER = 30, 20  # characters around a token that is quoted
+_BEFORE, _AFTER = 24, 16  # characters around a token that is quoted
 _BAR = 20  # characters of the longest bar
 
 
@@ -22,10 +22,10 @@ def told(view: StudentView, *, colour: bool) -> Iterator[str]:
     )
     yield indent(marked(view, colour=colour), "  ")
     yield "  least likely tokens"
-    width = max((len(_quoted(view.text, one)) for one in view.least), default=0)
+    width = max((len(quoted(view.text, one)) for one in view.least), default=0)
     for one in view.least:
         said = "" if one.instead is None else f"  instead of it the student would say {one.instead!r}"
-        yield f"    {_quoted(view.text, one):<{width}}  p {one.p:.2g}, rank {one.rank:,}{said}"
+        yield f"    {quoted(view.text, one):<{width}}  p {one.p:.2g}, rank {one.rank:,}{said}"
     yield "  steps, by mean surprisal in nats per token"
     highest = max((step.surprisal or 0.0 for step in view.steps), default=0.0)
     for number, step in enumerate(view.steps, start=1):
@@ -42,7 +42,8 @@ def marked(view: StudentView, *, colour: bool) -> str:
     return "".join([*parts, view.text[done:]]).rstrip("\n")
 
 
-def _quoted(text: str, one: UnlikelyToken) -> str:
+def quoted(text: str, one: UnlikelyToken) -> str:
+    """Return a token between what stands around it, in one line."""
     before, after = text[max(0, one.start - _BEFORE) : one.start], text[one.end : one.end + _AFTER]
     return f"...{before}⟪{one.token}⟫{after}...".replace("\n", "⏎")
 

@@ -49,6 +49,7 @@ class StudentView(Frozen):
     the least likely tokens where none is below it. `steps` are those of the body, as pruning cuts it by default.
     """
 
+    trace: str
     student: str
     text: str
     threshold: float
@@ -61,7 +62,7 @@ class StudentView(Frozen):
     steps: tuple[StepLine, ...]
 
 
-def view_of(student: str, scores: TokenScores, body: str, threshold: float = UNLIKELY) -> StudentView:
+def view_of(trace_id: str, student: str, scores: TokenScores, body: str, threshold: float = UNLIKELY) -> StudentView:
     """Return the view of a trace whose reasoning (its answer, when it has none) is `body`.
 
     Raises:
@@ -72,6 +73,7 @@ def view_of(student: str, scores: TokenScores, body: str, threshold: float = UNL
     below = [int(index) for index in shown if scores.logprobs[index] < math.log(threshold)]
     least = [index for index in least_likely(scores, len(scores)) if index in set(shown.tolist())][:LEAST]
     return StudentView(
+        trace=trace_id,
         student=student,
         text=text,
         threshold=threshold,

@@ -8,6 +8,7 @@ from importlib import metadata
 import pytest
 
 from tests.unit.stages.conftest import RunStages
+from tracefactory.cli.measures import fits_of
 from tracefactory.errors import UserError
 from tracefactory.lineage import life_of
 
@@ -47,6 +48,15 @@ async def test_a_student_measures_each_trace_once(run_stages: RunStages) -> None
     assert view.least[0].p == pytest.approx(fitted[0].measures["pupil/min_p"], rel=1e-5)
     assert view.least[0].instead
     assert "".join(step.text for step in view.steps) == fitted[0].reasoning
+    (fit,) = fits_of(made.outcome, made.root, shown=2)
+    assert (fit.student, len(fit.views)) == ("pupil", 2)
+    spreads = {one.measure: one for one in fit.spreads}
+    assert spreads["tokens"].traces == 6
+    assert spreads["min_p"].min <= spreads["min_p"].median <= spreads["min_p"].max
+    assert not any(name.startswith("step_surprisal") for name in spreads)
+    ranks = [trace.measures["pupil/mean_clipped_rank"] for trace in fitted]
+    surprisals = [trace.measures["pupil/mean_surprisal"] for trace in fitted]
+    assert fit.rank_surprisal == pytest.approx(sum(ranks) / sum(surprisals))
     chosen = made.traces("chosen")
     best = {}
     for trace in fitted:

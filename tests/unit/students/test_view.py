@@ -34,7 +34,7 @@ def scores(ps: dict[str, float], *, words: bool = True) -> TokenScores:
 
 
 def test_unlikely_tokens_are_marked_and_joined_where_they_touch() -> None:
-    view = view_of("pupil", scores({"84": 0.001, "is": 0.002, "42<end>": 0.005}), BODY)
+    view = view_of("t1", "pupil", scores({"84": 0.001, "is": 0.002, "42<end>": 0.005}), BODY)
     assert [view.text[start:end] for start, end in view.marked] == [" 84 is", " is", "\n\n42<end>"]
     assert view.below == 4
     assert marked(view, colour=False) == (
@@ -44,7 +44,7 @@ def test_unlikely_tokens_are_marked_and_joined_where_they_touch() -> None:
 
 
 def test_the_least_likely_are_told_with_what_the_student_would_say() -> None:
-    view = view_of("pupil", scores({"84": 0.02, "Wait": 0.05, "so": 0.1, "Yes": 0.2}), BODY)
+    view = view_of("t1", "pupil", scores({"84": 0.02, "Wait": 0.05, "so": 0.1, "Yes": 0.2}), BODY)
     assert [(one.token.strip(), one.rank, one.instead) for one in view.least] == [
         ("84", 50, "other"),
         ("Wait,", 20, "other"),
@@ -59,14 +59,14 @@ def test_the_least_likely_are_told_with_what_the_student_would_say() -> None:
 
 
 def test_without_the_stored_text_the_body_alone_is_marked() -> None:
-    view = view_of("pupil", scores({"84": 0.001, "42<end>": 0.0001}, words=False), BODY)
+    view = view_of("t1", "pupil", scores({"84": 0.001, "42<end>": 0.0001}, words=False), BODY)
     assert view.text == BODY
     assert [view.text[start:end] for start, end in view.marked] == [" 84"]
     assert all(one.end <= len(BODY) and one.instead is None for one in view.least)
 
 
 def test_steps_cover_the_body_and_carry_their_surprisal() -> None:
-    view = view_of("pupil", scores({"Wait": 0.01, "is": 0.5}), BODY)
+    view = view_of("t1", "pupil", scores({"Wait": 0.01, "is": 0.5}), BODY)
     assert "".join(step.text for step in view.steps) == BODY
     assert len(view.steps) >= 2
     turn = next(step for step in view.steps if step.text.startswith("Wait"))
