@@ -159,6 +159,7 @@ class RewriteItem(Frozen):
 class Conclusion(Frozen):
     """What a model wrote. `reasoning` holds what it thought before `text`, if it was asked to go on thinking.
 
+    `closed` is false when it was cut off before its end, so that `text` may stop anywhere.
     `error` says that there is no answer to judge, in snake_case; `context_length` that the prompt was too long.
     """
 

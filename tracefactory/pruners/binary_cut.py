@@ -37,11 +37,12 @@ from tracefactory.steps.ending import leaves_open
 class BinaryCut(Pruner):
     """A prefix is valid when at least `valid` of `samples` student answers are right; one sample decodes greedily.
 
+    An answer that was cut off is none: the number it happens to stop at may be the right one.
     `conclusion` says whose answer text ends the pruned trace: the student's (its first right one) or the trace's own,
     which a trace that never closed its thinking does not have.
     """
 
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
     needs: ClassVar[frozenset[str]] = frozenset({"verify", "student"})
 
     samples: int = Field(default=1, ge=1)
@@ -104,7 +105,8 @@ class _Run:
             ]
         )
         owners = [owner for owner in asking for _ in range(many)]
-        answered = [(owner, reply) for owner, reply in zip(owners, replies, strict=True) if reply.error is None]
+        finished = [reply.error is None and reply.closed for reply in replies]
+        answered = [one for one, whole in zip(zip(owners, replies, strict=True), finished, strict=True) if whole]
         pairs = [(self.items[number].trace.problem, reply.text) for (number, _), reply in answered]
         verdicts = await self.tools.verify(pairs) if pairs else []
         votes: defaultdict[tuple[int, int], int] = defaultdict(int)

@@ -47,7 +47,7 @@ class ServedModel:
         self._identity = self.worker.pipeline.models[self.params.model].identity(self.worker.where)
 
     async def conclude(self, items: Sequence[ConcludeItem]) -> list[Conclusion]:
-        """Have the student answer from beginnings of reasoning. A truncated answer is one: the verifier decides."""
+        """Have the student answer from beginnings of reasoning; an answer that was cut off is not closed."""
         prompt = self._prompt("prompt")
         answers = await self._ask([_conclude(item, prompt, self.params.max_tokens) for item in items])
         return [_said(answer, opened=prompt.opened_in_prompt) for answer in answers]
@@ -121,7 +121,7 @@ def _said(answer: Completion | RequestFailed, *, opened: bool) -> Conclusion:
     if isinstance(answer, RequestFailed):
         return Conclusion(error=answer.kind)
     reasoning, text, thinking = split_reasoning(answer.content, answer.reasoning, opened_in_prompt=opened)
-    closed = thinking is not Thinking.OPEN and not (opened and answer.finish_reason == "length")
+    closed = thinking is not Thinking.OPEN and answer.finish_reason != "length"
     return Conclusion(text=text, reasoning=reasoning, closed=closed)
 
 

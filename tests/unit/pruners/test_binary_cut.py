@@ -140,6 +140,15 @@ async def test_a_prompt_too_long_is_searched_below(lab: SimpleNamespace) -> None
     assert result.kept == tuple(range(10))
 
 
+async def test_an_answer_that_was_cut_off_is_none(lab: SimpleNamespace) -> None:
+    def rambles(item: ConcludeItem) -> str | Conclusion:
+        long = len(re.findall(r"q\d+", item.reasoning)) < 6
+        return Conclusion(text=RIGHT, closed=False) if long else RIGHT
+
+    (result,) = await BinaryCut().prune([PruneItem.of(lab.numbered(16))], tools(lab, rambles))
+    assert result.kept == tuple(range(6))
+
+
 async def test_a_student_that_fails_is_no_wrong_answer(lab: SimpleNamespace) -> None:
     def fails(item: ConcludeItem) -> str | Conclusion:
         return Conclusion(error="server_error") if item.id == "bad" else knows(1)(item)

@@ -116,6 +116,16 @@ async def test_a_student_that_is_never_right_leaves_the_trace_as_it_is(run_stage
     assert stage.tally.numbers["calls"] == row.measures["prune_calls"] <= 4
 
 
+async def test_an_answer_that_was_cut_off_is_no_answer(run_stages: RunStages) -> None:
+    reply = "That is \\boxed{42}, as the rows show when they are counted one by one up to the last."
+    for most, reason in ((12, "never_valid"), (200, None)):
+        stages = SOURCE + f"  - {{id: cut, prune: binary_cut, with: {{model: student, max_tokens: {most}}}}}"
+        (row,) = (await run_stages(stages, trace(), student={"reply": reply})).traces("cut")
+        derivation = read_derivation(row)
+        assert derivation is not None
+        assert derivation.fallback == reason
+
+
 async def test_a_request_that_may_yet_succeed_is_an_error_row_and_one_that_will_not_a_fallback(
     run_stages: RunStages,
 ) -> None:
