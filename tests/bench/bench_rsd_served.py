@@ -25,17 +25,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from tests.unit.decoders.checkpoints import save_pair
-from tests.unit.decoders.token_server import TokenServer
+from tests.unit.decoders.token_server import TokenServer, by_noise
 from tests.vllm.rsd import asked, fields, save_student
 from tracefactory.decoders.decoder import Role
-from tracefactory.decoders.noise import TEACHER, Noise
 from tracefactory.decoders.pace import expected_tokens
-from tracefactory.decoders.pools import Sampling, pools_of
 from tracefactory.decoders.served import ServedPair, Side
 from tracefactory.models.base import Where
 from tracefactory.models.client import ChatClient
@@ -71,15 +68,6 @@ class SlowServer(TokenServer):
     ) -> Any:
         await asyncio.sleep(REQUEST_S + TOKEN_S * (body or {}).get("sampling_params", {}).get("max_tokens", 0))
         return await super().ask(path, body, read, near=near)
-
-
-def by_noise(logits: torch.Tensor, sampling: Mapping[str, Any], step: int) -> int:
-    told = sampling.get("extra_args", {}).get("tracefactory_noise")
-    if told is None:
-        return int(logits.argmax())
-    place = Noise(np.array([told["key"]], dtype=np.uint64), np.array([told["position"] + step], dtype=np.int64))
-    drawn = Sampling(told["temperature"], told["top_p"], told["top_k"])
-    return int(pools_of(logits[None], [drawn]).draw(place, TEACHER)[0])
 
 
 def stand_ins(folder: Path) -> tuple[Side, Side]:

@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
+from tracefactory.decoders.noise import Noise
+from tracefactory.decoders.pools import Sampling, pools_of
 from tracefactory.models.base import RequestFailed
 
 T = TypeVar("T")
@@ -16,6 +19,16 @@ Choose = Callable[[torch.Tensor, Mapping[str, Any], int], int]
 
 def greedy(logits: torch.Tensor, sampling: Mapping[str, Any], step: int) -> int:
     return int(logits.argmax())
+
+
+def by_noise(logits: torch.Tensor, sampling: Mapping[str, Any], step: int) -> int:
+    """What a server with the plugin samples."""
+    told = sampling.get("extra_args", {}).get("tracefactory_noise")
+    if told is None:
+        return int(logits.argmax())
+    place = Noise(np.array([told["key"]], dtype=np.uint64), np.array([told["position"] + step], dtype=np.int64))
+    drawn = Sampling(told["temperature"], told["top_p"], told["top_k"])
+    return int(pools_of(logits.detach()[None], [drawn]).draw(place, told["stream"])[0])
 
 
 class TokenServer:
