@@ -110,13 +110,15 @@ class Worker:
         done = folder.shard_record(index, count)
         if done is not None and done.inputs == inputs and not done.tally.retryable:
             return done
-        at_most = sum(one.requests for one in op.at_most(stage, self.pipeline, [*chain(*rows.values())]).values())
+        bounds = op.at_most(stage, self.pipeline, [*chain(*rows.values())])
+        at_most = sum(one.requests for one in bounds.values())
         live["at_most"] += at_most
         try:
             result = await op.run(stage, Inputs(rows), self)
         except Interrupted:
             return None
-        live["at_most"] += result.numbers.get("requests", 0) - at_most
+        if bounds:
+            live["at_most"] += result.numbers.get("requests", 0) - at_most
         return folder.write_shard(self.setup.run_id, index, count, inputs, result)
 
     async def run_whole(self, stage_id: str, shards: int | None, inputs: Mapping[str, str]) -> list[ShardRecord]:

@@ -281,6 +281,25 @@ async def test_what_is_asked_stays_within_what_was_announced(
     assert announced[0] == 4 >= stage.tally.numbers["requests"] > 1
 
 
+async def test_a_stage_without_a_bound_announces_none_when_its_shards_are_done(
+    run_stages: RunStages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers: list[Worker] = []
+    real = Worker.run_shard
+
+    async def run_shard(self: Worker, *given: Any) -> Any:
+        workers.append(self)
+        return await real(self, *given)
+
+    monkeypatch.setattr(Worker, "run_shard", run_shard)
+    stages = """\
+  - {id: problems, source: files, with: {paths: problems.jsonl, question: q, answer: a}}
+  - {id: sampled, sample: chat, with: {model: teacher, prompt: math_short, samples: 2}}"""
+    await run_stages(stages, '{"q": "What is 1 + 2?", "a": "3"}\n', teacher={})
+    live = workers[0].numbers["sampled"]
+    assert (live["requests"], live["at_most"]) == (2, 0)  # else it would say that nothing is left to do
+
+
 async def test_imported_traces_are_problems_with_what_was_written(run_stages: RunStages) -> None:
     source = """\
   - id: raw
