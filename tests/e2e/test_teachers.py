@@ -29,6 +29,7 @@ def fitted(project: Project, url: str) -> Project:
     return project
 
 
+@pytest.mark.slow  # five commands that each load the student
 def test_a_trial_and_a_run_pay_and_score_once(
     teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
 ) -> None:

@@ -113,7 +113,7 @@ def _ranking(trial: Trial, outcome: RunOutcome, root: Path, by: By, every: bool)
         run=outcome.run,
         problems=len({trace.problem_id for trace in verified}),
         teachers=tuple(rows),
-        remarks=tuple(remarks(rows, by)),
+        remarks=tuple(remarks(rows, by, every=every)),
     )
 
 

@@ -145,9 +145,11 @@ def rank_teachers(
     return sorted(rows, key=lambda row: (row.value is None, sign * (row.value or 0.0)))
 
 
-def remarks(rows: Sequence[TeacherRow], by: By) -> list[str]:
+def remarks(rows: Sequence[TeacherRow], by: By, *, every: bool = False) -> list[str]:
     """Return what a person must know to read the ranking."""
     said = [BASES[by].evidence]
+    if every:
+        said.append("ranked by all traces, wrong ones too: a teacher that is never right can lead")
     valued = [row for row in rows if row.value is not None]
     if not valued:
         return [*said, "no teacher has a right trace to rank by: --all ranks by all traces, right or not"]

@@ -94,6 +94,7 @@ def test_a_teacher_without_a_right_trace_is_last_and_said_so() -> None:
     assert [(row.teacher, row.value) for row in rows] == [("right", 5.0), ("wrong", None)]
     assert rows[0].low is None  # one problem tells nothing about others
     assert "from-wrong: no right trace, so it is not ranked" in remarks(rows, By.RANK_SURPRISAL)
+    assert any("never right" in text for text in remarks(rows, By.RANK_SURPRISAL, every=True))
     alone = remarks(rank_teachers([tried("wrong", wrong)], "s"), By.RANK_SURPRISAL)
     assert any("--all" in text for text in alone)
 

@@ -1,0 +1,120 @@
+"""A trial is made of the pipeline's own stages, so that it shares with a run what either paid for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tracefactory.config import Pipeline, load_pipeline
+from tracefactory.errors import UserError
+from tracefactory.stages.measure import MeasureStudentParams
+from tracefactory.stages.sample import SampleOp
+from tracefactory.students.trial import MEASURED, Trial, trial_of
+
+ROOT = Path(__file__).parents[3]
+PIPELINE = """\
+name: t
+version: "1"
+models:
+  big: {use: fake}
+  small: {use: fake, script: {seed: 1}}
+  spare: {use: fake, script: {seed: 2}}
+  judge: {use: fake, script: {seed: 3}}
+  pupil: {use: transformers, model: "packaged:smollm2-135m"}
+stages:
+  - {id: problems, source: files, with: {paths: problems.jsonl}}
+  - {id: long, sample: chat, from: problems, with: {model: big, prompt: math_long, samples: 8, max_tokens: 99}}
+  - {id: short, sample: chat, from: problems, with: {model: small, prompt: math_short, samples: 4}}
+  - {id: checked, verify: auto, from: [long, short]}
+  - {id: judged, verify: judge, with: {model: judge, votes: 1}}
+"""
+MEASURE = "  - {id: fitted, measure: student, with: {student: pupil, measures: {top_k: [5]}}}\n"
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Callable[..., Pipeline]:
+    for shipped in ("prompts", "filters"):
+        (tmp_path / shipped).symlink_to(ROOT / shipped)
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "problems.jsonl").write_text('{"question": "1 + 1?", "answer": "2"}\n')
+
+    def make(stages: str = "", models: str = "") -> Pipeline:
+        file = tmp_path / "pipelines" / "t.yaml"
+        file.write_text(PIPELINE.replace("stages:\n", models + "stages:\n") + stages)
+        return load_pipeline(file)
+
+    return make
+
+
+def asked(trial: Trial, pipeline: Pipeline) -> dict[str, list[str]]:
+    """Return the keys of the requests of every candidate."""
+    keys = {}
+    for one in trial.candidates:
+        assert isinstance(one.stage.op, SampleOp)
+        source = trial.pipeline.stage("problems")
+        problems = source.op.problems(source, pipeline)[0]  # type: ignore[attr-defined]
+        keys[one.stage.id] = [draw.request.key for draw in one.stage.op.draws(one.stage, trial.pipeline, problems)]
+    return keys
+
+
+def test_a_trial_asks_for_the_first_sample_of_what_a_run_asks_for(load: Callable[..., Pipeline]) -> None:
+    pipeline = load(MEASURE)
+    trial = trial_of(pipeline, 50)
+    assert [(one.stage.id, one.model) for one in trial.candidates] == [
+        ("long", "big"),
+        ("short", "small"),
+        ("teacher-spare", "spare"),
+    ]
+    assert trial.pipeline.limit == 50
+    assert trial.judged
+    keys = asked(trial, pipeline)
+    for name in ("long", "short"):
+        stage = pipeline.stage(name)
+        assert isinstance(stage.op, SampleOp)
+        source = pipeline.stage("problems")
+        draws = stage.op.draws(stage, pipeline, source.op.problems(source, pipeline)[0])  # type: ignore[attr-defined]
+        assert keys[name] == [draw.request.key for draw in draws if draw.index == 0]
+        mine = trial.pipeline.stage(name)
+        assert isinstance(mine.op, SampleOp)
+        first = mine.op.draws(mine, trial.pipeline, [draws[0].problem])[0]
+        assert first.trace_id(mine) == draws[0].trace_id(stage)  # so its scores are found again
+    assert trial.pipeline.stage("teacher-spare").params.max_tokens == 99  # type: ignore[attr-defined]
+    params = trial.pipeline.stage(MEASURED).params
+    assert isinstance(params, MeasureStudentParams)
+    assert params.measures.top_k == (5,)  # measured as the pipeline measures
+
+
+def test_a_named_teacher_is_tried_alone_even_one_that_only_judges(load: Callable[..., Pipeline]) -> None:
+    pipeline = load(MEASURE)
+    assert [one.model for one in trial_of(pipeline, 5, teachers=["small"]).candidates] == ["small"]
+    assert [one.stage.id for one in trial_of(pipeline, 5, teachers=["judge"]).candidates] == ["teacher-judge"]
+
+
+def test_the_student_is_the_measured_one_or_the_only_one(load: Callable[..., Pipeline]) -> None:
+    second = '  other: {use: transformers, model: "packaged:smollm2-135m"}\n'
+    assert trial_of(load(), 5).student == "pupil"
+    assert trial_of(load(MEASURE, second), 5).student == "pupil"
+    assert trial_of(load("", second), 5, student="other").student == "other"
+    with pytest.raises(UserError, match=r"which student\? other, pupil \(say --student NAME\)"):
+        trial_of(load("", second), 5)
+
+
+def test_everything_that_does_not_fit_is_said_at_once(load: Callable[..., Pipeline]) -> None:
+    with pytest.raises(UserError) as caught:
+        trial_of(load(MEASURE), 5, student="pupl", teachers=["bigg", "smal"])
+    said = [mistake.message for mistake in caught.value.mistakes]
+    assert said == [
+        "--student: unknown model 'pupl'",
+        "--teacher: unknown teacher 'bigg'",
+        "--teacher: unknown teacher 'smal'",
+    ]
+    with pytest.raises(UserError, match="'spare' is `use: fake`"):
+        trial_of(load(MEASURE), 5, student="spare")
+
+
+def test_a_variable_that_is_not_set_is_a_mistake_before_anything_is_asked(load: Callable[..., Pipeline]) -> None:
+    pipeline = load(MEASURE, '  far: {use: openai, model: m, base_url: "env:FAR_URL"}\n')
+    with pytest.raises(UserError, match="model 'far': the environment variable FAR_URL is not set"):
+        trial_of(pipeline, 5, environ={})
