@@ -112,9 +112,8 @@ async def test_a_stage_prunes_by_what_a_measure_stage_stored(
 async def test_real_students_say_which_steps_say_little(run_stages: RunStages, name: str) -> None:
     pytest.importorskip("torch")
     pupil = f"  pupil: {{use: transformers, model: {gguf(name)}}}\n"
-    said_again = THOUGHT.replace(
-        "So the answer", "Take 6 rows of 7. Then 5 * 7 = 35. And 35 + 7 = 42.\n\nSo the answer", 1
-    )
+    said = "And 35 + 7 = 42."
+    said_again = THOUGHT.replace(said, f"{said}\n\n{said}")
     low = "  - {{id: {0}, prune: low_information, from: scored, with: {{student: pupil, drop: {1}, score: {2}}}}}\n"
     ways = {"by_mean": (0.3, "surprisal"), "by_first": (0.3, "first_surprisal"), "by_sum": (0.5, "entropy")}
     stages = MEASURED + "".join(low.format(way, *with_) for way, with_ in ways.items())
@@ -132,7 +131,7 @@ async def test_real_students_say_which_steps_say_little(run_stages: RunStages, n
             assert row.reasoning.endswith("So the answer is 42.")
     # What was said before is what a student expects most.
     (repeats,) = [row for row in made.traces("by_mean") if parents[row.parent_id or ""].reasoning == said_again]
-    assert "Take 6 rows of 7. Then 5 * 7 = 35. And 35 + 7 = 42." not in repeats.reasoning
+    assert repeats.reasoning.count(said) < 2
 
 
 def test_scores_must_be_measured_above_and_of_the_traces_themselves(tmp_path: Path) -> None:
