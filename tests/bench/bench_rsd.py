@@ -107,6 +107,9 @@ def test_chunks_against_token_by_token_and_against_the_teacher_alone(models: tup
         for name, (decoder, pace) in contenders.items():
             best[name] = max(best[name], speed(models, decoder, pace)[0])
     singly, _ = speed(models, rule, Pace(Plan(Role.TEACHER, 1)), rows=1)
+    learned = Pace()
+    speed(models, rule, learned, rows=1)
+    chunked_singly, _ = speed(models, rule, learned, rows=1)
     plan = chunked.plan(ROWS)
     print(f"\n{ROWS} traces of {TOKENS} tokens; plan {plan}; tokens/s: {best}; one at a time {singly:.2f}")
     for name, pace in (
@@ -122,7 +125,8 @@ def test_chunks_against_token_by_token_and_against_the_teacher_alone(models: tup
     ratios = {name: best["chunked"] / best[name] for name in ("token by token", "teacher alone")}
     print(
         f"  chunked / token by token {ratios['token by token']:.2f}, / teacher alone {ratios['teacher alone']:.2f}, "
-        f"/ token by token one at a time {best['chunked'] / singly:.2f}"
+        f"/ token by token one at a time {best['chunked'] / singly:.2f}; one at a time, chunked / token by token "
+        f"{chunked_singly / singly:.2f} with {learned.plan(1)}"
     )
     assert ratios["teacher alone"] >= 0.5
     assert ratios["token by token"] >= 1.0
