@@ -83,9 +83,7 @@ def test_in_float64_every_draft_length_and_batch_writes_the_same(
         assert [run.draws for run in runs] == [run.draws for run in expected]
 
 
-def test_in_float32_runs_part_only_at_near_ties(
-    models: tuple[Any, Any, Any], expected: list[Run], record_property: pytest.RecordProperty
-) -> None:
+def test_in_float32_runs_part_only_at_near_ties(models: tuple[Any, Any, Any], expected: list[Run]) -> None:
     single = (models[0].float(), models[1].float(), models[2])
     try:
         chunked = [
@@ -107,6 +105,6 @@ def test_in_float32_runs_part_only_at_near_ties(
             decoder = right.script.decoder
             assert isinstance(decoder, ReverseSpeculative)
             parted.append(decide_one(teacher, student, decoder, right.script.key, at).margin)
-    record_property("divergences", f"{len(parted)} in {compared} tokens, margins {parted}")
+    print(f"{len(parted)} of {len(chunked)} traces part, in {compared} tokens compared; margins {parted}")
     assert all(margin < TIE for margin in parted)
     assert len(parted) <= 2
