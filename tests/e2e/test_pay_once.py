@@ -71,7 +71,7 @@ def test_ray_and_inline_make_the_same_dataset(
     assert teacher.stats()["completed_total"] == 320  # two projects, two stores
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_kill_9_of_the_whole_tree_at_random_moments(
     kills: int, teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
 ) -> None:
