@@ -118,12 +118,9 @@ def _diff(row: dict[str, Any]) -> str | None:
 def _events(stage: StageOutcome, prefix: str, root: Path) -> Iterator[tuple[str, Event]]:
     """Yield the events of the rows whose id, or whose parent's id, begins with `prefix`."""
     folder = stage.folder(root)
-    record = folder.record()
-    for index in range(record.shards if record else 0):
-        assert record is not None
-        for row in folder.read_shard(index, record.shards):
-            if row.id.startswith(prefix) or (isinstance(row, Trace) and (row.parent_id or "").startswith(prefix)):
-                yield row.id, _kept(stage, row)
+    for row in folder.read_all():
+        if row.id.startswith(prefix) or (isinstance(row, Trace) and (row.parent_id or "").startswith(prefix)):
+            yield row.id, _kept(stage, row)
     for dropped in folder.read_dropped():
         if dropped.id.startswith(prefix):
             yield dropped.id, _dropped(stage, dropped)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -12,7 +12,7 @@ from tracefactory.config import Pipeline, StageConfig
 from tracefactory.files import read_json
 from tracefactory.fingerprint import digest
 from tracefactory.requests import RequestStore
-from tracefactory.schema import Frozen, Problem, Row
+from tracefactory.schema import Frozen, Problem
 from tracefactory.stages.sample import SampleOp, SampleParams
 from tracefactory.stages.source import SourceOp
 from tracefactory.store import StageFolder, StageRecord
@@ -199,7 +199,7 @@ class _Planner:
 
     def _bound(self, stage: StageConfig) -> ToPay | None:
         """Return what a stage asks at most about the rows its inputs gave, None where nobody can say."""
-        rows = [row for source in stage.inputs for row in self._rows(source)]
+        rows = [row for source in stage.inputs for row in self.folder(source).read_all()]
         by_model = stage.op.at_most(stage, self.pipeline, rows)
         if not by_model:
             return None
@@ -215,19 +215,13 @@ class _Planner:
             ),
         )
 
-    def _rows(self, source: str) -> Iterator[Row]:
-        folder = self.folder(source)
-        record = folder.record()
-        for index in range(record.shards if record else 0):
-            yield from folder.read_shard(index, record.shards if record else 0)
-
     def _problems(self, stage: StageConfig) -> list[Problem] | None:
         """Return the problems a stage would sample, or None when only a run can read them."""
         problems: list[Problem] = []
         for source in stage.inputs:
             folder, origin = self.folder(source), self.pipeline.stage(source)
             if folder.record() is not None:
-                problems += [row for row in self._rows(source) if isinstance(row, Problem)]
+                problems += [row for row in folder.read_all() if isinstance(row, Problem)]
             elif isinstance(origin.op, SourceOp) and origin.op.source.offline:
                 problems += origin.op.problems(origin, self.pipeline)[0]
             else:

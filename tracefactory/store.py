@@ -170,6 +170,13 @@ class StageFolder:
         rows = [row for part in self.parts() if _may_hold(part.name, index, count) for row in self._rows(part)]
         return [row for row in rows if shard_of(problem_id_of(row), count) == index]
 
+    def read_all(self) -> Iterator[Row]:
+        """Yield the kept rows of a finished stage, shard by shard; none where it is not finished."""
+        record = self.record()
+        count = record.shards if record else 0
+        for index in range(count):
+            yield from self.read_shard(index, count)
+
     def read_dropped(self) -> Iterator[Dropped]:
         for path in sorted((self.path / "dropped").glob("part-*.parquet")):
             for row in pq.read_table(path, schema=DROPPED_SCHEMA).to_pylist():

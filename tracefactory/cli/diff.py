@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from tracefactory.cli.options import Json
-from tracefactory.cli.show import WIDTH
+from tracefactory.cli.show import stdout_console
 from tracefactory.compare import Difference, ViewDifference, compare
 
 _SHOWN = 5
@@ -25,7 +23,7 @@ def diff(first: Folder, second: Folder, json: Json = False) -> None:
     if json:
         print(found.model_dump_json(indent=2))
         return
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = stdout_console()
     console.print(_table(found), highlight=False)
     for line in _details(found):
         console.print(f"• {line}", highlight=False, markup=False)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from tracefactory.cli.options import Json, ProjectFolder
-from tracefactory.cli.show import WIDTH
+from tracefactory.cli.show import stdout_console
 from tracefactory.cli.student_text import quoted
 from tracefactory.errors import Mistake, UserError, nearest
 from tracefactory.lineage import views_of
@@ -67,7 +65,7 @@ def measures(
     if json:
         print("[" + ",\n".join(fit.model_dump_json(indent=2) for fit in fits) + "]")
         return
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = stdout_console()
     for fit in fits:
         console.print(_table(fit), _tokens(fit), highlight=False)
 
@@ -80,8 +78,7 @@ def fits_of(outcome: RunOutcome, root: Path, shown: int) -> Iterator[Fit]:
         if stage.op != "measure: student" or identity is None or record is None:
             continue
         name = identity["with"]["student"]
-        rows = [row for index in range(record.shards) for row in folder.read_shard(index, record.shards)]
-        found = [row for row in rows if isinstance(row, Trace)]
+        found = [row for row in folder.read_all() if isinstance(row, Trace)]
         if found:
             pairs = [
                 (one.measures[f"{name}/mean_clipped_rank"], one.measures[f"{name}/mean_surprisal"]) for one in found

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
-from rich.console import Console
 from rich.table import Table
 
 from tracefactory.cli.options import Json, Limit, PipelineFile, Profile, Sets
-from tracefactory.cli.show import WIDTH
+from tracefactory.cli.show import stdout_console
 from tracefactory.config import load_pipeline
 from tracefactory.plan import Plan, PlannedStage, make_plan
 
@@ -22,7 +19,7 @@ def plan(
     if json:
         print(made.model_dump_json(indent=2))
         return
-    Console(width=None if sys.stdout.isatty() else WIDTH).print(_table(made), highlight=False)
+    stdout_console().print(_table(made), highlight=False)
 
 
 def _table(plan: Plan) -> Table:

@@ -18,6 +18,11 @@ from tracefactory.schema import Trace
 WIDTH = 160  # of a table that goes to a file or a pipe
 
 
+def stdout_console() -> Console:
+    """Return the console that results are printed on: as wide as the terminal, `WIDTH` for a file or a pipe."""
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
+
+
 def show(
     run: Annotated[str | None, typer.Argument(help="The name of a run; the newest finished one by default.")] = None,
     project: ProjectFolder = Path(),
@@ -33,7 +38,7 @@ def print_outcome(outcome: RunOutcome, root: Path, *, as_json: bool) -> None:
     if as_json:
         print(outcome.model_dump_json(indent=2))
         return
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
+    console = stdout_console()
     seconds = outcome.finished - outcome.started
     lines = [
         FunnelLine(one.id, one.op, one.tally, one.paid, "cached" if one.cached else "done") for one in outcome.stages
@@ -48,7 +53,4 @@ def print_outcome(outcome: RunOutcome, root: Path, *, as_json: bool) -> None:
 
 
 def _traces(last: StageOutcome, root: Path) -> list[Trace]:
-    folder = last.folder(root)
-    record = folder.record()
-    shards = range(record.shards) if record else ()
-    return [row for index in shards for row in folder.read_shard(index, len(shards)) if isinstance(row, Trace)]
+    return [row for row in last.folder(root).read_all() if isinstance(row, Trace)]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tracefactory.cli.options import Json, PipelineFile, Profile, Sets
-from tracefactory.cli.show import WIDTH
+from tracefactory.cli.show import stdout_console
 from tracefactory.config import load_pipeline
 from tracefactory.display import Display
 from tracefactory.plan import Plan, make_plan
@@ -68,8 +68,7 @@ def teachers(
     if json:
         print(ranking.model_dump_json(indent=2))
     else:
-        console = Console(width=None if sys.stdout.isatty() else WIDTH)
-        console.print(with_notes(_table(ranking), ranking.remarks), highlight=False)
+        stdout_console().print(with_notes(_table(ranking), ranking.remarks), highlight=False)
 
 
 def _price(trial: Trial, plan: Plan) -> str:
@@ -124,10 +123,7 @@ def _priced(trial: Trial, model: str) -> bool:
 
 def _traces(outcome: RunOutcome, stage_id: str, root: Path) -> list[Trace]:
     (stage,) = (one for one in outcome.stages if one.id == stage_id)
-    folder = stage.folder(root)
-    record = folder.record()
-    count = record.shards if record else 0
-    return [row for index in range(count) for row in folder.read_shard(index, count) if isinstance(row, Trace)]
+    return [row for row in stage.folder(root).read_all() if isinstance(row, Trace)]
 
 
 def _table(ranking: Ranking) -> Table:

@@ -20,7 +20,7 @@ from tracefactory.stages.known import stages_above
 from tracefactory.stages.sample import ChatParams
 from tracefactory.steps import Granularity, segment
 from tracefactory.store import StageFolder, dropped_row
-from tracefactory.students import open_served, open_student
+from tracefactory.students import check_template, open_served, open_student
 from tracefactory.students.against_teacher import (
     DivergenceParams,
     divergence_measures,
@@ -32,7 +32,6 @@ from tracefactory.students.local import local_name, local_naturalness
 from tracefactory.students.measures import MeasureParams, measure_names, trace_measures
 from tracefactory.students.render import Rendered, RenderError
 from tracefactory.students.scores import TokenScores
-from tracefactory.students.spec import StudentSpec
 from tracefactory.students.steps import step_measures
 from tracefactory.worker import Worker
 
@@ -210,20 +209,6 @@ def _open(stage: StageConfig, worker: Worker) -> KnownStudent:
         return KnownStudent(InProcess(open_student(spec)), store)
     client = worker.client(_params(stage).student)
     return KnownStudent(open_served(spec, client, model.longest_prompt), store)
-
-
-def check_template(spec: StudentSpec) -> None:
-    """Check, with the tokenizer alone, that the student's chat template keeps the reasoning.
-
-    Raises:
-        UserError: when it drops it, with what to do, or when the `student` extra is missing.
-    """
-    try:
-        from tracefactory.students.load import load_tokenizer
-        from tracefactory.students.render import Renderer
-    except ModuleNotFoundError as error:
-        raise UserError(f"scoring under a student needs {error.name}: pip install 'tracefactory[student]'") from error
-    Renderer(load_tokenizer(spec), spec.reasoning).check()
 
 
 def _rendered(

@@ -16,7 +16,21 @@ if TYPE_CHECKING:
     from tracefactory.students.served import ServedStudent
     from tracefactory.students.student import Student
 
-__all__ = ["StudentSpec", "open_served", "open_student"]
+__all__ = ["StudentSpec", "check_template", "open_served", "open_student"]
+
+
+def check_template(spec: StudentSpec) -> None:
+    """Check, with the tokenizer alone, that the student's chat template keeps the reasoning.
+
+    Raises:
+        UserError: when it drops it, with what to do, or when the `student` extra is missing.
+    """
+    try:
+        from tracefactory.students.load import load_tokenizer
+        from tracefactory.students.render import Renderer
+    except ModuleNotFoundError as error:
+        raise _no_extra(error) from error
+    Renderer(load_tokenizer(spec), spec.reasoning).check()
 
 
 def open_student(spec: StudentSpec) -> Student:

@@ -33,8 +33,7 @@ class Made:
         folder = stage.folder(self.root)
         record = folder.record()
         assert record is not None
-        rows = [row for index in range(record.shards) for row in folder.read_shard(index, record.shards)]
-        return [row for row in rows if isinstance(row, Trace)]
+        return [row for row in folder.read_all() if isinstance(row, Trace)]
 
     def paid(self) -> int:
         return int(sum(stage.paid.get("requests", 0) for stage in self.outcome.stages))
