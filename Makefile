@@ -68,7 +68,7 @@ bench: dev ## measure speed, as ratios within one run
 
 .PHONY: agreement
 agreement: dev ## compare verdicts with labels, ours and math-verify's: PAIRS="pairs.jsonl ..."
-	$(BIN)/python -m tracefactory.verifiers.agreement $(PAIRS)
+	$(BIN)/python -m tracefactory.verification.agreement $(PAIRS)
 
 .PHONY: student-table
 student-table: dev ## measure traces under two students: TRACES=file.jsonl STUDENT_MODEL=model.gguf [SETS="--limit 8"]

@@ -1,7 +1,7 @@
 """Keep the traces that a prune stage shortened or rewrote, not those whose raw text stands."""
 
 from tracefactory.filters import KEEP, Decision, Params, Trace, drop, trace_filter
-from tracefactory.pruners import edited, read_derivation
+from tracefactory.pruning import edited, read_derivation
 
 
 class PrunedParams(Params):

@@ -14,10 +14,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tracefactory.models.base import ChatRequest, Where
-from tracefactory.models.client import ChatClient
 from tracefactory.models.fake import FakeSpec
 from tracefactory.models.local import LocalSpec
+from tracefactory.serving.base import ChatRequest, Where
+from tracefactory.serving.client import ChatClient
 
 pytestmark = pytest.mark.bench
 

@@ -13,12 +13,13 @@ import pytest
 
 from tests.unit.stages.conftest import unwatched
 from tracefactory.config import load_pipeline
-from tracefactory.models.fake_script import FakeScript
-from tracefactory.models.fake_server import FakeServer
-from tracefactory.pruners import BinaryCut, ConcludeItem, Conclusion, PruneItem, Tools
-from tracefactory.run import run_pipeline
-from tracefactory.schema import Outcome, Problem, Thinking, Trace, Verdict
-from tracefactory.steps import segment
+from tracefactory.core.schema import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.engine.run import run_pipeline
+from tracefactory.pruners.binary_cut import BinaryCut
+from tracefactory.pruning import ConcludeItem, Conclusion, PruneItem, Tools
+from tracefactory.serving.fake_script import FakeScript
+from tracefactory.serving.fake_server import FakeServer
+from tracefactory.text.steps import segment
 
 TRACES = Path(__file__).parents[2].parent / "shared" / "data" / "traces" / "aime25_long_cot.jsonl"
 STEP = "Then we add 7 to what we have and look at the next of the numbers.\n\n"

@@ -22,14 +22,14 @@ from typing import Any
 import pytest
 import torch
 
-from tracefactory.decoders.decoder import Decoder, Role
-from tracefactory.decoders.engine import Engine
-from tracefactory.decoders.lane import Lane
-from tracefactory.decoders.pace import Pace, Plan, expected_tokens
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
-from tracefactory.decoders.run import Script
 from tracefactory.decoders.teacher_prefix import TeacherPrefix
-from tracefactory.decoders.vocabulary import compare
+from tracefactory.decoding.decoder import Decoder, Role
+from tracefactory.decoding.engine import Engine
+from tracefactory.decoding.lane import Lane
+from tracefactory.decoding.pace import Pace, Plan, expected_tokens
+from tracefactory.decoding.run import Script
+from tracefactory.decoding.vocabulary import compare
 from tracefactory.students import StudentSpec
 from tracefactory.students.load import load_model, load_tokenizer
 

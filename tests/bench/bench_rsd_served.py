@@ -31,13 +31,13 @@ import torch
 from tests.unit.decoders.checkpoints import save_pair
 from tests.unit.decoders.token_server import TokenServer, by_noise
 from tests.vllm.rsd import asked, fields, save_student
-from tracefactory.decoders.decoder import Role
-from tracefactory.decoders.pace import expected_tokens
-from tracefactory.decoders.served import ServedPair, Side
-from tracefactory.models.base import Where
-from tracefactory.models.client import ChatClient
+from tracefactory.decoding.decoder import Role
+from tracefactory.decoding.pace import expected_tokens
+from tracefactory.decoding.served import ServedPair, Side
 from tracefactory.models.vllm import VLLMSpec
-from tracefactory.models.vllm_drafting import DraftingSpec
+from tracefactory.serving.base import Where
+from tracefactory.serving.client import ChatClient
+from tracefactory.serving.vllm.drafting import DraftingSpec
 from tracefactory.students import StudentSpec
 
 pytestmark = pytest.mark.bench

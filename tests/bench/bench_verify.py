@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tracefactory.schema import Outcome, Problem
-from tracefactory.verifiers import VerifierPool, VerifyTask
-from tracefactory.verifiers.agreement import math_verify_accepts
-from tracefactory.verifiers.boxes import find_boxes
+from tracefactory.answers.boxes import find_boxes
+from tracefactory.core.schema import Outcome, Problem
+from tracefactory.verification.agreement import math_verify_accepts
+from tracefactory.verification.base import VerifyTask
+from tracefactory.verification.pool import VerifierPool
 
 DATA = next((up / "shared/data" for up in Path(__file__).resolve().parents if (up / "shared/data").is_dir()), None)
 PATHOLOGICAL = [

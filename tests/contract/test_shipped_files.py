@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tracefactory.config import check_project, load_pipeline
+from tracefactory.config.project import find_project, pipeline_files
 from tracefactory.filters import load_filters
-from tracefactory.project import find_project, pipeline_files
-from tracefactory.prompts import load_prompts
+from tracefactory.text.prompts import load_prompts
 
 ROOT = Path(__file__).parents[2]
 PROJECT = find_project(ROOT)

@@ -57,7 +57,7 @@ def teacher_of() -> Iterator[Callable[..., Teacher]]:
     started: list[Teacher] = []
 
     def start(**script: Any) -> Teacher:
-        command = [sys.executable, "-m", "tracefactory.models.fake_server", "--script", json.dumps(script)]
+        command = [sys.executable, "-m", "tracefactory.serving.fake_server", "--script", json.dumps(script)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         started.append(Teacher(process.stdout.readline().strip(), process))

@@ -13,11 +13,11 @@ import pytest
 from datasets import load_dataset
 
 from tests.e2e.conftest import Project, Teacher, kill_tree, wait_until
-from tracefactory.op import Rows
-from tracefactory.pruners import read_derivation, restored
-from tracefactory.schema import Outcome, Thinking, Trace
-from tracefactory.steps import segment
-from tracefactory.store import StageFolder
+from tracefactory.core.op import Rows
+from tracefactory.core.schema import Outcome, Thinking, Trace
+from tracefactory.pruning import read_derivation, restored
+from tracefactory.store.stages import StageFolder
+from tracefactory.text.steps import segment
 
 PROMPTS = Path(__file__).parents[2] / "prompts"
 PIPELINE = """\

@@ -13,7 +13,7 @@ from datasets import Dataset, load_dataset
 
 from tests.e2e.conftest import Project
 from tests.e2e.embedded import embedded
-from tracefactory.pruners import loss_mask
+from tracefactory.pruning import loss_mask
 
 PIPELINE = """\
 name: pruned

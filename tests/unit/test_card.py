@@ -8,7 +8,7 @@ from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 from pydantic import ValidationError
 
-from tracefactory.card import (
+from tracefactory.publish.card import (
     CardInputs,
     ConfigLine,
     LengthLine,

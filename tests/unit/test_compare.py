@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 
 from tests.unit.test_release import CARD, traces, write
 from tracefactory.cli import app
-from tracefactory.compare import compare
-from tracefactory.errors import UserError
+from tracefactory.core.errors import UserError
+from tracefactory.publish.compare import compare
 
 
 def test_rows_are_told_apart_by_id_and_by_every_column(tmp_path):

@@ -13,12 +13,12 @@ import yaml
 from pydantic import Field
 
 from tracefactory.config import Pipeline, check_project, load_pipeline, resolved, unset_variables
+from tracefactory.config.project import find_project
 from tracefactory.config.refs import FoundRef, find_refs
-from tracefactory.errors import UserError
-from tracefactory.fingerprint import canonical
-from tracefactory.op import Ref
-from tracefactory.project import find_project
-from tracefactory.schema import Frozen
+from tracefactory.core.errors import UserError
+from tracefactory.core.fingerprint import canonical
+from tracefactory.core.op import Ref
+from tracefactory.core.schema import Frozen
 
 PIPELINE = """\
 name: math-mix

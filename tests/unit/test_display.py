@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tracefactory.display import time_left
+from tracefactory.engine.display import time_left
 
 
 def left(live: dict[str, float], rows: int = 40, shards: int = 2) -> str:

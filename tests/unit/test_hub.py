@@ -16,13 +16,13 @@ import pytest
 from pydantic import SecretStr
 
 from tests.hub_server import TOKEN, HubServer, running
-from tracefactory import hub
-from tracefactory.card import CardInputs
-from tracefactory.errors import RunError, UserError
-from tracefactory.hub import Receipt, push
-from tracefactory.release import read_manifest, write_release
-from tracefactory.schema import Problem, Thinking, Trace
-from tracefactory.views import VIEWS, tables
+from tracefactory.core.errors import RunError, UserError
+from tracefactory.core.schema import Problem, Thinking, Trace
+from tracefactory.publish import hub
+from tracefactory.publish.card import CardInputs
+from tracefactory.publish.hub import Receipt, push
+from tracefactory.publish.release import read_manifest, write_release
+from tracefactory.publish.views import VIEWS, tables
 
 REPO = "someone/traces"
 # huggingface_hub 2.4 passes `data=` to its HTTP client when it sends a large file; only that client can change it.
@@ -243,7 +243,7 @@ def test_killed_between_commit_and_tag_then_loaded_by_tag(server: HubServer, tmp
     """A real client process is killed while its tag request hangs; another finishes; `datasets` loads old and new."""
     folder = release(tmp_path, "1.0", count=7)
     pushing = (
-        "from pathlib import Path; from tracefactory.hub import push; "
+        "from pathlib import Path; from tracefactory.publish.hub import push; "
         f"print(push(Path({str(folder)!r}), repo={REPO!r}, version='1.0', private=False, token=None).commit)"
     )
     server.faults["POST tag"] = ["hang"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tracefactory.lease import STALE_S, Alive, Lease
+from tracefactory.store.leases import STALE_S, Alive, Lease
 
 
 def hold(root: Path, folder: Path, run: str, held: Event) -> None:

@@ -10,12 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tracefactory.errors import RunError
-from tracefactory.processes import Child
+from tracefactory.core.errors import RunError
+from tracefactory.core.processes import Child
 
 CHILD = """
 import sys, time
-from tracefactory.processes import end_with_parent, report_ready
+from tracefactory.core.processes import end_with_parent, report_ready
 end_with_parent()
 report_ready(int(sys.argv[-1]), port=1)
 {rest}
@@ -25,7 +25,7 @@ report_ready(int(sys.argv[-1]), port=1)
 PARENT = """
 import asyncio, os, sys, time
 from pathlib import Path
-from tracefactory.processes import Child
+from tracefactory.core.processes import Child
 async def main():
     child = await Child.spawn("child", [sys.executable, "-c", sys.argv[1]], Path(sys.argv[2]), ready_timeout_s=60)
     if sys.argv[3] == "fork" and os.fork() == 0:

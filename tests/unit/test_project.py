@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tracefactory import project as project_module
-from tracefactory.errors import UserError
-from tracefactory.project import find_project, init_project, pipeline_files, starter_dir
+from tracefactory.config import project as project_module
+from tracefactory.config.project import find_project, init_project, pipeline_files, starter_dir
+from tracefactory.core.errors import UserError
 
 
 @pytest.fixture

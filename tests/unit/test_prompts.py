@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tracefactory.errors import UserError
-from tracefactory.prompts import Prompt, load_prompts
+from tracefactory.core.errors import UserError
+from tracefactory.text.prompts import Prompt, load_prompts
 
 LONG = """---
 name: math_long

@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
-from tracefactory import release
-from tracefactory.card import CardInputs, ModelLine
-from tracefactory.errors import RunError, UserError
-from tracefactory.fingerprint import canonical, digest_all, digest_file
-from tracefactory.release import Manifest, read_manifest, verify_release, write_release
-from tracefactory.schema import Problem, Thinking, Trace
-from tracefactory.views import VIEWS, tables
+from tracefactory.core.errors import RunError, UserError
+from tracefactory.core.fingerprint import canonical, digest_all, digest_file
+from tracefactory.core.schema import Problem, Thinking, Trace
+from tracefactory.publish import release
+from tracefactory.publish.card import CardInputs, ModelLine
+from tracefactory.publish.release import Manifest, read_manifest, verify_release, write_release
+from tracefactory.publish.views import VIEWS, tables
 
 CARD = CardInputs(title="Math mix", licence="mit", models=(ModelLine(name="long", role="teacher", model="org/big"),))
 

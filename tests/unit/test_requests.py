@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tracefactory.errors import RunError
-from tracefactory.fingerprint import digest
-from tracefactory.requests import RequestStore, compact
+from tracefactory.core.errors import RunError
+from tracefactory.core.fingerprint import digest
+from tracefactory.store.requests import RequestStore, compact
 
 KEYS = [digest(number) for number in range(50)]
 

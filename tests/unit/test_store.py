@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tracefactory.core.op import Rows, ShardResult
+from tracefactory.core.schema import Trace
 from tracefactory.filters.testing import make_trace
-from tracefactory.op import Rows, ShardResult
-from tracefactory.schema import Trace
-from tracefactory.store import (
+from tracefactory.store.stages import (
     StageFolder,
     combined_digest,
     dropped_row,

@@ -8,10 +8,10 @@ from typing import Literal
 import pytest
 from pydantic import Field, field_validator, model_validator
 
-from tracefactory.errors import Mistake
-from tracefactory.schema import Frozen
-from tracefactory.yamlfile import Position, parse_yaml
-from tracefactory.yamlmodel import read_model
+from tracefactory.config.yamlfile import Position, parse_yaml
+from tracefactory.config.yamlmodel import read_model
+from tracefactory.core.errors import Mistake
+from tracefactory.core.schema import Frozen
 
 
 class Task(Frozen):

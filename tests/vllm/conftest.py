@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tracefactory.errors import UserError
-from tracefactory.models.base import Where
-from tracefactory.models.gguf_checkpoint import convert
+from tracefactory.core.errors import UserError
 from tracefactory.models.local import LocalSpec
+from tracefactory.serving.base import Where
+from tracefactory.serving.gguf_checkpoint import convert
 
 ROOT = Path(__file__).parents[2]
 # Float32 and eager are the fastest here to start and to answer; two threads leave a small machine usable.

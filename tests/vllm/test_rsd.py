@@ -10,13 +10,13 @@ import pytest_asyncio
 import torch
 
 from tests.vllm.rsd import Judge, asked, fields, in_process, save_student
-from tracefactory.decoders.decoder import Role
-from tracefactory.decoders.pair import Pair
-from tracefactory.decoders.served import ServedPair, Side
-from tracefactory.models.base import Where
-from tracefactory.models.client import ChatClient
+from tracefactory.decoding.decoder import Role
+from tracefactory.decoding.pair import Pair
+from tracefactory.decoding.served import ServedPair, Side
 from tracefactory.models.vllm import VLLMSpec
-from tracefactory.models.vllm_drafting import DraftingSpec
+from tracefactory.serving.base import Where
+from tracefactory.serving.client import ChatClient
+from tracefactory.serving.vllm.drafting import DraftingSpec
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
 TIE = 5e-3  # nats: two engines in float32 that add up in different orders

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from tests.vllm.rsd import Judge, asked, fields, in_process, save_student
-from tracefactory.decoders.fused import FusedPair
-from tracefactory.decoders.pair import Pair
-from tracefactory.decoders.served import Side
-from tracefactory.models.base import Where
-from tracefactory.models.client import ChatClient
+from tracefactory.decoding.fused import FusedPair
+from tracefactory.decoding.pair import Pair
+from tracefactory.decoding.served import Side
 from tracefactory.models.vllm import VLLMSpec
-from tracefactory.models.vllm_drafting import FusedSpec
+from tracefactory.serving.base import Where
+from tracefactory.serving.client import ChatClient
+from tracefactory.serving.vllm.drafting import FusedSpec
 
 pytestmark = pytest.mark.vllm
 TIE = 5e-3  # nats: two engines in float32 that add up in different orders

@@ -8,7 +8,7 @@ import yaml
 from tests.unit.stages.conftest import Made, unwatched
 from tests.vllm.conftest import FIELDS
 from tracefactory.config import load_pipeline
-from tracefactory.run import run_pipeline
+from tracefactory.engine.run import run_pipeline
 
 pytestmark = pytest.mark.vllm
 STEPS = "Half of {n} is {half}, so the farmer keeps {half} cows.\n\nWait, let me check: {half} + {half} = {n}.\n\n"

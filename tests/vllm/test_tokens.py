@@ -8,10 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.vllm.conftest import FIELDS
-from tracefactory.models.base import RequestFailed, Where
-from tracefactory.models.client import ChatClient
-from tracefactory.models.tokens import TokenClient
 from tracefactory.models.vllm import VLLMSpec
+from tracefactory.serving.base import RequestFailed, Where
+from tracefactory.serving.client import ChatClient
+from tracefactory.serving.tokens import TokenClient
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
 NEAR = 2e-3  # float32 on two engines that add up in different orders

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from tracefactory.config import check_project, load_pipeline
-from tracefactory.errors import UserError
-from tracefactory.project import find_project, pipeline_files
+from tracefactory.config.project import find_project, pipeline_files
+from tracefactory.core.errors import UserError
 
 
 def check(

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tracefactory.cli.options import Json
 from tracefactory.cli.show import stdout_console
-from tracefactory.compare import Difference, ViewDifference, compare
+from tracefactory.publish.compare import Difference, ViewDifference, compare
 
 _SHOWN = 5
 

@@ -14,14 +14,14 @@ import typer
 
 from tracefactory.cli import student_text
 from tracefactory.cli.options import Json, ProjectFolder
-from tracefactory.decoders.decoder import Role
-from tracefactory.decoders.provenance import Decoded
-from tracefactory.errors import Mistake, UserError, nearest
-from tracefactory.lineage import Event, Life, life_of
-from tracefactory.project import find_project
-from tracefactory.pruners import read_derivation
-from tracefactory.runs import load_outcome
-from tracefactory.schema import Trace
+from tracefactory.config.project import find_project
+from tracefactory.core.errors import Mistake, UserError, nearest
+from tracefactory.core.schema import Trace
+from tracefactory.decoding.decoder import Role
+from tracefactory.decoding.provenance import Decoded
+from tracefactory.engine.lineage import Event, Life, life_of
+from tracefactory.engine.runs import load_outcome
+from tracefactory.pruning import read_derivation
 from tracefactory.students.view import StudentView
 
 

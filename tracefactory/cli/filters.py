@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from tracefactory.cli.options import Json, ProjectFolder
+from tracefactory.config.project import find_project
+from tracefactory.core.fingerprint import canonical
 from tracefactory.filters import LoadedFilter, load_filters
-from tracefactory.fingerprint import canonical
-from tracefactory.project import find_project
 
 
 def filters(project: ProjectFolder = Path(), json: Json = False) -> None:

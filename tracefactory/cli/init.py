@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tracefactory.project import init_project
+from tracefactory.config.project import init_project
 
 
 def init(folder: Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)]) -> None:

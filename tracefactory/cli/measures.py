@@ -13,11 +13,11 @@ from rich.table import Table
 from tracefactory.cli.options import Json, ProjectFolder
 from tracefactory.cli.show import stdout_console
 from tracefactory.cli.student_text import quoted
-from tracefactory.errors import Mistake, UserError, nearest
-from tracefactory.lineage import views_of
-from tracefactory.project import find_project
-from tracefactory.runs import RunOutcome, load_outcome
-from tracefactory.schema import Frozen, Trace
+from tracefactory.config.project import find_project
+from tracefactory.core.errors import Mistake, UserError, nearest
+from tracefactory.core.schema import Frozen, Trace
+from tracefactory.engine.lineage import views_of
+from tracefactory.engine.runs import RunOutcome, load_outcome
 from tracefactory.students.measures import dataset_rank_surprisal
 from tracefactory.students.view import StudentView
 

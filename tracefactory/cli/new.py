@@ -10,9 +10,9 @@ from typing import Annotated
 import typer
 
 from tracefactory.cli.options import ProjectFolder
-from tracefactory.errors import UserError
-from tracefactory.files import write_text
-from tracefactory.project import find_project
+from tracefactory.config.project import find_project
+from tracefactory.core.errors import UserError
+from tracefactory.core.files import write_text
 
 FILTER = '''"""Say in one line what {name} drops."""
 

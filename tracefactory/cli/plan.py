@@ -7,7 +7,7 @@ from rich.table import Table
 from tracefactory.cli.options import Json, Limit, PipelineFile, Profile, Sets
 from tracefactory.cli.show import stdout_console
 from tracefactory.config import load_pipeline
-from tracefactory.plan import Plan, PlannedStage, make_plan
+from tracefactory.engine.plan import Plan, PlannedStage, make_plan
 
 
 def plan(

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from tracefactory.cli.options import Json
-from tracefactory.hub import push
-from tracefactory.release import read_manifest
+from tracefactory.publish.hub import push
+from tracefactory.publish.release import read_manifest
 
 
 def publish(

@@ -10,8 +10,8 @@ from rich.console import Console
 from tracefactory.cli.options import Json, Limit, PipelineFile, Profile, Sets
 from tracefactory.cli.show import print_outcome
 from tracefactory.config import load_pipeline
-from tracefactory.display import Display
-from tracefactory.run import run_pipeline
+from tracefactory.engine.display import Display
+from tracefactory.engine.run import run_pipeline
 
 
 def run(

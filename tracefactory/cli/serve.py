@@ -16,14 +16,14 @@ import typer
 
 from tracefactory.cli.options import PipelineFile, Profile, Sets
 from tracefactory.config import Pipeline, load_pipeline
-from tracefactory.errors import UserError, nearest
-from tracefactory.lease import HEARTBEAT_S
-from tracefactory.models.base import Where
+from tracefactory.core.errors import UserError, nearest
 from tracefactory.models.vllm import VLLMSpec
-from tracefactory.models.vllm_endpoint import VLLMEndpoint
-from tracefactory.models.vllm_placement import LocalPlacement
-from tracefactory.models.vllm_replica import Placement
-from tracefactory.models.vllm_shared import SharedServers, announce, beat, withdraw
+from tracefactory.serving.base import Where
+from tracefactory.serving.vllm.endpoint import VLLMEndpoint
+from tracefactory.serving.vllm.placement import LocalPlacement
+from tracefactory.serving.vllm.replica import Placement
+from tracefactory.serving.vllm.shared import SharedServers, announce, beat, withdraw
+from tracefactory.store.leases import HEARTBEAT_S
 
 _LOOK_S = 1.0
 _SAY_EVERY_S = 5.0
@@ -105,7 +105,7 @@ async def _keep(endpoint: VLLMEndpoint, folder: Path, kept: SharedServers) -> No
 def _placement(pipeline: Pipeline) -> Placement:
     """Return where the servers run: on the cluster that the pipeline joins, else on this machine."""
     if pipeline.run.executor == "ray" and pipeline.run.ray_address is not None:
-        from tracefactory.executors.ray import RayPlacement
+        from tracefactory.engine.executors.ray import RayPlacement
 
         return RayPlacement(pipeline.run.ray_address)
     return LocalPlacement()

@@ -10,10 +10,10 @@ import typer
 from rich.console import Console
 
 from tracefactory.cli.options import Json, ProjectFolder
-from tracefactory.project import find_project
-from tracefactory.report import FunnelLine, funnel, lengths, with_notes
-from tracefactory.runs import RunOutcome, StageOutcome, load_outcome
-from tracefactory.schema import Trace
+from tracefactory.config.project import find_project
+from tracefactory.core.schema import Trace
+from tracefactory.engine.report import FunnelLine, funnel, lengths, with_notes
+from tracefactory.engine.runs import RunOutcome, StageOutcome, load_outcome
 
 WIDTH = 160  # of a table that goes to a file or a pipe
 

@@ -15,14 +15,14 @@ from rich.table import Table
 from tracefactory.cli.options import Json, PipelineFile, Profile, Sets
 from tracefactory.cli.show import stdout_console
 from tracefactory.config import load_pipeline
-from tracefactory.display import Display
-from tracefactory.plan import Plan, make_plan
-from tracefactory.report import with_notes
-from tracefactory.run import run_pipeline
-from tracefactory.runs import RunOutcome
-from tracefactory.schema import Frozen, Trace
-from tracefactory.students.teachers import LOCAL_WINDOW, By, TeacherRow, Tried, rank_teachers, remarks
-from tracefactory.students.trial import CHECKED, MEASURED, Trial, trial_of
+from tracefactory.core.schema import Frozen, Trace
+from tracefactory.engine.display import Display
+from tracefactory.engine.plan import Plan, make_plan
+from tracefactory.engine.report import with_notes
+from tracefactory.engine.run import run_pipeline
+from tracefactory.engine.runs import RunOutcome
+from tracefactory.engine.trial import CHECKED, MEASURED, Trial, trial_of
+from tracefactory.students.ranking import LOCAL_WINDOW, By, TeacherRow, Tried, rank_teachers, remarks
 
 
 class Ranking(Frozen):

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from tracefactory.cli.options import Json
-from tracefactory.errors import Mistake, UserError, nearest
-from tracefactory.schema import Verdict
-from tracefactory.verifiers import VerifierPool
-from tracefactory.verifiers.api import make_task
-from tracefactory.verifiers.base import VerifyTask, resolve
+from tracefactory.core.errors import Mistake, UserError, nearest
+from tracefactory.core.schema import Verdict
+from tracefactory.verification.base import VerifyTask, resolve
+from tracefactory.verification.pool import VerifierPool
+from tracefactory.verification.single import make_task
 
 _FIELDS = ("gold", "answer", "response", "kind", "question", "spec", "finish_reason")
 _BATCH = 256

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ConfigDict, Field, SerializeAsAny, field_validator
 
+from tracefactory.config.project import Project
 from tracefactory.config.refs import find_refs
+from tracefactory.core.schema import Frozen
 from tracefactory.filters import FilterSet
-from tracefactory.models.base import ModelSpec
-from tracefactory.project import Project
-from tracefactory.prompts import Prompt
-from tracefactory.schema import Frozen
+from tracefactory.serving.base import ModelSpec
+from tracefactory.text.prompts import Prompt
 
 if TYPE_CHECKING:
-    from tracefactory.op import Op
-    from tracefactory.registry import Registry
+    from tracefactory.core.op import Op
+    from tracefactory.core.registry import Registry
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # a folder's name, and part of a tag on the Hub
 ID_PATTERN = r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$"

@@ -12,15 +12,15 @@ from pydantic import Field
 
 from tracefactory.config.model import NAME_PATTERN, Pipeline, RunOptions, StageConfig
 from tracefactory.config.overlay import overlaid
+from tracefactory.config.project import Project, find_project, pipeline_files
 from tracefactory.config.stages import Declared, StageDraft, read_stages, to_config
-from tracefactory.errors import Mistake, UserError, nearest
+from tracefactory.config.yamlfile import Node, read_yaml
+from tracefactory.config.yamlmodel import read_model
+from tracefactory.core.errors import Mistake, UserError, nearest
+from tracefactory.core.schema import Frozen
 from tracefactory.filters import FilterSet, load_filters
-from tracefactory.models.base import MODELS, EnvStr, ModelSpec, Where, env_names
-from tracefactory.project import Project, find_project, pipeline_files
-from tracefactory.prompts import Prompt, prompt_files, read_prompts
-from tracefactory.schema import Frozen
-from tracefactory.yamlfile import Node, read_yaml
-from tracefactory.yamlmodel import read_model
+from tracefactory.serving.base import MODELS, EnvStr, ModelSpec, Where, env_names
+from tracefactory.text.prompts import Prompt, prompt_files, read_prompts
 
 _SECTIONS = ("models", "stages", "profiles")
 

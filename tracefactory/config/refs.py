@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from tracefactory.yamlfile import KeyPath
+from tracefactory.config.yamlfile import KeyPath
 
 
 class FoundRef(NamedTuple):
@@ -35,7 +35,7 @@ def _in_model(model: type[BaseModel], values: BaseModel | Mapping[str, Any], pat
 
 
 def _in_value(annotation: Any, metadata: Any, value: Any, path: KeyPath) -> Iterator[FoundRef]:
-    from tracefactory.op import Ref  # here, because the operations import the configuration
+    from tracefactory.core.op import Ref  # here, because the operations import the configuration
 
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:

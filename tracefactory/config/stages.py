@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from tracefactory.config.model import ID_PATTERN, StageConfig, StageOptions, operations, plain
 from tracefactory.config.refs import FoundRef, find_refs
-from tracefactory.errors import Mistake, nearest
+from tracefactory.config.yamlfile import Node
+from tracefactory.config.yamlmodel import field_names, label, read_model
+from tracefactory.core.errors import Mistake, nearest
+from tracefactory.core.schema import Frozen
 from tracefactory.filters import FilterSet
-from tracefactory.schema import Frozen
-from tracefactory.yamlfile import Node
-from tracefactory.yamlmodel import field_names, label, read_model
 
 if TYPE_CHECKING:
-    from tracefactory.op import Op, Rows
+    from tracefactory.core.op import Op, Rows
 
 _KEYS = ("id", "from", "with", "run")
 _CHAIN = "filter:chain"
@@ -244,7 +244,7 @@ def _check_kinds(draft: StageDraft, above: list[StageDraft], mistakes: list[Mist
 
 
 def _is_none(rows: Rows) -> bool:
-    from tracefactory.op import Rows as Kinds  # here, because the operations import the configuration
+    from tracefactory.core.op import Rows as Kinds  # here, because the operations import the configuration
 
     return rows is Kinds.NONE
 

@@ -7,8 +7,8 @@ import re
 import numpy as np
 from pydantic import Field
 
-from tracefactory.decoders.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, Turn, Written
-from tracefactory.decoders.noise import GATE, Noise
+from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, Turn, Written
+from tracefactory.sampling.noise import GATE, Noise
 
 _SENTENCE_END = re.compile(r"[.!?。！？]['\")\]]*\s*$|\n\s*$")
 

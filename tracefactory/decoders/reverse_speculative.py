@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from tracefactory.decoders.decoder import DECODERS, Decoder, Role, Turn, Written
-from tracefactory.decoders.pools import Sampling
-from tracefactory.decoders.rule import Acceptance
+from tracefactory.decoding.decoder import DECODERS, Decoder, Role, Turn, Written
+from tracefactory.sampling.acceptance import Acceptance
+from tracefactory.sampling.candidates import Sampling
 
 
 @DECODERS.register("reverse_speculative")

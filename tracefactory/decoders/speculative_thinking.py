@@ -6,7 +6,7 @@ from functools import cached_property
 
 from pydantic import Field
 
-from tracefactory.decoders.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, Role, Turn, Written
+from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, Role, Turn, Written
 
 _LOOK_BACK = 24  # tokens: a cue stands at the beginning of a paragraph
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from tracefactory.decoders.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, Turn, Written
+from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, Turn, Written
 
 
 @DECODERS.register("student_prefix")

@@ -22,6 +22,7 @@ The signature is the schema of the filter's parameters in a pipeline; there is n
 `tracefactory.filters.testing.make_trace` builds traces to test a filter with.
 """
 
+from tracefactory.core.schema import Outcome, Thinking, Trace, Verdict
 from tracefactory.filters.api import (
     KEEP,
     Decision,
@@ -31,7 +32,6 @@ from tracefactory.filters.api import (
     trace_filter,
 )
 from tracefactory.filters.loader import FilterSet, LoadedFilter, apply, load_filters, measure
-from tracefactory.schema import Outcome, Thinking, Trace, Verdict
 
 __all__ = [
     "KEEP",

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar, overload
 
 from pydantic import ConfigDict
 
-from tracefactory.schema import Frozen
+from tracefactory.core.schema import Frozen
 
 F = TypeVar("F", bound=Callable[..., Any])
 Measure = Callable[..., Mapping[str, float]]

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tracefactory.errors import Mistake, UserError
+from tracefactory.core.errors import Mistake, UserError
+from tracefactory.core.schema import Trace
 from tracefactory.filters.api import REASON, Decision, FilterMark, Params
-from tracefactory.schema import Trace
 
 _SHAPE = "def {name}(trace: Trace, params: SomeParams) -> Decision"
 

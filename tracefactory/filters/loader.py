@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tracefactory.errors import Mistake, UserError, nearest
+from tracefactory.core.errors import Mistake, UserError, nearest
+from tracefactory.core.fingerprint import digest
+from tracefactory.core.schema import Trace
 from tracefactory.filters.api import Decision, FilterFailed, FilterMark, Params, mark_of
 from tracefactory.filters.checks import check_function, check_source, one_filter
 from tracefactory.filters.digests import source_digest
-from tracefactory.fingerprint import digest
-from tracefactory.schema import Trace
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tracefactory.fingerprint import digest
-from tracefactory.schema import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.core.fingerprint import digest
+from tracefactory.core.schema import Outcome, Problem, Thinking, Trace, Verdict
 
 
 def make_trace(

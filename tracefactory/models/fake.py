@@ -1,4 +1,4 @@
-"""`use: fake`: the deterministic fake teacher as a process of its own; see `tracefactory.models.fake_server`."""
+"""`use: fake`: the deterministic fake teacher as a process of its own; see `tracefactory.serving.fake_server`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tracefactory.models.base import MODELS, Endpoint, EnvStr, ModelSpec, Where
-from tracefactory.models.fake_script import FakeScript
-from tracefactory.models.managed import ManagedEndpoint
+from tracefactory.serving.base import MODELS, Endpoint, EnvStr, ModelSpec, Where
+from tracefactory.serving.fake_script import FakeScript
+from tracefactory.serving.managed import ManagedEndpoint
 
 
 @MODELS.register("fake")
@@ -37,4 +37,4 @@ class FakeSpec(ModelSpec):
         options: dict[str, str | int | float] = {"script": self.script.model_dump_json()}
         if self.request_log:
             options["request-log"] = str(where.root / self.request_log.resolve(where.environ))
-        return ManagedEndpoint(f"fake model {self.model}", "tracefactory.models.fake_server", options)
+        return ManagedEndpoint(f"fake model {self.model}", "tracefactory.serving.fake_server", options)

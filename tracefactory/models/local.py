@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tracefactory.errors import Mistake, UserError
-from tracefactory.fingerprint import digest_file
-from tracefactory.models.base import MODELS, ChatRequest, Endpoint, EnvStr, ModelSpec, Where
-from tracefactory.models.managed import ManagedEndpoint
+from tracefactory.core.errors import Mistake, UserError
+from tracefactory.core.fingerprint import digest_file
+from tracefactory.serving.base import MODELS, ChatRequest, Endpoint, EnvStr, ModelSpec, Where
+from tracefactory.serving.managed import ManagedEndpoint
 
 PACKAGED = "packaged:"
 # Weights that travel in a Python package: the distribution, and how to install it without what nothing here uses
@@ -110,7 +110,7 @@ class LocalSpec(ModelSpec):
         }
         if self.threads is not None:
             options["threads"] = self.threads
-        return ManagedEndpoint(f"local-{Path(self.model).name}", "tracefactory.models.llama_server", options)
+        return ManagedEndpoint(f"local-{Path(self.model).name}", "tracefactory.serving.llama_server", options)
 
     def body(self, request: ChatRequest) -> dict[str, Any]:
         """Return the JSON body, with the sampling parameters that are llama.cpp's own written out."""

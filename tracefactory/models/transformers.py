@@ -7,9 +7,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tracefactory.errors import Mistake, UserError
-from tracefactory.models.base import MODELS, Endpoint, EnvStr, ModelSpec, Where
+from tracefactory.core.errors import Mistake, UserError
 from tracefactory.models.local import PACKAGED, packaged_weights
+from tracefactory.serving.base import MODELS, Endpoint, EnvStr, ModelSpec, Where
 from tracefactory.students.spec import StudentSpec, local_path
 
 

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
-from tracefactory.errors import Mistake, UserError
-from tracefactory.fingerprint import digest, digest_all, digest_file
-from tracefactory.models.base import MODELS, ChatRequest, EnvStr, ModelSpec, Where
-from tracefactory.models.vllm_endpoint import VLLMEndpoint
-from tracefactory.models.vllm_placement import LocalPlacement
-from tracefactory.models.vllm_replica import ServerPlan
-from tracefactory.models.vllm_shared import SharedLookup, identity_label
+from tracefactory.core.errors import Mistake, UserError
+from tracefactory.core.fingerprint import digest, digest_all, digest_file
+from tracefactory.serving.base import MODELS, ChatRequest, EnvStr, ModelSpec, Where
+from tracefactory.serving.vllm.endpoint import VLLMEndpoint
+from tracefactory.serving.vllm.placement import LocalPlacement
+from tracefactory.serving.vllm.replica import ServerPlan
+from tracefactory.serving.vllm.shared import SharedLookup, identity_label
 from tracefactory.students.spec import StudentSpec, local_path
 
 # Set from other fields, or needed by the watching of the servers.

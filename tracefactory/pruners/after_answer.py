@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from tracefactory.pruners.answers import Evidence, Stated, ending, stated_answers
-from tracefactory.pruners.base import PRUNERS, PruneItem, Pruner, PruneResult, Tools, keep, parent
-from tracefactory.schema import Thinking
+from tracefactory.core.schema import Thinking
+from tracefactory.pruning.answers import Evidence, Stated, ending, stated_answers
+from tracefactory.pruning.base import PRUNERS, PruneItem, Pruner, PruneResult, Tools, keep, parent
 
 
 @PRUNERS.register("after_answer")

@@ -14,7 +14,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tracefactory.pruners.base import (
+from tracefactory.core.schema import Outcome, Thinking
+from tracefactory.pruning.base import (
     CONTEXT_LENGTH,
     PRUNERS,
     Asks,
@@ -28,9 +29,8 @@ from tracefactory.pruners.base import (
     keep,
     parent,
 )
-from tracefactory.pruners.search import Search, Test, most_calls, shortest_prefixes
-from tracefactory.schema import Outcome, Thinking
-from tracefactory.steps.ending import leaves_open
+from tracefactory.pruning.search import Search, Test, most_calls, shortest_prefixes
+from tracefactory.text.steps.ending import leaves_open
 
 
 @PRUNERS.register("binary_cut")

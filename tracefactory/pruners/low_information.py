@@ -14,11 +14,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from tracefactory.errors import UserError
-from tracefactory.pruners.base import PRUNERS, PruneItem, Pruner, PruneResult, Tools, keep, parent
-from tracefactory.schema import Thinking
-from tracefactory.steps import StepKind
-from tracefactory.steps.ending import leaves_open
+from tracefactory.core.errors import UserError
+from tracefactory.core.schema import Thinking
+from tracefactory.pruning.base import PRUNERS, PruneItem, Pruner, PruneResult, Tools, keep, parent
+from tracefactory.text.steps import StepKind
+from tracefactory.text.steps.ending import leaves_open
 
 
 @PRUNERS.register("low_information")

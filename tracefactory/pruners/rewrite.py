@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from tracefactory.pruners.base import (
+from tracefactory.pruning.base import (
     PRUNERS,
     Asks,
     Conclusion,
@@ -24,7 +24,7 @@ from tracefactory.pruners.base import (
     keep,
     parent,
 )
-from tracefactory.steps.words import count_words
+from tracefactory.text.steps.words import count_words
 
 _ASKED = Cost(calls=1, samples=1)
 

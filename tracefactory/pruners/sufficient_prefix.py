@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from tracefactory.pruners.base import (
+from tracefactory.pruning.base import (
     CONTEXT_LENGTH,
     PRUNERS,
     Asks,
@@ -27,7 +27,7 @@ from tracefactory.pruners.base import (
     keep,
     parent,
 )
-from tracefactory.pruners.search import Search, Test, most_calls, shortest_prefixes
+from tracefactory.pruning.search import Search, Test, most_calls, shortest_prefixes
 
 _JUDGED = re.compile(r"\[?\b(NOT[ _-]?ENOUGH|ENOUGH)\b\]?", re.IGNORECASE)
 

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from tracefactory.pruners.answers import Evidence, Stated, ending, stated_answers, statements
-from tracefactory.pruners.base import PRUNERS, PruneItem, Pruner, PruneResult, Tools, keep, parent
-from tracefactory.schema import Thinking
-from tracefactory.steps import StepKind
-from tracefactory.steps.rules import FAILS
+from tracefactory.core.schema import Thinking
+from tracefactory.pruning.answers import Evidence, Stated, ending, stated_answers, statements
+from tracefactory.pruning.base import PRUNERS, PruneItem, Pruner, PruneResult, Tools, keep, parent
+from tracefactory.text.steps import StepKind
+from tracefactory.text.steps.rules import FAILS
 
 _BODY = (StepKind.VERIFICATION, StepKind.DERIVATION, StepKind.FILLER)
 MAX_PRELUDE = 120  # characters of a doubt that only leads up to a check ("Wait, maybe I made a mistake.")

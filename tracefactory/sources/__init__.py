@@ -1,8 +1,5 @@
-"""Sources of problems: reasoning_gym's generators, files, and data sets on the Hugging Face Hub."""
+"""The kinds of source, one file each; importing this package registers them all."""
 
-from tracefactory.sources.base import SOURCES, Rejected, Source, normalised_question
-from tracefactory.sources.files import Files
-from tracefactory.sources.hub_dataset import HubDataset
-from tracefactory.sources.reasoning_gym import ReasoningGym
-
-__all__ = ["SOURCES", "Files", "HubDataset", "ReasoningGym", "Rejected", "Source", "normalised_question"]
+from tracefactory.sources import files as files
+from tracefactory.sources import hub_dataset as hub_dataset
+from tracefactory.sources import reasoning_gym as reasoning_gym

@@ -10,13 +10,13 @@ from typing import Any
 
 from pydantic import Field
 
-from tracefactory.errors import Mistake, UserError, nearest
-from tracefactory.fingerprint import digest_file
-from tracefactory.models.base import EnvStr
-from tracefactory.schema import Problem
-from tracefactory.sources.base import SOURCES, Rejected, Source, take
-from tracefactory.sources.mapping import FieldMapping, lookup, to_problem
-from tracefactory.sources.records import Format, Record, read_records
+from tracefactory.core.errors import Mistake, UserError, nearest
+from tracefactory.core.fingerprint import digest_file
+from tracefactory.core.schema import Problem
+from tracefactory.reading.base import SOURCES, Rejected, Source, take
+from tracefactory.reading.mapping import FieldMapping, lookup, to_problem
+from tracefactory.reading.records import Format, Record, read_records
+from tracefactory.serving.base import EnvStr
 
 _PEEK = 20
 

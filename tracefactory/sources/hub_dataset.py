@@ -10,11 +10,11 @@ from typing import Any
 
 from pydantic import Field
 
-from tracefactory.errors import UserError, nearest
-from tracefactory.schema import Problem
-from tracefactory.sources.base import SOURCES, Rejected, Source, take
-from tracefactory.sources.mapping import FieldMapping, to_problem
-from tracefactory.sources.records import Record
+from tracefactory.core.errors import UserError, nearest
+from tracefactory.core.schema import Problem
+from tracefactory.reading.base import SOURCES, Rejected, Source, take
+from tracefactory.reading.mapping import FieldMapping, to_problem
+from tracefactory.reading.records import Record
 
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

@@ -18,10 +18,10 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
-from tracefactory.errors import RunError, UserError, nearest
-from tracefactory.schema import Frozen, Problem
-from tracefactory.sources import gym
-from tracefactory.sources.base import SOURCES, Rejected, Source, json_text, take
+from tracefactory.core.errors import RunError, UserError, nearest
+from tracefactory.core.schema import Frozen, Problem
+from tracefactory.reading import gym
+from tracefactory.reading.base import SOURCES, Rejected, Source, json_text, take
 
 _LICENCE = "Apache-2.0"
 
@@ -44,7 +44,7 @@ class ReasoningGymParams(Frozen):
 
 @SOURCES.register("reasoning_gym")
 class ReasoningGym(Source[ReasoningGymParams]):
-    """Generates problems in a process of its own; `tracefactory.sources.gym_process` says why."""
+    """Generates problems in a process of its own; `tracefactory.reading.gym_process` says why."""
 
     name = "reasoning_gym"
     version = "1"
@@ -120,7 +120,7 @@ def _generate(params: ReasoningGymParams) -> Iterator[Problem | Rejected]:
         json.dump(request, wanted)
         wanted.seek(0)
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tracefactory.sources.gym_process"],
+            [sys.executable, "-P", "-m", "tracefactory.reading.gym_process"],
             stdin=wanted,
             stdout=subprocess.PIPE,
             stderr=complaints,

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 
 from tracefactory.config import Pipeline, StageConfig
-from tracefactory.errors import Mistake, nearest
-from tracefactory.op import Rows
+from tracefactory.core.errors import Mistake, nearest
+from tracefactory.core.op import Rows
 
 
 def measures_above(stage: StageConfig, pipeline: Pipeline) -> frozenset[str] | None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tracefactory.errors import UserError
+from tracefactory.core.errors import UserError
 from tracefactory.students.spec import StudentSpec
 
 if TYPE_CHECKING:
-    from tracefactory.models.client import ChatClient
+    from tracefactory.serving.client import ChatClient
     from tracefactory.students.served import ServedStudent
     from tracefactory.students.student import Student
 

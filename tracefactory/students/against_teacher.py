@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from tracefactory.models.logprobs import unpacked
-from tracefactory.schema import Frozen, Trace
-from tracefactory.steps import Granularity, segment
+from tracefactory.core.schema import Frozen, Trace
+from tracefactory.serving.logprobs import unpacked
 from tracefactory.students.divergence import align_teacher, sentence_divergence, teacher_sentence_share
 from tracefactory.students.scores import TokenScores
+from tracefactory.text.steps import Granularity, segment
 
 
 class DivergenceParams(Frozen):

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 from transformers.utils import logging
 
-from tracefactory.errors import UserError
+from tracefactory.core.errors import UserError
 from tracefactory.students.spec import StudentSpec, existing, local_path
 
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tracefactory.models.base import RequestFailed
+from tracefactory.serving.base import RequestFailed
 from tracefactory.students.measures import mean_surprisal
 from tracefactory.students.render import Rendered
 from tracefactory.students.scores import Span, TokenScores

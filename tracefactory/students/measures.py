@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import numpy as np
 from pydantic import Field
 
-from tracefactory.schema import Frozen
+from tracefactory.core.schema import Frozen
 from tracefactory.students.scores import Span, TokenScores
 
 RANK_CLIP = 100

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jinja2
 import numpy as np
 
-from tracefactory.errors import UserError
+from tracefactory.core.errors import UserError
 from tracefactory.students.scores import Ints
 
 _REMEDY = (

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tracefactory.schema import Trace
+from tracefactory.core.schema import Trace
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tracefactory.fingerprint import digest
-from tracefactory.models.base import RequestFailed
-from tracefactory.models.client import ChatClient
-from tracefactory.models.tokens import TokenClient, TokenRow
+from tracefactory.core.fingerprint import digest
+from tracefactory.serving.base import RequestFailed
+from tracefactory.serving.client import ChatClient
+from tracefactory.serving.tokens import TokenClient, TokenRow
 from tracefactory.students.load import load_tokenizer
 from tracefactory.students.render import Rendered, Renderer
 from tracefactory.students.scores import TokenScores

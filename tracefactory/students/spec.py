@@ -7,9 +7,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tracefactory.errors import UserError
-from tracefactory.fingerprint import digest, digest_all, digest_file
-from tracefactory.schema import Frozen
+from tracefactory.core.errors import UserError
+from tracefactory.core.fingerprint import digest, digest_all, digest_file
+from tracefactory.core.schema import Frozen
 
 
 class StudentSpec(Frozen):

@@ -10,9 +10,9 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from tracefactory.steps import Granularity, segment
 from tracefactory.students.measures import RANK_CLIP
 from tracefactory.students.scores import Floats, Ints, Span, TokenScores
+from tracefactory.text.steps import Granularity, segment
 
 Curve = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tracefactory.errors import UserError
+from tracefactory.core.errors import UserError
 from tracefactory.students.head import ScoringHead, to_host
 from tracefactory.students.load import load_model, load_tokenizer
 from tracefactory.students.render import Rendered, Renderer

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tracefactory.schema import Frozen
-from tracefactory.steps import segment
+from tracefactory.core.schema import Frozen
 from tracefactory.students.measures import least_likely, mean_surprisal, rank_surprisal
 from tracefactory.students.scores import Span, TokenScores
 from tracefactory.students.steps import step_curves
+from tracefactory.text.steps import segment
 
 UNLIKELY = 0.01  # the threshold of p that reverse speculative decoding accepts a token from (arXiv 2509.22230)
 LEAST = 3

@@ -6,8 +6,8 @@ import re
 
 from pydantic import Field
 
-from tracefactory.schema import Verdict
-from tracefactory.verifiers.base import Verifier, VerifyTask
+from tracefactory.core.schema import Verdict
+from tracefactory.verification.base import Verifier, VerifyTask
 from tracefactory.verifiers.choice import ChoiceParams, ChoiceVerifier, by_content, options_in
 from tracefactory.verifiers.math import MathVerifier, MathVerifierParams
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 
-from tracefactory.schema import Outcome, Verdict
-from tracefactory.verifiers.base import ExtractParams, Verifier, VerifyTask, stated_answer
-from tracefactory.verifiers.compare import Comparison, ProseError
-from tracefactory.verifiers.extract import several
-from tracefactory.verifiers.normalize import normalize, strip_markup
-from tracefactory.verifiers.quantity_rules import MathParams, UndecidedError
-from tracefactory.verifiers.reading import read
+from tracefactory.answers.compare import Comparison, ProseError
+from tracefactory.answers.extract import several
+from tracefactory.answers.normalize import normalize, strip_markup
+from tracefactory.answers.quantity_rules import MathParams, UndecidedError
+from tracefactory.answers.reading import read
+from tracefactory.core.schema import Outcome, Verdict
+from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, stated_answer
 
 _LETTERS = re.compile(
     r"(?:option|choice|answer|选项)?\s*[:：]?\s*[(\[（{]?\s*([A-Z])\s*(?:[)\]）}.:：,，]|$|(?=正确|对)|\s+-\s|(?=\s*(?:and|or|,)\s))",

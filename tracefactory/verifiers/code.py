@@ -7,11 +7,11 @@ from itertools import zip_longest
 
 from pydantic import Field
 
-from tracefactory.schema import Frozen, Outcome, Verdict
-from tracefactory.verifiers.base import Verifier, VerifyTask
-from tracefactory.verifiers.extract import Extraction
-from tracefactory.verifiers.programs import Program, defines, find_program
-from tracefactory.verifiers.sandbox import Limits, Run, run_program, run_tests
+from tracefactory.answers.extract import Extraction
+from tracefactory.core.schema import Frozen, Outcome, Verdict
+from tracefactory.sandbox.programs import Program, defines, find_program
+from tracefactory.sandbox.run import Limits, Run, run_program, run_tests
+from tracefactory.verification.base import Verifier, VerifyTask
 
 _CALLED = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tracefactory.schema import Outcome, Verdict
-from tracefactory.verifiers.base import ExtractParams, Verifier, VerifyTask, stated_answer
-from tracefactory.verifiers.boxes import find_boxes
-from tracefactory.verifiers.compare import Comparison, ProseError
-from tracefactory.verifiers.extract import Extraction, extract_bare, several, whole
-from tracefactory.verifiers.normalize import MAX_CHARS, strip_markup
-from tracefactory.verifiers.quantity_rules import MathParams, Symbolic, UndecidedError
-from tracefactory.verifiers.reading import read
-from tracefactory.verifiers.symbolic import UnknownError, equivalent, library
-from tracefactory.verifiers.values import Reading, Relation, Sequence, Value
+from tracefactory.answers.boxes import find_boxes
+from tracefactory.answers.compare import Comparison, ProseError
+from tracefactory.answers.extract import Extraction, extract_bare, several, whole
+from tracefactory.answers.normalize import MAX_CHARS, strip_markup
+from tracefactory.answers.quantity_rules import MathParams, Symbolic, UndecidedError
+from tracefactory.answers.reading import read
+from tracefactory.answers.values import Reading, Relation, Sequence, Value
+from tracefactory.core.schema import Outcome, Verdict
+from tracefactory.maths.symbolic import UnknownError, equivalent, library
+from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, stated_answer
 
 
 class MathVerifierParams(MathParams, ExtractParams):

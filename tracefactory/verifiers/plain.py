@@ -12,15 +12,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from tracefactory.schema import Outcome, Verdict
-from tracefactory.verifiers.base import ExtractParams, Verifier, VerifyTask, stated_answer
-from tracefactory.verifiers.evaluate import UnboundedError, constant
-from tracefactory.verifiers.extract import Extraction
+from tracefactory.answers.extract import Extraction
+from tracefactory.answers.normalize import strip_markup
+from tracefactory.answers.reading import read
+from tracefactory.answers.relations import named_value
+from tracefactory.answers.values import Quantity, Reading, Relation, Value
+from tracefactory.core.schema import Outcome, Verdict
+from tracefactory.maths.evaluate import UnboundedError, constant
+from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, stated_answer
 from tracefactory.verifiers.math import gold_reading
-from tracefactory.verifiers.normalize import strip_markup
-from tracefactory.verifiers.reading import read
-from tracefactory.verifiers.relations import named_value
-from tracefactory.verifiers.values import Quantity, Reading, Relation, Value
 
 
 class ExactParams(ExtractParams):

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from tracefactory.schema import Outcome, Verdict
-from tracefactory.verifiers.base import Verifier, VerifyTask
-from tracefactory.verifiers.compare import Comparison, ProseError
+from tracefactory.answers.compare import Comparison, ProseError
+from tracefactory.answers.quantity_rules import MathParams, UndecidedError
+from tracefactory.answers.reading import read
+from tracefactory.core.schema import Outcome, Verdict
+from tracefactory.maths.symbolic import UnknownError, equivalent, library
+from tracefactory.sandbox.programs import Program, find_program, print_last
+from tracefactory.sandbox.run import Limits, run_program
+from tracefactory.verification.base import Verifier, VerifyTask
 from tracefactory.verifiers.math import gold_reading
-from tracefactory.verifiers.programs import Program, find_program, print_last
-from tracefactory.verifiers.quantity_rules import MathParams, UndecidedError
-from tracefactory.verifiers.reading import read
-from tracefactory.verifiers.sandbox import Limits, run_program
-from tracefactory.verifiers.symbolic import UnknownError, equivalent, library
 
 _OVERHEAD = 5.0
 """Seconds for starting the sandbox and for the comparison."""

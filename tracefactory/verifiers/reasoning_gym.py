@@ -9,9 +9,9 @@ from typing import Any
 
 from pydantic import Field
 
-from tracefactory.schema import Outcome, Verdict
-from tracefactory.verifiers.base import ExtractParams, Verifier, VerifyTask, stated_answer
-from tracefactory.verifiers.extract import Extraction
+from tracefactory.answers.extract import Extraction
+from tracefactory.core.schema import Outcome, Verdict
+from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, stated_answer
 
 _TAGGED = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL | re.IGNORECASE)
 _FENCED = re.compile(r"```[a-zA-Z]*\n(.*?)\n?```", re.DOTALL)

@@ -1,8 +1,7 @@
-"""The published forms of a trace. Importing this package registers all of them."""
+"""The published forms of a trace, one file each; importing this package registers them all."""
 
-from __future__ import annotations
-
-from tracefactory.views import chat, masked, preference, raw, sft
-from tracefactory.views.base import TRACKING, VIEWS, View, ViewError, tables, view
-
-__all__ = ["TRACKING", "VIEWS", "View", "ViewError", "chat", "masked", "preference", "raw", "sft", "tables", "view"]
+from tracefactory.views import chat as chat
+from tracefactory.views import masked as masked
+from tracefactory.views import preference as preference
+from tracefactory.views import raw as raw
+from tracefactory.views import sft as sft

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from tracefactory.schema import Trace
-from tracefactory.views.base import Row, require_trainable, tracking, tracking_fields, view
+from tracefactory.core.schema import Trace
+from tracefactory.publish.views import Row, require_trainable, tracking, tracking_fields, view
 
 _MESSAGES = pa.list_(pa.struct([pa.field(name, pa.string()) for name in ("role", "content", "reasoning_content")]))
 

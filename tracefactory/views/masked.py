@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from tracefactory.pruners import Masked, restored
-from tracefactory.pruners import masked as masked_form
-from tracefactory.schema import Trace
-from tracefactory.views.base import Row, ViewError, require_trainable, tracking, tracking_fields, view
+from tracefactory.core.schema import Trace
+from tracefactory.pruning import Masked, restored
+from tracefactory.pruning import masked as masked_form
+from tracefactory.publish.views import Row, ViewError, require_trainable, tracking, tracking_fields, view
 
 _MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
 _SPANS = pa.list_(pa.struct([pa.field("start", pa.int64()), pa.field("end", pa.int64())]))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from tracefactory.pruners import Unpaired, pair
-from tracefactory.schema import Trace
-from tracefactory.views.base import Row, ViewError, require_trainable, tracking, tracking_fields, view
+from tracefactory.core.schema import Trace
+from tracefactory.pruning import Unpaired, pair
+from tracefactory.publish.views import Row, ViewError, require_trainable, tracking, tracking_fields, view
 
 _MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
 

@@ -10,9 +10,9 @@ import math
 
 import pyarrow as pa
 
-from tracefactory.fingerprint import canonical
-from tracefactory.schema import TRACE_SCHEMA, Trace
-from tracefactory.views.base import Row, ViewError, view
+from tracefactory.core.fingerprint import canonical
+from tracefactory.core.schema import TRACE_SCHEMA, Trace
+from tracefactory.publish.views import Row, ViewError, view
 
 
 def _published(field: pa.Field) -> pa.Field:

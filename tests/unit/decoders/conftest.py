@@ -12,11 +12,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from tracefactory.decoders.decoder import Role
-from tracefactory.decoders.engine import Engine
-from tracefactory.decoders.lane import Lane
-from tracefactory.decoders.pace import Pace
-from tracefactory.decoders.vocabulary import Vocabulary, compare
+from tracefactory.decoding.decoder import Role
+from tracefactory.decoding.engine import Engine
+from tracefactory.decoding.lane import Lane
+from tracefactory.decoding.pace import Pace
+from tracefactory.decoding.vocabulary import Vocabulary, compare
 
 SPECIAL = ("<|end|>", "<think>", "</think>")
 

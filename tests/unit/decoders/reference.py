@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tracefactory.decoders.noise import STUDENT, TEACHER, Noise
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
+from tracefactory.sampling.noise import STUDENT, TEACHER, Noise
 
 Distribution = dict[int, float]
 

@@ -10,11 +10,11 @@ import torch
 
 from tests.unit.decoders.conftest import make_engine, prompts
 from tests.unit.decoders.reference import reference
-from tracefactory.decoders.decoder import Role
-from tracefactory.decoders.engine import Engine
-from tracefactory.decoders.pace import Pace, Plan
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
-from tracefactory.decoders.run import Run, Script
+from tracefactory.decoding.decoder import Role
+from tracefactory.decoding.engine import Engine
+from tracefactory.decoding.pace import Pace, Plan
+from tracefactory.decoding.run import Run, Script
 
 TOKENS = 30
 

@@ -9,15 +9,14 @@ import torch
 
 from tests.unit.decoders.conftest import make_engine, perturbed, tiny
 from tests.unit.decoders.reference import draw_one, pool
-from tracefactory.decoders import DECODERS, Decoder
-from tracefactory.decoders.decoder import Role, Turn, Written
 from tracefactory.decoders.foreal import Foreal
-from tracefactory.decoders.noise import STUDENT, TEACHER
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
-from tracefactory.decoders.run import Script
 from tracefactory.decoders.speculative_thinking import SpeculativeThinking
 from tracefactory.decoders.student_prefix import StudentPrefix
 from tracefactory.decoders.teacher_prefix import TeacherPrefix
+from tracefactory.decoding.decoder import DECODERS, Decoder, Role, Turn, Written
+from tracefactory.decoding.run import Script
+from tracefactory.sampling.noise import STUDENT, TEACHER
 
 S, T = Role.STUDENT, Role.TEACHER
 

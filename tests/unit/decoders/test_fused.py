@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from tests.unit.decoders.checkpoints import save_pair
 from tests.unit.decoders.test_served import asked, columns, in_process
-from tracefactory.decoders import vllm_fused
-from tracefactory.decoders.fused import FusedPair
-from tracefactory.decoders.served import Side
-from tracefactory.errors import RunError
-from tracefactory.models.base import RequestFailed
+from tracefactory.core.errors import RunError
+from tracefactory.decoding.fused import FusedPair
+from tracefactory.decoding.served import Side
+from tracefactory.serving.base import RequestFailed
+from tracefactory.serving.vllm.plugins import fused_decoding as vllm_fused
 from tracefactory.students import StudentSpec
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tracefactory.decoders.noise import STUDENT, TEACHER, Noise, philox4x32
+from tracefactory.sampling.noise import STUDENT, TEACHER, Noise, philox4x32
 
 
 def words(*values: int) -> tuple[np.ndarray, ...]:

@@ -13,14 +13,14 @@ import pytest
 
 from tests.unit.decoders.checkpoints import save_pair
 from tests.unit.decoders.conftest import byte_tokenizer
-from tracefactory.decoders.decoder import Role
-from tracefactory.decoders.pair import Pair
-from tracefactory.decoders.prompts import encoded_prompt
-from tracefactory.decoders.provenance import Decoded, Provenance
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
-from tracefactory.decoders.run import Run, Script
-from tracefactory.decoders.vocabulary import compare
-from tracefactory.models.base import ChatRequest, RequestFailed
+from tracefactory.decoding.decoder import Role
+from tracefactory.decoding.pair import Pair
+from tracefactory.decoding.prompts import encoded_prompt
+from tracefactory.decoding.provenance import Decoded, Provenance
+from tracefactory.decoding.run import Run, Script
+from tracefactory.decoding.vocabulary import compare
+from tracefactory.serving.base import ChatRequest, RequestFailed
 from tracefactory.students import StudentSpec
 
 

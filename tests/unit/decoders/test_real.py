@@ -15,10 +15,10 @@ import torch
 
 from tests.unit.decoders.conftest import make_engine, perturbed
 from tests.unit.decoders.reference import decide_one
-from tracefactory.decoders.decoder import Role
-from tracefactory.decoders.pace import Pace, Plan
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
-from tracefactory.decoders.run import Run, Script
+from tracefactory.decoding.decoder import Role
+from tracefactory.decoding.pace import Pace, Plan
+from tracefactory.decoding.run import Run, Script
 from tracefactory.students import StudentSpec
 from tracefactory.students.load import load_model, load_tokenizer
 

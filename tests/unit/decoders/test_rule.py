@@ -10,9 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tracefactory.decoders.noise import Noise
-from tracefactory.decoders.pools import NO_TOKEN, Pools, Sampling, pools_of
-from tracefactory.decoders.rule import Acceptance, decide, foresee
+from tracefactory.sampling.acceptance import Acceptance, decide, foresee
+from tracefactory.sampling.candidates import NO_TOKEN, Pools, Sampling, pools_of
+from tracefactory.sampling.noise import Noise
 
 TEACHER_P = [0.5, 0.3, 0.15, 0.05]
 STUDENT_P = [0.004, 0.596, 0.1, 0.3]

@@ -16,16 +16,15 @@ from transformers import AutoModelForCausalLM
 from tests.unit.decoders.checkpoints import save_pair
 from tests.unit.decoders.test_pair import request
 from tests.unit.decoders.token_server import TokenServer, by_noise, greedy
-from tracefactory.decoders import DECODERS
-from tracefactory.decoders.decoder import STUDENT_WRITES, Decoder, Role, Turn, Written
-from tracefactory.decoders.noise import STUDENT, TEACHER
-from tracefactory.decoders.pair import Pair
-from tracefactory.decoders.pools import Sampling, pools_between, pools_of
-from tracefactory.decoders.provenance import Decoded
-from tracefactory.decoders.rule import Acceptance
-from tracefactory.decoders.served import ServedPair, Side
-from tracefactory.errors import UserError
-from tracefactory.models.base import ChatRequest, RequestFailed
+from tracefactory.core.errors import UserError
+from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, Decoder, Role, Turn, Written
+from tracefactory.decoding.pair import Pair
+from tracefactory.decoding.provenance import Decoded
+from tracefactory.decoding.served import ServedPair, Side
+from tracefactory.sampling.acceptance import Acceptance
+from tracefactory.sampling.candidates import Sampling, pools_between, pools_of
+from tracefactory.sampling.noise import STUDENT, TEACHER
+from tracefactory.serving.base import ChatRequest, RequestFailed
 from tracefactory.students import StudentSpec
 
 

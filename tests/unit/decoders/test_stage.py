@@ -15,28 +15,28 @@ import pytest
 from tests.unit.decoders.checkpoints import save_pair
 from tracefactory.cli.explain import explain
 from tracefactory.config import Pipeline, load_pipeline
-from tracefactory.decoders import open_pair
-from tracefactory.decoders.decoder import Role
-from tracefactory.decoders.fused import FusedPair
-from tracefactory.decoders.pair import Pair
-from tracefactory.decoders.provenance import Decoded
-from tracefactory.decoders.served import ServedPair
-from tracefactory.errors import UserError
-from tracefactory.executors import Executor
-from tracefactory.fingerprint import digest
-from tracefactory.flow import Flow
-from tracefactory.models.base import EnvStr, Where
-from tracefactory.models.openai_api import OpenAISpec
+from tracefactory.core.errors import UserError
+from tracefactory.core.fingerprint import digest
+from tracefactory.core.schema import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.decoding.decoder import Role
+from tracefactory.decoding.fused import FusedPair
+from tracefactory.decoding.pair import Pair
+from tracefactory.decoding.pairs import open_pair
+from tracefactory.decoding.provenance import Decoded
+from tracefactory.decoding.served import ServedPair
+from tracefactory.engine.executors import Executor
+from tracefactory.engine.flow import Flow
+from tracefactory.engine.plan import identities, make_plan
+from tracefactory.engine.run import run_pipeline
+from tracefactory.engine.runs import RunOutcome
+from tracefactory.models.openai import OpenAISpec
 from tracefactory.models.transformers import TransformersSpec
 from tracefactory.models.vllm import VLLMSpec
-from tracefactory.models.vllm_drafting import DraftingSpec, FusedSpec
-from tracefactory.plan import identities, make_plan
-from tracefactory.requests import RequestStore
-from tracefactory.run import run_pipeline
-from tracefactory.runs import RunOutcome
-from tracefactory.schema import Outcome, Problem, Thinking, Trace, Verdict
-from tracefactory.stages.decoded import BLOCKS, ReverseSpeculativeParams, SampleDecoded, refusal
-from tracefactory.store import StageFolder
+from tracefactory.serving.base import EnvStr, Where
+from tracefactory.serving.vllm.drafting import DraftingSpec, FusedSpec
+from tracefactory.stages.sample.decoded import BLOCKS, ReverseSpeculativeParams, SampleDecoded, refusal
+from tracefactory.store.requests import RequestStore
+from tracefactory.store.stages import StageFolder
 
 PROMPT = "---\nstyle: rsd\nprefill: <think>\n---\n{{ question }}\n"
 PIPELINE = """\

@@ -12,12 +12,12 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from tests.unit.decoders.conftest import byte_tokenizer, make_engine, tiny
-from tracefactory.decoders.decoder import Role
-from tracefactory.decoders.pace import Pace, Plan
+from tracefactory.core.errors import UserError
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
-from tracefactory.decoders.run import Run, Script
-from tracefactory.decoders.vocabulary import compare
-from tracefactory.errors import UserError
+from tracefactory.decoding.decoder import Role
+from tracefactory.decoding.pace import Pace, Plan
+from tracefactory.decoding.run import Run, Script
+from tracefactory.decoding.vocabulary import compare
 
 QWEN3_ONLY = {"<tool_response>": 151665, "</tool_response>": 151666, "<think>": 151667, "</think>": 151668}
 

@@ -7,9 +7,9 @@ import pytest
 import ray
 
 from tracefactory.config import load_pipeline
-from tracefactory.errors import UserError
-from tracefactory.executors.ray import RayExecutor
-from tracefactory.worker import WorkerSetup
+from tracefactory.core.errors import UserError
+from tracefactory.engine.executors.ray import RayExecutor
+from tracefactory.engine.worker import WorkerSetup
 
 GPUS = 2  # Ray hands out what it is told there is; nothing here computes on them
 PIPELINE = """

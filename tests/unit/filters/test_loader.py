@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tracefactory.errors import UserError
+from tracefactory.core.errors import UserError
 from tracefactory.filters import FilterFailed, Params, apply, load_filters, measure
 from tracefactory.filters.testing import make_trace
 

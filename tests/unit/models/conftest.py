@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tracefactory.models.base import Where
 from tracefactory.models.vllm import VLLMSpec
+from tracefactory.serving.base import Where
 
 
 class StandIn:

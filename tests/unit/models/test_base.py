@@ -6,9 +6,12 @@ import pickle
 import pytest
 from pydantic import ValidationError
 
-from tracefactory.errors import UserError
-from tracefactory.fingerprint import canonical
-from tracefactory.models.base import (
+from tracefactory.core.errors import UserError
+from tracefactory.core.fingerprint import canonical
+from tracefactory.models.fake import FakeSpec
+from tracefactory.models.local import LocalSpec
+from tracefactory.models.openai import OpenAISpec
+from tracefactory.serving.base import (
     MODELS,
     ChatRequest,
     Completion,
@@ -18,10 +21,7 @@ from tracefactory.models.base import (
     endpoint_for,
     env_names,
 )
-from tracefactory.models.fake import FakeSpec
-from tracefactory.models.fake_script import FakeScript
-from tracefactory.models.local import LocalSpec
-from tracefactory.models.openai_api import OpenAISpec
+from tracefactory.serving.fake_script import FakeScript
 
 HOSTED = {"use": "openai", "model": "m", "base_url": "env:TEACHER_URL", "api_key": "env:TEACHER_KEY"}
 

@@ -13,13 +13,13 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
-from tracefactory.models.base import ChatRequest, Completion, RequestFailed
-from tracefactory.models.client import ChatClient, retry_after_seconds
-from tracefactory.models.fake_script import FakeScript
-from tracefactory.models.fake_server import FakeServer
-from tracefactory.models.logprobs import unpacked
-from tracefactory.models.managed import FixedEndpoint
-from tracefactory.models.openai_api import OpenAISpec
+from tracefactory.models.openai import OpenAISpec
+from tracefactory.serving.base import ChatRequest, Completion, RequestFailed
+from tracefactory.serving.client import ChatClient, retry_after_seconds
+from tracefactory.serving.fake_script import FakeScript
+from tracefactory.serving.fake_server import FakeServer
+from tracefactory.serving.logprobs import unpacked
+from tracefactory.serving.managed import FixedEndpoint
 
 GOOD = {
     "model": "served",

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracefactory.errors import RunError, UserError
-from tracefactory.models.base import ChatRequest, Where, endpoint_for
-from tracefactory.models.client import ChatClient
+from tracefactory.core.errors import RunError, UserError
+from tracefactory.core.processes import Child
+from tracefactory.core.schema import Thinking
 from tracefactory.models.fake import FakeSpec
-from tracefactory.models.fake_script import FakeScript, answer, evaluate, find_expression, pieces
-from tracefactory.models.fake_server import FakeServer
-from tracefactory.models.reasoning import split_reasoning
-from tracefactory.processes import Child
-from tracefactory.schema import Thinking
+from tracefactory.serving.base import ChatRequest, Where, endpoint_for
+from tracefactory.serving.client import ChatClient
+from tracefactory.serving.fake_script import FakeScript, answer, evaluate, find_expression, pieces
+from tracefactory.serving.fake_server import FakeServer
+from tracefactory.text.reasoning import split_reasoning
 
 SEEDS = range(300)
 
@@ -212,7 +212,7 @@ async def test_a_server_that_keeps_dying_is_given_up(tmp_path):
 
 async def test_the_command_line_serves_a_script_file(tmp_path):
     (tmp_path / "script.json").write_text('{"style": "short"}')
-    argv = [sys.executable, "-m", "tracefactory.models.fake_server", "--script", str(tmp_path / "script.json")]
+    argv = [sys.executable, "-m", "tracefactory.serving.fake_server", "--script", str(tmp_path / "script.json")]
     child = await Child.spawn("fake", argv, tmp_path / "log", ready_timeout_s=60)
     try:
         url = f"http://127.0.0.1:{child.facts['port']}/v1/chat/completions"

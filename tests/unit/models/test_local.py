@@ -6,11 +6,11 @@ from importlib import metadata
 
 import pytest
 
-from tracefactory.errors import RunError, UserError
+from tracefactory.core.errors import RunError, UserError
 from tracefactory.models import local
-from tracefactory.models.base import ChatRequest, RequestFailed, Where, endpoint_for
-from tracefactory.models.client import ChatClient
 from tracefactory.models.local import LocalSpec
+from tracefactory.serving.base import ChatRequest, RequestFailed, Where, endpoint_for
+from tracefactory.serving.client import ChatClient
 
 
 def has(package):

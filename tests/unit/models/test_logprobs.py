@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from tracefactory.models.base import ChatRequest
-from tracefactory.models.client import ChatClient
-from tracefactory.models.fake_script import FakeScript
-from tracefactory.models.fake_server import FakeServer
-from tracefactory.models.logprobs import packed, unpacked
-from tracefactory.models.openai_api import OpenAISpec
+from tracefactory.models.openai import OpenAISpec
+from tracefactory.serving.base import ChatRequest
+from tracefactory.serving.client import ChatClient
+from tracefactory.serving.fake_script import FakeScript
+from tracefactory.serving.fake_server import FakeServer
+from tracefactory.serving.logprobs import packed, unpacked
 
 
 def reported(*tokens: bytes, alternatives: int = 0) -> dict[str, object]:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracefactory.models.reasoning import opens_thinking, split_reasoning
-from tracefactory.schema import Thinking
+from tracefactory.core.schema import Thinking
+from tracefactory.text.reasoning import opens_thinking, split_reasoning
 
 TAGS = ["<think>", "</think>", "<thinking>", "</thinking>", "<reasoning>", "</reasoning>", "<thought>", "</thought>"]
 TAGS += ["<|begin_of_thought|>", "<|end_of_thought|>", "<THINK>", "</Think>"]

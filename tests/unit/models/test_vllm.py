@@ -10,12 +10,12 @@ import time
 import pytest
 from pydantic import ValidationError
 
-from tracefactory.errors import UserError
-from tracefactory.fingerprint import digest
-from tracefactory.models.base import ChatRequest, Where, env_names
-from tracefactory.models.client import ChatClient
+from tracefactory.core.errors import UserError
+from tracefactory.core.fingerprint import digest
 from tracefactory.models.vllm import VLLMSpec, command_line
-from tracefactory.models.vllm_shared import SharedLookup, SharedServers, announce, identity_label, withdraw
+from tracefactory.serving.base import ChatRequest, Where, env_names
+from tracefactory.serving.client import ChatClient
+from tracefactory.serving.vllm.shared import SharedLookup, SharedServers, announce, identity_label, withdraw
 
 PINNED = {"use": "vllm", "model": "Qwen/Qwen2.5-32B-Instruct", "revision": "5ede1c9"}
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from tracefactory.decoders.vllm_site import PACKAGE, PLUGINS, write_site
-from tracefactory.models.vllm_drafting import DraftingSpec, FusedSpec
+from tracefactory.serving.vllm.drafting import DraftingSpec, FusedSpec
+from tracefactory.serving.vllm.plugins.environment import PACKAGE, PLUGINS, write_site
 
 
 def option(plan, name):
@@ -20,7 +20,7 @@ def test_a_drafting_server_is_the_same_model_with_the_plugin_and_is_shared_with_
     plan = spec.plan(where)
     assert spec.identity(where) == plain.identity(where)
     assert spec.sharing_key(where) != plain.sharing_key(where)
-    assert (plan.plugin, option(plan, "--logits-processors")) == ("noise", "tracefactory_vllm.vllm_noise:DraftNoise")
+    assert (plan.plugin, option(plan, "--logits-processors")) == ("noise", "tracefactory_vllm.draft_noise:DraftNoise")
     assert plan.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0"
     assert plain.plan(where).plugin == ""
 
@@ -64,6 +64,6 @@ print([one.value for one in importlib.metadata.entry_points(group="vllm.general_
     )
     found, points = done.stdout.splitlines()
     assert found == "[]"
-    assert points == (f"['{PACKAGE}.vllm_fused:install']" if plugin == "fused" else "[]")
+    assert points == (f"['{PACKAGE}.fused_decoding:install']" if plugin == "fused" else "[]")
     for file in (tmp_path / "site" / PACKAGE).glob("*.py"):
         assert "tracefactory.decoders" not in file.read_text()

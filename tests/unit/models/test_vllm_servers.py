@@ -10,11 +10,11 @@ import time
 import psutil
 import pytest
 
-from tracefactory.errors import RunError, UserError
-from tracefactory.models.base import ChatRequest
-from tracefactory.models.client import ChatClient
-from tracefactory.models.vllm_log import first_error, last_words
-from tracefactory.models.vllm_placement import LocalPlacement, visible_gpus
+from tracefactory.core.errors import RunError, UserError
+from tracefactory.serving.base import ChatRequest
+from tracefactory.serving.client import ChatClient
+from tracefactory.serving.vllm.log import first_error, last_words
+from tracefactory.serving.vllm.placement import LocalPlacement, visible_gpus
 
 
 def ask(seed=1):
@@ -164,8 +164,8 @@ async def test_a_start_that_takes_too_long_is_ended(stand_in, client_of):
 OWNER = """
 import asyncio, os, sys
 from pathlib import Path
-from tracefactory.models.base import ChatRequest, Where
-from tracefactory.models.client import ChatClient
+from tracefactory.serving.base import ChatRequest, Where
+from tracefactory.serving.client import ChatClient
 from tracefactory.models.vllm import VLLMSpec
 
 async def main():

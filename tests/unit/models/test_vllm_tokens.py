@@ -6,11 +6,11 @@ import random
 import pytest
 from aiohttp import web
 
-from tracefactory.errors import UserError
-from tracefactory.models.client import ChatClient
-from tracefactory.models.managed import FixedEndpoint
-from tracefactory.models.openai_api import OpenAISpec
-from tracefactory.models.tokens import TokenClient
+from tracefactory.core.errors import UserError
+from tracefactory.models.openai import OpenAISpec
+from tracefactory.serving.client import ChatClient
+from tracefactory.serving.managed import FixedEndpoint
+from tracefactory.serving.tokens import TokenClient
 
 BLOCK = 16
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tracefactory.pruners import ConcludeItem, Conclusion, RewriteItem, Tools
-from tracefactory.schema import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.core.schema import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.pruning import ConcludeItem, Conclusion, RewriteItem, Tools
 
 _ANSWER = re.compile(r"\\boxed\{([^}]*)\}|answer is[ :]*\**\$?(-?[\w.]*\w)|答案(?:应该)?是[：:]?\s*(-?[\w.]*\w)", re.I)
 

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tracefactory.pruners import AfterAnswer, PruneItem, Tools, VerificationSteps
-from tracefactory.schema import Thinking
+from tracefactory.core.schema import Thinking
+from tracefactory.pruners.after_answer import AfterAnswer
+from tracefactory.pruners.verification_steps import VerificationSteps
+from tracefactory.pruning import PruneItem, Tools
 
 SOLVED = (
     "We need 6 * 7.\n\nSix sevens are 42, since 5 * 7 = 35 and 35 + 7 = 42.\n\nSo the answer is 42.\n\n"

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
-from tracefactory.errors import UserError
-from tracefactory.pruners import PRUNERS, ConcludeItem, Conclusion, PruneItem, Tools
+from tracefactory.core.errors import UserError
+from tracefactory.core.schema import Thinking
 from tracefactory.pruners.binary_cut import BinaryCut
-from tracefactory.schema import Thinking
+from tracefactory.pruning import PRUNERS, ConcludeItem, Conclusion, PruneItem, Tools
 
 RIGHT, WRONG = "The answer is 42.", "The answer is 41."
 

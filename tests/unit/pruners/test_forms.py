@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracefactory.errors import RunError
-from tracefactory.pruners import (
+from tracefactory.core.errors import RunError
+from tracefactory.core.schema import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.pruning import (
     Pair,
     PruneItem,
     PruneResult,
@@ -23,9 +24,8 @@ from tracefactory.pruners import (
     read_derivation,
     restored,
 )
-from tracefactory.pruners.base import Cost, keep, parent
-from tracefactory.schema import Outcome, Problem, Thinking, Trace, Verdict
-from tracefactory.steps import Granularity
+from tracefactory.pruning.base import Cost, keep, parent
+from tracefactory.text.steps import Granularity
 
 TEXT = "Take 6 rows of 7.\n\nThen 5 * 7 = 35.\n\nLet me check: 7 * 5 = 35.\n\nAnd 35 + 7 = 42.\n\nSo the answer is 42."
 

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 from pydantic import ValidationError
 
-from tracefactory.errors import UserError
-from tracefactory.pruners import Conclusion, LowInformation, PruneItem, Rewrite, StepScores, Tools
-from tracefactory.schema import Thinking
+from tracefactory.core.errors import UserError
+from tracefactory.core.schema import Thinking
+from tracefactory.pruners.low_information import LowInformation
+from tracefactory.pruners.rewrite import Rewrite
+from tracefactory.pruning import Conclusion, PruneItem, StepScores, Tools
 
 
 def scored(lab: SimpleNamespace, tokens: list[int], values: list[float], text: str | None = None) -> PruneItem:

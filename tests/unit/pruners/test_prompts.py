@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tracefactory.prompts import load_prompts
+from tracefactory.text.prompts import load_prompts
 
 FOLDER = Path(__file__).parents[3] / "prompts"
 VALUES = {"question": "What is 6 * 7?", "reasoning": "[0] Take rows.", "answer_text": "It is 42.", "words": "123"}

@@ -9,18 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from tracefactory.pruners import (
-    AfterAnswer,
-    BinaryCut,
-    ConcludeItem,
-    PruneItem,
-    Tools,
-    VerificationSteps,
-    masked,
-    reverify,
-)
-from tracefactory.schema import Thinking, Trace
-from tracefactory.steps import StepKind
+from tracefactory.core.schema import Thinking, Trace
+from tracefactory.pruners.after_answer import AfterAnswer
+from tracefactory.pruners.binary_cut import BinaryCut
+from tracefactory.pruners.verification_steps import VerificationSteps
+from tracefactory.pruning import ConcludeItem, PruneItem, Tools, masked, reverify
+from tracefactory.text.steps import StepKind
 
 FILE = Path(__file__).parents[3].parent / "shared" / "data" / "traces" / "aime25_long_cot.jsonl"
 pytestmark = pytest.mark.skipif(not FILE.exists(), reason="needs the shared traces")

@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from tracefactory.pruners import PruneItem, reverify
-from tracefactory.pruners.base import Cost, keep, parent
-from tracefactory.pruners.dangling import dangling
-from tracefactory.schema import Outcome
+from tracefactory.core.schema import Outcome
+from tracefactory.pruning import PruneItem, reverify
+from tracefactory.pruning.base import Cost, keep, parent
+from tracefactory.pruning.dangling import dangling
 
 TEXT = "Take 6 rows of 7.\n\nThen 5 * 7 = 35 eggs.\n\nAnd 35 + 7 = 42 eggs.\n\nLet me check the 42 again."
 

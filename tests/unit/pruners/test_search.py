@@ -6,7 +6,7 @@ from math import ceil, log2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracefactory.pruners.search import Test, shortest_prefixes
+from tracefactory.pruning.search import Test, shortest_prefixes
 
 
 async def run(answers: list[list[Test]]) -> tuple[list[int | None], list[int], int]:

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tracefactory.pruners import Conclusion, PruneItem, SufficientPrefix, Tools
-from tracefactory.pruners.search import Test
-from tracefactory.pruners.sufficient_prefix import judged
+from tracefactory.pruners.sufficient_prefix import SufficientPrefix, judged
+from tracefactory.pruning import Conclusion, PruneItem, Tools
+from tracefactory.pruning.search import Test
 
 
 def enough(needed: int):

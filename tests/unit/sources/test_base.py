@@ -5,9 +5,8 @@ from datetime import date
 
 import pytest
 
-from tracefactory.schema import Problem
-from tracefactory.sources import normalised_question
-from tracefactory.sources.base import json_text
+from tracefactory.core.schema import Problem
+from tracefactory.reading.base import json_text, normalised_question
 
 
 def normal(question: str) -> str:

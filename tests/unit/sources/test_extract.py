@@ -2,7 +2,7 @@
 
 import pytest
 
-from tracefactory.sources.extract import boxed, gsm8k, last_line, without_unit
+from tracefactory.reading.extract import boxed, gsm8k, last_line, without_unit
 
 
 @pytest.mark.parametrize(

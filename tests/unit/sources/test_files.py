@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from tracefactory.errors import UserError
-from tracefactory.schema import Problem
-from tracefactory.sources import SOURCES, Files, Rejected
+from tracefactory.core.errors import UserError
+from tracefactory.core.schema import Problem
+from tracefactory.reading.base import SOURCES, Rejected
+from tracefactory.sources.files import Files
 
 DATA = Path(__file__).parents[3].parent / "shared" / "data" / "problems"
 ROWS = [{"question": f"What is {n} + {n}?", "answer": 2 * n} for n in range(5)]
@@ -99,7 +100,7 @@ def test_bad_csv_rows_are_rejected(tmp_path: Path):
 
 
 def test_a_quote_never_closed_costs_its_row_and_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tracefactory.sources.records._MAX_FIELD", 1000)
+    monkeypatch.setattr("tracefactory.reading.records._MAX_FIELD", 1000)
     before = csv.field_size_limit()
     try:
         (tmp_path / "rows.csv").write_text('question,answer\nfine,1\n"open,2\n' + "filler,3\n" * 1000)

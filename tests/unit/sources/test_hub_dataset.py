@@ -13,15 +13,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.hub_server import HubServer, running
-from tracefactory.sources import HubDataset
+from tracefactory.sources.hub_dataset import HubDataset
 
 REPO = "org/math"
 COMMIT = "a" * 40
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from tracefactory.errors import UserError
-from tracefactory.sources import HubDataset, Rejected
+from tracefactory.core.errors import UserError
+from tracefactory.reading.base import Rejected
+from tracefactory.sources.hub_dataset import HubDataset
 params, limit = json.load(sys.stdin)
 source, params = HubDataset(), HubDataset.Params.model_validate(params)
 try:

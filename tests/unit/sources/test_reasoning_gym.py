@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tracefactory.errors import RunError, UserError
-from tracefactory.schema import Problem
-from tracefactory.sources import ReasoningGym, Rejected, gym
-from tracefactory.sources.reasoning_gym import interleave
+from tracefactory.core.errors import RunError, UserError
+from tracefactory.core.schema import Problem
+from tracefactory.reading import gym
+from tracefactory.reading.base import Rejected
+from tracefactory.sources.reasoning_gym import ReasoningGym, interleave
 
 SMALL = {"task": "chain_sum", "params": {"min_terms": 2, "max_terms": 2, "max_digits": 1}}
 

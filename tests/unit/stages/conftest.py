@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from tracefactory.config import load_pipeline
-from tracefactory.executors import Executor
-from tracefactory.flow import Flow
-from tracefactory.models.fake_script import FakeScript
-from tracefactory.models.fake_server import FakeServer
-from tracefactory.run import run_pipeline
-from tracefactory.runs import RunOutcome
-from tracefactory.schema import Trace
+from tracefactory.core.schema import Trace
+from tracefactory.engine.executors import Executor
+from tracefactory.engine.flow import Flow
+from tracefactory.engine.run import run_pipeline
+from tracefactory.engine.runs import RunOutcome
+from tracefactory.serving.fake_script import FakeScript
+from tracefactory.serving.fake_server import FakeServer
 
 ROOT = Path(__file__).parents[3]
 RunStages = Callable[..., Coroutine[Any, Any, "Made"]]

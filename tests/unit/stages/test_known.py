@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tracefactory.config import load_pipeline
-from tracefactory.errors import UserError
+from tracefactory.core.errors import UserError
 from tracefactory.filters import load_filters
-from tracefactory.stages.measure import MeasureStudentParams
+from tracefactory.stages.measure.student import MeasureStudentParams
 from tracefactory.students.measures import MeasureParams, measure_names
 
 ROOT = Path(__file__).parents[3]

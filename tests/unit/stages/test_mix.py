@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracefactory.stages.mix import Mixed, MixParams, mix
+from tracefactory.stages.mix.long_short import Mixed, MixParams, mix
 
 
 def frame(rows: list[tuple[str, str, int, str]]) -> pl.DataFrame:

@@ -10,14 +10,14 @@ import pytest
 
 from tests.unit.stages.conftest import ROOT, RunStages
 from tracefactory.config import load_pipeline
-from tracefactory.errors import UserError
-from tracefactory.plan import identities, make_plan
-from tracefactory.pruners import PRUNERS, read_derivation, restored
-from tracefactory.schema import Outcome, Thinking
+from tracefactory.core.errors import UserError
+from tracefactory.core.schema import Outcome, Thinking
+from tracefactory.engine.plan import identities, make_plan
+from tracefactory.engine.worker import Worker
+from tracefactory.pruning import PRUNERS, read_derivation, restored
 from tracefactory.stages import OPS, prune
-from tracefactory.steps import segment
-from tracefactory.steps.words import count_words
-from tracefactory.worker import Worker
+from tracefactory.text.steps import segment
+from tracefactory.text.steps.words import count_words
 
 THOUGHT = (
     "Take 6 rows of 7.\n\nThen 5 * 7 = 35.\n\nAnd 35 + 7 = 42.\n\nSo the answer is 42.\n\n"

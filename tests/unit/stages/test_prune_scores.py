@@ -13,12 +13,13 @@ from tests.unit.stages.conftest import ROOT, RunStages
 from tests.unit.stages.test_prune import SOURCE, THOUGHT, project, trace
 from tests.unit.students.conftest import gguf
 from tracefactory.config import load_pipeline
-from tracefactory.errors import UserError
-from tracefactory.pruners import LowInformation, PruneItem, Tools
-from tracefactory.schema import Outcome, Problem, Trace, Verdict
-from tracefactory.scores import ScoreStore
+from tracefactory.core.errors import UserError
+from tracefactory.core.schema import Outcome, Problem, Trace, Verdict
+from tracefactory.pruners.low_information import LowInformation
+from tracefactory.pruning import PruneItem, Tools
 from tracefactory.stages import measure, prune
-from tracefactory.stages.prune_student import with_scores
+from tracefactory.stages.prune.student import with_scores
+from tracefactory.store.scores import ScoreStore
 from tracefactory.students.render import Rendered
 from tracefactory.students.scores import TokenScores
 

@@ -9,9 +9,9 @@ import pytest
 
 from tests.unit.stages.conftest import RunStages
 from tracefactory.config import load_pipeline
-from tracefactory.plan import make_plan
-from tracefactory.schema import Outcome
-from tracefactory.verifiers.passrate import wilson
+from tracefactory.core.schema import Outcome
+from tracefactory.engine.plan import make_plan
+from tracefactory.verification.pass_rates import wilson
 
 SOURCE = "  - {id: problems, source: files, with: {paths: problems.jsonl, question: q, answer: GOLD, verifier: math}}\n"
 SAMPLE = "  - {id: sampled, sample: chat, with: {model: teacher, prompt: math_short, samples: SAMPLES}}\n"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tracefactory.steps import StepKind, classify, classify_all
-from tracefactory.steps.classify import states_answer
+from tracefactory.text.steps import StepKind, classify, classify_all
+from tracefactory.text.steps.classify import states_answer
 
 V, R, S, C, F, D = (
     StepKind.VERIFICATION,

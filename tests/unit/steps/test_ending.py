@@ -2,7 +2,7 @@
 
 import pytest
 
-from tracefactory.steps.ending import leaves_open
+from tracefactory.text.steps.ending import leaves_open
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from tracefactory.steps import StepKind, segment
-from tracefactory.steps.label import PER_PROMPT, LabelItem, parse_labels, relabel
+from tracefactory.text.steps import StepKind, segment
+from tracefactory.text.steps.label import PER_PROMPT, LabelItem, parse_labels, relabel
 
 
 class Scripted:

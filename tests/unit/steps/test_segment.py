@@ -8,9 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tracefactory.steps import Granularity, StepKind, segment
-from tracefactory.steps.protect import protected
-from tracefactory.steps.words import count_words
+from tracefactory.text.steps import Granularity, StepKind, segment
+from tracefactory.text.steps.protect import protected
+from tracefactory.text.steps.words import count_words
 
 TRACES = Path(__file__).parents[3].parent / "shared" / "data" / "traces"
 ALL = list(Granularity)

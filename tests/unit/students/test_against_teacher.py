@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tracefactory.filters.testing import make_trace
-from tracefactory.models.logprobs import packed
+from tracefactory.serving.logprobs import packed
 from tracefactory.students.against_teacher import DivergenceParams, divergence_measures, stored_logprobs
 from tracefactory.students.scores import TokenScores
 

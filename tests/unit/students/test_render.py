@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tracefactory.errors import UserError
+from tracefactory.core.errors import UserError
 from tracefactory.students.render import Renderer, RenderError
 
 QUESTION = "A box holds 84 apples. Half are sold. How many are left?"

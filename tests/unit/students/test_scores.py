@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tracefactory.scores import ScoreStore
+from tracefactory.store.scores import ScoreStore
 from tracefactory.students.scores import TOKEN_SCORES_SCHEMA, TokenScores, scores_from_table, scores_to_table
 
 INTS = ("token_ids", "starts", "ends", "ranks")

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tracefactory.core.schema import Trace
 from tracefactory.filters.testing import make_trace
-from tracefactory.schema import Trace
 from tracefactory.students.select import best_per_problem, by_measure
 
 

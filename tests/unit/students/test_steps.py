@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tracefactory.steps import Granularity, segment
 from tracefactory.students.scores import TokenScores
 from tracefactory.students.steps import step_curves, token_ranges
 from tracefactory.students.student import Student
+from tracefactory.text.steps import Granularity, segment
 
 REASONING = "Half of 84 is 42.\n\nWait, let me check. 42 + 42 = 84, so 半分は42個 is right.\n\nThe answer is 42."
 

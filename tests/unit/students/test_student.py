@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from tracefactory.errors import UserError
+from tracefactory.core.errors import UserError
 from tracefactory.students import StudentSpec, open_student
 from tracefactory.students.render import Rendered
 from tracefactory.students.scores import TokenScores

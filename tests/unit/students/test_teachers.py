@@ -4,10 +4,10 @@ import random
 
 import pytest
 
+from tracefactory.core.schema import Outcome, Trace
 from tracefactory.filters.testing import make_trace
-from tracefactory.schema import Outcome, Trace
 from tracefactory.students.measures import dataset_rank_surprisal
-from tracefactory.students.teachers import By, Tried, rank_teachers, remarks
+from tracefactory.students.ranking import By, Tried, rank_teachers, remarks
 
 
 def trace(question: str, rank: float, surprisal: float, outcome: Outcome = Outcome.CORRECT, cost: float = 0.0) -> Trace:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tracefactory.config import Pipeline, load_pipeline
-from tracefactory.errors import UserError
-from tracefactory.stages.measure import MeasureStudentParams
-from tracefactory.stages.sample import SampleOp
-from tracefactory.students.trial import MEASURED, Trial, trial_of
+from tracefactory.core.errors import UserError
+from tracefactory.engine.trial import MEASURED, Trial, trial_of
+from tracefactory.stages.measure.student import MeasureStudentParams
+from tracefactory.stages.sample.chat import SampleOp
 
 ROOT = Path(__file__).parents[3]
 PIPELINE = """\

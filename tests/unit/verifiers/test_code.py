@@ -12,11 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tracefactory.schema import Outcome, Problem, Verdict
-from tracefactory.verifiers import VerifierPool, VerifyTask, verify_one
+from tracefactory.answers.extract import Extraction
+from tracefactory.core.schema import Outcome, Problem, Verdict
+from tracefactory.sandbox.run import Limits, protections, run_program, run_tests
+from tracefactory.verification.base import VerifyTask
+from tracefactory.verification.pool import VerifierPool
+from tracefactory.verification.single import verify_one
 from tracefactory.verifiers.code import CodeVerifier
-from tracefactory.verifiers.extract import Extraction
-from tracefactory.verifiers.sandbox import Limits, protections, run_program, run_tests
 
 DATA = next((up / "shared/data" for up in Path(__file__).resolve().parents if (up / "shared/data").is_dir()), None)
 SHORT = Limits(seconds=1, wall=6, memory_mb=256)
@@ -168,7 +170,7 @@ def test_harmful_programs_end_in_time_and_leave_nothing(code: str) -> None:
     left = [
         process
         for process in psutil.process_iter(["pid", "cmdline"])
-        if process.pid not in before and any("sandbox_child" in part for part in process.info["cmdline"] or ())
+        if process.pid not in before and any("sandbox/child.py" in part for part in process.info["cmdline"] or ())
     ]
     assert psutil.wait_procs(left, timeout=10)[1] == []  # killed, and gone as soon as the kernel is done with them
 

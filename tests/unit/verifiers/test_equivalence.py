@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tracefactory.schema import Outcome
-from tracefactory.verifiers import verify_one
-from tracefactory.verifiers.compare import Comparison
-from tracefactory.verifiers.quantity_rules import MathParams
-from tracefactory.verifiers.reading import read
+from tracefactory.answers.compare import Comparison
+from tracefactory.answers.quantity_rules import MathParams
+from tracefactory.answers.reading import read
+from tracefactory.core.schema import Outcome
+from tracefactory.verification.single import verify_one
 
 # (gold, answer, right?), each chosen because a plausible verifier gets it wrong
 NUMBERS = [

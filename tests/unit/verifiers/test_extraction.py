@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tracefactory.schema import Outcome
-from tracefactory.verifiers import verify_one
-from tracefactory.verifiers.extract import extract, loops, split_thinking
+from tracefactory.answers.extract import extract, loops, split_thinking
+from tracefactory.core.schema import Outcome
+from tracefactory.verification.single import verify_one
 
 DATA = next((up / "shared/data" for up in Path(__file__).resolve().parents if (up / "shared/data").is_dir()), None)
 THINKING = "First I add 2 and 3, which gives 5. "

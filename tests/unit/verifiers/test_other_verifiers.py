@@ -11,13 +11,13 @@ import typer
 from typer.testing import CliRunner
 
 from tracefactory.cli.verify import verify
-from tracefactory.errors import UserError
-from tracefactory.schema import Outcome, Verdict
-from tracefactory.verifiers import verify_one
-from tracefactory.verifiers.agreement import Pair, math_verifys, ours, read_pairs, score, table
-from tracefactory.verifiers.consensus import consensus
-from tracefactory.verifiers.judge import judge, read_vote
-from tracefactory.verifiers.passrate import pass_rate, wilson
+from tracefactory.core.errors import UserError
+from tracefactory.core.schema import Outcome, Verdict
+from tracefactory.verification.agreement import Pair, math_verifys, ours, read_pairs, score, table
+from tracefactory.verification.consensus import consensus
+from tracefactory.verification.judge import judge, read_vote
+from tracefactory.verification.pass_rates import pass_rate, wilson
+from tracefactory.verification.single import verify_one
 
 QUESTION = "How many? (A) 12 (B) 15 (C) 18 (D) none of these"
 

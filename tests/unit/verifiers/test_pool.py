@@ -12,10 +12,12 @@ import time
 import psutil
 import pytest
 
-from tracefactory.errors import UserError
-from tracefactory.schema import Outcome, Problem, Thinking
-from tracefactory.verifiers import VERIFIERS, VerifierPool, VerifyTask, check_policy, verify_one
-from tracefactory.verifiers.worker import main as worker_main
+from tracefactory.core.errors import UserError
+from tracefactory.core.schema import Outcome, Problem, Thinking
+from tracefactory.verification.base import VERIFIERS, VerifyTask, check_policy
+from tracefactory.verification.pool import VerifierPool
+from tracefactory.verification.process import main as worker_main
+from tracefactory.verification.single import verify_one
 
 HANGS = r"\binom{10^9}{5\cdot 10^8}"
 
@@ -107,8 +109,8 @@ def test_workers_are_silent_and_end_when_the_parent_is_killed() -> None:
     """One worker is busy and the other idle when the parent goes."""
     program = (
         "import threading\n"
-        "from tracefactory.schema import Problem\n"
-        "from tracefactory.verifiers import VerifierPool, VerifyTask\n"
+        "from tracefactory.core.schema import Problem\n"
+        "from tracefactory.verification import VerifierPool, VerifyTask\n"
         "problem = Problem.make(question='', answer='5', verifier='math')\n"
         f"texts = [r'\\boxed{{{HANGS}}}', r'\\boxed{{\\int_0^1 x dx}}']\n"
         "hangs, easy = [VerifyTask(problem=problem, answer_text=text) for text in texts]\n"

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tracefactory.schema import Problem, Thinking, Trace
-from tracefactory.views import VIEWS
-from tracefactory.views.rendering import check_rendering
+from tracefactory.core.schema import Problem, Thinking, Trace
+from tracefactory.publish.views import VIEWS
+from tracefactory.text.chat_templates import check_rendering
 
 pytest.importorskip("transformers")
 from tokenizers import Tokenizer, models, pre_tokenizers

@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tracefactory.pruners import PruneItem, PruneResult, Ruler, derive
-from tracefactory.pruners.base import parent
-from tracefactory.schema import Outcome, Problem, Thinking, Trace, Verdict
-from tracefactory.steps import Granularity
-from tracefactory.views import TRACKING, VIEWS, ViewError, tables
+from tracefactory.core.schema import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.pruning import PruneItem, PruneResult, Ruler, derive
+from tracefactory.pruning.base import parent
+from tracefactory.publish.views import TRACKING, VIEWS, ViewError, tables
+from tracefactory.text.steps import Granularity
 
 PROBLEM = Problem.make(question="2 + 2?", answer="4", verifier="math", source="here", licence="mit", meta='{"a":1}')
 VERDICT = Verdict(outcome=Outcome.CORRECT, extracted="4", method="exact", verifier="math", version="1", seconds=0.25)

@@ -1,0 +1,135 @@
+"""Phrases that announce an answer, in the languages models answer in, and where what they announce stands.
+
+A strong phrase ("final answer:", "####", a heading, an `<answer>` tag) is always meant. A weak one ("the answer is",
+"... is the answer") may stand in a question, a guess or a sub-problem, so its clause is looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tracefactory.answers.sentences import Span, bare, is_value, statement_end
+
+_MARK = r"(?:\s*(?:\*\*|__|\*))?"
+_STRONG = re.compile(
+    r"(?P<tag><answer>)"
+    r"|(?P<heading>^[ \t]*(?:\#{1,6}[ \t]*)?(?:\*\*[ \t]*)?(?:✅[ \t]*)?(?:(?:the|my)[ \t]+)?"
+    r"(?:final[ \t]+(?:answer|result)|answer|最终答案|答案)"
+    rf"s?[ \t]*:?{_MARK}[ \t]*:?[ \t]*$)"
+    r"|(?P<hashes>(?:^|(?<=\s))[ \t]*####(?!#))"
+    rf"|(?:\b(?:the|my|our)\s+)?\bfinal\s+(?:answer|result)s?\b(?:\s+to\s[^.:\n]{{1,80}}?(?=\s+(?:is|are)\b|\s*:))?"
+    rf"(?:\s+(?:is|are))?(?:\s+(?:therefore|thus|then|indeed|simply|just))?{_MARK}\s*(?:[:：=→]|->)?"
+    rf"|\b(?:answers?|ans)\b(?:\s*\([^()\n]{{1,20}}\))?{_MARK}\s*(?:[:：→]|=|->|(?=\$|\\\(|\\\[))(?![:=])"
+    r"|\b(?:choice|option|pick|selection)\s*[:：](?=\W*[A-J]\b(?!['’]))"
+    r"|\b(?:respuesta|respuesta\s+final|risposta|resposta|réponse|antwort|ergebnis|lösung|ответ)\b"
+    rf"(?:\s+(?:finale?\b))?(?:\s+(?:est|es|è|é|ist|lautet)\b)?{_MARK}\s*[:：]?"
+    rf"|(?:最终|正确|最后)?(?:答案|结果)\s*{_MARK}\s*(?:应该|应|就)?(?:是|为|等于|:|：)+"
+    r"|(?:^|\n)\s*答\s*[:：]|(?:答え|答)は|정답[은:]|답[은:]",
+    re.IGNORECASE | re.MULTILINE,
+)
+_WEAK = re.compile(
+    r"\b(?:answers?|option|choice)(?P<of>\s+(?:to|for|of)\s[^.\n]{1,60}?)?"
+    r"\s+(?:is|are|(?P<past>was|were)|(?:would|must|should|will|has\s+to)\s+be|equals?|comes\s+out\s+to(?:\s+be)?|turns\s+out\s+to\s+be|=)"
+    r"(?:\s+(?:therefore|thus|then|indeed|simply|just|hence|also|exactly|clearly|obviously|option|choice))*"
+    r"(?!\s*(?:n't|n’t|not\b|never\b))(?!\w)"
+    r"|(?:应|故|因此|所以)?\s*(?:应)?选(?:择|项)?\s*(?:是|为)?\s*[:：]?(?=\s*[（(]?[A-Ha-h]\b|\s*[（(]?[A-H][）)。，,\s])",
+    re.IGNORECASE,
+)
+_REVERSE = re.compile(
+    r"\s+(?:is|are|as)\s+(?:therefore\s+|thus\s+|hence\s+|indeed\s+)?(?:(?:the|our|my)\s+(?:\w+\s+)?(?:answers?|choice|option|solution)\b(?!\s+(?:to|for|of)\b)"
+    r"|(?P<only_option>correct|right)(?=[\s.,;!]|$))",
+    re.IGNORECASE,
+)
+_LAST_VALUE = re.compile(
+    r"(?:\*\*(?P<bold>[^*\n]+)\*\*|\$(?P<math>[^$\n]+)\$|\\\((?P<paren>.+?)\\\)|(?P<option>\(?[A-J]\)?)"
+    r"|(?P<number>[-−]?[$€£¥]?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?(?:\s+[a-z]+)?))$"
+)
+_NUMBERED = re.compile(r"\s*(?:(?:step|part|case)\b|\d+[.)]\s)", re.IGNORECASE)
+_DENIED = re.compile(r"\s*(?:is|are|was)?\s*(?:not\b|n't)", re.IGNORECASE)
+_LONGEST_LINE = 600
+_MOST = 200
+"""How many announcements are looked at, from the end of the text."""
+_HEDGE = re.compile(
+    r"\b(?:maybe|perhaps|might|could|possibly|if|suppose|assuming|assume|would|whether|unless|guess|not|supposed|"
+    r"expected|claims?|says?|let|let's|hmm|next|(?:need|needs|want|have)\s+to\s+(?:find|compute|calculate|determine|check|show)|try|trying|consider|check|checking|verify|sure)\b|n't\b|可能|也许|如果|假设|假如|是否|是不是|难道|不是|设",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """A phrase and the statement it announces: `start` and `end` of the phrase, and the range of the statement."""
+
+    start: int
+    end: int
+    statement: Span
+    strong: bool
+
+
+def announcements(body: str, start: int, *, after_box: bool) -> Iterator[Announcement]:
+    """Yield the announcements from `start` on, the last one first."""
+    found = [(match, True) for match in _STRONG.finditer(body, start)]
+    found += [(match, False) for match in _WEAK.finditer(body, start)]
+    found += [(match, False) for match in _REVERSE.finditer(body, start)]
+    for match, strong in sorted(found, key=lambda pair: (pair[0].end(), pair[1]), reverse=True)[:_MOST]:
+        one = _strong(body, match) if strong else _weak(body, match, after_box=after_box)
+        if one is not None:
+            yield one
+
+
+def hedged(text: str) -> bool:
+    """Whether a clause guesses, supposes, denies or tries rather than states."""
+    return _HEDGE.search(text) is not None
+
+
+def _strong(body: str, match: re.Match[str]) -> Announcement | None:
+    end = match.end()
+    if match["tag"]:
+        close = body.lower().find("</answer>", end)
+        return None if close < 0 else Announcement(match.start(), end, Span(end, close), strong=True)
+    if match["hashes"] is not None and (_NUMBERED.match(body, end) or not _is_line_value(body, end)):
+        return None  # a heading of the fourth level
+    if _DENIED.match(body, end):
+        return None
+    return Announcement(match.start(), end, Span(end, statement_end(body, end)), strong=True)
+
+
+def _is_line_value(body: str, start: int) -> bool:
+    """Whether the line after `####` is a value, or a word or two that end the text."""
+    piece = body[start : start + _LONGEST_LINE].lstrip(" \t")
+    line = piece.split("\n", 1)[0]
+    span = bare(line, Span(0, len(line)))
+    if is_value(line[span.start : span.end]):
+        return True
+    return 0 < len(line.split()) <= 2 and ":" not in line and line.strip() == piece.strip()
+
+
+def _weak(body: str, match: re.Match[str], *, after_box: bool) -> Announcement | None:
+    groups = match.groupdict()
+    if "only_option" in groups:
+        return _reverse(body, match, only_option=groups["only_option"] is not None)
+    if after_box and (groups.get("past") or groups.get("of")):
+        return None  # "where the answer to the smaller case was 3"
+    if hedged(body[clause_start(body, match.start()) : match.start()]):
+        return None
+    return Announcement(match.start(), match.end(), Span(match.end(), statement_end(body, match.end())), strong=False)
+
+
+def _reverse(body: str, match: re.Match[str], *, only_option: bool) -> Announcement | None:
+    """Read `3 is the answer`, `I get 3 as the answer`, `(B) is correct`."""
+    start = clause_start(body, match.start())
+    value = _LAST_VALUE.search(body, start, match.start())
+    if value is None or hedged(body[start : match.start()]):
+        return None
+    name = value.lastgroup or ""
+    if only_option and re.fullmatch(r"\(?[A-J]\)?", value[name]) is None:
+        return None
+    return Announcement(match.start(), match.end(), Span(*value.span(name)), strong=False)
+
+
+def clause_start(body: str, position: int) -> int:
+    """Return where the sentence that holds `position` starts, looking back at most 120 characters."""
+    start = max(body.rfind(sign, max(0, position - 120), position) for sign in ".!?\n。！？;；")
+    return max(start + 1, position - 120)

@@ -1,0 +1,179 @@
+"""Read a number or expression with its sign of currency, percent sign, unit or counted noun."""
+
+from __future__ import annotations
+
+import re
+
+from tracefactory.answers.literals import read_decimal_comma, read_number
+from tracefactory.answers.units import UNITS, Unit, noun_words, parse_unit
+from tracefactory.answers.values import Number, Quantity, Text
+from tracefactory.maths.expression import Node, parse_expression
+from tracefactory.maths.tokens import UnparsedError
+from tracefactory.maths.vocabulary import FUNCTIONS
+
+_PERCENT = re.compile(r"\s*(?:%|(?:percent(?:age)?s?|pct|per cent)(?![a-zA-Z]))\s*(?:points?)?$", re.IGNORECASE)
+_ZH_PERCENT = re.compile(r"^百分之\s*")
+_PREFIX = re.compile(r"^([-+]?)\s*(USD|US|€|£|¥|₹|Rs\.?|RMB)\s*(?:USD\s*)?([-+]?\s*[\d.\\(].*)$")
+_ABOUT = re.compile(
+    r"^(?:approximately|about|roughly|around|exactly|only|just|约|大约|大概|人民币|\\approx|≈|~|\\sim)\s*",
+    re.IGNORECASE,
+)
+_COUNTED_WORDS = re.compile(
+    r"((?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|[a-z]+ty)"
+    r"(?:[- ](?:one|two|three|four|five|six|seven|eight|nine))?)\s+([a-z][a-z ]{2,30})$",
+    re.IGNORECASE,
+)
+_COUNTED_CHINESE = re.compile(r"([一二两三四五六七八九十百千万]+)([个只本页人名条张块支棵辆件次岁天元米位颗].{0,10})$")
+_TAIL_START = re.compile(r"(?<=[\d)}\]!°. ])(?=[A-Za-z°¢€£¥₹\u4e00-\u9fff(])")
+_TAIL = re.compile(
+    r"[A-Za-z°¢€£¥₹\u4e00-\u9fff()/^{}\-' .,]*(?:\^\s*\{?\s*-?\d\s*\}?|[a-z][23])?"
+    r"[A-Za-z°\u4e00-\u9fff()/^{}\-' .]*(?:\^?\s*\{?-?\d\}?)?"
+)
+_ONLY_WORDS = re.compile(r"[A-Za-z]{3,}|[A-Za-z]{2,}(?: [A-Za-z]{2,})+")
+_COMMAND = re.compile(r"\\[a-zA-Z]+|(?<![a-zA-Z])(?:sqrt|sin|cos|tan|log|ln|exp|pi)(?![a-zA-Z])")
+_WORD_HEAD = re.compile(r"(?<![A-Za-z{_])[A-Za-z]{2,}(?=[\s,]|$)")
+"""A word of prose before the unit: then the text is a sentence, not a quantity."""
+_TRIGONOMETRIC = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
+_LONGEST_TAIL = 80
+_AMBIGUOUS = frozenset("mgshLlNJKWVA")
+_PLAIN_NUMBER = re.compile(r"[-+]?[\d,. ]*\d\.?")
+_WORDS = re.compile(r"[A-Za-z]{3,}|[\u4e00-\u9fff]")
+
+
+def number_quantity(source: str, number: Number) -> Quantity:
+    """Wrap a literal."""
+    node = Node("num", value=number.value)
+    return Quantity(source, node, decimals=number.decimals, digits=number.digits, base=number.base)
+
+
+def read_quantity(text: str) -> Quantity | Text:
+    """Read a quantity; words without a number are `Text`, and mathematics the grammar does not know has no node."""
+    counted = _counted_words(text.strip())
+    if counted is not None:
+        return counted
+    if _ONLY_WORDS.fullmatch(text.strip()) and not _is_function(text):
+        return Text(text.strip())
+    source = text = _ABOUT.sub("", text.strip()).strip()
+    percent = bool(_PERCENT.search(text) or _ZH_PERCENT.match(text))
+    if percent:
+        text = _ZH_PERCENT.sub("", _PERCENT.sub("", text))
+    unit: Unit | None = None
+    if match := _PREFIX.match(text):
+        unit = UNITS.get(match[2]) or UNITS["USD"]
+        text = match[1] + match[3]
+    found = _bare(text)
+    if found is not None:
+        return Quantity(
+            source, found[0], percent, unit, decimals=found[1].decimals, digits=found[1].digits, base=found[1].base
+        )
+    split = _split_unit(text)
+    if split is not None:
+        head, tail_unit, nouns, percent_inside = split
+        return _with_unit(source, text, head, unit or tail_unit, nouns, percent or percent_inside)
+    node = _expression(text)
+    if node is None and not percent and _is_words(text):
+        return Text(source)
+    return Quantity(source, node, percent, unit)
+
+
+def _counted_words(text: str) -> Quantity | None:
+    """Read a number in words before what it counts: `five apples`, `二十四个苹果`."""
+    match = _COUNTED_WORDS.match(text) or _COUNTED_CHINESE.match(text)
+    number = None if match is None else read_number(match[1])
+    if match is None or number is None:
+        return None
+    unit = parse_unit(match[2])
+    nouns = frozenset() if unit else noun_words(match[2])
+    return Quantity(text, Node("num", value=number.value), unit=unit, nouns=nouns)
+
+
+def _bare(text: str) -> tuple[Node, Number] | None:
+    number = read_number(re.sub(r"^([-+]?)\s*\(([\d.,]+)\)$", r"\1\2", text))
+    return None if number is None else (Node("num", value=number.value), number)
+
+
+def _with_unit(source: str, text: str, head: str, unit: Unit | None, nouns: frozenset[str], percent: bool) -> Quantity:
+    number = read_number(head) or read_decimal_comma(head)
+    as_symbols = _expression(text) if unit is not None or nouns else None
+    if number is not None:
+        return Quantity(
+            source,
+            Node("num", value=number.value),
+            percent,
+            unit,
+            nouns,
+            number.decimals,
+            number.digits,
+            number.base,
+            as_symbols,
+        )
+    return Quantity(source, _expression(head), percent, unit, nouns, as_symbols=as_symbols)
+
+
+def _split_unit(text: str) -> tuple[str, Unit | None, frozenset[str], bool] | None:
+    """Split a trailing unit or noun off; None where there is none."""
+    for start in _TAIL_START.finditer(text):
+        head, tail = text[: start.start()].strip(), text[start.start() :].strip().rstrip(".")
+        if not head or len(tail) > _LONGEST_TAIL or not _TAIL.fullmatch(tail) or re.search(r"[-+*/^=(\\]$", head):
+            continue
+        glued = not text[start.start() - 1].isspace()
+        if (
+            not _may_be_unit(head, tail, glued)
+            or _WORD_HEAD.search(_COMMAND.sub("", head))
+            or _degrees_inside(head, tail)
+        ):
+            continue
+        if not (read_number(head) or read_decimal_comma(head) or _expression(head)):
+            continue
+        unit = parse_unit(tail) or parse_unit(re.sub(r"\s*\(.*\)$", "", tail))
+        if unit is not None:
+            return head, unit, frozenset(), False
+        if re.fullmatch(r"[A-Za-z]", head) and (head in "aAI" or not re.fullmatch(r"[A-Za-z]{3,}", tail)):
+            continue  # "a rectangle", "n is odd"
+        if not _is_function(tail) and (_WORDS.search(tail) or _PERCENT.match(tail)):
+            lead = re.match(r"([A-Za-z°²/]+)\s", tail)
+            leading = parse_unit(lead[1]) if lead and lead[1] not in _AMBIGUOUS else None
+            return head, leading, frozenset() if leading else noun_words(tail), False
+    return None
+
+
+def _may_be_unit(head: str, tail: str, glued: bool) -> bool:
+    """Whether a letter that may be a variable is a unit: only after a plain number and a space, or as m²."""
+    letter = re.match(r"([A-Za-z])(?![A-Za-z])", tail)
+    if letter is None:
+        return not (glued and re.match(r"[a-z]{2}$", tail) and tail not in UNITS)
+    if not _PLAIN_NUMBER.fullmatch(head) or letter[1] not in _AMBIGUOUS:
+        return False
+    return not glued or re.fullmatch(r"m\s*(?:\^\{[23]\}|/s.*)", tail) is not None
+
+
+def _degrees_inside(head: str, tail: str) -> bool:
+    """Whether a degree sign belongs to the argument of a function: `\\sin 30°`."""
+    return tail.startswith("°") and _TRIGONOMETRIC.search(head) is not None
+
+
+def _is_function(tail: str) -> bool:
+    return any(word in FUNCTIONS for word in re.findall(r"[a-z]+", tail))
+
+
+def _is_words(text: str) -> bool:
+    return bool(_WORDS.search(re.sub(r"\\(?:(?:begin|end)\{\w+\}|[a-zA-Z]+)", "", text))) or not re.search(
+        r"[\d\\]", text
+    )
+
+
+def _expression(text: str) -> Node | None:
+    if _upper_case_word(text):
+        return None
+    text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times ", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    if r"\overline" in text or r"\dot" in text:
+        return None
+    try:
+        return parse_expression(text)
+    except UnparsedError:
+        return None
+
+
+def _upper_case_word(text: str) -> bool:
+    return re.fullmatch(r"[A-Z]{2,}", text.strip()) is not None

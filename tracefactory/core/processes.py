@@ -1,0 +1,172 @@
+"""Child processes that end with their parent, however the parent ends.
+
+A model server outliving a killed run would hold memory, GPUs and a port. Two mechanisms cover for each other: the child
+reads its standard input, a pipe whose other end only the parent holds, and leaves at end of file; on Linux the kernel
+also kills it when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG), which works while the child's
+interpreter is busy and when a fork of the parent still holds the pipe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tracefactory.core.errors import RunError
+
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+_TAIL = 2000  # characters of a log shown in an error
+
+
+def end_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
+    """In a child started by `Child.spawn`: end this process as soon as the parent is gone.
+
+    With SIGKILL it ends without cleaning up; a child that has processes of its own to end takes SIGTERM and handles it.
+    """
+    signal_at_parents_death(how)
+
+    def leave_at_end_of_file() -> None:
+        while os.read(0, 4096):
+            pass
+        if how == signal.SIGKILL:
+            os._exit(0)
+        os.kill(os.getpid(), how)
+
+    # Also covers a parent that was gone before prctl: its end of the pipe is closed by then.
+    threading.Thread(target=leave_at_end_of_file, name="parent-watch", daemon=True).start()
+
+
+def signal_at_parents_death(how: signal.Signals = signal.SIGKILL) -> None:
+    """On Linux: let the kernel send `how` to this process when the thread that started it ends."""
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_PDEATHSIG, how, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+
+
+def kill_group(group: int) -> None:
+    """kill -9 every process of a process group; it is fine if there is none left."""
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def report_ready(ready_fd: int, **facts: Any) -> None:
+    """In a child: tell the parent that the server answers, and what it must know (the port)."""
+    with os.fdopen(ready_fd, "w") as pipe:
+        pipe.write(json.dumps(facts) + "\n")
+
+
+class Child:
+    """A running child process that has said it is ready; `facts` is what it told.
+
+    Start it from a thread that lives as long as the child is needed (see the module text). It has a session of its own:
+    Ctrl-C in the terminal reaches only the parent, which can then drain what is in flight.
+    """
+
+    def __init__(self, process: subprocess.Popen[bytes], log_file: Path, facts: dict[str, Any]) -> None:
+        self._process = process
+        self.log_file = log_file
+        self.facts = facts
+
+    @classmethod
+    async def spawn(
+        cls,
+        name: str,
+        argv: Sequence[str],
+        log_file: Path,
+        *,
+        ready_timeout_s: float,
+        environ: Mapping[str, str] | None = None,
+    ) -> Child:
+        """Start `argv` plus `--ready-fd N`, append its output to `log_file`, and wait until it says that it is ready.
+
+        `environ` is its whole environment (default: that of this process).
+
+        Raises:
+            RunError: when it ends, or says nothing for `ready_timeout_s` seconds; with the tail of its log.
+        """
+        process, read_fd = _start([*argv], log_file, environ)
+        child = cls(process, log_file, {})
+        try:
+            line = await asyncio.wait_for(_first_line(read_fd), ready_timeout_s)
+        except TimeoutError:
+            await child.stop(grace_s=0)
+            said = f"was not ready after {ready_timeout_s:g} s"
+            raise RunError(f"{name} {said}; the end of {log_file}:\n{child.log_tail()}") from None
+        except BaseException:
+            await child.stop(grace_s=0)
+            raise
+        if not line:
+            code = await asyncio.to_thread(process.wait)
+            await child.stop()
+            raise RunError(f"{name} ended with status {code} at its start; the end of {log_file}:\n{child.log_tail()}")
+        child.facts = json.loads(line)
+        return child
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process still runs; a dead one is reaped."""
+        return self._process.poll() is None
+
+    def log_tail(self) -> str:
+        """Return the last lines of what it printed."""
+        return self.log_file.read_text("utf-8", "replace")[-_TAIL:]
+
+    async def stop(self, *, grace_s: float = 5.0) -> None:
+        """End the process: ask by closing its input, then after `grace_s` seconds kill it. May be called again."""
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.close()
+        try:
+            await asyncio.to_thread(self._process.wait, grace_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            await asyncio.to_thread(self._process.wait)
+
+
+def _start(argv: list[str], log_file: Path, environ: Mapping[str, str] | None) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the process in the calling thread, which is what PR_SET_PDEATHSIG watches; return it and its ready pipe."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    read_fd, write_fd = os.pipe()
+    try:
+        with log_file.open("ab") as log:
+            process = subprocess.Popen(
+                [*argv, "--ready-fd", str(write_fd)],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=(write_fd,),
+                env=environ,
+                start_new_session=True,
+            )
+    except OSError:
+        os.close(read_fd)
+        raise
+    finally:
+        os.close(write_fd)
+    return process, read_fd
+
+
+async def _first_line(read_fd: int) -> bytes:
+    reader = asyncio.StreamReader()
+    pipe = os.fdopen(read_fd, "rb", 0)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), pipe
+    )
+    try:
+        return await reader.readline()
+    finally:
+        transport.close()

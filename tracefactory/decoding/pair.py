@@ -1,0 +1,115 @@
+"""A teacher and a student in this process, answering requests as a server would: many at once, in one batch."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tracefactory.decoding.decoder import Role
+from tracefactory.decoding.engine import Engine
+from tracefactory.decoding.lane import Lane
+from tracefactory.decoding.prompts import decoder_of, encoded_prompt, stops_of
+from tracefactory.decoding.provenance import Decoded
+from tracefactory.decoding.run import Run, Script
+from tracefactory.decoding.vocabulary import compare
+from tracefactory.serving.base import ChatRequest, RequestFailed
+from tracefactory.students.load import load_model, load_tokenizer
+from tracefactory.students.spec import StudentSpec
+from tracefactory.students.student import check_head
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    engine: Engine
+    tokenizer: Any
+    positions: int
+    served: str
+
+
+class Pair:
+    """Two models that decode together, loaded at the first request.
+
+    Requests share one batch of at most `rows` traces; a trace that ends makes room for the next one. The passes run in
+    a thread, so that the worker goes on meanwhile. All requests come from one event loop.
+    """
+
+    def __init__(self, teacher: StudentSpec, student: StudentSpec, rows: int, names: tuple[str, str]) -> None:
+        self.teacher, self.student, self.rows, self.names = teacher, student, rows, names
+        # one thread for all passes: torch keeps a pool of its own for every thread that calls it
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
+        self._loading = asyncio.Lock()
+        self._loaded: _Loaded | None = None
+        self._answers: dict[Run, asyncio.Future[Run]] = {}
+        self._pump: asyncio.Task[None] | None = None
+
+    async def complete(self, request: ChatRequest) -> Decoded:
+        """Write one trace by the decoder that the request names.
+
+        Raises:
+            RequestFailed: when prompt and `max_tokens` do not fit the models' positions.
+            UserError: when a model cannot be loaded, or the two cannot decode together.
+        """
+        loaded = await self._load()
+        prompt = encoded_prompt(loaded.tokenizer, request)
+        if len(prompt) + request.params["max_tokens"] > loaded.positions:
+            message = f"{len(prompt)} tokens of prompt and {request.params['max_tokens']} more, of {loaded.positions}"
+            raise RequestFailed("context_length", message, attempts=1, retryable=False)
+        started = time.monotonic()
+        params = request.params
+        run = loaded.engine.add(Script(prompt, decoder_of(request), params["seed"], params["max_tokens"]))
+        answer = self._answers[run] = asyncio.get_running_loop().create_future()
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._run(loaded.engine))
+        await answer
+        return Decoded.of(run, loaded.served, started)
+
+    async def close(self) -> None:
+        """Give up what is being written and forget the models."""
+        if self._pump is not None:
+            self._pump.cancel()
+            await asyncio.gather(self._pump, return_exceptions=True)
+        self._thread.shutdown()
+        self._loaded = None
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def _run(self, engine: Engine) -> None:
+        """Advance the batch until nothing is left to write."""
+        try:
+            while engine.busy:
+                for run in await self._call(engine.round):
+                    self._answers.pop(run).set_result(run)
+        except BaseException as error:
+            for answer in self._answers.values():
+                if not answer.done():
+                    answer.set_exception(error)
+            raise
+
+    async def _load(self) -> _Loaded:
+        async with self._loading:
+            if self._loaded is None:
+                self._loaded = await self._call(self._open)
+            return self._loaded
+
+    def _open(self) -> _Loaded:
+        tokenizers = {Role.TEACHER: load_tokenizer(self.teacher), Role.STUDENT: load_tokenizer(self.student)}
+        vocabulary = compare(tokenizers[Role.TEACHER], tokenizers[Role.STUDENT], self.names)
+        models = {Role.TEACHER: load_model(self.teacher), Role.STUDENT: load_model(self.student)}
+        for role, model in models.items():
+            check_head(model, len(tokenizers[role]))
+        names = dict(zip((Role.TEACHER, Role.STUDENT), self.names, strict=True))
+        lanes = {role: Lane(model, self.rows, names[role]) for role, model in models.items()}
+        vocabulary = vocabulary.sized(models[Role.TEACHER].get_output_embeddings().out_features)
+        tokenizer = tokenizers[Role.STUDENT]
+        stops = stops_of(models[Role.STUDENT].generation_config.eos_token_id, tokenizer)
+        engine = Engine(lanes, vocabulary, tokenizer, stops)
+        positions = min(getattr(model.config, "max_position_embeddings", 1 << 30) for model in models.values())
+        served = f"{self.names[0]} with {self.names[1]}, {vocabulary.kind} vocabularies"
+        return _Loaded(engine, tokenizer, positions, served)

@@ -1,0 +1,46 @@
+"""What a request means to a pair of models: its decoder, its prompt in tokens, and the tokens that end a trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tracefactory.decoding.decoder import DECODERS, Decoder
+from tracefactory.serving.base import ChatRequest
+from tracefactory.students.spec import StudentSpec, local_path
+
+
+def decoder_of(request: ChatRequest) -> Decoder:
+    """Return the decoder a request was made for (see `tracefactory.stages.sample.decoded`)."""
+    kind = DECODERS.get(request.params["decoder"])
+    return kind.model_validate({name: request.params[name] for name in kind.model_fields})
+
+
+def encoded_prompt(tokenizer: Any, request: ChatRequest) -> tuple[int, ...]:
+    """Return the prompt in the student's tokens, by the student's chat template; a prefill is continued."""
+    messages = list(request.messages)
+    prefill = messages.pop()["content"] if request.has_prefill else ""
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + prefill
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+
+def stops_of(named: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end the student's turn, by its tokenizer and those that its configuration names."""
+    listed = named if isinstance(named, list) else [named]
+    return frozenset(token for token in (tokenizer.eos_token_id, *listed) if token is not None)
+
+
+def served_stops(spec: StudentSpec, tokenizer: Any) -> frozenset[int]:
+    """Return the tokens that end the turn of a student whose weights are elsewhere; the same as `stops_of` its model.
+
+    Where the folder or repository holds a tokenizer alone, they are the tokenizer's.
+    """
+    from transformers import AutoConfig, GenerationConfig
+
+    name = spec.model if local_path(spec.model) is None else str(local_path(spec.model))
+    for kind in (GenerationConfig, AutoConfig):  # as transformers reads them: the second where there is no first
+        try:
+            config = kind.from_pretrained(name, revision=spec.revision or "main")
+        except (OSError, ValueError):
+            continue
+        return stops_of(config.eos_token_id, tokenizer)
+    return stops_of(None, tokenizer)

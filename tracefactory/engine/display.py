@@ -1,0 +1,130 @@
+"""What a person sees while a run goes on: a live table on a terminal, plain lines elsewhere. All of it on stderr."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from tracefactory.engine.executors import Executor
+from tracefactory.engine.flow import Flow, StageRun
+from tracefactory.engine.report import FunnelLine, funnel
+
+_LIVE_S, _PLAIN_S = 0.5, 10.0
+STOPPING = "stopping: nothing new is sent, what is in flight is awaited and kept (Ctrl-C again to leave at once)"
+
+
+class Display:
+    """Watches a run. Ctrl-C (or SIGTERM) once drains it, twice ends it at once."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    @asynccontextmanager
+    async def __call__(self, flow: Flow, executor: Executor) -> AsyncIterator[None]:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        drains: set[asyncio.Task[None]] = set()
+
+        def interrupted() -> None:
+            if flow.stopping:
+                task.cancel()
+                return
+            self.console.print(STOPPING)
+            drains.add(loop.create_task(flow.stop()))
+
+        for one in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(one, interrupted)
+        watching = loop.create_task(self._watch(flow, executor))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            with suppress(asyncio.CancelledError):
+                await watching
+            for one in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(one)
+
+    async def _watch(self, flow: Flow, executor: Executor) -> None:
+        if self.console.is_terminal:
+            with Live(console=self.console, auto_refresh=False, transient=True) as live:
+                while True:
+                    live.update(render(flow, await _look(flow, executor)), refresh=True)
+                    await asyncio.sleep(_LIVE_S)
+        said: dict[str, str] = {}
+        while True:
+            numbers = await _look(flow, executor)
+            for run in flow.stages.values():
+                line = _plain(run, numbers.get(run.stage.id, {}), flow)
+                if line and said.get(run.stage.id) != line:
+                    said[run.stage.id] = line
+                    self.console.print(line, highlight=False, soft_wrap=True)
+            await asyncio.sleep(_PLAIN_S)
+
+
+async def _look(flow: Flow, executor: Executor) -> Mapping[str, Mapping[str, float]]:
+    """Return the live numbers, and note at the stages what there is to say of their models."""
+    numbers, notices = await executor.progress(), await executor.notices()
+    for run in flow.stages.values():
+        run.notice = "; ".join(f"{name}: {notices[name]}" for name in run.stage.model_names if name in notices)
+    return numbers
+
+
+def render(flow: Flow, progress: Mapping[str, Mapping[str, float]]) -> RenderableType:
+    """Return the funnel as it stands."""
+    lines = [_line(run, progress.get(run.stage.id, {}), flow) for run in flow.stages.values()]
+    return funnel(f"{flow.pipeline.name} {flow.pipeline.version}", lines)
+
+
+def _line(run: StageRun, live: Mapping[str, float], flow: Flow) -> FunnelLine:
+    seconds = time.time() - run.started if run.started else 0.0
+    paid = run.paid if run.record.done() else {**live, "seconds": seconds}
+    return FunnelLine(run.stage.id, f"{run.stage.verb}: {run.stage.name}", run.tally, paid, _state(run, live, flow))
+
+
+def _state(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:
+    if run.record.done():
+        return "stopped" if run.record.exception() else "cached" if run.cached else "done"
+    if run.waiting:
+        return run.waiting
+    if run.started is None:
+        return "waits"
+    if run.notice:
+        return run.notice
+    left = time_left(run, live, flow)
+    shards = f"{run.finished}/{len(run.done)} shards" if run.done else "runs"
+    return f"{shards}, {left}" if left else shards
+
+
+def time_left(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:
+    """Return the requests in flight and the time left, from what this stage's requests took so far.
+
+    At most that time where the answers decide what is asked next; empty where there is nothing to go by.
+    """
+    inputs = [flow.stages[source] for source in run.stage.inputs]
+    paid, done = live.get("requests", 0), live.get("done", 0)
+    if not paid or run.started is None or not all(one.record.done() and not one.record.exception() for one in inputs):
+        return ""
+    bound = live.get("at_most", 0)
+    if bound and live.get("shards", 0) < len(run.done):
+        return ""  # the shards that have not begun have not said what they ask at most
+    total = bound or run.stage.op.rows_expected(run.stage, sum(one.tally.kept for one in inputs))
+    if total is None:
+        return ""
+    seconds = max(0.0, total - done) * (time.time() - run.started) / paid
+    left = f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
+    return f"{int(live.get('in_flight', 0))} in flight, {'at most ' if bound else ''}{left}"
+
+
+def _plain(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:
+    line = _line(run, live, flow)
+    if line.state == "waits":
+        return ""
+    counts = f"in {line.tally.rows_in} kept {line.tally.kept} dropped {line.tally.dropped} errors {line.tally.errors}"
+    requests = f" paid requests {line.paid.get('requests', 0):.0f}" if live else ""
+    return f"{line.id}: {line.state}; {counts}{requests}"

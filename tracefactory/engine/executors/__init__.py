@@ -1,0 +1,59 @@
+"""Where shards run: in this process (`inline`) or in Ray actors (`ray`). Same code, same rows, same digests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from tracefactory.config import StageConfig
+from tracefactory.engine.worker import WorkerSetup
+from tracefactory.store.stages import ShardRecord
+
+
+class Executor(Protocol):
+    """Runs shards somewhere. None for a shard means that it stopped because the run is being drained."""
+
+    async def run_shard(self, stage: StageConfig, index: int, count: int) -> ShardRecord | None: ...
+
+    async def run_whole(
+        self, stage: StageConfig, shards: int | None, inputs: Mapping[str, str]
+    ) -> list[ShardRecord]: ...
+
+    async def progress(self) -> Mapping[str, Mapping[str, float]]:
+        """Return live numbers by stage id."""
+        ...
+
+    async def notices(self) -> Mapping[str, str]:
+        """Return by model what a person waiting for it should know, such as how far its servers' start is."""
+        ...
+
+    async def drain(self) -> None:
+        """Send no further requests; those in flight are finished and stored."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+def open_executor(setup: WorkerSetup) -> Executor:
+    """Return the executor that the pipeline's `run:` names; nothing is started before the first shard."""
+    if setup.pipeline.run.executor == "inline":
+        from tracefactory.engine.executors.inline import InlineExecutor
+
+        return InlineExecutor(setup)
+    from tracefactory.engine.executors.ray import RayExecutor
+
+    return RayExecutor(setup)
+
+
+MODEL_SHARDS = 16
+"""Shards of one model's stages that are under way together: enough to keep its slots busy over stragglers."""
+
+
+MODEL_HOST = "model:"
+"""Begins the name of a host that belongs to a model."""
+
+
+def host_of(stage: StageConfig) -> str:
+    """Return which worker a stage's shards belong to: its model's, or any CPU's."""
+    model = stage.op.asks(stage)
+    return "cpu" if model is None else f"{MODEL_HOST}{model}"

@@ -1,0 +1,43 @@
+"""The inline executor: everything in this process, for debugging and tests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import defaultdict
+from collections.abc import Mapping
+
+from tracefactory.config import StageConfig
+from tracefactory.engine.executors import MODEL_SHARDS, host_of
+from tracefactory.engine.worker import Worker, WorkerSetup
+from tracefactory.serving.vllm.placement import LocalPlacement
+from tracefactory.store.stages import ShardRecord
+
+
+class InlineExecutor:
+    """Runs every shard on one worker; shards of one host take turns as they would on Ray."""
+
+    def __init__(self, setup: WorkerSetup) -> None:
+        self.worker = Worker(
+            setup, verifier_processes=setup.pipeline.run.workers or os.cpu_count() or 1, placement=LocalPlacement()
+        )
+        self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MODEL_SHARDS))
+
+    async def run_shard(self, stage: StageConfig, index: int, count: int) -> ShardRecord | None:
+        async with self._turns[host_of(stage)]:
+            return await self.worker.run_shard(stage.id, index, count)
+
+    async def run_whole(self, stage: StageConfig, shards: int | None, inputs: Mapping[str, str]) -> list[ShardRecord]:
+        return await self.worker.run_whole(stage.id, shards, inputs)
+
+    async def progress(self) -> Mapping[str, Mapping[str, float]]:
+        return self.worker.progress()
+
+    async def notices(self) -> Mapping[str, str]:
+        return self.worker.notices()
+
+    async def drain(self) -> None:
+        self.worker.drain()
+
+    async def close(self) -> None:
+        await self.worker.close()

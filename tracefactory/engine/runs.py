@@ -1,0 +1,90 @@
+"""What is kept of each run: `runs/<time>-<name>/` with the resolved pipeline, the plan, a log and the outcome."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from tracefactory.core.errors import UserError, nearest
+from tracefactory.core.files import read_json, write_json, write_text
+from tracefactory.core.op import Rows
+from tracefactory.core.schema import Frozen
+from tracefactory.engine.plan import Plan
+from tracefactory.store.leases import Alive
+from tracefactory.store.stages import StageFolder, Tally
+
+
+class StageOutcome(Frozen):
+    """One stage of a finished run: where its rows are, what came of them, and what this run itself paid."""
+
+    id: str
+    op: str
+    key: str
+    gives: Rows
+    digest: str
+    cached: bool
+    tally: Tally
+    paid: Mapping[str, float] = Field(default_factory=dict)
+
+    def folder(self, root: Path) -> StageFolder:
+        return StageFolder(root, self.id, self.key, self.gives)
+
+
+class RunOutcome(Frozen):
+    """A finished run: its funnel and what it paid. Times are Unix seconds."""
+
+    run: str
+    pipeline: str
+    version: str
+    started: float
+    finished: float
+    stages: tuple[StageOutcome, ...]
+
+
+class RunFolder:
+    """The folder of one run, and the sign that it lives."""
+
+    def __init__(self, root: Path, pipeline: str) -> None:
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
+        self.id = f"{stamp}-{pipeline}"
+        self.path = root / "runs" / self.id
+        self._alive = Alive(root, self.id)
+        self._log = (self.path / "log.jsonl").open("a", encoding="utf-8")
+        self.started = time.time()
+
+    def begin(self, resolved: Mapping[str, Any], plan: Plan) -> None:
+        write_text(self.path / "resolved.yaml", yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True))
+        write_json(self.path / "plan.json", plan.model_dump(mode="json"))
+
+    def log(self, event: str, **what: Any) -> None:
+        self._log.write(json.dumps({"time": time.time(), "event": event, **what}, ensure_ascii=False) + "\n")
+        self._log.flush()
+
+    def finish(self, outcome: RunOutcome) -> None:
+        write_json(self.path / "outcome.json", outcome.model_dump(mode="json"))
+
+    def close(self) -> None:
+        self._log.close()
+        self._alive.close()
+
+
+def load_outcome(root: Path, run: str | None = None) -> RunOutcome:
+    """Return the outcome of a run by its name, or of the newest finished one.
+
+    Raises:
+        UserError: when there is none of that name, or none at all.
+    """
+    names = sorted(path.parent.name for path in (root / "runs").glob("*/outcome.json"))
+    if run is None and names:
+        run = names[-1]
+    if run not in names:
+        hint = nearest(run, names) if run else None
+        raise UserError(f"no finished run {run or ''} under {root / 'runs'}" + (f" ({hint})" if hint else ""))
+    return RunOutcome.model_validate(read_json(root / "runs" / run / "outcome.json"))

@@ -1,0 +1,98 @@
+"""`use: openai`: any endpoint that speaks the OpenAI chat protocol, hosted or one's own."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import SecretStr, field_validator, model_validator
+
+from tracefactory.serving.base import MODELS, ChatRequest, Endpoint, EnvStr, ModelSpec, Where
+from tracefactory.serving.managed import FixedEndpoint
+from tracefactory.students.spec import StudentSpec, local_path
+
+
+@MODELS.register("openai")
+class OpenAISpec(ModelSpec):
+    """A model behind one or more base URLs (usually ending in /v1) that serve it alike.
+
+    `api_key` must be written as env:NAME. `provider` names who serves the model and is part of its identity: the same
+    name may mean other weights or another quantisation elsewhere. `prefill` says how the server continues a beginning
+    of its own turn: `plain` takes a last assistant message as it is; `vllm` needs flags for it; `llama.cpp` repeats the
+    beginning in its answer, from which it is then removed.
+
+    `tokenizer` is needed where tokens are exchanged with a vLLM server (decoding together with another model): the
+    folder of the served checkpoint, or its Hugging Face id with `tokenizer_revision`.
+    """
+
+    use: Literal["openai"] = "openai"
+    base_url: EnvStr | tuple[EnvStr, ...]
+    api_key: EnvStr = EnvStr("")
+    provider: str = ""
+    prefill: Literal["plain", "vllm", "llama.cpp"] = "plain"
+    tokenizer: EnvStr = EnvStr("")
+    tokenizer_revision: str = ""
+
+    @field_validator("base_url")
+    @classmethod
+    def _some_url(cls, value: EnvStr | tuple[EnvStr, ...]) -> EnvStr | tuple[EnvStr, ...]:
+        if not value:
+            raise ValueError("at least one base URL is needed")
+        for url in (value,) if isinstance(value, str) else value:
+            if url.env_name is None and not url.startswith(("http://", "https://")):
+                raise ValueError("a base URL starts with http:// or https://, or is env:NAME")
+        return value
+
+    @field_validator("api_key")
+    @classmethod
+    def _key_from_environment(cls, value: EnvStr) -> EnvStr:
+        if value and value.env_name is None:
+            raise ValueError("a key is never written into a file: set an environment variable and write env:NAME")
+        return value
+
+    @model_validator(mode="after")
+    def _pinned(self) -> Self:
+        named = self.tokenizer and self.tokenizer.env_name is None and local_path(self.tokenizer) is None
+        if named and not self.tokenizer_revision:
+            raise ValueError(f"tokenizer {self.tokenizer!r} needs a tokenizer_revision")
+        return self
+
+    @property
+    def provider_label(self) -> str:
+        """The declared provider."""
+        return self.provider
+
+    @property
+    def echoes_prefill(self) -> bool:
+        """Whether answers repeat the prefill."""
+        return self.prefill == "llama.cpp"
+
+    def identity(self, where: Where | None = None) -> dict[str, Any]:
+        """Return what decides completions; see `ModelSpec.identity`."""
+        return {**super().identity(where), "prefill": self.prefill}
+
+    def endpoint(self, where: Where) -> Endpoint:
+        """Return the resolved addresses."""
+        urls = (self.base_url,) if isinstance(self.base_url, EnvStr) else self.base_url
+        return FixedEndpoint([url.resolve(where.environ) for url in urls])
+
+    def student(self, where: Where) -> StudentSpec:
+        """Return whose tokenizer and chat template make prompts for this model.
+
+        Raises:
+            UserError: for an unset environment variable.
+        """
+        name = self.tokenizer.resolve(where.environ)
+        path = local_path(name)
+        model = name if path is None else str(where.root / path)
+        return StudentSpec(model=model, revision=self.tokenizer_revision or None)
+
+    def secret(self, where: Where) -> SecretStr | None:
+        """Return the key from the environment, None when the server asks for none."""
+        return SecretStr(self.api_key.resolve(where.environ)) if self.api_key else None
+
+    def body(self, request: ChatRequest) -> dict[str, Any]:
+        """Return the JSON body, with vLLM's flags for a prefill where they are needed."""
+        body = super().body(request)
+        if request.has_prefill and self.prefill == "vllm":
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        return body

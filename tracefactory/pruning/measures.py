@@ -1,0 +1,31 @@
+"""What pruning did to one trace, in numbers."""
+
+from __future__ import annotations
+
+from tracefactory.pruning.base import PruneItem, PruneResult
+from tracefactory.pruning.derivation import Ruler, Unit
+
+_SAVED: dict[Unit, str] = {
+    "student_tokens": "prune_tokens_saved",
+    "estimated_tokens": "prune_tokens_saved_estimated",
+    "characters": "prune_characters_saved",
+}
+
+
+def measures(item: PruneItem, result: PruneResult, ruler: Ruler) -> dict[str, float]:
+    """Return the measures of one result.
+
+    `prune_kept_share` is of the characters of the parent's reasoning (above 1 for one that grew);
+    `prune_tokens_saved` is of the whole training text, since an answer may take over what its reasoning lost: in the
+    student's tokens, and called `..._estimated`, or `prune_characters_saved`, where these are not to be had.
+    `prune_calls` and `prune_samples` are the model's.
+    """
+    parent = item.trace
+    pruned = parent.model_copy(update={"reasoning": result.reasoning, "answer_text": result.answer_text})
+    return {
+        "prune_kept_share": len(result.reasoning) / len(parent.reasoning) if parent.reasoning else 1.0,
+        "prune_kept_steps": float(len(result.kept)),
+        _SAVED[ruler.unit]: float(ruler.count(parent.text) - ruler.count(pruned.text)),
+        "prune_calls": float(result.calls),
+        "prune_samples": float(result.samples),
+    }

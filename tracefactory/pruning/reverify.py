@@ -1,0 +1,85 @@
+"""The rule of every pruner: what was pruned must still teach the answer, or the parent stands, with a reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from tracefactory.core.schema import Frozen, Outcome, Verdict
+from tracefactory.pruning.base import Cost, PruneItem, PruneResult, Verify, parent
+from tracefactory.pruning.dangling import QUOTE, dangling
+from tracefactory.text.steps import StepKind
+from tracefactory.text.steps.ending import leaves_open
+
+_TAGS = re.compile(r"</?think>", re.IGNORECASE)
+_REASONS = {
+    Outcome.INCORRECT: "answer_lost",
+    Outcome.UNVERIFIABLE: "answer_unverifiable",
+    Outcome.VERIFIER_ERROR: "verifier_error",
+}
+
+
+class Checked(Frozen):
+    """A result that holds, with the verdict on its answer text; or the parent, whose own verdict stands."""
+
+    result: PruneResult
+    verdict: Verdict | None = None
+
+
+async def reverify(items: Sequence[PruneItem], results: Sequence[PruneResult], verify: Verify) -> list[Checked]:
+    """Check results against their parents and verify the answer texts of those that pass, in one call.
+
+    The parent stands when the pruned thinking is empty, is not closed or holds thinking tags, when it holds a doubt
+    or an announcement and what came of it was cut, when it refers to what was cut, and when its answer text is not
+    verified as correct: a verifier that failed is a reason too.
+    """
+    held = [structure(item, result) for item, result in zip(items, results, strict=True)]
+    open_cases = [(item, result) for item, result in zip(items, held, strict=True) if result.reason is None]
+    pairs = [(item.trace.problem, result.answer_text) for item, result in open_cases]
+    verdicts = dict(zip((result.id for _, result in open_cases), await verify(pairs) if pairs else [], strict=True))
+    return [_judge(item, result, verdicts.get(result.id)) for item, result in zip(items, held, strict=True)]
+
+
+def structure(item: PruneItem, result: PruneResult) -> PruneResult:
+    """Return the result, or its parent with the reason why the pruned text cannot stand for it."""
+    if result.reason is not None:
+        return result
+    if not result.closed or not result.answer_text.strip():
+        return _fall_back(item, result, "thinking_not_closed")
+    if not result.reasoning.strip():
+        return _fall_back(item, result, "empty_reasoning")
+    tag = _TAGS.search(result.reasoning) or _TAGS.search(result.answer_text)
+    if tag:
+        return _fall_back(item, result, "thinking_tags_inside", tag.group())
+    open_step = _left_open(item, result)
+    if open_step is not None:
+        return _fall_back(item, result, "left_open", " ".join(item.step(open_step).split())[-QUOTE:])
+    fault = dangling(item, result)
+    return _fall_back(item, result, "dangling_reference", fault) if fault else result
+
+
+def _left_open(item: PruneItem, result: PruneResult) -> int | None:
+    """Return the first kept step that leaves open what the next step, which was cut, settles.
+
+    Idle talk is settled by nothing, but thinking must not stop at it. Text that was added goes on from any step.
+    """
+    kept, stop = set(result.kept), max(result.kept, default=-1)
+    for index in result.kept:
+        ends = index == stop
+        if index + 1 == len(item.steps) or index + 1 in kept or (ends and result.added):
+            continue
+        if (ends or item.steps[index].kind is not StepKind.FILLER) and leaves_open(item.step(index)):
+            return index
+    return None
+
+
+def _judge(item: PruneItem, result: PruneResult, verdict: Verdict | None) -> Checked:
+    if verdict is None or verdict.outcome is Outcome.CORRECT:
+        return Checked(result=result, verdict=verdict)
+    return Checked(result=_fall_back(item, result, _REASONS[verdict.outcome], verdict.extracted or verdict.detail))
+
+
+def _fall_back(item: PruneItem, result: PruneResult, reason: str, detail: str | None = None) -> PruneResult:
+    """Return the parent; what the result cost stays on the books."""
+    cost = Cost(calls=result.calls, samples=result.samples, unsure=result.unsure)
+    return parent(item, reason, cost, detail)

@@ -1,0 +1,328 @@
+"""The dataset card: a README.md made only from what the run recorded, with the metadata the Hugging Face Hub reads.
+
+The card states numbers and what was not done; it never judges. Every value that comes from data, models or people is
+escaped, so that a problem source cannot put markup, links or metadata of its own into the card. The metadata block
+follows https://huggingface.co/docs/hub/datasets-cards.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from huggingface_hub import DatasetCardData
+from pydantic import Field, model_validator
+
+from tracefactory.core.schema import Frozen
+
+# The identifiers that the Hub knows as `license:` (https://huggingface.co/docs/hub/repositories-licenses) and that are
+# in use for data and models; any other is written as `other` with a name.
+# fmt: off
+_HUB_LICENCES = frozenset({
+    "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
+    "bigcode-openrail-m", "afl-3.0", "artistic-2.0", "bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause",
+    "bsd-3-clause-clear", "c-uda", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+    "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0",
+    "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+    "cdla-sharing-1.0", "cdla-permissive-1.0", "cdla-permissive-2.0", "wtfpl", "ecl-2.0", "epl-1.0", "epl-2.0",
+    "eupl-1.1", "eupl-1.2", "agpl-3.0", "gfdl", "gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "isc",
+    "lppl-1.3c", "ms-pl", "mpl-2.0", "odc-by", "odbl", "openrail++", "osl-3.0", "postgresql", "ofl-1.1", "ncsa",
+    "unlicense", "zlib", "pddl", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "gemma",
+    "unknown",
+})
+# fmt: on
+_SIZES = {
+    10**3: "n<1K",
+    10**4: "1K<n<10K",
+    10**5: "10K<n<100K",
+    10**6: "100K<n<1M",
+    10**7: "1M<n<10M",
+    10**8: "10M<n<100M",
+    10**9: "100M<n<1B",
+}
+_TAGS = ("tracefactory", "synthetic", "reasoning", "chain-of-thought", "distillation")
+_PLAIN = re.compile(r"[\w./:@+=-]+( [\w./:@+=-]+)*", re.ASCII)
+_MARKUP = re.compile(r"([\\`*_\[\]|~$]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
+_BLOCK_START = re.compile(r"^(\d*)([#+=.)-])")
+
+
+class StageLine(Frozen):
+    """One stage of the funnel. `reasons` counts dropped and failed rows; tokens are prompt plus completion, cost US $.
+
+    Raises ValueError when the rows do not add up: a card must not show a funnel that lost rows.
+    """
+
+    id: str
+    verb: str
+    rows_in: int
+    kept: int
+    dropped: int = 0
+    errors: int = 0
+    reasons: Mapping[str, int] = Field(default_factory=dict)
+    requests: int = 0
+    tokens: int = 0
+    cost: float = 0.0
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> StageLine:
+        if self.rows_in != self.kept + self.dropped + self.errors:
+            raise ValueError(
+                f"stage {self.id}: {self.rows_in} rows in, but {self.kept}+{self.dropped}+{self.errors} out"
+            )
+        if sum(self.reasons.values()) != self.dropped + self.errors:
+            raise ValueError(f"stage {self.id}: the reasons do not add up to the rows dropped and failed")
+        return self
+
+
+class MixLine(Frozen):
+    """One part of a mix: the share that was asked for, in 0..1, and the units it got."""
+
+    stage: str
+    part: str
+    unit: str
+    asked: float = Field(ge=0, le=1)
+    got: int = Field(ge=0)
+
+
+class LengthLine(Frozen):
+    """Lengths of one group of published traces, in completion tokens as the teacher's server counted them."""
+
+    group: str
+    rows: int
+    min: int
+    p10: int
+    median: int
+    p90: int
+    max: int
+
+    @classmethod
+    def of(cls, group: str, lengths: Iterable[int]) -> LengthLine:
+        """Summarise lengths (tokens); percentiles are nearest-rank, so every number is the length of some row.
+
+        Raises:
+            ValueError: when there are no lengths.
+        """
+        ordered = sorted(lengths)
+        if not ordered:
+            raise ValueError(f"{group}: no lengths to summarise")
+        p10, median, p90 = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.1, 0.5, 0.9))
+        return cls(group=group, rows=len(ordered), min=ordered[0], p10=p10, median=median, p90=p90, max=ordered[-1])
+
+
+class ModelLine(Frozen):
+    """A model the dataset was made with or for. `role` is teacher, student or rewriter; empty means not recorded."""
+
+    name: str
+    role: str
+    model: str
+    revision: str = ""
+    licence: str = ""
+
+
+class PromptLine(Frozen):
+    """A prompt that was used and the digest of its text."""
+
+    name: str
+    digest: str
+
+
+class SourceLine(Frozen):
+    """Where problems came from. `rows` counts the problems that the stage gave."""
+
+    name: str
+    revision: str = ""
+    licence: str = ""
+    rows: int = 0
+
+
+class VerifierLine(Frozen):
+    """A verifier and how many of the published rows have each of its outcomes."""
+
+    name: str
+    version: str
+    outcomes: Mapping[str, int] = Field(default_factory=dict)
+
+
+class CardInputs(Frozen):
+    """What a card says besides the files themselves: all of it recorded by the run or written by its author.
+
+    `licence` is the licence of the dataset as its author declares it; `command` and `pipeline` reproduce it. `notes`
+    are sentences such as the shortfall of a mix. `repo` is the Hub repository, if it goes to one. What was not done is
+    stated from `decontaminated_against`, `near_duplicates_removed` and `reviewed_rows` (rows read by a person).
+    """
+
+    title: str
+    summary: str = ""
+    licence: str | None = None
+    repo: str | None = None
+    languages: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    stages: tuple[StageLine, ...] = ()
+    mix: tuple[MixLine, ...] = ()
+    notes: tuple[str, ...] = ()
+    lengths: tuple[LengthLine, ...] = ()
+    models: tuple[ModelLine, ...] = ()
+    prompts: tuple[PromptLine, ...] = ()
+    sources: tuple[SourceLine, ...] = ()
+    verifiers: tuple[VerifierLine, ...] = ()
+    decontaminated_against: tuple[str, ...] = ()
+    near_duplicates_removed: bool = False
+    reviewed_rows: int = 0
+    command: str = ""
+    pipeline: str = ""
+
+
+class ConfigLine(Frozen):
+    """One configuration of the release: a view, its summary (Markdown), its rows and the pattern of its files."""
+
+    name: str
+    summary: str
+    rows: int
+    files: str
+
+
+class _Safe(str):
+    """Text that is Markdown already and must not be escaped again."""
+
+
+def render(inputs: CardInputs, *, version: str, configs: tuple[ConfigLine, ...]) -> str:
+    """Return the README.md of a release: YAML metadata, then the text. The same arguments give the same bytes."""
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: value if isinstance(value, _Safe) else escape(str(value)),
+    )
+    environment.filters.update(
+        code=_code, number=_number, percent=_percent, fence=_fence, markdown=_Safe, reasons=_reasons, usd=_usd
+    )
+    template = environment.from_string(Path(__file__).with_name("card_template.md.j2").read_text("utf-8"))
+    body = template.render(
+        card=inputs,
+        version=version,
+        configs=configs,
+        rows=max((config.rows for config in configs), default=0),
+        limits=limits(inputs),
+        loading=_loading(inputs.repo, version, configs),
+        mix_total={
+            stage: sum(m.got for m in inputs.mix if m.stage == stage) for stage in {m.stage for m in inputs.mix}
+        },
+    )
+    return f"---\n{metadata(inputs, configs)}\n---\n\n{body}"
+
+
+def metadata(inputs: CardInputs, configs: tuple[ConfigLine, ...]) -> str:
+    """Return the YAML metadata of the card, without the `---` lines."""
+    rows = max((config.rows for config in configs), default=0)
+    licence = (inputs.licence or "").strip()
+    known = licence.lower() if licence.lower() in _HUB_LICENCES else "other"
+    extra: dict[str, Any] = {"license_name": _slug(licence)} if licence and known == "other" else {}
+    data = DatasetCardData(
+        language=list(inputs.languages) or None,
+        license=known if licence else None,
+        pretty_name=" ".join(inputs.title.split()),
+        size_categories=[next((name for limit, name in _SIZES.items() if rows < limit), "1B<n<10B")],
+        task_categories=["text-generation"],
+        tags=list(dict.fromkeys((*_TAGS, *inputs.tags))),
+        configs=[
+            {
+                "config_name": config.name,
+                "data_files": [{"split": "train", "path": config.files}],
+                **({"default": True} if index == 0 else {}),
+            }
+            for index, config in enumerate(configs)
+        ],
+        **extra,
+    )
+    return str(data.to_yaml())
+
+
+def limits(inputs: CardInputs) -> list[str]:
+    """Return, as sentences, what was not checked or is not known about the dataset."""
+    found = []
+    if inputs.verifiers:
+        found.append(
+            "Verification is by rules on the final answer. The reasoning was not checked: a trace can reach a correct "
+            "answer by wrong steps, and rules can accept a wrong answer or refuse a correct one."
+        )
+    else:
+        found.append("No answer in this dataset was verified.")
+    unproven = sum(n for line in inputs.verifiers for outcome, n in line.outcomes.items() if outcome != "correct")
+    if unproven:
+        found.append(f"{unproven:,} of the published rows have a verdict other than correct.")
+    if inputs.decontaminated_against:
+        names = ", ".join(inputs.decontaminated_against)
+        found.append(f"Problems were compared with these benchmarks and no others: {names}.")
+    else:
+        found.append("No decontamination: the problems were not compared with any benchmark.")
+    if not inputs.near_duplicates_removed:
+        found.append("Near-duplicate problems were not removed.")
+    reviewed = f"{inputs.reviewed_rows:,} rows were" if inputs.reviewed_rows else "No row was"
+    found.append(f"{reviewed} read by a person.")
+    for model in inputs.models:
+        if not model.revision:
+            found.append(f"The revision of {model.model} is not recorded: the same name may serve other weights later.")
+        if not model.licence:
+            found.append(f"The licence of {model.model} is not recorded: check what it allows for its outputs.")
+    found.extend(f"The licence of the source {s.name} is not recorded." for s in inputs.sources if not s.licence)
+    if not inputs.licence:
+        found.append("The author declared no licence for this dataset.")
+    if inputs.lengths:
+        found.append("Lengths are in the tokens of each teacher; a student's tokenizer gives other numbers.")
+    return found
+
+
+def _loading(repo: str | None, version: str, configs: tuple[ConfigLine, ...]) -> str:
+    """Return the Python lines that load the first configuration, from the Hub at this version or from the folder."""
+    arguments = [json.dumps(repo or "PATH/TO/THIS/FOLDER"), *(json.dumps(config.name) for config in configs[:1])]
+    arguments += [f"revision={json.dumps('v' + version)}"] if repo else []
+    return f'from datasets import load_dataset\n\nrows = load_dataset({", ".join(arguments)}, split="train")'
+
+
+def escape(text: str) -> str:
+    """Return text as one line of Markdown that shows it literally: no markup, HTML, table cells or automatic links."""
+    one_line = html.escape(" ".join(text.split()), quote=False)
+    return _BLOCK_START.sub(r"\1\\\2", _MARKUP.sub(r"\\\1", one_line))
+
+
+def _code(value: object) -> _Safe:
+    """Show an identifier as code where that needs no escaping, else as escaped text; a dash when it is empty."""
+    text = str(value)
+    if not text:
+        return _Safe("-")
+    return _Safe(f"`{text}`" if _PLAIN.fullmatch(text) else escape(text))
+
+
+def _fence(text: str, language: str) -> _Safe:
+    """Return a fenced block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return _Safe(f"{fence}{language}\n{text.rstrip()}\n{fence}")
+
+
+def _number(value: int) -> _Safe:
+    return _Safe(f"{value:,}")
+
+
+def _percent(value: float) -> _Safe:
+    return _Safe(f"{100 * value:.1f}%")
+
+
+def _usd(value: float) -> _Safe:
+    return _Safe(f"{value:,.4f}")
+
+
+def _reasons(counts: Mapping[str, int]) -> _Safe:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return _Safe(", ".join(f"{_code(name)} {number:,}" for name, number in ordered) or "-")
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-") or "other"

@@ -1,0 +1,126 @@
+"""Two releases side by side: which rows came, went and changed, and what they were made by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import polars as pl
+
+from tracefactory.core.errors import UserError
+from tracefactory.core.schema import Frozen
+from tracefactory.publish.release import Manifest, verify_release
+
+_OTHER = "_other"
+
+
+class ViewDifference(Frozen):
+    """One view of two releases, by row id. `changed_columns` counts, by column, the rows that differ in it.
+
+    `styles` are the rows of each style in the first and in the second release.
+    """
+
+    view: str
+    same: int
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+    changed: tuple[str, ...]
+    changed_columns: Mapping[str, int]
+    columns: tuple[str, ...]
+    styles: Mapping[str, tuple[int, int]]
+
+
+class Difference(Frozen):
+    """Two releases. `made_by` names what differs between their manifests, with both values.
+
+    `columns` of a view are those that only one of the two has.
+    """
+
+    first: str
+    second: str
+    views: tuple[ViewDifference, ...]
+    made_by: Mapping[str, tuple[str | None, str | None]]
+
+    @property
+    def identical(self) -> bool:
+        """Whether every row of every view is in both and the same."""
+        return not any(one.only_first or one.only_second or one.changed or one.columns for one in self.views)
+
+
+def compare(first: Path, second: Path) -> Difference:
+    """Compare two release folders, file digests checked first.
+
+    Raises:
+        UserError: when one is not a release, is damaged, or they have no view in common.
+    """
+    manifests = (verify_release(first), verify_release(second))
+    shared = [view for view in manifests[0].configs if view in manifests[1].configs]
+    if not shared:
+        raise UserError(f"{first} and {second} have no view in common: {_names(manifests[0])}; {_names(manifests[1])}")
+    return Difference(
+        first=f"{manifests[0].name} {manifests[0].version}",
+        second=f"{manifests[1].name} {manifests[1].version}",
+        views=tuple(_compare_view(view, _rows(first, view), _rows(second, view)) for view in shared),
+        made_by=_made_by(*manifests),
+    )
+
+
+def _compare_view(view: str, first: pl.DataFrame, second: pl.DataFrame) -> ViewDifference:
+    columns = [name for name in first.columns if name in second.columns and name != "id"]
+    left, right = (rows.select("id", *map(_as_text, columns)) for rows in (first, second))
+    both = left.join(right, on="id", suffix=_OTHER, how="inner")
+    differs = both.select("id", *(pl.col(name).ne_missing(pl.col(name + _OTHER)) for name in columns))
+    changed = differs.filter(pl.any_horizontal(columns))
+    counted = {name: int(changed[name].sum()) for name in columns}
+    return ViewDifference(
+        view=view,
+        same=len(both) - len(changed),
+        only_first=_ids(first.join(second, on="id", how="anti")),
+        only_second=_ids(second.join(first, on="id", how="anti")),
+        changed=_ids(changed),
+        changed_columns={name: count for name, count in counted.items() if count},
+        columns=tuple(sorted(set(first.columns) ^ set(second.columns))),
+        styles=_styles(first, second),
+    )
+
+
+def _as_text(name: str) -> pl.Expr:
+    """Return a column as JSON text, so that nested values compare as a whole."""
+    return pl.struct(name).struct.json_encode().alias(name)
+
+
+def _styles(first: pl.DataFrame, second: pl.DataFrame) -> dict[str, tuple[int, int]]:
+    counts = [dict(rows["style"].value_counts().rows()) if "style" in rows else {} for rows in (first, second)]
+    return {
+        str(style): (counts[0].get(style, 0), counts[1].get(style, 0)) for style in sorted({*counts[0], *counts[1]})
+    }
+
+
+def _rows(folder: Path, view: str) -> pl.DataFrame:
+    return pl.read_parquet(folder / "data" / view / "*.parquet")
+
+
+def _ids(rows: pl.DataFrame) -> tuple[str, ...]:
+    return tuple(sorted(rows["id"].to_list()))
+
+
+def _made_by(first: Manifest, second: Manifest) -> dict[str, tuple[str | None, str | None]]:
+    """Return what the manifests say differently of how the rows were made, as text."""
+    found: dict[str, tuple[str | None, str | None]] = {}
+    pairs = {"licence": (first.licence, second.licence), "tracefactory": (first.tracefactory, second.tracefactory)}
+    for stage in dict.fromkeys([*first.stages, *second.stages]):
+        keys = (first.stages.get(stage), second.stages.get(stage))
+        pairs[f"stage {stage}"] = (keys[0] and keys[0][:12], keys[1] and keys[1][:12])
+    models = [
+        {one.name: one.model_dump_json(exclude={"name"}) for one in manifest.models} for manifest in (first, second)
+    ]
+    for name in dict.fromkeys([*models[0], *models[1]]):
+        pairs[f"model {name}"] = (models[0].get(name), models[1].get(name))
+    for name, (one, other) in pairs.items():
+        if one != other:
+            found[name] = (one, other)
+    return found
+
+
+def _names(manifest: Manifest) -> str:
+    return f"{manifest.version} has {', '.join(manifest.configs)}"

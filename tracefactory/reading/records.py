@@ -1,0 +1,163 @@
+"""Rows out of files: JSON lines, JSON, CSV and Parquet, one at a time, with what cannot be read told apart."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tracefactory.core.errors import Mistake, UserError
+from tracefactory.reading.base import Rejected, json_text
+
+Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet"]
+
+_SUFFIXES: dict[str, Format] = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+_PACKED = {".gz", ".bz2", ".zst", ".lz4"}
+_UNDECODED = re.compile("[\udc80-\udcff]")
+_BATCH = 256
+_SNIFF = 1024
+# A quote that is never closed would otherwise read the rest of the file as one field.
+_MAX_FIELD = 16 * 2**20
+_BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row as it was read, and where: the number of its line, or of its row in a file without lines, from 1."""
+
+    values: dict[str, Any]
+    unit: Literal["line", "row"]
+    number: int
+
+    @property
+    def where(self) -> str:
+        return f"{self.unit} {self.number}"
+
+    def reject(self, reason: str, detail: str) -> Rejected:
+        return Rejected(row=json_text(self.values), reason=reason, detail=f"{self.where}: {detail}")
+
+
+def read_records(file: Path, form: Format, encoding: str) -> Iterator[Record | Rejected]:
+    """Yield the rows of a file. Only a JSON array is held in memory; .gz, .bz2, .zst and .lz4 are unpacked on the way.
+
+    A byte order mark is obeyed, otherwise `encoding` holds. NaN and infinities in JSON are read as missing.
+
+    Raises:
+        UserError: when the file as a whole is not of its format.
+    """
+    kind = _kind(file, form)
+    try:
+        if kind == "parquet":
+            yield from _parquet(file)
+            return
+        with io.BufferedReader(pa.input_stream(str(file), compression="detect")) as binary:
+            start = binary.peek(_SNIFF)[:_SNIFF]
+            found = next((name for mark, name in _BOMS.items() if start.startswith(mark)), encoding)
+            # What cannot be decoded becomes lone surrogates, so that one bad row does not cost the file.
+            newline = "" if kind in ("csv", "tsv") else "\n"
+            text = io.TextIOWrapper(binary, encoding=found, errors="surrogateescape", newline=newline)
+            if kind in ("csv", "tsv"):
+                yield from _csv(file, text, "\t" if kind == "tsv" else ",")
+            elif kind == "json" or (form == "auto" and start.decode(found, "ignore").lstrip().startswith("[")):
+                # An array, whatever the file is called.
+                yield from _json(file, text)
+            else:
+                yield from _jsonl(text)
+    except (pa.ArrowInvalid, pa.ArrowIOError, UnicodeError) as error:
+        raise UserError(Mistake(f"cannot be read as {kind} in {encoding}: {error}", file)) from error
+
+
+def _kind(file: Path, form: Format) -> Format:
+    if form != "auto":
+        return form
+    suffixes = [suffix for suffix in file.suffixes if suffix not in _PACKED]
+    suffix = suffixes[-1].lower() if suffixes else ""
+    if suffix not in _SUFFIXES:
+        hint = f"known: {', '.join(_SUFFIXES)}"
+        raise UserError(Mistake(f"its format does not show in its name {file.name!r}; give format", file, hint=hint))
+    return _SUFFIXES[suffix]
+
+
+def _jsonl(text: io.TextIOWrapper) -> Iterator[Record | Rejected]:
+    for number, line in enumerate(text, 1):
+        if not line.strip():
+            continue
+        where, raw = f"line {number}", json_text(line.rstrip("\r\n"))
+        if _UNDECODED.search(line):
+            yield Rejected(row=raw, reason="bad_encoding", detail=f"{where}: not {text.encoding}")
+            continue
+        try:
+            value = json.loads(line, parse_constant=lambda _: None)
+        except (ValueError, RecursionError) as error:
+            yield Rejected(row=raw, reason="bad_json", detail=f"{where}: {error}")
+            continue
+        yield _as_record(value, "line", number)
+
+
+def _json(file: Path, text: io.TextIOWrapper) -> Iterator[Record | Rejected]:
+    try:
+        values = json.load(text, parse_constant=lambda _: None)
+    except json.JSONDecodeError as error:
+        raise UserError(Mistake(f"is no JSON: {error.msg}", file, error.lineno)) from error
+    if not isinstance(values, list):
+        raise UserError(Mistake(f"holds one JSON {type(values).__name__} instead of an array of rows", file))
+    for number, value in enumerate(values, 1):
+        yield _as_record(value, "row", number)
+
+
+def _as_record(value: Any, unit: Literal["line", "row"], number: int) -> Record | Rejected:
+    if isinstance(value, dict):
+        return Record(value, unit, number)
+    detail = f"{unit} {number}: {type(value).__name__} instead of an object"
+    return Rejected(row=json_text(value), reason="not_an_object", detail=detail)
+
+
+def _csv(file: Path, text: io.TextIOWrapper, delimiter: str) -> Iterator[Record | Rejected]:
+    csv.field_size_limit(_MAX_FIELD)
+    rows = csv.reader(text, delimiter=delimiter)
+    header = next(rows, [])
+    if repeated := sorted({name for name in header if header.count(name) > 1}):
+        raise UserError(Mistake(f"names a column twice: {', '.join(repeated)}", file, 1))
+    for _ in count():
+        number = rows.line_num + 1
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield Rejected(row="null", reason="bad_csv", detail=f"line {number}: {error}")
+            continue
+        if not row:
+            continue
+        if len(row) != len(header):
+            detail = f"line {number}: {len(row)} fields instead of {len(header)}"
+            yield Rejected(row=json_text(row), reason="bad_csv", detail=detail)
+        elif any(map(_UNDECODED.search, row)):
+            yield Rejected(row=json_text(row), reason="bad_encoding", detail=f"line {number}: not {text.encoding}")
+        else:
+            yield Record(dict(zip(header, row, strict=True)), "line", number)
+
+
+def _parquet(file: Path) -> Iterator[Record]:
+    with pq.ParquetFile(file) as table:
+        numbers = count(1)
+        for batch in table.iter_batches(batch_size=_BATCH):
+            for values in batch.to_pylist():
+                yield Record(values, "row", next(numbers))

@@ -1,0 +1,73 @@
+"""The llama.cpp server as a process: `python -m tracefactory.serving.llama_server --model file.gguf`.
+
+The server itself (HTTP, batching, prompt cache) is llama.cpp's own C++ code inside of xllamacpp; this module gives it
+its parameters and ends it with its parent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from typing import Any
+from urllib.parse import urlsplit
+
+from tracefactory.core.processes import end_with_parent, report_ready
+
+_WARNINGS = 2  # llama.cpp's log level; its default also logs several lines per request
+_PROMPT_CACHE_MIB = 512  # for prompts that lost their slot; llama.cpp's default of 8 GiB can exceed a small machine
+
+
+def serve(arguments: argparse.Namespace) -> Any:
+    """Load the model and return the server, which listens on a free loopback port when this returns.
+
+    Raises:
+        RuntimeError: when llama.cpp cannot load the model; it has then said why on standard error.
+    """
+    # llama.cpp's threads spin while they wait for each other, so a busy neighbour on the same cores stops them all.
+    # OpenMP reads this when the library is loaded, hence the import below it; a value the user has set stays.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = arguments.model
+    params.model_alias = {os.path.basename(arguments.model)}
+    params.hostnames = ["127.0.0.1"]
+    params.port = arguments.port
+    params.n_parallel = arguments.slots
+    params.n_ctx = arguments.slots * arguments.ctx_per_slot
+    params.n_gpu_layers = arguments.gpu_layers
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = arguments.threads
+    params.cache_ram_mib = _PROMPT_CACHE_MIB
+    params.verbosity = _WARNINGS
+    params.ui = False
+    return xllamacpp.Server(params)
+
+
+def main() -> None:
+    """Serve until interrupted, or until the parent ends if that passed --ready-fd."""
+    parser = argparse.ArgumentParser(description="A llama.cpp server for one GGUF model on 127.0.0.1.")
+    parser.add_argument("--model", required=True, help="GGUF file")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free port")
+    parser.add_argument("--slots", type=int, default=8, help="completions decoded together")
+    parser.add_argument("--ctx-per-slot", type=int, default=4096, help="tokens of prompt and completion in one slot")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--gpu-layers", type=int, default=0)
+    parser.add_argument("--ready-fd", type=int, help="for a parent process: the pipe to report the port on")
+    arguments = parser.parse_args()
+    if arguments.ready_fd is not None:
+        end_with_parent()
+    server = serve(arguments)
+    if arguments.ready_fd is not None:
+        report_ready(arguments.ready_fd, port=urlsplit(server.listening_address).port)
+    else:
+        print(f"{server.listening_address}/v1", flush=True)
+    try:
+        while True:
+            signal.pause()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Endpoints: an address somewhere, and a server process of our own that is restarted when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import aiohttp
+
+from tracefactory.core.errors import RunError
+from tracefactory.core.processes import Child
+
+
+class FixedEndpoint:
+    """Servers that somebody else runs."""
+
+    def __init__(self, base_urls: Sequence[str]) -> None:
+        self._base_urls = [url.rstrip("/") for url in base_urls]
+
+    async def start(self, log_dir: Path) -> list[str]:
+        """Return the addresses; there is nothing to start."""
+        return list(self._base_urls)
+
+    async def stop(self) -> None:
+        """Do nothing: the servers are not ours."""
+
+    @property
+    def notice(self) -> str:
+        """Empty: what the servers are at is not known."""
+        return ""
+
+
+class ManagedEndpoint:
+    """One server process of our own, `python -m module`, that speaks the OpenAI protocol on a free loopback port.
+
+    The options become `--name value` arguments. The process ends with this one. A server that dies is started again by
+    the next `start`, at most `restarts` times in all.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: str,
+        options: Mapping[str, str | int | float],
+        *,
+        ready_timeout_s: float = 300.0,
+        restarts: int = 5,
+    ) -> None:
+        self.name = name
+        self._argv = [sys.executable, "-m", module]
+        for option, value in options.items():
+            self._argv += [f"--{option}", str(value)]
+        self._ready_timeout_s = ready_timeout_s
+        self._restarts_left = restarts
+        self._lock = asyncio.Lock()
+        self._child: Child | None = None
+        self._failed: RunError | None = None
+        self._starting = False
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the running server, or None."""
+        return self._child.pid if self._child is not None and self._child.alive else None
+
+    async def start(self, log_dir: Path) -> list[str]:
+        """Return the base URL of the running server, starting or restarting it.
+
+        Raises:
+            RunError: when it does not come up or has died too often.
+        """
+        async with self._lock:
+            if self._failed is not None:  # found by whoever called first; the others need not try it again
+                raise self._failed
+            try:
+                if self._child is not None and not self._child.alive:
+                    await self._bury(self._child)
+                if self._child is None:
+                    self._starting = True
+                    self._child = await self._spawn(log_dir)
+            except RunError as error:
+                self._failed = error
+                raise
+            finally:
+                self._starting = False
+            return [f"http://127.0.0.1:{self._child.facts['port']}/v1"]
+
+    @property
+    def notice(self) -> str:
+        """Whether the server is starting, or starting again."""
+        return f"{self.name} starts" if self._starting else ""
+
+    async def stop(self) -> None:
+        """End the server process, if one runs."""
+        async with self._lock:
+            if self._child is not None:
+                await self._child.stop()
+                self._child = None
+
+    async def _bury(self, child: Child) -> None:
+        await child.stop()
+        self._child = None
+        if not self._restarts_left:
+            raise RunError(f"{self.name} died too often; the end of {child.log_file}:\n{child.log_tail()}")
+        self._restarts_left -= 1
+
+    async def _spawn(self, log_dir: Path) -> Child:
+        # Two servers of one model that differ in an option keep separate logs.
+        suffix = hashlib.sha256(json.dumps(self._argv).encode()).hexdigest()[:8]
+        log_file = log_dir / f"{self.name.replace('/', '-')}-{suffix}.log"
+        deadline = time.monotonic() + self._ready_timeout_s
+        child = await Child.spawn(self.name, self._argv, log_file, ready_timeout_s=self._ready_timeout_s)
+        try:
+            await self._await_health(child, deadline)
+        except BaseException:
+            await child.stop(grace_s=0)
+            raise
+        return child
+
+    async def _await_health(self, child: Child, deadline: float) -> None:
+        url = f"http://127.0.0.1:{child.facts['port']}/health"
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
+            while child.alive:
+                try:
+                    async with session.get(url) as response:
+                        if response.status == 200:
+                            return
+                        found = f"answered {response.status}"
+                except (aiohttp.ClientError, TimeoutError) as error:
+                    found = f"did not answer: {type(error).__name__}"
+                if time.monotonic() > deadline:
+                    raise RunError(f"{self.name} is not healthy, /health {found}; its log is {child.log_file}")
+                await asyncio.sleep(0.1)
+        raise RunError(f"{self.name} ended while starting; the end of {child.log_file}:\n{child.log_tail()}")

@@ -1,0 +1,113 @@
+"""The replicas of one model behind the one client: those that answer take requests, the others come back or give up."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from tracefactory.core.errors import RunError
+from tracefactory.serving.vllm.replica import PlacedReplica, Placement, ReplicaState, ServerPlan
+from tracefactory.serving.vllm.shared import SharedLookup
+
+_POLL_S = 0.5
+
+
+class VLLMEndpoint:
+    """`replicas` servers of one plan, started at the first request, and kept up until `stop`.
+
+    A request waits until one replica answers; the others join when they are ready. The client sends each request to the
+    replica with the fewest in flight, so a faster replica gets more. Where `shared` finds servers that
+    `tracefactory serve` keeps for the same model, those are used, and none is started while they are kept.
+    """
+
+    def __init__(
+        self, plan: ServerPlan, replicas: int, placement: Placement, shared: SharedLookup | None = None
+    ) -> None:
+        self.plan = plan
+        self.replicas = replicas
+        self._placement = placement
+        self._shared = shared
+        self._lock = asyncio.Lock()
+        self._placed: list[PlacedReplica] = []
+        self._states: list[ReplicaState] = []
+        self._polling: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def notice(self) -> str:
+        """What a person should know: how many replicas are up while some are not; empty when all is well."""
+        missing = [state for state in self._states if state.url is None]
+        if not missing:
+            return ""
+        texts = dict.fromkeys(state.text for state in missing if state.gone is None)
+        gone = sum(state.gone is not None for state in missing)
+        said = [f"{gone} given up"] * bool(gone) + [*texts]
+        return f"{len(self._states) - len(missing)} of {len(self._states)} servers up; {'; '.join(said)}"
+
+    @property
+    def urls(self) -> list[str]:
+        """The addresses of this endpoint's own replicas that answer now."""
+        return [state.url for state in self._states if state.url is not None]
+
+    async def start(self, log_dir: Path) -> list[str]:
+        """Return the addresses that answer now, starting the replicas first if need be.
+
+        Raises:
+            RunError: when every replica has given up, with the last word of one.
+            UserError: when the replicas cannot be placed.
+        """
+        while not self._placed and self._shared is not None:
+            if (found := await self._shared.urls()) is None:
+                break
+            if found:
+                return found
+            await asyncio.sleep(_POLL_S)  # somebody keeps servers for us; they are starting, or coming back
+        async with self._lock:
+            if not self._placed:
+                await self._place(log_dir)
+        while not self.urls:
+            self._check_polling()
+            if all(state.gone is not None for state in self._states):
+                raise RunError(f"no server of {self.plan.name} is left: {self._states[0].gone}")
+            self._changed.clear()
+            await self._changed.wait()
+        return self.urls
+
+    async def stop(self) -> None:
+        """End all replicas."""
+        async with self._lock:
+            if self._polling is not None:
+                self._polling.cancel()
+                await asyncio.wait([self._polling])
+                self._polling = None
+            placed, self._placed, self._states = self._placed, [], []
+            await asyncio.gather(*(replica.stop() for replica in placed))
+
+    async def _place(self, log_dir: Path) -> None:
+        for index in range(self.replicas):
+            try:
+                self._placed.append(await self._placement.place(self.plan, log_dir / f"replica-{index}.log"))
+            except BaseException:
+                placed, self._placed = self._placed, []
+                await asyncio.gather(*(replica.stop() for replica in placed))
+                raise
+        self._states = [ReplicaState(text="starts")] * self.replicas
+        self._polling = asyncio.create_task(self._poll())
+
+    async def _poll(self) -> None:
+        try:
+            while True:
+                states = list(await asyncio.gather(*(replica.state() for replica in self._placed)))
+                if states != self._states:
+                    self._states = states
+                    self._changed.set()
+                await asyncio.sleep(_POLL_S)
+        finally:
+            self._changed.set()  # whoever waits finds out why nothing will change any more
+
+    def _check_polling(self) -> None:
+        """Raise what broke the watching of the replicas, if anything has."""
+        if self._polling is None or self._polling.cancelled():
+            raise RunError(f"{self.plan.name} was stopped")
+        if self._polling.done():
+            self._polling.result()

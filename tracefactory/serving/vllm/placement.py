@@ -1,0 +1,64 @@
+"""Replicas as child processes of this one, each with GPUs of its own; a cluster's placement is the executor's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from tracefactory.core.errors import UserError
+from tracefactory.serving.vllm.replica import PlacedReplica, Replica, ReplicaState, ServerPlan
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+class LocalPlacement:
+    """Places replicas on this machine. One instance shares out all of its GPUs: no two replicas get the same."""
+
+    def __init__(self) -> None:
+        self._free: list[str] | None = None
+
+    async def place(self, plan: ServerPlan, log_file: Path) -> PlacedReplica:
+        """Start a replica on GPUs that no other replica has.
+
+        Raises:
+            UserError: when there are not enough of them.
+        """
+        if not plan.gpus:
+            return Replica(plan, log_file)
+        if self._free is None:
+            self._free = visible_gpus(os.environ)
+        if len(self._free) < plan.gpus:
+            raise UserError(
+                f"{plan.name} needs {plan.gpus} GPUs, and {len(self._free)} of this machine are free for it"
+            )
+        mine, self._free = self._free[: plan.gpus], self._free[plan.gpus :]
+        return _OnGpus(Replica(plan, log_file, environ={_VISIBLE: ",".join(mine)}), mine, self._free)
+
+
+class _OnGpus:
+    """A replica that gives its GPUs back when it stops."""
+
+    def __init__(self, replica: Replica, gpus: list[str], free: list[str]) -> None:
+        self._replica, self._gpus, self._free = replica, gpus, free
+
+    async def state(self) -> ReplicaState:
+        return await self._replica.state()
+
+    async def stop(self) -> None:
+        await self._replica.stop()
+        self._free += self._gpus
+        self._gpus = []
+
+
+def visible_gpus(environ: Mapping[str, str]) -> list[str]:
+    """Return the ids of the GPUs this process may use: CUDA_VISIBLE_DEVICES, else what nvidia-smi lists."""
+    if _VISIBLE in environ:
+        return [gpu for gpu in environ[_VISIBLE].split(",") if gpu.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    listed = subprocess.run(query, capture_output=True, text=True, check=False)
+    return listed.stdout.split() if listed.returncode == 0 else []

@@ -1,0 +1,61 @@
+"""The most that a `prune:` stage can ask of its models, known from the traces before anything is paid for."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tracefactory.config import Pipeline
+from tracefactory.core.op import AtMost
+from tracefactory.core.schema import Frozen
+from tracefactory.pruning import PruneItem
+from tracefactory.stages.prune.params import JudgeParams, as_asking, as_pruner, as_stage, prompts_of
+from tracefactory.text.prompts import Prompt
+from tracefactory.text.steps.label import label_items
+
+
+def bounds(params: Frozen, items: Sequence[PruneItem], pipeline: Pipeline) -> Mapping[str, AtMost]:
+    """Return, by model, the most that pruning `items` asks.
+
+    Every prompt is taken to show the whole reasoning, and without the model's tokenizer a prompt is bounded by its
+    bytes: no tokenizer makes more tokens than bytes.
+    """
+    found: defaultdict[str, AtMost] = defaultdict(AtMost)
+    for item in items:
+        for model, asked in (*_typing(params, item, pipeline), *_pruning(params, item, pipeline)):
+            found[model] += asked
+    return dict(found)
+
+
+def _typing(params: Frozen, item: PruneItem, pipeline: Pipeline) -> Iterator[tuple[str, AtMost]]:
+    types = as_stage(params).types
+    if types is None:
+        return
+    prompt, trace = pipeline.prompts[types.prompt], item.trace
+    for shown in label_items(trace.id, trace.problem.question, trace.reasoning, item.steps):
+        size = _bytes(prompt, question=shown.question, reasoning=shown.numbered())
+        yield types.model, AtMost(1, size, types.max_tokens)
+
+
+def _pruning(params: Frozen, item: PruneItem, pipeline: Pipeline) -> Iterator[tuple[str, AtMost]]:
+    asking, asks = as_asking(params), as_pruner(params).asks_at_most(item)
+    if asking is None:
+        return
+    trace = item.trace
+    values = {
+        "question": trace.problem.question,
+        "reasoning": trace.reasoning,
+        "answer_text": trace.answer_text,
+        "words": len(trace.reasoning),
+    }
+    named = prompts_of(params)
+    counted = [(asks.answers, named["prompt"], asking.max_tokens)]
+    if isinstance(asking, JudgeParams):
+        counted.append((asks.continuations, asking.continue_prompt, asking.continue_max_tokens))
+    for count, name, most in counted:
+        yield asking.model, AtMost(count, count * _bytes(pipeline.prompts[name], **values), count * most)
+
+
+def _bytes(prompt: Prompt, **values: Any) -> int:
+    return sum(len(message["content"].encode()) for message in prompt.render(**values))

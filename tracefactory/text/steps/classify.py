@@ -1,0 +1,66 @@
+"""Type the steps of a text by the rules, in order: a step that carries out an announced check is part of the check."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from tracefactory.text.steps.model import StepKind
+from tracefactory.text.steps.rules import CONFIRMS, FAILS, HEDGE, OPENING, RULES, Rule, is_filler
+
+REACH = 160  # characters around a cue that are searched for the ends of its sentence
+_BREAK = re.compile(r"[.!?]++(?=\s|\Z)|[。！？]|\n")
+_ASIDE = re.compile(r"\b(?:because|since|even (?:if|though)|although|though|whereas)\b|因为|虽然|尽管", re.IGNORECASE)
+_TURNS = (StepKind.VERIFICATION, StepKind.REFLECTION, StepKind.RESTART, StepKind.CONCLUSION)
+
+
+def classify(step: str, before: StepKind | None = None) -> tuple[StepKind, str]:
+    """Return the kind of one step and the name of the rule that gave it; `before` is the kind of the step above it.
+
+    The opening decides first, so "Wait, let me check that again" is a check and "Wait, the answer is 5?" a doubt. A
+    step after a check that confirms it belongs to it. A sentence that hedges is no conclusion.
+    """
+    if is_filler(step):
+        return StepKind.FILLER, "idle"
+    opening = step.lstrip()[:OPENING]
+    for rule in RULES:
+        if rule.pattern.search(opening) if not rule.anywhere else _says(rule, step):
+            return rule.kind, rule.name
+    if before is StepKind.VERIFICATION and CONFIRMS.search(step) and not FAILS.search(step):
+        return StepKind.VERIFICATION, "check_confirmed"
+    return StepKind.DERIVATION, "no_rule"
+
+
+def classify_all(steps: Iterable[str]) -> list[tuple[StepKind, str]]:
+    """Type the steps of one text, in order."""
+    found: list[tuple[StepKind, str]] = []
+    for step in steps:
+        found.append(classify(step, found[-1][0] if found else None))
+    return found
+
+
+def turns(sentence: str) -> bool:
+    """Tell whether a sentence opens a step of its own: it checks, doubts, starts again or states the answer."""
+    return classify(sentence)[0] in _TURNS
+
+
+def states_answer(sentence: str) -> bool:
+    """Tell whether a sentence says what the answer is, whatever it opens with; a guess or a question does not."""
+    return any(_says(rule, sentence) for rule in RULES if rule.anywhere)
+
+
+def _says(rule: Rule, text: str) -> bool:
+    return any(rule.certain or not hedged(text, match.start()) for match in rule.pattern.finditer(text))
+
+
+def hedged(text: str, at: int) -> bool:
+    """Tell whether the sentence around position `at` weighs what it says ("maybe", "if", a question).
+
+    What follows it as an aside or a reason ("..., even if it looks odd", "because ...") weighs nothing.
+    """
+    before, after = text[max(0, at - REACH) : at], text[at : at + REACH]
+    aside = _ASIDE.search(after)
+    after = after[: aside.start()] if aside else after
+    end = _BREAK.search(after)
+    start = max((match.end() for match in _BREAK.finditer(before)), default=0)
+    return bool(HEDGE.search(before[start:] + (after[: end.end()] if end else after)))

@@ -1,0 +1,73 @@
+"""Type steps by asking a model (prompt: step_types), where the rules are not enough."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from tracefactory.core.schema import Frozen
+from tracefactory.text.steps.model import Step, StepKind
+
+PER_PROMPT = 40  # steps shown in one prompt
+MODEL_RULE = "model"  # the rule of a step that a model typed
+_LINE = re.compile(rf"^\W*(\d+)\W+({'|'.join(StepKind)})\b", re.IGNORECASE | re.MULTILINE)
+
+
+class LabelItem(Frozen):
+    """Some consecutive steps of the trace `id`; `first` is the number of the first of them."""
+
+    id: str
+    question: str
+    first: int
+    steps: tuple[str, ...]
+
+    def numbered(self) -> str:
+        """Return the steps as the prompt shows them, in its variable `reasoning`."""
+        return "\n\n".join(f"[{number}] {step}" for number, step in enumerate(self.steps, self.first))
+
+
+class Labeller(Protocol):
+    """A model that labels steps, asked in batches; one reply for each item, in order."""
+
+    async def label(self, items: Sequence[LabelItem]) -> list[str]:
+        """Return the model's replies."""
+        ...
+
+
+def label_items(name: str, question: str, text: str, steps: Sequence[Step]) -> Iterator[LabelItem]:
+    """Yield what a labeller is asked about one trace, some dozens of steps at a time."""
+    for first in range(0, len(steps), PER_PROMPT):
+        shown = tuple(step.of(text).strip() for step in steps[first : first + PER_PROMPT])
+        yield LabelItem(id=name, question=question, first=first, steps=shown)
+
+
+async def relabel(
+    traces: Sequence[tuple[str, str, str, tuple[Step, ...]]], labeller: Labeller
+) -> list[tuple[Step, ...]]:
+    """Return the steps of each (id, question, text, steps) with the kinds a model gives them, asked for all at once.
+
+    A step the model left out, or gave no known type, keeps the kind and the rule it had; `rule` is `model` otherwise.
+    """
+    items, owners = [], []
+    for number, trace in enumerate(traces):
+        for item in label_items(*trace):
+            items.append(item)
+            owners.append(number)
+    replies = await labeller.label(items) if items else []
+    given: list[dict[int, StepKind]] = [{} for _ in traces]
+    for owner, item, reply in zip(owners, items, replies, strict=True):
+        span = range(item.first, item.first + len(item.steps))
+        given[owner].update((index, kind) for index, kind in parse_labels(reply).items() if index in span)
+    return [
+        tuple(
+            step.model_copy(update={"kind": kinds[step.index], "rule": MODEL_RULE}) if step.index in kinds else step
+            for step in steps
+        )
+        for (_, _, _, steps), kinds in zip(traces, given, strict=True)
+    ]
+
+
+def parse_labels(reply: str) -> dict[int, StepKind]:
+    """Read "3: derivation" lines; the last word on a step counts."""
+    return {int(number): StepKind(kind.lower()) for number, kind in _LINE.findall(reply)}

@@ -1,0 +1,140 @@
+"""What a verifier is: a name, a version, parameters, a quick part in-process and a full part that may hang."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
+
+from tracefactory.answers.extract import Extraction, extract, extract_bare
+from tracefactory.core.errors import Mistake, UserError, nearest
+from tracefactory.core.registry import Registry
+from tracefactory.core.schema import Frozen, Outcome, Problem, Thinking, Verdict
+
+
+class VerifyTask(Frozen):
+    """One answer to check. `policy` holds verifier parameters as a JSON object string; the spec goes first."""
+
+    problem: Problem
+    answer_text: str
+    reasoning: str = ""
+    thinking: Thinking = Thinking.CLOSED
+    finish_reason: str = "stop"
+    policy: str = "{}"
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether the completion ended before its author did."""
+        return self.finish_reason == "length" or self.thinking is Thinking.OPEN
+
+
+class ExtractParams(Frozen):
+    """`bare`: the text is the answer itself, perhaps with words around it, and not a completion to search."""
+
+    bare: bool = False
+
+
+class Verifier(ABC):
+    """Decides whether an answer is right. Stateless; `version` is bumped whenever a verdict could change."""
+
+    name: ClassVar[str]
+    version: ClassVar[str]
+    Params: ClassVar[type[Frozen]]
+
+    @abstractmethod
+    def quick(self, task: VerifyTask, params: Any) -> Verdict | None:
+        """Return a verdict found without anything that may hang, or None when `full` must be asked."""
+
+    def full(self, task: VerifyTask, params: Any) -> Verdict:
+        """Return a verdict; runs in a process that is killed at the deadline."""
+        raise NotImplementedError(f"{self.name} decides everything quickly")
+
+    def prepare(self) -> None:  # noqa: B027  # most need nothing
+        """Import what `full` needs; the time it takes is not part of a task's deadline."""
+
+    def seconds_needed(self, params: Any) -> float:
+        """Return how long `full` may rightly take, where that can be more than the pool's deadline."""
+        return 0.0
+
+    def verdict(
+        self, outcome: Outcome, method: str, extraction: Extraction | None = None, detail: str | None = None
+    ) -> Verdict:
+        """Build this verifier's verdict record."""
+        return Verdict(
+            outcome=outcome,
+            extracted=None if extraction is None else extraction.text,
+            span_start=None if extraction is None else extraction.start,
+            span_end=None if extraction is None else extraction.end,
+            method=method,
+            verifier=self.name,
+            version=self.version,
+            detail=detail,
+        )
+
+
+VERIFIERS: Registry[Verifier] = Registry("verifier", "tracefactory.verifiers")
+"""Every verifier by name."""
+
+
+def resolve(task: VerifyTask) -> tuple[Verifier, Frozen]:
+    """Return the verifier of a task with its parameters: the problem's spec, then the policy.
+
+    A policy may hold parameters of several verifiers, because one stage checks mixed problems; each takes its own.
+
+    Raises:
+        UserError: for an unknown verifier or parameter.
+    """
+    verifier = VERIFIERS.get(task.problem.verifier or "auto")
+    return verifier, parameters(verifier, _object(task.problem.spec), _object(task.policy))
+
+
+def parameters(verifier: Verifier, spec: Mapping[str, Any], policy: Mapping[str, Any]) -> Frozen:
+    """Merge and check the parameters of one verifier."""
+    fields = verifier.Params.model_fields
+    check_policy(policy)
+    own = {key: value for key, value in policy.items() if key in fields}
+    try:
+        return verifier.Params.model_validate({**spec, **own})
+    except ValidationError as error:
+        raise UserError(_mistake(verifier.name, item, fields) for item in error.errors()) from None
+
+
+def _mistake(name: str, item: Mapping[str, Any], fields: Mapping[str, Any]) -> Mistake:
+    where = ".".join(map(str, item["loc"]))
+    return Mistake(f"verifier {name!r}: {where}: {item['msg']}", hint=_hint(item, fields))
+
+
+def check_policy(policy: Mapping[str, Any]) -> None:
+    """Refuse policy parameters that no verifier has.
+
+    Raises:
+        UserError: naming each with the nearest valid name.
+    """
+    known = {field for name in VERIFIERS for field in VERIFIERS.get(name).Params.model_fields}
+    unknown = [key for key in policy if key not in known]
+    if unknown:
+        raise UserError(Mistake(f"unknown verifier parameter {key!r}", hint=nearest(key, known)) for key in unknown)
+
+
+def _hint(item: Mapping[str, Any], fields: Mapping[str, Any]) -> str | None:
+    return nearest(str(item["loc"][-1]), fields) if item["type"] == "extra_forbidden" and item["loc"] else None
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text or "{}")
+    except json.JSONDecodeError as error:
+        raise UserError(f"verifier parameters are not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError("verifier parameters are not a JSON object")
+    return value
+
+
+def stated_answer(task: VerifyTask, *, bare: bool) -> Extraction | None:
+    """Return the answer a task's text states, or None."""
+    if bare:
+        return extract_bare(task.answer_text) if task.answer_text.strip() else None
+    return extract(task.answer_text, cut_off=task.cut_off)

@@ -1,0 +1,279 @@
+"""Verification that cannot hang: cheap exact rules in-process, everything else in processes that are killed on time-
+out.
+
+Each slot of the pool is a thread that owns one worker process and talks to it over pipes, so the pool belongs to no
+event loop, to no main thread and to no start method, and it works inside a Ray actor as in a plain process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import queue
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import IO, Any
+
+from tracefactory.core.errors import UserError
+from tracefactory.core.schema import Outcome, Verdict
+from tracefactory.verification.base import Verifier, VerifyTask, resolve
+
+START_SECONDS = 120.0
+"""How long a worker may take to import what it needs on a busy machine; not part of an item's deadline."""
+GRACE_SECONDS = 5.0
+"""How long after the deadline the kernel itself ends a worker whose parent did not."""
+_YIELD_EVERY = 32
+
+
+class _TimeoutInWorkerError(Exception):
+    """The deadline passed."""
+
+
+class _WorkerDiedError(Exception):
+    """The worker ended by itself: out of memory, a crash, a kill."""
+
+
+class _Worker:
+    """One worker process and its pipes. Not thread-safe: one thread uses it at a time."""
+
+    def __init__(self) -> None:
+        reader, self._lifeline = os.pipe()
+        self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tracefactory.verification.process", str(reader)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                env=environment,
+                pass_fds=(reader,),
+                start_new_session=True,
+            )
+        finally:
+            os.close(reader)
+        self._buffer = b""
+        self._ready = False
+
+    def ask(self, task: VerifyTask, deadline: float) -> Verdict:
+        """Return the worker's verdict, or raise when it is late or gone; it is unusable after that."""
+        if not self._ready:
+            self._read(time.monotonic() + START_SECONDS)
+            self._ready = True
+        message = {"task": task.model_dump(mode="json"), "deadline": deadline + GRACE_SECONDS}
+        try:
+            assert self.process.stdin is not None
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.flush()
+        except OSError as error:
+            raise _WorkerDiedError(self.last_words()) from error
+        self._read(time.monotonic() + START_SECONDS)  # it imports what the task needs
+        return Verdict.model_validate(self._read(time.monotonic() + deadline))
+
+    def _read(self, end: float) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        descriptor = self.process.stdout.fileno()
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN | select.POLLHUP)
+        while b"\n" not in self._buffer:
+            left = end - time.monotonic()
+            if left <= 0 or not poller.poll(left * 1000):
+                raise _TimeoutInWorkerError
+            chunk = os.read(descriptor, 1 << 16)
+            if not chunk:
+                raise _WorkerDiedError(self.last_words())
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def last_words(self) -> str:
+        """Return how the process ended and the end of what it wrote to its standard error."""
+        self.kill()
+        self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, self._stderr.tell() - 400))
+        text = self._stderr.read().decode("utf-8", "replace").strip()
+        return f"worker ended with {self.process.returncode}" + (f": {text}" if text else "")
+
+    def kill(self) -> None:
+        """End the process and wait for it, so that no zombie is left."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+    def close(self) -> None:
+        """End the process and give its pipes back."""
+        self.kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    continue  # what was buffered for a worker that is gone
+        self._stderr.close()
+        if self._lifeline >= 0:
+            os.close(self._lifeline)
+            self._lifeline = -1
+
+
+class _Workers:
+    """The idle workers and all living ones; closing ends them also while they are in use."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self._living: set[_Worker] = set()
+        self._closed = False
+
+    def borrow(self) -> _Worker:
+        try:
+            return self._idle.get_nowait()
+        except queue.Empty:
+            with self._lock:
+                if self._closed:
+                    raise _WorkerDiedError("the pool is closed") from None
+                worker = _Worker()
+                self._living.add(worker)
+                return worker
+
+    def give_back(self, worker: _Worker) -> None:
+        self._idle.put(worker)
+
+    def discard(self, worker: _Worker) -> None:
+        worker.close()
+        with self._lock:
+            self._living.discard(worker)
+
+    def kill_all(self) -> None:
+        with self._lock:
+            self._closed = True
+            for worker in self._living:
+                worker.kill()
+
+    def close_all(self) -> None:
+        self.kill_all()
+        with self._lock:
+            for worker in self._living:
+                worker.close()
+            self._living.clear()
+
+
+class VerifierPool:
+    """Checks answers; every item gets a verdict, and a time-out or crash is `verifier_error`, never `incorrect`.
+
+    Args:
+        workers: processes at most; default is one per CPU, at most 8. None is started before it is needed.
+        deadline: seconds one item may take in a worker; an item that runs programs may take what their limits allow.
+    """
+
+    def __init__(self, workers: int | None = None, deadline: float = 10.0) -> None:
+        if deadline <= 0:
+            raise UserError("a verifier's deadline must be positive")
+        self.workers = workers or min(8, os.cpu_count() or 1)
+        self.deadline = deadline
+        self._processes = _Workers()
+        self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="verifier")
+        self._finalizer = weakref.finalize(self, _end, self._processes, self._threads)
+
+    async def verify(self, tasks: Sequence[VerifyTask]) -> list[Verdict]:
+        """Return one verdict per task, in order. Never raises for an item."""
+        verdicts: list[Verdict | None] = []
+        waiting: dict[int, Future[Verdict]] = {}
+        try:
+            for index, task in enumerate(tasks):
+                verdicts.append(self._quick(task))
+                if verdicts[-1] is None:
+                    waiting[index] = self._threads.submit(self._slow, task)
+                if index % _YIELD_EVERY == _YIELD_EVERY - 1:
+                    await asyncio.sleep(0)
+            for index, future in waiting.items():
+                done: asyncio.Future[Verdict] = asyncio.wrap_future(future)
+                verdicts[index] = await done
+        finally:
+            for future in waiting.values():
+                future.cancel()
+        return [verdict for verdict in verdicts if verdict is not None]
+
+    def verify_now(self, task: VerifyTask) -> Verdict:
+        """Return the verdict of one task, waiting for it; for callers without an event loop."""
+        return self._quick(task) or self._threads.submit(self._slow, task).result()
+
+    def close(self) -> None:
+        """End every worker and wait for it; running items become `verifier_error`. Closing twice is fine."""
+        self._finalizer()
+
+    def __enter__(self) -> VerifierPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _quick(self, task: VerifyTask) -> Verdict | None:
+        start = time.perf_counter()
+        verifier: Verifier | None = None
+        try:
+            verifier, params = resolve(task)
+            verdict = verifier.quick(task, params)
+        except (Exception, RecursionError) as error:  # noqa: BLE001  # recorded as the row's verdict
+            verdict = _failed(task, "exception", f"{type(error).__name__}: {error}"[:500], verifier)
+        return None if verdict is None else verdict.model_copy(update={"seconds": time.perf_counter() - start})
+
+    def _slow(self, task: VerifyTask) -> Verdict:
+        start = time.perf_counter()
+        deadline = self.deadline
+        worker: _Worker | None = None
+        try:
+            verifier, params = resolve(task)
+            deadline = max(self.deadline, verifier.seconds_needed(params))
+            worker = self._processes.borrow()
+            verdict = worker.ask(task, deadline)
+        except _TimeoutInWorkerError:
+            verdict = _failed(task, "timeout", f"no verdict after {deadline:g} s")
+        except (_WorkerDiedError, OSError, ValueError) as error:
+            verdict = _failed(task, "crash", str(error)[:500])
+        else:
+            self._processes.give_back(worker)
+            worker = None
+        if worker is not None:
+            self._processes.discard(worker)
+        return verdict.model_copy(update={"seconds": time.perf_counter() - start})
+
+
+def _failed(task: VerifyTask, method: str, detail: str, verifier: Verifier | None = None) -> Verdict:
+    return Verdict(
+        outcome=Outcome.VERIFIER_ERROR,
+        method=method,
+        verifier=task.problem.verifier or "auto",
+        version=verifier.version if verifier else _version(task),
+        detail=detail,
+    )
+
+
+def _version(task: VerifyTask) -> str:
+    try:
+        return resolve(task)[0].version
+    except UserError:
+        return ""
+
+
+def _end(processes: _Workers, threads: ThreadPoolExecutor) -> None:
+    processes.kill_all()
+    threads.shutdown(wait=True, cancel_futures=True)
+    processes.close_all()

@@ -1,0 +1,87 @@
+"""Check a single pair of answers from Python."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from tracefactory.answers.extract import split_thinking
+from tracefactory.core.errors import UserError
+from tracefactory.core.fingerprint import canonical
+from tracefactory.core.schema import Problem, Thinking, Verdict
+from tracefactory.verification.base import VerifyTask, resolve
+from tracefactory.verification.pool import VerifierPool
+
+_lock = threading.Lock()
+_shared: VerifierPool | None = None
+
+
+def verify_one(
+    gold: str | None,
+    answer: str | None = None,
+    response: str | None = None,
+    kind: str = "auto",
+    *,
+    question: str = "",
+    spec: Mapping[str, Any] | None = None,
+    finish_reason: str = "stop",
+    **policy: Any,
+) -> Verdict:
+    """Return the verdict on one answer.
+
+    Args:
+        gold: the right answer, or a worked solution that ends in it.
+        answer: the answer itself. Give either this or `response`.
+        response: a whole completion to find the answer in; thinking in `<think>` tags is not searched.
+        kind: name of a verifier; "auto" goes by the gold answer.
+        question: the question, where options or a test harness need it.
+        spec: parameters of the problem (options, unit tests, a reasoning_gym entry).
+        finish_reason: the server's word; "length" means the response was cut off.
+        policy: parameters of the verifier, such as `percent="strict"`.
+
+    Raises:
+        UserError: when not exactly one of `answer` and `response` is given, or for unknown kinds and parameters.
+    """
+    task = make_task(gold, answer, response, kind, question, spec or {}, finish_reason, policy)
+    resolve(task)
+    return shared_pool().verify_now(task)
+
+
+def make_task(
+    gold: str | None,
+    answer: str | None,
+    response: str | None,
+    kind: str,
+    question: str,
+    spec: Mapping[str, Any],
+    finish_reason: str,
+    policy: Mapping[str, Any],
+) -> VerifyTask:
+    """Build the task of one pair; see `verify_one`."""
+    if (answer is None) == (response is None):
+        raise UserError("give either an answer or a whole response")
+    problem = Problem.make(question=question, answer=gold, verifier=kind, spec=canonical(dict(spec)))
+    if response is None:
+        text = answer or ""
+        return VerifyTask(problem=problem, answer_text=text, policy=json.dumps({"bare": True, **policy}))
+    parts = split_thinking(response)
+    thinking = Thinking.OPEN if parts.open else Thinking.CLOSED if parts.reasoning else Thinking.NONE
+    return VerifyTask(
+        problem=problem,
+        answer_text=parts.answer,
+        reasoning=parts.reasoning,
+        thinking=thinking,
+        finish_reason=finish_reason,
+        policy=json.dumps(dict(policy)),
+    )
+
+
+def shared_pool() -> VerifierPool:
+    """Return the pool single checks share; its one worker starts when first needed and ends with the process."""
+    global _shared
+    with _lock:
+        if _shared is None:
+            _shared = VerifierPool(workers=1)
+        return _shared
