@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from tracefactory.filters import KEEP, Decision, Params, Trace, drop, trace_filter
+from tracefactory.filters import Params, Rules, column, column_filter, drop_if
 
 
 class LengthParams(Params):
@@ -14,11 +14,11 @@ class LengthParams(Params):
     counted in `part`: the reasoning, the answer text, or all of it.
     """
 
-    min_tokens: int | None = Field(default=None, ge=1)
-    max_tokens: int | None = Field(default=None, ge=1)
-    min_characters: int | None = Field(default=None, ge=1)
-    max_characters: int | None = Field(default=None, ge=1)
-    part: Literal["reasoning", "answer", "all"] = "all"
+    min_tokens: int | None = Field(default=None, ge=1, description="Fewest tokens of the completion.")
+    max_tokens: int | None = Field(default=None, ge=1, description="Most tokens of the completion.")
+    min_characters: int | None = Field(default=None, ge=1, description="Fewest characters of `part`.")
+    max_characters: int | None = Field(default=None, ge=1, description="Most characters of `part`.")
+    part: Literal["reasoning", "answer", "all"] = Field(default="all", description="What characters are counted in.")
 
     @model_validator(mode="after")
     def _bounds_make_sense(self) -> Self:
@@ -33,27 +33,20 @@ class LengthParams(Params):
         return self
 
 
-@trace_filter
-def length(trace: Trace, params: LengthParams) -> Decision:
+@column_filter
+def length(params: LengthParams) -> Rules:
     """Keep traces whose length is within the bounds; tokens that the server did not count are a reason of their own."""
+    tokens = column("completion_tokens")
     if params.min_tokens is not None or params.max_tokens is not None:
-        if trace.completion_tokens <= 0:
-            return drop("tokens_unknown", "the server reported no usage; bound it in characters")
-        decision = _within(trace.completion_tokens, params.min_tokens, params.max_tokens, "tokens")
-        if not decision.keep:
-            return decision
-    parts = {
-        "reasoning": (trace.reasoning,),
-        "answer": (trace.answer_text,),
-        "all": (trace.reasoning, trace.answer_text),
-    }
-    characters = sum(len(part) for part in parts[params.part])
-    return _within(characters, params.min_characters, params.max_characters, f"characters in {params.part}")
-
-
-def _within(size: int, low: int | None, high: int | None, unit: str) -> Decision:
-    if low is not None and size < low:
-        return drop("too_short", f"{size} {unit}, at least {low}")
-    if high is not None and size > high:
-        return drop("too_long", f"{size} {unit}, at most {high}")
-    return KEEP
+        yield drop_if(tokens <= 0, "tokens_unknown", "the server reported no usage; bound it in characters")
+    reasoning, answer = column("reasoning_characters"), column("answer_characters")
+    characters = {"reasoning": reasoning, "answer": answer, "all": reasoning + answer}[params.part]
+    bounds = (
+        (tokens, params.min_tokens, params.max_tokens, "tokens"),
+        (characters, params.min_characters, params.max_characters, f"characters in {params.part}"),
+    )
+    for size, low, high, unit in bounds:
+        if low is not None:
+            yield drop_if(size < low, "too_short", f"{{}} {unit}, at least {low}", size)
+        if high is not None:
+            yield drop_if(size > high, "too_long", f"{{}} {unit}, at most {high}", size)

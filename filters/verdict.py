@@ -1,21 +1,28 @@
 """Rejection sampling: keep the traces whose answer was verified as wanted."""
 
+import polars as pl
 from pydantic import Field
 
-from tracefactory.filters import KEEP, Decision, Outcome, Params, Trace, drop, trace_filter
+from tracefactory.filters import Outcome, Params, Rules, column, column_filter, drop_if
 
 
 class VerdictParams(Params):
-    """`keep`: the outcomes that stay, out of correct, incorrect, unverifiable and verifier_error."""
+    """Which outcomes stay."""
 
-    keep: tuple[Outcome, ...] = Field(default=(Outcome.CORRECT,), min_length=1)
+    keep: tuple[Outcome, ...] = Field(
+        default=(Outcome.CORRECT,),
+        min_length=1,
+        description="The outcomes that stay, out of correct, incorrect, unverifiable and verifier_error.",
+    )
 
 
-@trace_filter
-def verdict(trace: Trace, params: VerdictParams) -> Decision:
+@column_filter
+def verdict(params: VerdictParams) -> Rules:
     """Keep traces whose verdict is one of `keep`; a trace that no stage verified is dropped as such."""
-    if trace.verdict is None:
-        return drop("not_verified")
-    if trace.verdict.outcome in params.keep:
-        return KEEP
-    return drop(trace.verdict.outcome.value, trace.verdict.detail or f"stated {trace.verdict.extracted!r}")
+    found = column("verdict").struct
+    yield drop_if(column("verdict").is_null(), "not_verified")
+    stated = pl.format("stated {}", found.field("extracted").fill_null("no answer"))
+    for outcome in Outcome:
+        if outcome not in params.keep:
+            detail = pl.coalesce(found.field("detail"), stated)
+            yield drop_if(found.field("outcome") == outcome.value, outcome.value, "{}", detail)

@@ -14,9 +14,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tracefactory.core.model import ChatRequest, Environment
 from tracefactory.models.fake import FakeSpec
 from tracefactory.models.local import LocalSpec
-from tracefactory.serving.base import ChatRequest, Where
 from tracefactory.serving.client import ChatClient
 
 pytestmark = pytest.mark.bench
@@ -56,7 +56,7 @@ async def per_second(count: int, concurrency: int, one: Callable[[int], Awaitabl
 async def test_client_against_bare_aiohttp(tmp_path: Path) -> None:
     """Requests per second of the client against posting the same JSON with aiohttp, to one fake without latency."""
     spec = FakeSpec(concurrency=32)
-    client = ChatClient.connect(spec, tmp_path, Where(root=tmp_path, environ={}))
+    client = ChatClient.connect(spec, tmp_path, Environment(root=tmp_path, environ={}))
     url = f"{(await client._endpoint.start(tmp_path))[0]}/chat/completions"
     ratios, rates = [], []
     try:
@@ -91,11 +91,11 @@ async def test_local_server_against_plain_xllamacpp(tmp_path: Path) -> None:
         pytest.skip(f"needs {missing}")
     slots, ctx, threads = 8, 512, os.cpu_count() or 1
     spec = LocalSpec(model="packaged:smollm2-135m", concurrency=slots, ctx_per_slot=ctx, threads=threads)
-    weights = str(spec.weights(Where()))
+    weights = str(spec.weights(Environment()))
     asked = {"max_tokens": 48, "ignore_eos": True, "temperature": 0.7}
     ratios = []
     for _ in range(ROUNDS):
-        client = ChatClient.connect(spec, tmp_path, Where(root=tmp_path, environ={}))
+        client = ChatClient.connect(spec, tmp_path, Environment(root=tmp_path, environ={}))
 
         async def ours(seed: int, client: ChatClient = client) -> int:
             return (await client.complete(request(seed, **asked))).completion_tokens

@@ -13,7 +13,7 @@ import pytest
 
 from tests.unit.stages.conftest import unwatched
 from tracefactory.config import load_pipeline
-from tracefactory.core.schema import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.core.rows import Outcome, Problem, Thinking, Trace, Verdict
 from tracefactory.engine.run import run_pipeline
 from tracefactory.pruners.binary_cut import BinaryCut
 from tracefactory.pruning import ConcludeItem, Conclusion, PruneItem, Tools

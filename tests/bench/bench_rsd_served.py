@@ -31,11 +31,11 @@ import torch
 from tests.unit.decoders.checkpoints import save_pair
 from tests.unit.decoders.token_server import TokenServer, by_noise
 from tests.vllm.rsd import asked, fields, save_student
+from tracefactory.core.model import Environment
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.pace import expected_tokens
 from tracefactory.decoding.served import ServedPair, Side
 from tracefactory.models.vllm import VLLMSpec
-from tracefactory.serving.base import Where
 from tracefactory.serving.client import ChatClient
 from tracefactory.serving.vllm.drafting import DraftingSpec
 from tracefactory.students import StudentSpec
@@ -83,8 +83,10 @@ async def sides(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield stand_ins(tmp_path)
         return
     specs = real_servers(tmp_path)
-    clients = [ChatClient.connect(spec, tmp_path / str(number), Where()) for number, spec in enumerate(specs)]
-    big, small = (Side(n, c, s.student(Where())) for n, c, s in zip(("big", "small"), clients, specs, strict=True))
+    clients = [ChatClient.connect(spec, tmp_path / str(number), Environment()) for number, spec in enumerate(specs)]
+    big, small = (
+        Side(n, c, s.student(Environment())) for n, c, s in zip(("big", "small"), clients, specs, strict=True)
+    )
     yield big, small
     await asyncio.gather(*(client.close() for client in clients))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tracefactory.answers.boxes import find_boxes
-from tracefactory.core.schema import Outcome, Problem
+from tracefactory.core.rows import Outcome, Problem
 from tracefactory.verification.agreement import math_verify_accepts
 from tracefactory.verification.base import VerifyTask
 from tracefactory.verification.pool import VerifierPool

@@ -13,8 +13,8 @@ import pytest
 from datasets import load_dataset
 
 from tests.e2e.conftest import Project, Teacher, kill_tree, wait_until
-from tracefactory.core.op import Rows
-from tracefactory.core.schema import Outcome, Thinking, Trace
+from tracefactory.core.rows import Outcome, Thinking, Trace
+from tracefactory.core.stage import Rows
 from tracefactory.pruning import read_derivation, restored
 from tracefactory.store.stages import StageFolder
 from tracefactory.text.steps import segment

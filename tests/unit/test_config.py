@@ -14,11 +14,11 @@ from pydantic import Field
 
 from tracefactory.config import Pipeline, check_project, load_pipeline, resolved, unset_variables
 from tracefactory.config.project import find_project
-from tracefactory.config.refs import FoundRef, find_refs
 from tracefactory.core.errors import UserError
 from tracefactory.core.fingerprint import canonical
-from tracefactory.core.op import Ref
-from tracefactory.core.schema import Frozen
+from tracefactory.core.refs import FoundRef, find_refs
+from tracefactory.core.rows import Frozen
+from tracefactory.core.stage import Ref
 
 PIPELINE = """\
 name: math-mix

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from tests.hub_server import TOKEN, HubServer, running
 from tracefactory.core.errors import RunError, UserError
-from tracefactory.core.schema import Problem, Thinking, Trace
+from tracefactory.core.rows import Problem, Thinking, Trace
 from tracefactory.publish import hub
 from tracefactory.publish.card import CardInputs
 from tracefactory.publish.hub import Receipt, push

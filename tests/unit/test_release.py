@@ -14,7 +14,7 @@ from datasets import load_dataset
 
 from tracefactory.core.errors import RunError, UserError
 from tracefactory.core.fingerprint import canonical, digest_all, digest_file
-from tracefactory.core.schema import Problem, Thinking, Trace
+from tracefactory.core.rows import Problem, Thinking, Trace
 from tracefactory.publish import release
 from tracefactory.publish.card import CardInputs, ModelLine
 from tracefactory.publish.release import Manifest, read_manifest, verify_release, write_release

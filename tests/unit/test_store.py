@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-
-from tracefactory.core.op import Rows, ShardResult
-from tracefactory.core.schema import Trace
 from tracefactory.filters.testing import make_trace
+
+from tracefactory.core.rows import Trace
+from tracefactory.core.stage import Rows, ShardResult
 from tracefactory.store.stages import (
     StageFolder,
     combined_digest,

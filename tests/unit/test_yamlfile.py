@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracefactory.config.yamlfile import Node, Position, parse_yaml, read_yaml
 from tracefactory.core.errors import Mistake
+from tracefactory.core.yamlfile import Node, Position, parse_yaml, read_yaml
 
 FILE = Path("some.yaml")
 

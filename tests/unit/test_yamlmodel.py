@@ -8,10 +8,10 @@ from typing import Literal
 import pytest
 from pydantic import Field, field_validator, model_validator
 
-from tracefactory.config.yamlfile import Position, parse_yaml
-from tracefactory.config.yamlmodel import read_model
 from tracefactory.core.errors import Mistake
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen
+from tracefactory.core.yamlfile import Position, parse_yaml
+from tracefactory.core.yamlmodel import read_model
 
 
 class Task(Frozen):

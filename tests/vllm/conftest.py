@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tracefactory.core.errors import UserError
+from tracefactory.core.model import Environment
 from tracefactory.models.local import LocalSpec
-from tracefactory.serving.base import Where
 from tracefactory.serving.gguf_checkpoint import convert
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def vllm_environ():
     checkpoint = Path(os.environ.get("TRACEFACTORY_TEST_CHECKPOINT", env / "smollm2-135m"))
     if not checkpoint.exists():
         try:
-            convert(LocalSpec(model="packaged:smollm2-135m").weights(Where()), checkpoint)
+            convert(LocalSpec(model="packaged:smollm2-135m").weights(Environment()), checkpoint)
         except UserError as error:
             pytest.skip(str(error))
     named = {"TRACEFACTORY_TEST_VLLM": str(env), "TRACEFACTORY_TEST_CHECKPOINT": str(checkpoint)}

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.unit.decoders.reference import decide_one
 from tests.vllm.conftest import FIELDS
+from tracefactory.core.model import ChatRequest
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.decoding.decoder import DECODERS
 from tracefactory.decoding.prompts import decoder_of, encoded_prompt
 from tracefactory.decoding.provenance import Decoded
-from tracefactory.serving.base import ChatRequest
 from tracefactory.students import StudentSpec
 
 NOISE = 0.1

@@ -10,11 +10,11 @@ import pytest_asyncio
 import torch
 
 from tests.vllm.rsd import Judge, asked, fields, in_process, save_student
+from tracefactory.core.model import Environment
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.pair import Pair
 from tracefactory.decoding.served import ServedPair, Side
 from tracefactory.models.vllm import VLLMSpec
-from tracefactory.serving.base import Where
 from tracefactory.serving.client import ChatClient
 from tracefactory.serving.vllm.drafting import DraftingSpec
 
@@ -35,8 +35,8 @@ async def sides(folders, tmp_path_factory):
     """Both servers; the teacher's knows the noise."""
     specs = [DraftingSpec.model_validate(fields(folders[0])), VLLMSpec.model_validate(fields(folders[1]))]
     logs = tmp_path_factory.mktemp("logs")
-    clients = [ChatClient.connect(spec, logs / str(number), Where()) for number, spec in enumerate(specs)]
-    found = (Side(n, c, s.student(Where())) for n, c, s in zip(("big", "small"), clients, specs, strict=True))
+    clients = [ChatClient.connect(spec, logs / str(number), Environment()) for number, spec in enumerate(specs)]
+    found = (Side(n, c, s.student(Environment())) for n, c, s in zip(("big", "small"), clients, specs, strict=True))
     yield tuple(found)
     await asyncio.gather(*(client.close() for client in clients))
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests.vllm.rsd import Judge, asked, fields, in_process, save_student
+from tracefactory.core.model import Environment
 from tracefactory.decoding.fused import FusedPair
 from tracefactory.decoding.pair import Pair
 from tracefactory.decoding.served import Side
 from tracefactory.models.vllm import VLLMSpec
-from tracefactory.serving.base import Where
 from tracefactory.serving.client import ChatClient
 from tracefactory.serving.vllm.drafting import FusedSpec
 
@@ -26,10 +26,10 @@ async def test_one_engine_parts_from_in_process_runs_only_at_near_ties(vllm_envi
     student = save_student(teacher, tmp_path / "student")
     length = {"speculative_config": {"num_speculative_tokens": 4}}
     specs = [VLLMSpec.model_validate(one) for one in (fields(teacher), fields(student, **length))]
-    spec = FusedSpec.of(specs[1], specs[0], Where())
-    client = ChatClient.connect(spec, tmp_path / "logs", Where())
-    side = Side("small", client, specs[1].student(Where()))
-    pair = FusedPair(side, ("big", specs[0].student(Where())), spec.drafted)
+    spec = FusedSpec.of(specs[1], specs[0], Environment())
+    client = ChatClient.connect(spec, tmp_path / "logs", Environment())
+    side = Side("small", client, specs[1].student(Environment()))
+    pair = FusedPair(side, ("big", specs[0].student(Environment())), spec.drafted)
     requests = asked(COUNT, TOKENS, p=0.05)
     try:
         together = await asyncio.gather(*map(pair.complete, requests))

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.vllm.conftest import FIELDS
+from tracefactory.core.model import Environment, RequestFailed
 from tracefactory.models.vllm import VLLMSpec
-from tracefactory.serving.base import RequestFailed, Where
 from tracefactory.serving.client import ChatClient
 from tracefactory.serving.tokens import TokenClient
 
@@ -21,7 +21,7 @@ TEXT = "The sum of 12 and 30 is 42, because 10 + 30 = 40 and 40 + 2 = 42. A seco
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def tokens(vllm_environ, tmp_path_factory):
     spec = VLLMSpec.model_validate(FIELDS)
-    client = ChatClient.connect(spec, tmp_path_factory.mktemp("logs"), Where())
+    client = ChatClient.connect(spec, tmp_path_factory.mktemp("logs"), Environment())
     yield TokenClient(client)
     await client.close()
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from tracefactory.answers.normalize import squash
 from tracefactory.answers.units import UNITS, Unit
 from tracefactory.answers.values import Quantity
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen
 from tracefactory.maths.evaluate import (
     IrrationalError,
     Number,

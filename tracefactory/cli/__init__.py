@@ -23,8 +23,7 @@ from tracefactory.cli.serve import serve
 from tracefactory.cli.show import show
 from tracefactory.cli.teachers import teachers
 from tracefactory.cli.verify import verify
-from tracefactory.core.errors import RunError, UserError
-from tracefactory.engine.worker import Interrupted
+from tracefactory.core.errors import Interrupted, RunError, UserError
 
 app = typer.Typer(
     help="Sample, verify, prune, fit, mix and publish reasoning traces for a named student model.",

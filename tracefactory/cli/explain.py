@@ -16,7 +16,7 @@ from tracefactory.cli import student_text
 from tracefactory.cli.options import Json, ProjectFolder
 from tracefactory.config.project import find_project
 from tracefactory.core.errors import Mistake, UserError, nearest
-from tracefactory.core.schema import Trace
+from tracefactory.core.rows import Trace
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.provenance import Decoded
 from tracefactory.engine.lineage import Event, Life, life_of
@@ -81,8 +81,8 @@ def _stages(life: Life) -> Iterator[str]:
         reason = f": {event.reason}" if event.reason else ""
         detail = f" ({event.detail})" if event.detail else ""
         yield f"  {event.stage} [{event.op}] {event.fate}{reason}{detail}"
-        if (stands := _why_it_stands(event)) is not None:
-            yield f"      not pruned: {stands}"
+        if (why := _why_not_pruned(event)) is not None:
+            yield f"      not pruned: {why}"
         if verdict := event.row.get("verdict") if event.op.startswith("verify") else None:
             yield (
                 f"      {verdict['outcome']}: found {verdict['extracted']!r}, by {verdict['method']} "
@@ -90,7 +90,7 @@ def _stages(life: Life) -> Iterator[str]:
             )
 
 
-def _why_it_stands(event: Event) -> str | None:
+def _why_not_pruned(event: Event) -> str | None:
     """Say why a prune stage left the row as it was."""
     if not event.op.startswith("prune"):
         return None

@@ -15,13 +15,11 @@ from tracefactory.cli.show import stdout_console
 from tracefactory.cli.student_text import quoted
 from tracefactory.config.project import find_project
 from tracefactory.core.errors import Mistake, UserError, nearest
-from tracefactory.core.schema import Frozen, Trace
+from tracefactory.core.rows import Frozen, Trace
 from tracefactory.engine.lineage import views_of
 from tracefactory.engine.runs import RunOutcome, load_outcome
 from tracefactory.students.measures import dataset_rank_surprisal
 from tracefactory.students.view import StudentView
-
-_HIDDEN = "step_surprisal_"  # a curve, which `explain` draws
 
 
 class Spread(Frozen):
@@ -73,12 +71,11 @@ def measures(
 def fits_of(outcome: RunOutcome, root: Path, shown: int) -> Iterator[Fit]:
     """Yield what each `measure: student` stage of a run measured, with the views of its first `shown` traces."""
     for stage in outcome.stages:
-        folder = stage.folder(root)
-        identity, record = folder.identity(), folder.record()
-        if stage.op != "measure: student" or identity is None or record is None:
+        if stage.op != "measure: student":
             continue
-        name = identity["with"]["student"]
-        found = [row for row in folder.read_all() if isinstance(row, Trace)]
+        rows = stage.rows(root)
+        name = (rows.folder.identity() or {})["with"]["student"]
+        found = [row for row in rows.rows() if isinstance(row, Trace)]
         if found:
             pairs = [
                 (one.measures[f"{name}/mean_clipped_rank"], one.measures[f"{name}/mean_surprisal"]) for one in found
@@ -98,9 +95,8 @@ def _spreads(traces: Sequence[Trace], student: str) -> Iterator[Spread]:
     for name in names:
         short = name.removeprefix(f"{student}/")
         values = np.array([trace.measures[name] for trace in traces if name in trace.measures])
-        if not short.startswith(_HIDDEN):
-            low, p10, middle, p90, high = (float(one) for one in np.quantile(values, [0, 0.1, 0.5, 0.9, 1]))
-            yield Spread(measure=short, traces=len(values), min=low, p10=p10, median=middle, p90=p90, max=high)
+        low, p10, middle, p90, high = (float(one) for one in np.quantile(values, [0, 0.1, 0.5, 0.9, 1]))
+        yield Spread(measure=short, traces=len(values), min=low, p10=p10, median=middle, p90=p90, max=high)
 
 
 def _table(fit: Fit) -> Table:

@@ -15,10 +15,11 @@ from typing import Annotated
 import typer
 
 from tracefactory.cli.options import PipelineFile, Profile, Sets
-from tracefactory.config import Pipeline, load_pipeline
+from tracefactory.config import load_pipeline
 from tracefactory.core.errors import UserError, nearest
+from tracefactory.core.model import Environment
+from tracefactory.core.pipeline import Pipeline
 from tracefactory.models.vllm import VLLMSpec
-from tracefactory.serving.base import Where
 from tracefactory.serving.vllm.endpoint import VLLMEndpoint
 from tracefactory.serving.vllm.placement import LocalPlacement
 from tracefactory.serving.vllm.replica import Placement
@@ -52,12 +53,12 @@ def _spec(pipeline: Pipeline, model: str) -> VLLMSpec:
 
 async def _serve(pipeline: Pipeline, spec: VLLMSpec) -> None:
     """Keep the servers up and announced until Ctrl-C, SIGTERM, or the last of them has given up."""
-    where = Where(root=pipeline.project.root, placement=_placement(pipeline))
+    environment = Environment(root=pipeline.project.root, placement=_placement(pipeline))
     folder = pipeline.project.state_dir / "servers"
-    endpoint = spec.endpoint(where)
+    endpoint = spec.endpoint(environment)
     kept = SharedServers(
         model=spec.model,
-        identity=spec.sharing_key(where),
+        identity=spec.sharing_key(environment),
         pid=os.getpid(),
         host=socket.gethostname(),
         started=time.time(),

@@ -11,7 +11,9 @@ from rich.console import Console
 
 from tracefactory.cli.options import Json, ProjectFolder
 from tracefactory.config.project import find_project
-from tracefactory.core.schema import Trace
+from tracefactory.core.errors import RunError
+from tracefactory.core.rows import Kind
+from tracefactory.core.spans import Span
 from tracefactory.engine.report import FunnelLine, funnel, lengths, with_notes
 from tracefactory.engine.runs import RunOutcome, StageOutcome, load_outcome
 
@@ -48,9 +50,17 @@ def print_outcome(outcome: RunOutcome, root: Path, *, as_json: bool) -> None:
     cost = sum(one.paid.get("cost", 0) for one in outcome.stages)
     notes.append(f"{paid:.0f} requests paid in this run, {cost:.4f} $; {seconds:.1f} s; run {outcome.run}")
     console.print(with_notes(funnel(f"{outcome.pipeline} {outcome.version}", lines), notes), highlight=False)
-    if traces := _traces(outcome.stages[-1], root):
-        console.print(lengths(traces), highlight=False)
+    if by_style := _lengths(outcome.stages[-1], root):
+        console.print(lengths(by_style), highlight=False)
 
 
-def _traces(last: StageOutcome, root: Path) -> list[Trace]:
-    return [row for row in last.folder(root).read_all() if isinstance(row, Trace)]
+def _lengths(last: StageOutcome, root: Path) -> dict[str, list[int]]:
+    """Return the completion tokens of the traces of a stage, by style; nothing where its rows cannot be read."""
+    try:
+        frame = last.rows(root).frame(Span.all(), ("style", "completion_tokens"))
+    except RunError:
+        return {}  # stored by an earlier version, or removed since
+    if last.gives is not Kind.TRACES:
+        return {}
+    grouped = frame.sort("style").group_by("style", maintain_order=True).agg("completion_tokens")
+    return {style or "unstyled": tokens for style, tokens in grouped.iter_rows()}

@@ -15,7 +15,7 @@ from rich.table import Table
 from tracefactory.cli.options import Json, PipelineFile, Profile, Sets
 from tracefactory.cli.show import stdout_console
 from tracefactory.config import load_pipeline
-from tracefactory.core.schema import Frozen, Trace
+from tracefactory.core.rows import Frozen, Trace
 from tracefactory.engine.display import Display
 from tracefactory.engine.plan import Plan, make_plan
 from tracefactory.engine.report import with_notes
@@ -123,7 +123,7 @@ def _priced(trial: Trial, model: str) -> bool:
 
 def _traces(outcome: RunOutcome, stage_id: str, root: Path) -> list[Trace]:
     (stage,) = (one for one in outcome.stages if one.id == stage_id)
-    return [row for row in stage.folder(root).read_all() if isinstance(row, Trace)]
+    return [row for row in stage.rows(root).rows() if isinstance(row, Trace)]
 
 
 def _table(ranking: Ranking) -> Table:

@@ -13,7 +13,7 @@ import typer
 
 from tracefactory.cli.options import Json
 from tracefactory.core.errors import Mistake, UserError, nearest
-from tracefactory.core.schema import Verdict
+from tracefactory.core.rows import Verdict
 from tracefactory.verification.base import VerifyTask, resolve
 from tracefactory.verification.pool import VerifierPool
 from tracefactory.verification.single import make_task

@@ -1,15 +1,6 @@
 """Configuration: a pipeline file, checked and with every overlay applied, as frozen models."""
 
-from tracefactory.config.model import Pipeline, RunOptions, StageConfig, StageOptions, resolved
+from tracefactory.config.model import resolved
 from tracefactory.config.read import check_project, load_pipeline, unset_variables
 
-__all__ = [
-    "Pipeline",
-    "RunOptions",
-    "StageConfig",
-    "StageOptions",
-    "check_project",
-    "load_pipeline",
-    "resolved",
-    "unset_variables",
-]
+__all__ = ["check_project", "load_pipeline", "resolved", "unset_variables"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tracefactory.config.yamlfile import Node, Position, parse_yaml
 from tracefactory.core.errors import Mistake, nearest
+from tracefactory.core.yamlfile import Node, Position, parse_yaml
 
 _PROFILE_KEYS = ("models", "stages", "run")
 _PROFILE_STAGE_KEYS = ("source", "with", "run")

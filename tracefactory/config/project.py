@@ -9,36 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tracefactory.core.errors import Mistake, UserError
-from tracefactory.core.schema import Frozen
+from tracefactory.core.pipeline import Project
 
 FOLDERS = ("pipelines", "prompts", "filters")
 _NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
-
-
-class Project(Frozen):
-    """The folders of a project. Only `pipelines` is sure to exist.
-
-    `state_dir` holds what was paid for and computed; `out_dir` holds the datasets.
-    """
-
-    root: Path
-    state_dir: Path
-
-    @property
-    def pipelines(self) -> Path:
-        return self.root / "pipelines"
-
-    @property
-    def prompts(self) -> Path:
-        return self.root / "prompts"
-
-    @property
-    def filters(self) -> Path:
-        return self.root / "filters"
-
-    @property
-    def out_dir(self) -> Path:
-        return self.root / "out"
 
 
 def find_project(path: Path, environ: Mapping[str, str] = os.environ) -> Project:

@@ -7,19 +7,22 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
-from tracefactory.config.model import NAME_PATTERN, Pipeline, RunOptions, StageConfig
+from tracefactory.config.model import NAME_PATTERN
 from tracefactory.config.overlay import overlaid
-from tracefactory.config.project import Project, find_project, pipeline_files
+from tracefactory.config.project import find_project, pipeline_files
 from tracefactory.config.stages import Declared, StageDraft, read_stages, to_config
-from tracefactory.config.yamlfile import Node, read_yaml
-from tracefactory.config.yamlmodel import read_model
 from tracefactory.core.errors import Mistake, UserError, nearest
-from tracefactory.core.schema import Frozen
+from tracefactory.core.model import MODELS, Environment, EnvStr, ModelSpec, env_names
+from tracefactory.core.pipeline import Pipeline, Project, RunOptions, StageSpec
+from tracefactory.core.rows import Frozen
+from tracefactory.core.stage import stage_of
+from tracefactory.core.yamlfile import Node, read_yaml
+from tracefactory.core.yamlmodel import read_model
 from tracefactory.filters import FilterSet, load_filters
-from tracefactory.serving.base import MODELS, EnvStr, ModelSpec, Where, env_names
 from tracefactory.text.prompts import Prompt, prompt_files, read_prompts
 
 _SECTIONS = ("models", "stages", "profiles")
@@ -96,7 +99,7 @@ def load_pipeline(
     project = find_project(path, environ)
     shelf = _read_shelf(project)
     reading = _read_pipeline(path, project, shelf, _Choice(profile, tuple(sets), limit))
-    here = Where(project.root, environ)
+    here = Environment(project.root, environ)
     mistakes = [*reading.mistakes, *shelf.broken, *_unset(reading, environ), *_check_models(reading, here)]
     if mistakes or reading.pipeline is None:
         raise UserError(_in_order(mistakes, path))
@@ -231,14 +234,14 @@ def _read_spec(name: str, node: Node, mistakes: list[Mistake]) -> ModelSpec | No
 
 def _sound_stages(
     drafts: list[StageDraft], models: Mapping[str, ModelSpec], shelf: _Shelf, file: Path
-) -> tuple[StageConfig, ...]:
+) -> tuple[StageSpec[Any], ...]:
     """Return the stages whose parameters and names are right, less the inputs that are not.
 
     In a file without mistakes these are all stages as they are. In any other they are what the operations' own checks
     can look at, so that one run tells everything.
     """
     there = {"model": models.keys(), "prompt": shelf.prompts.keys()}
-    sound: dict[str, StageConfig] = {}
+    sound: dict[str, StageSpec[Any]] = {}
     for draft in drafts:
         resolves = all(ref.name in there.get(ref.kind, sound.keys()) for ref in draft.refs)
         if draft.op is not None and draft.params is not None and resolves and draft.id not in sound:
@@ -249,7 +252,7 @@ def _sound_stages(
 
 def _check_stages(pipeline: Pipeline) -> Iterator[Mistake]:
     for stage in pipeline.stages:
-        for mistake in stage.op.check(stage, pipeline):
+        for mistake in stage_of(stage).check(stage, pipeline):
             what = f"stage {stage.id!r}: "
             message = what + mistake.message.removeprefix(what)
             place = (mistake.file, mistake.line) if mistake.file is not None else (stage.file, stage.line)
@@ -272,10 +275,10 @@ def _names(node: Node, variable: str) -> bool:
     return isinstance(node.value, str) and EnvStr(node.value).env_name == variable
 
 
-def _check_models(reading: _Reading, where: Where) -> Iterator[Mistake]:
+def _check_models(reading: _Reading, environment: Environment) -> Iterator[Mistake]:
     """Yield what this machine lacks for a used model, at the model."""
     for reader in reading.readers:
-        for mistake in reader.params.check(where) if isinstance(reader.params, ModelSpec) else ():
+        for mistake in reader.params.check(environment) if isinstance(reader.params, ModelSpec) else ():
             what = f"{reader.what}: {mistake.message}"
             yield mistake if mistake.file is not None else reader.node.position.mistake(what, mistake.hint)
 

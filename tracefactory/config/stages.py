@@ -6,18 +6,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tracefactory.config.model import ID_PATTERN, StageConfig, StageOptions, operations, plain
-from tracefactory.config.refs import FoundRef, find_refs
-from tracefactory.config.yamlfile import Node
-from tracefactory.config.yamlmodel import field_names, label, read_model
+from tracefactory.config.model import ID_PATTERN, plain
 from tracefactory.core.errors import Mistake, nearest
-from tracefactory.core.schema import Frozen
+from tracefactory.core.pipeline import StageOptions, StageSpec
+from tracefactory.core.refs import FoundRef, find_refs
+from tracefactory.core.rows import Frozen, Kind
+from tracefactory.core.stage import STAGES, Stage, Work
+from tracefactory.core.yamlfile import Node
+from tracefactory.core.yamlmodel import field_names, label, read_model
 from tracefactory.filters import FilterSet
-
-if TYPE_CHECKING:
-    from tracefactory.core.op import Op, Rows
 
 _KEYS = ("id", "from", "with", "run")
 _CHAIN = "filter:chain"
@@ -43,8 +42,9 @@ class StageDraft:
     node: Node
     id: str
     verb: str = ""
-    op: Op | None = None
+    op: Stage[Any] | None = None
     inputs: tuple[str, ...] = ()
+    gives: Kind | None = None
     params: Frozen | None = None
     run: StageOptions | None = None
     refs: list[FoundRef] = field(default_factory=list)
@@ -85,12 +85,12 @@ def read_stages(root: Node, declared: Declared, mistakes: list[Mistake]) -> list
     return drafts
 
 
-def to_config(draft: StageDraft, file: Path, inputs: tuple[str, ...]) -> StageConfig:
+def to_config(draft: StageDraft, file: Path, inputs: tuple[str, ...]) -> StageSpec[Any]:
     """Return the finished stage of a draft that has everything."""
     assert draft.op is not None
     assert draft.params is not None
     run, line = draft.run or StageOptions(), draft.node.position.line
-    return StageConfig(
+    return StageSpec[Any](
         id=draft.id,
         verb=draft.verb,
         name=draft.op.name,
@@ -104,7 +104,7 @@ def to_config(draft: StageDraft, file: Path, inputs: tuple[str, ...]) -> StageCo
 
 def verbs() -> list[str]:
     """Return the verbs a stage can have."""
-    return sorted({name.partition(":")[0] for name in operations()})
+    return sorted({name.partition(":")[0] for name in STAGES.names()})
 
 
 def _read_head(node: Node, number: int, mistakes: list[Mistake]) -> StageDraft:
@@ -145,11 +145,10 @@ def _read_verb(draft: StageDraft, mistakes: list[Mistake]) -> None:
         mistakes.append(entries[key].position.mistake(f"{draft.what}: unknown key {key!r}", hint))
 
 
-def _find_op(draft: StageDraft, value: Node, mistakes: list[Mistake]) -> Op | None:
-    ops = operations()
+def _find_op(draft: StageDraft, value: Node, mistakes: list[Mistake]) -> Stage[Any] | None:
     if draft.verb == "filter":
-        return ops.get(_CHAIN)
-    names = [name.partition(":")[2] for name in ops if name.startswith(f"{draft.verb}:")]
+        return STAGES.get(_CHAIN)
+    names = [name.partition(":")[2] for name in STAGES if name.startswith(f"{draft.verb}:")]
     if not isinstance(value.value, str):
         message = f"{draft.what}: `{draft.verb}:` takes a name, found {value.describe()}"
         mistakes.append(value.position.mistake(message, f"one of: {', '.join(names)}"))
@@ -158,7 +157,7 @@ def _find_op(draft: StageDraft, value: Node, mistakes: list[Mistake]) -> Op | No
         message = f"{draft.what}: there is no `{draft.verb}: {value.value}`"
         mistakes.append(value.position.mistake(message, nearest(value.value, names)))
         return None
-    return ops.get(f"{draft.verb}:{value.value}")
+    return STAGES.get(f"{draft.verb}:{value.value}")
 
 
 def _check_ids(drafts: list[StageDraft], mistakes: list[Mistake]) -> None:
@@ -174,7 +173,7 @@ def _check_ids(drafts: list[StageDraft], mistakes: list[Mistake]) -> None:
 
 def _read_inputs(draft: StageDraft, above: list[StageDraft], mistakes: list[Mistake]) -> tuple[str, ...]:
     """Return the ids of `from:`, or the stage above; whether they exist is checked when all ids are known."""
-    node, is_source = draft.node.child("from"), draft.op is not None and _is_none(draft.op.takes)
+    node, is_source = draft.node.child("from"), draft.op is not None and _is_source(draft.op)
     if is_source:
         if node is not None:
             mistakes.append(node.position.mistake(f"{draft.what}: a {draft.verb} takes no rows, so it has no `from:`"))
@@ -230,23 +229,31 @@ def _way(start: str, goal: str, inputs: Mapping[str, tuple[str, ...]], seen: tup
 
 
 def _check_kinds(draft: StageDraft, above: list[StageDraft], mistakes: list[Mistake]) -> None:
+    """Check that the stage takes the kind of rows that its inputs give; sets the kind that it gives itself."""
+    if draft.op is None:
+        return
     by_id = {other.id: other for other in reversed(above)}
-    for name in draft.inputs:
-        other = by_id.get(name)
-        if draft.op is None or other is None or other.op is None or other.op.gives is draft.op.takes:
-            continue
-        named = draft.node.child("from")
-        gives = "no rows" if _is_none(other.op.gives) else other.op.gives.value
-        which = f"stage {name!r}" if named else f"stage {name!r} above it"
-        hint = None if named else "name the stage it works on with `from:`"
-        message = f"{draft.what}: `{draft.verb}:` works on {draft.op.takes.value}, but {which} gives {gives}"
-        mistakes.append((named or draft.node).position.mistake(message, hint))
+    found = {name: by_id[name].gives for name in draft.inputs if name in by_id and by_id[name].gives is not None}
+    named = draft.node.child("from")
+    place = (named or draft.node).position
+    for name, kind in found.items():
+        if kind not in draft.op.takes:
+            gives = "no rows" if kind is Kind.NONE else kind
+            which = f"stage {name!r}" if named else f"stage {name!r} above it"
+            hint = None if named else "name the stage it works on with `from:`"
+            takes = " or ".join(sorted(draft.op.takes))
+            mistakes.append(
+                place.mistake(f"{draft.what}: `{draft.verb}:` works on {takes}, but {which} gives {gives}", hint)
+            )
+    if len(set(found.values())) > 1:
+        each = ", ".join(f"{name!r} gives {kind}" for name, kind in found.items())
+        mistakes.append(place.mistake(f"{draft.what}: its inputs give different kinds of rows: {each}"))
+    taken = next((kind for kind in found.values() if kind is not None), Kind.NONE)
+    draft.gives = draft.op.gives(taken)
 
 
-def _is_none(rows: Rows) -> bool:
-    from tracefactory.core.op import Rows as Kinds  # here, because the operations import the configuration
-
-    return rows is Kinds.NONE
+def _is_source(op: Stage[Any]) -> bool:
+    return op.work_on is Work.SOURCE
 
 
 def _read_params(draft: StageDraft, declared: Declared, mistakes: list[Mistake]) -> None:
@@ -277,7 +284,8 @@ def _read_chain(draft: StageDraft, with_node: Node, declared: Declared, mistakes
     uses = [_read_filter(draft, item, declared, mistakes) for item in items]
     if draft.op is None or any(use is None for use in uses):
         return None
-    return draft.op.Params.model_validate({"filters": uses})
+    chain: Frozen = draft.op.Params.model_validate({"filters": uses})
+    return chain
 
 
 def _read_filter(draft: StageDraft, item: Node, declared: Declared, mistakes: list[Mistake]) -> dict[str, Any] | None:

@@ -39,6 +39,10 @@ class RunError(Exception):
     """A run that could not be finished, with a message for a person. The command line exits with 1."""
 
 
+class Interrupted(Exception):  # noqa: N818
+    """A run that was stopped before its end; what was paid for is stored. The command line exits with 130."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str | None:
     """Return a hint naming the valid name closest to `name`, or all of them when they are few and none is close."""
     names = sorted(valid)

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from tracefactory.core.registry import Registry
-from tracefactory.core.schema import Frozen
+from tracefactory.core.registry import Registry, registry
+from tracefactory.core.rows import Frozen
 from tracefactory.sampling.acceptance import Acceptance
 from tracefactory.sampling.candidates import Sampling
 
@@ -81,5 +81,5 @@ class Decoder(Frozen):
         return Sampling(temperature=heat, top_p=self.top_p, top_k=self.top_k)
 
 
-DECODERS: Registry[type[Decoder]] = Registry("decoder", "tracefactory.decoders")
+DECODERS: Registry[type[Decoder]] = registry("decoder")
 """Every decoder by name."""

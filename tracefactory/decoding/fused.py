@@ -12,13 +12,13 @@ import time
 from typing import Any
 
 from tracefactory.core.errors import RunError, UserError
+from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import Role, Written
 from tracefactory.decoding.prompts import decoder_of, encoded_prompt, served_stops
 from tracefactory.decoding.provenance import Decoded
 from tracefactory.decoding.run import Run, Script
 from tracefactory.decoding.served import Side, server_limit
 from tracefactory.decoding.vocabulary import Vocabulary, compare
-from tracefactory.serving.base import ChatRequest, RequestFailed
 from tracefactory.serving.tokens import Drawn, TokenClient, TokenRow
 from tracefactory.serving.vllm.plugins.fused_decoding import ARGUMENT, NO_DRAFT
 from tracefactory.students.load import load_tokenizer

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.engine import Engine
 from tracefactory.decoding.lane import Lane
@@ -16,7 +17,6 @@ from tracefactory.decoding.prompts import decoder_of, encoded_prompt, stops_of
 from tracefactory.decoding.provenance import Decoded
 from tracefactory.decoding.run import Run, Script
 from tracefactory.decoding.vocabulary import compare
-from tracefactory.serving.base import ChatRequest, RequestFailed
 from tracefactory.students.load import load_model, load_tokenizer
 from tracefactory.students.spec import StudentSpec
 from tracefactory.students.student import check_head

@@ -10,15 +10,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from tracefactory.core.errors import Mistake, UserError
+from tracefactory.core.model import ChatRequest, ModelSpec
+from tracefactory.core.stage import Services
 from tracefactory.decoding.provenance import Decoded
 from tracefactory.models.openai import OpenAISpec
 from tracefactory.models.transformers import TransformersSpec
 from tracefactory.models.vllm import VLLMSpec
-from tracefactory.serving.base import ChatRequest, ModelSpec
 from tracefactory.serving.vllm.drafting import DraftingSpec, FusedSpec
 
 if TYPE_CHECKING:
-    from tracefactory.engine.worker import Worker
     from tracefactory.serving.client import ChatClient
 
 
@@ -65,19 +65,19 @@ def check_one_server(teacher: tuple[str, ModelSpec], student: tuple[str, ModelSp
     ]
 
 
-def open_pair(teacher: str, student: str, worker: Worker, *, one_server: bool = False) -> Writers:
+def open_pair(teacher: str, student: str, services: Services, *, one_server: bool = False) -> Writers:
     """Return the two models of these names, ready to decode together; nothing is loaded or started yet.
 
     Raises:
         UserError: when the `student` extra is not installed.
     """
-    specs = worker.pipeline.models
+    specs = services.pipeline.models
     one, other = specs[teacher], specs[student]
     try:
         if isinstance(one, TransformersSpec) and isinstance(other, TransformersSpec):
             from tracefactory.decoding.pair import Pair
 
-            inside = (one.student(worker.where), other.student(worker.where))
+            inside = (one.student(services.environment), other.student(services.environment))
             return Pair(*inside, one.concurrency, (teacher, student))
         from tracefactory.decoding.fused import FusedPair
         from tracefactory.decoding.served import ServedPair, Side
@@ -86,19 +86,19 @@ def open_pair(teacher: str, student: str, worker: Worker, *, one_server: bool = 
     if one_server:
         assert isinstance(one, VLLMSpec)
         assert isinstance(other, VLLMSpec)
-        fused = FusedSpec.of(other, one, worker.where)
-        side = Side(student, worker.client(student, (f"with-{teacher}", fused)), other.student(worker.where))
-        return FusedPair(side, (teacher, one.student(worker.where)), fused.drafted)
+        fused = FusedSpec.of(other, one, services.environment)
+        side = Side(student, services.client(student, (f"with-{teacher}", fused)), other.student(services.environment))
+        return FusedPair(side, (teacher, one.student(services.environment)), fused.drafted)
     assert isinstance(one, VLLMSpec | OpenAISpec)
     assert isinstance(other, VLLMSpec | OpenAISpec)
     return ServedPair(
-        Side(teacher, _drafting(teacher, one, worker), one.student(worker.where)),
-        Side(student, worker.client(student), other.student(worker.where)),
+        Side(teacher, _drafting(teacher, one, services), one.student(services.environment)),
+        Side(student, services.client(student), other.student(services.environment)),
     )
 
 
-def _drafting(name: str, spec: ModelSpec, worker: Worker) -> ChatClient:
+def _drafting(name: str, spec: ModelSpec, services: Services) -> ChatClient:
     """Return the client of a model that drafts: servers of our own know the noise that will decide."""
-    if isinstance(spec, VLLMSpec):
-        return worker.client(name, ("drafting", DraftingSpec.of(spec)))
-    return worker.client(name)
+    drafting = ("drafting", DraftingSpec.of(spec)) if isinstance(spec, VLLMSpec) else None
+    client: ChatClient = services.client(name, drafting)
+    return client

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tracefactory.core.model import ChatRequest
 from tracefactory.decoding.decoder import DECODERS, Decoder
-from tracefactory.serving.base import ChatRequest
 from tracefactory.students.spec import StudentSpec, local_path
 
 

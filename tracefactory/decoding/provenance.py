@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracefactory.core.schema import Frozen
+from tracefactory.core.model import Completion
+from tracefactory.core.rows import Frozen
 from tracefactory.decoding.decoder import Role
-from tracefactory.serving.base import Completion
 
 if TYPE_CHECKING:
     from tracefactory.decoding.run import Run

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from tracefactory.core.errors import UserError
+from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import Role, Turn
 from tracefactory.decoding.pace import ServedPace
 from tracefactory.decoding.prompts import decoder_of, encoded_prompt, served_stops
@@ -30,7 +31,6 @@ from tracefactory.decoding.vocabulary import Vocabulary, compare
 from tracefactory.sampling.acceptance import decide
 from tracefactory.sampling.candidates import NO_TOKEN, Pools, pools_between
 from tracefactory.sampling.noise import STUDENT, TEACHER, Noise
-from tracefactory.serving.base import ChatRequest, RequestFailed
 from tracefactory.serving.client import ChatClient
 from tracefactory.serving.tokens import Likeliest, TokenClient
 from tracefactory.students.load import load_tokenizer

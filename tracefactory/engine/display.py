@@ -113,7 +113,7 @@ def time_left(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:
     bound = live.get("at_most", 0)
     if bound and live.get("shards", 0) < len(run.done):
         return ""  # the shards that have not begun have not said what they ask at most
-    total = bound or run.stage.op.rows_expected(run.stage, sum(one.tally.kept for one in inputs))
+    total = bound or run.op.rows_made(run.stage, sum(one.tally.kept for one in inputs))
     if total is None:
         return ""
     seconds = max(0.0, total - done) * (time.time() - run.started) / paid

@@ -1,7 +1,8 @@
 """How stages flow: all at the same time and shard by shard.
 
-A shard of one stage starts when the same shard of its inputs is there. Only stages that need all rows (source, mix,
-publish) wait for whole stages.
+A shard of one stage starts when the shards of its inputs that hold the same problems are there. Stages that need all
+rows (sources, mixes, releases) wait for whole stages; a stage that decides from columns alone does so for all shards at
+once where its inputs are complete.
 """
 
 from __future__ import annotations
@@ -14,15 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tracefactory.config import Pipeline, StageConfig
-from tracefactory.core.errors import RunError
-from tracefactory.core.op import WholeOp
+from tracefactory.core.errors import Interrupted, RunError
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.rows import Kind
+from tracefactory.core.spans import Span
+from tracefactory.core.stage import Stage, Work, kinds_of, stage_of
 from tracefactory.engine.executors import Executor
-from tracefactory.engine.plan import Identity, is_current
+from tracefactory.engine.identity import Identity, rows_of
+from tracefactory.engine.plan import is_current
 from tracefactory.engine.runs import RunFolder
-from tracefactory.engine.worker import Interrupted
+from tracefactory.engine.shards import united_inputs
 from tracefactory.store.leases import Lease
-from tracefactory.store.stages import ShardRecord, StageFolder, StageRecord, Tally, combined_digest
+from tracefactory.store.stages import ShardRecord, StageFolder, StageRecord, Tally, stage_digest
 
 PAID = ("requests", "prompt_tokens", "completion_tokens", "cost")
 
@@ -31,7 +35,7 @@ PAID = ("requests", "prompt_tokens", "completion_tokens", "cost")
 class StageRun:
     """One stage on its way: what others wait for, and what the display shows."""
 
-    stage: StageConfig
+    stage: StageSpec[Any]
     folder: StageFolder
     shards: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     done: list[asyncio.Future[None]] = field(default_factory=list)
@@ -45,6 +49,7 @@ class StageRun:
     notice: str = ""  # of the models it asks; set by the display
 
     def __post_init__(self) -> None:
+        self.op: Stage[Any] = stage_of(self.stage)
         limit = self.stage.run.concurrency
         self.turn: AbstractAsyncContextManager[object] = asyncio.Semaphore(limit) if limit else nullcontext()
 
@@ -53,10 +58,9 @@ class StageRun:
         self.done = [asyncio.get_running_loop().create_future() for _ in range(count)]
         self.shards.set_result(count)
 
-    async def shard_ready(self, index: int, count: int) -> None:
-        """Wait until what shard `index` of `count` reads from this stage is there; both layouts are powers of two."""
-        fewer = min(count, await self.shards)
-        for shard in range(index % fewer, len(self.done), fewer):
+    async def shard_ready(self, span: Span) -> None:
+        """Wait until the shards that hold the problems of a span are there."""
+        for shard in span.parts(await self.shards):
             await self.done[shard]
 
     def add(self, index: int, record: ShardRecord, run_id: str) -> None:
@@ -95,8 +99,7 @@ class Flow:
         self.stopping = False
         self.stages: dict[str, StageRun] = {}
         for stage in pipeline.stages:
-            folder = StageFolder(root, stage.id, keys[stage.id].key, stage.op.gives)
-            self.stages[stage.id] = StageRun(stage, folder)
+            self.stages[stage.id] = StageRun(stage, StageFolder(root, stage.id, keys[stage.id].key))
 
     async def __call__(self) -> None:
         """Run every stage.
@@ -128,8 +131,8 @@ class Flow:
     async def _stage(self, run: StageRun) -> None:
         if run.folder.record() is not None and await self._reuse(run):
             return
-        whole = isinstance(run.stage.op, WholeOp)
-        counts = [await self.stages[source].shards for source in run.stage.inputs]
+        layouts = await self._layouts(run)
+        whole = self._is_whole(run)
         if whole:
             await self._inputs(run)
         async with Lease(self.root, run.folder.path, self.run.id, lambda text: self._wait(run, text)):
@@ -137,15 +140,21 @@ class Flow:
             if run.folder.record() is not None and await self._reuse(run):
                 return
             run.started = time.time()
-            run.folder.write_identity(self.identities[run.stage.id].content)
-            records = await (self._whole(run, counts) if whole else self._shards(run, max(counts)))
+            run.folder.write_identity(self.identities[run.stage.id].stored())
+            records = await (self._whole(run) if whole else self._shards(run, max(layouts.values())))
             run.finish(self._record(run, records, await self._inputs(run)))
             run.paid["seconds"] = time.time() - run.started
+
+    def _is_whole(self, run: StageRun) -> bool:
+        work = run.op.work(run.stage, self.pipeline)
+        if work is Work.COLUMNS:
+            return all(self.stages[source].record.done() for source in run.stage.inputs)
+        return work is not Work.ROWS
 
     async def _reuse(self, run: StageRun) -> bool:
         """Use a finished stage as it is, if its inputs are still those it was made from."""
         inputs = await self._inputs(run)
-        if not is_current(run.folder, inputs, run.stage, self.pipeline):
+        if not is_current(run.folder, inputs, run.op.is_intact(run.stage, self.pipeline)):
             return False
         record = run.folder.record()
         assert record is not None
@@ -155,33 +164,52 @@ class Flow:
     async def _inputs(self, run: StageRun) -> dict[str, StageRecord]:
         return {source: await self.stages[source].record for source in run.stage.inputs}
 
-    async def _whole(self, run: StageRun, counts: list[int]) -> list[ShardRecord]:
+    async def _whole(self, run: StageRun) -> list[ShardRecord]:
         if self.stopping:
             raise Interrupted
         inputs = {source: record.digest for source, record in (await self._inputs(run)).items()}
-        records = await self.executor.run_whole(run.stage, max(counts) if counts else None, inputs)
+        layouts = await self._layouts(run)
+        reports: list[Any] = []
+        if run.op.work(run.stage, self.pipeline) is Work.RELEASE:
+            reports = await self._ranges(run, layouts)
+        records = await self.executor.run_whole(run.stage, layouts, inputs, reports)
         run.expect(len(records))
         for index, record in enumerate(records):
             run.add(index, record, self.run.id)
         return records
 
+    async def _ranges(self, run: StageRun, layouts: Mapping[str, int]) -> list[Any]:
+        """Write the ranges of a release side by side and return what is reported of each."""
+        keys = {stage: identity.key for stage, identity in self.identities.items()}
+        rows = united_inputs(rows_of(run.stage.id, self.pipeline, self.root, keys, {**layouts, run.stage.id: 1}))
+        spans = await asyncio.to_thread(run.op.ranges, run.stage, rows)
+        jobs = (self.executor.write_range(run.stage, layouts, number, span) for number, span in enumerate(spans))
+        return list(await asyncio.gather(*jobs))
+
+    async def _layouts(self, run: StageRun) -> dict[str, int]:
+        """Return the number of shards of every stage above."""
+        return {one.id: await self.stages[one.id].shards for one in self.pipeline.above(run.stage)}
+
     async def _shards(self, run: StageRun, count: int) -> list[ShardRecord]:
         run.folder.reopen(count)
         run.expect(count)
-        outcomes = await asyncio.gather(*(self._shard(run, i, count) for i in range(count)), return_exceptions=True)
+        layouts = {**await self._layouts(run), run.stage.id: count}
+        jobs = (self._shard(run, index, count, layouts) for index in range(count))
+        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
         for outcome in sorted(outcomes, key=lambda one: isinstance(one, Interrupted)):
             if isinstance(outcome, BaseException):
                 raise outcome
         return [outcome for outcome in outcomes if isinstance(outcome, ShardRecord)]
 
-    async def _shard(self, run: StageRun, index: int, count: int) -> ShardRecord:
-        for source in run.stage.inputs:
-            await self.stages[source].shard_ready(index, count)
+    async def _shard(self, run: StageRun, index: int, count: int, layouts: Mapping[str, int]) -> ShardRecord:
+        span = Span.of(index, count)
+        for above in self.pipeline.above(run.stage):
+            await self.stages[above.id].shard_ready(span)
         async with run.turn:
             if self.stopping:
                 raise Interrupted
             try:
-                record = await self.executor.run_shard(run.stage, index, count)
+                record = await self.executor.run_shard(run.stage, index, layouts)
             except BaseException as error:
                 if not self.stopping and not isinstance(error, Interrupted):
                     await self.stop()
@@ -193,23 +221,43 @@ class Flow:
 
     def _record(self, run: StageRun, records: list[ShardRecord], inputs: Mapping[str, StageRecord]) -> StageRecord:
         """Write the stage's record: with it, and only with it, the stage is done."""
+        digests = {source: one.digest for source, one in inputs.items()}
+        tally = sum((one.tally for one in records), Tally())
+        self._check(run, tally, inputs)
         record = StageRecord(
             stage=run.stage.id,
             key=run.folder.key,
+            gives=kinds_of(self.pipeline)[run.stage.id],
+            makes=run.op.makes,
+            judges=run.op.judges,
             shards=len(records),
-            inputs={source: one.digest for source, one in inputs.items()},
-            digest=combined_digest(one.digest for one in records),
-            tally=sum((one.tally for one in records), Tally()),
+            inputs=digests,
+            digest=stage_digest((one.digest for one in records), digests),
+            tally=tally,
+            columns=tuple({column.name: column for one in records for column in one.columns}.values()),
             finished=time.time(),
         )
-        expected = run.stage.op.rows_expected(run.stage, sum(one.tally.kept for one in inputs.values()))
-        if expected is not None and expected != record.tally.rows_in:
-            raise RunError(
-                f"{run.stage.id}: {record.tally.rows_in} rows in, but its inputs gave {expected}: rows were lost"
-            )
         run.folder.write_record(record)
         self.run.log("stage_done", stage=run.stage.id, digest=record.digest, tally=record.tally.model_dump(mode="json"))
         return record
+
+    def _check(self, run: StageRun, tally: Tally, inputs: Mapping[str, StageRecord]) -> None:
+        """Raise when the rows that the inputs gave are not all accounted for."""
+        given = sum(one.tally.kept for one in inputs.values())
+        expected = given if run.op.judges else run.op.rows_made(run.stage, given)
+        if not inputs or expected is None or expected == tally.rows_in:
+            return
+        if len(inputs) > 1 and tally.rows_in < expected and self._share_rows(run):
+            return  # a row that came by two ways is one row
+        raise RunError(f"{run.stage.id}: {tally.rows_in} rows in, but its inputs gave {expected}: rows were lost")
+
+    def _share_rows(self, run: StageRun) -> bool:
+        """Tell whether two inputs may pass on the same rows: they have a stage in common that makes rows."""
+        sources = [self.stages[source].stage for source in run.stage.inputs]
+        ways = [{one.id, *(above.id for above in self.pipeline.above(one))} for one in sources]
+        shared = {one for index, way in enumerate(ways) for other in ways[:index] for one in way & other}
+        kind = kinds_of(self.pipeline)[run.stage.id]
+        return kind is not Kind.NONE and any(self.stages[one].op.makes is kind for one in shared)
 
     def _wait(self, run: StageRun, text: str) -> None:
         run.waiting = text

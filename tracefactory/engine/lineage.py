@@ -1,27 +1,31 @@
-"""The whole life of one row: every stage of a run that saw it, and what became of it there."""
+"""The whole life of one row: every stage of a run that saw it, and what each decided about it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from tracefactory.core.errors import UserError
-from tracefactory.core.schema import Dropped, Frozen, Row, Trace
+from tracefactory.core.rows import Frozen, Kind, ParentRole, Row, Trace
+from tracefactory.core.spans import Span
+from tracefactory.core.tables import DECISION_COLUMNS, problems_from, traces_from
 from tracefactory.engine.runs import RunOutcome, StageOutcome
 from tracefactory.pruning import diff, restored
 from tracefactory.store.requests import RequestStore
+from tracefactory.store.rows import StageRows
 from tracefactory.store.scores import ScoreStore
 from tracefactory.students.view import StudentView, view_of
 
 
 class Event(Frozen):
-    """What one stage did with the row. `row` is the row as it left the stage, or as it was when it was dropped."""
+    """What one stage did with the row: `fate` is kept, dropped, replaced or failed; `row` is the row as it left."""
 
     stage: str
     op: str
-    fate: str  # "kept", "dropped" or "error"
+    fate: str
     reason: str | None = None
     detail: str | None = None
     row: dict[str, Any]
@@ -57,14 +61,13 @@ def life_of(prefix: str, outcome: RunOutcome, root: Path) -> Life:
     Raises:
         UserError: when there is no such row, or several.
     """
-    found: dict[str, list[Event]] = {}
+    found: dict[str, list[tuple[Event, Row]]] = {}
     children: list[Child] = []
     for stage in outcome.stages:
-        for row_id, event in _events(stage, prefix, root):
-            if row_id.startswith(prefix):
-                found.setdefault(row_id, []).append(event)
-            if event.fate == "kept" and _made_here(event) and event.row["parent_id"].startswith(prefix):
-                children.append(Child(id=row_id, stage=event.stage, op=event.op))
+        rows = stage.rows(root)
+        for event, row in _events(stage, rows, prefix):
+            found.setdefault(row.id, []).append((event, row))
+        children += _children(stage, rows, prefix)
     if not found:
         raise UserError(f"no row of run {outcome.run} has an id that begins with {prefix!r}")
     if len(found) > 1:
@@ -72,31 +75,27 @@ def life_of(prefix: str, outcome: RunOutcome, root: Path) -> Life:
         raise UserError(
             f"{len(found)} rows of run {outcome.run} begin with {prefix!r}: {some} ...; give more of the id"
         )
-    ((row_id, events),) = found.items()
-    key = next((event.row["request_key"] for event in events if event.row.get("request_key")), None)
+    ((row_id, seen),) = found.items()
+    first, last = seen[0][1], seen[-1][1]
+    key = first.request_key if isinstance(first, Trace) else ""
     record = RequestStore(root).get([key]).get(key) if key else None
-    parent_id = events[0].row.get("parent_id")
+    parent_id = first.parents[0].id if isinstance(first, Trace) and first.parents else None
     return Life(
         id=row_id,
-        events=tuple(events),
+        events=tuple(event for event, _ in seen),
         request=None if record is None else dict(record),
         parent=life_of(parent_id, outcome, root) if parent_id else None,
-        diff=_diff(events[0].row) if parent_id else None,
+        diff=_diff(last),
         children=tuple(children),
-        students=tuple(_views(events[-1].row, outcome, root)),
+        students=tuple(views_of(last, outcome, root)) if isinstance(last, Trace) else (),
     )
 
 
-def _views(row: dict[str, Any], outcome: RunOutcome, root: Path) -> Iterator[StudentView]:
-    if "reasoning" in row:
-        yield from views_of(Trace.model_validate(row), outcome, root)
-
-
 def views_of(trace: Trace, outcome: RunOutcome, root: Path) -> Iterator[StudentView]:
-    """Yield what the students of a run said of a trace, from the score store."""
+    """Yield what the students of a run say of a trace, from the score store."""
     body = trace.reasoning or trace.answer_text
     for stage in outcome.stages:
-        identity = stage.folder(root).identity() if stage.op == "measure: student" else None
+        identity = stage.rows(root).folder.identity() if stage.op == "measure: student" else None
         if identity is None or "scores" not in identity["uses"]:  # a stage measured before its scores were named
             continue
         stored = ScoreStore(root, identity["uses"]["scores"]).get([trace.id], words=True).get(trace.id, [])
@@ -105,37 +104,41 @@ def views_of(trace: Trace, outcome: RunOutcome, root: Path) -> Iterator[StudentV
             yield view_of(trace.id, identity["with"]["student"], fitting[-1], body)
 
 
-def _made_here(event: Event) -> bool:
-    """Tell whether the row is another than its parent because of this very stage."""
-    return bool(event.row.get("parent_id")) and event.row["stage"] == event.stage
+def _events(stage: StageOutcome, rows: StageRows, prefix: str) -> Iterator[tuple[Event, Row]]:
+    """Yield what a stage did with the rows whose id begins with `prefix`."""
+    frame = rows.judged(Span.all(), frozenset(DECISION_COLUMNS)).filter(pl.col("id").str.starts_with(prefix))
+    for problem_id, row_id, kept, failed, reason, detail in frame.select(
+        "problem_id", "id", "kept", "failed", "reason", "detail"
+    ).iter_rows():
+        row = _row(rows, problem_id, row_id)
+        fate = "kept" if kept else "failed" if failed else "replaced" if reason == "replaced" else "dropped"
+        reason, detail = (None, detail) if fate == "replaced" else (reason, detail)
+        shown = row.model_dump(mode="json")
+        yield Event(stage=stage.id, op=stage.op, fate=fate, reason=reason, detail=detail, row=shown), row
 
 
-def _diff(row: dict[str, Any]) -> str | None:
-    found = restored(Trace.model_validate(row))
+def _row(rows: StageRows, problem_id: str, row_id: str) -> Row:
+    span = Span(problem_id, problem_id)
+    frame = rows.judged(span).filter(pl.col("id") == row_id)
+    if rows.gives is Kind.PROBLEMS:
+        return problems_from(frame.drop(DECISION_COLUMNS, strict=False))[0]
+    problems = {one.id: one for one in problems_from(rows.problems(span))}
+    return traces_from(frame, problems)[0]
+
+
+def _children(stage: StageOutcome, rows: StageRows, prefix: str) -> Iterator[Child]:
+    """Yield the traces that a stage itself made of a trace whose id begins with `prefix`."""
+    if rows.makes is not Kind.TRACES:
+        return
+    frame = rows.frame(Span.all(), ("parents", "stage")).filter(pl.col("stage") == stage.id)
+    for row_id, parents in frame.select("id", "parents").iter_rows():
+        if any(one["id"].startswith(prefix) for one in parents or ()):
+            yield Child(id=row_id, stage=stage.id, op=stage.op)
+
+
+def _diff(row: Row) -> str | None:
+    """Return what pruning changed of a row's parent, None for any other row."""
+    if not isinstance(row, Trace) or row.parent(ParentRole.PRUNED) is None:
+        return None
+    found = restored(row)
     return None if found is None else diff(*found)
-
-
-def _events(stage: StageOutcome, prefix: str, root: Path) -> Iterator[tuple[str, Event]]:
-    """Yield the events of the rows whose id, or whose parent's id, begins with `prefix`."""
-    folder = stage.folder(root)
-    for row in folder.read_all():
-        if row.id.startswith(prefix) or (isinstance(row, Trace) and (row.parent_id or "").startswith(prefix)):
-            yield row.id, _kept(stage, row)
-    for dropped in folder.read_dropped():
-        if dropped.id.startswith(prefix):
-            yield dropped.id, _dropped(stage, dropped)
-
-
-def _kept(stage: StageOutcome, row: Row) -> Event:
-    return Event(stage=stage.id, op=stage.op, fate="kept", row=row.model_dump(mode="json"))
-
-
-def _dropped(stage: StageOutcome, dropped: Dropped) -> Event:
-    return Event(
-        stage=stage.id,
-        op=stage.op,
-        fate="error" if dropped.error else "dropped",
-        reason=dropped.reason,
-        detail=dropped.detail,
-        row=json.loads(dropped.row),
-    )

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tracefactory.config import Pipeline, StageConfig
 from tracefactory.core.files import read_json
-from tracefactory.core.fingerprint import digest
-from tracefactory.core.schema import Frozen, Problem
-from tracefactory.stages.sample.chat import SampleOp, SampleParams
-from tracefactory.stages.source.problems import SourceOp
+from tracefactory.core.model import Environment
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.rows import Frozen, Kind, Problem
+from tracefactory.core.spans import Span
+from tracefactory.core.stage import AtMost, Batch, Wanted, Work, kinds_of, stage_of
+from tracefactory.engine.identity import Identity, identities
+from tracefactory.engine.shards import united_inputs
 from tracefactory.store.requests import RequestStore
+from tracefactory.store.rows import StageRows, stored_rows
 from tracefactory.store.stages import StageFolder, StageRecord
+
+_BATCH_PROBLEMS = 4096
+_SAMPLE = 256  # stored completions that the expected tokens of the missing ones are scaled from
 
 
 class State(StrEnum):
@@ -24,13 +31,6 @@ class State(StrEnum):
     CACHED = "cached"
     PARTIAL = "partial"
     NEW = "new"
-
-
-class Identity(Frozen):
-    """A stage's key and what it was made from."""
-
-    key: str
-    content: Mapping[str, Any]
 
 
 class ToPay(Frozen):
@@ -51,19 +51,24 @@ class ToPay(Frozen):
 
 
 class PlannedStage(Frozen):
+    """One stage of a plan. `unknown` says that what it would pay for depends on rows that only a run reads or makes."""
+
     id: str
     op: str
     key: str
     state: State
     why: str
     to_pay: ToPay | None = None
-    unknown: bool = False  # what it would pay for depends on rows that only a run reads or makes
+    unknown: bool = False
 
 
 class Plan(Frozen):
+    """What a run would do. `rebuilt` is how many stages an earlier version stored in a layout that is not read."""
+
     pipeline: str
     version: str
     stages: tuple[PlannedStage, ...]
+    rebuilt: int = 0
 
     @property
     def requests(self) -> int:
@@ -74,32 +79,33 @@ class Plan(Frozen):
     def bound(self) -> bool:
         return any(stage.to_pay.bound for stage in self.stages if stage.to_pay)
 
-
-def identities(pipeline: Pipeline) -> dict[str, Identity]:
-    """Return the key of every stage: a digest of operation, parameters, what they use, and the keys of the inputs."""
-    found: dict[str, Identity] = {}
-    for stage in pipeline.stages:
-        content = {
-            "id": stage.id,
-            "op": f"{stage.verb}:{stage.name}",
-            "version": stage.op.version,
-            "with": stage.params.model_dump(mode="json", by_alias=True),
-            "uses": stage.op.identity(stage, pipeline),
-            "inputs": {source: found[source].key for source in stage.inputs},
-        }
-        found[stage.id] = Identity(key=digest(content), content=content)
-    return found
+    @property
+    def may_pay(self) -> bool:
+        """Whether the run may pay for anything."""
+        return self.requests > 0 or any(stage.unknown for stage in self.stages)
 
 
-def is_current(folder: StageFolder, inputs: Mapping[str, StageRecord], stage: StageConfig, pipeline: Pipeline) -> bool:
-    """Tell whether a stage is done, from inputs as they are now, with nothing left to try again."""
+def is_current(folder: StageFolder, inputs: Mapping[str, StageRecord], intact: bool) -> bool:
+    """Tell whether a stage is done, from inputs as they are now, with nothing owed and its outputs `intact`."""
     record = folder.record()
     return (
         record is not None
-        and not record.tally.retryable
+        and not record.tally.owed
         and record.inputs == {source: one.digest for source, one in inputs.items()}
-        and stage.op.is_intact(stage, pipeline)
+        and intact
     )
+
+
+def make_plan(pipeline: Pipeline, root: Path, *, count: bool = True) -> Plan:
+    """Compare a pipeline with the store. Reads local sources; sends nothing.
+
+    Without `count` the requests that are still to pay are not counted, which takes reading all rows.
+    """
+    planner = _Planner(pipeline, root, identities(pipeline), kinds_of(pipeline), RequestStore(root), count)
+    done: dict[str, StageRecord] = {}
+    stages = tuple(planner.stage(stage, done) for stage in pipeline.stages)
+    rebuilt = sum(planner.former_layout(stage) for stage in pipeline.stages if stage.id not in done)
+    return Plan(pipeline=pipeline.name, version=pipeline.version, stages=stages, rebuilt=rebuilt)
 
 
 @dataclass
@@ -107,100 +113,130 @@ class _Planner:
     pipeline: Pipeline
     root: Path
     identities: Mapping[str, Identity]
+    kinds: Mapping[str, Kind]
     store: RequestStore
+    count: bool
 
     def folder(self, stage_id: str) -> StageFolder:
-        stage = self.pipeline.stage(stage_id)
-        return StageFolder(self.root, stage_id, self.identities[stage_id].key, stage.op.gives)
+        return StageFolder(self.root, stage_id, self.identities[stage_id].key)
 
-    def stage(self, stage: StageConfig, done: dict[str, StageRecord]) -> PlannedStage:
-        folder = self.folder(stage.id)
-        inputs_done = all(source in done for source in stage.inputs)
+    def stage(self, stage: StageSpec[Any], done: dict[str, StageRecord]) -> PlannedStage:
+        """Plan one stage; the records of the stages that are done are collected in `done`."""
+        op, folder = stage_of(stage), self.folder(stage.id)
         inputs = {source: done[source] for source in stage.inputs if source in done}
+        complete = len(inputs) == len(stage.inputs)
         record = folder.record()
-        if inputs_done and record is not None and is_current(folder, inputs, stage, self.pipeline):
+        if record is not None and complete and is_current(folder, inputs, op.is_intact(stage, self.pipeline)):
             done[stage.id] = record
-            return self._planned(stage, State.CACHED, f"{record.tally.kept} rows")
-        to_pay, unknown = self._to_pay(stage, inputs_done)
-        state = State.PARTIAL if record or folder.parts() or (to_pay and to_pay.paid) else State.NEW
-        return self._planned(stage, state, self._why(stage, folder, record, done), to_pay, unknown)
+            return self._planned(stage, State.CACHED, f"{record.tally.kept:,} rows")
+        to_pay, unknown = self._to_pay(stage, complete)
+        begun = record is not None or folder.shards_done() or (to_pay is not None and to_pay.paid)
+        why = self._why(stage, folder, record, done)
+        return self._planned(stage, State.PARTIAL if begun else State.NEW, why, to_pay, unknown)
+
+    def former_layout(self, stage: StageSpec[Any]) -> bool:
+        """Tell whether a version of this package with other keys stored this stage."""
+        return any("key_version" not in found for _, found in self._others(stage.id))
 
     def _planned(
-        self, stage: StageConfig, state: State, why: str, to_pay: ToPay | None = None, unknown: bool = False
+        self, stage: StageSpec[Any], state: State, why: str, to_pay: ToPay | None = None, unknown: bool = False
     ) -> PlannedStage:
-        return PlannedStage(
-            id=stage.id,
-            op=f"{stage.verb}:{stage.name}",
-            key=self.identities[stage.id].key,
-            state=state,
-            why=why,
-            to_pay=to_pay,
-            unknown=unknown,
-        )
+        key = self.identities[stage.id].key
+        return PlannedStage(id=stage.id, op=stage.op, key=key, state=state, why=why, to_pay=to_pay, unknown=unknown)
 
     def _why(
-        self, stage: StageConfig, folder: StageFolder, record: StageRecord | None, done: Mapping[str, StageRecord]
+        self,
+        stage: StageSpec[Any],
+        folder: StageFolder,
+        record: StageRecord | None,
+        done: Mapping[str, StageRecord],
     ) -> str:
         """Say in the words of the YAML why a stage has to run."""
         waiting = [source for source in stage.inputs if source not in done]
-        if record is not None and record.tally.retryable:
-            return f"{record.tally.retryable} failed rows to try again"
+        if record is not None and record.tally.owed:
+            return f"{record.tally.owed} failed rows to try again"
         if record is not None:
             return f"input {', '.join(waiting)} is not complete" if waiting else "its inputs or outputs have changed"
-        if parts := folder.parts():
-            return f"interrupted after {len(parts)} shards"
-        before = self._latest_other(stage.id)
-        if before is None:
+        if shards := folder.shards_done():
+            return f"interrupted after {shards} shards"
+        others = self._others(stage.id)
+        if not others:
             return "never run"
-        return "; ".join(changes(before, self.identities[stage.id].content)) or "changed"
+        _, before = max(others, key=lambda one: one[0])
+        if "key_version" not in before:
+            return "stored by an earlier version: rebuilt from what was paid for"
+        return "; ".join(changes(before, self.identities[stage.id].stored())) or "changed"
 
-    def _latest_other(self, stage_id: str) -> Mapping[str, Any] | None:
-        """Return the newest other identity that this stage id had."""
-        mine = self.folder(stage_id).path.name
-        files = [
-            path
-            for path in (self.root / "stages").glob(f"{stage_id}-{'[0-9a-f]' * 16}/identity.json")
-            if path.parent.name != mine
-        ]
-        newest = max(files, key=lambda path: path.stat().st_mtime, default=None)
-        return None if newest is None else read_json(newest)
+    def _others(self, stage_id: str) -> list[tuple[float, Mapping[str, Any]]]:
+        """Return the other identities that this stage id had, each with the time it was written."""
+        own = self.folder(stage_id).path.name
+        files = (self.root / "stages").glob(f"{stage_id}-{'[0-9a-f]' * 16}/identity.json")
+        return [(path.stat().st_mtime, read_json(path) or {}) for path in files if path.parent.name != own]
 
-    def _to_pay(self, stage: StageConfig, inputs_done: bool) -> tuple[ToPay | None, bool]:
-        if not isinstance(stage.op, SampleOp):
-            bound = self._bound(stage) if inputs_done else None
-            return bound, bound is None and stage.op.asks(stage) is not None
-        problems = self._problems(stage)
-        if problems is None:
+    def _to_pay(self, stage: StageSpec[Any], complete: bool) -> tuple[ToPay | None, bool]:
+        """Return what a stage still has to pay for, and whether that is not known before a run."""
+        op = stage_of(stage)
+        model = op.asks(stage, self.pipeline)
+        if model is None or not self.count:
+            return None, False
+        batches = self._batches(stage, complete)
+        if batches is None:
             return None, True
-        assert isinstance(stage.params, SampleParams)
-        spec = self.pipeline.models[stage.op.payer(stage)]
-        draws = stage.op.draws(stage, self.pipeline, problems)
-        present = self.store.present(draw.request.key for draw in draws)
-        missing = [draw for draw in draws if draw.request.key not in present]
-        # Without the model's tokenizer a prompt is bounded by its bytes: no tokenizer makes more tokens than bytes.
-        prompt = sum(len(str(m["content"]).encode()) for draw in missing for m in draw.request.messages)
-        most = len(missing) * stage.params.max_tokens
-        seen = [record["completion"] for record in self.store.get(list(present)[:256]).values()]
+        first = next(batches, Batch())
+        wanted = op.wanted(stage, self.pipeline, first)
+        if wanted is None:
+            bound = self._bound(stage, first, batches)
+            return bound, bound is None
+        return self._exactly(stage, model, first, batches), False
+
+    def _exactly(self, stage: StageSpec[Any], model: str, first: Batch, batches: Iterator[Batch]) -> ToPay:
+        """Count the requests of a stage whose requests follow from its rows."""
+        op, spec = stage_of(stage), self.pipeline.models[model]
+        missing = paid = prompt_bytes = 0
+        seen: list[str] = []
+        batch: Batch | None = first
+        while batch is not None:
+            wanted = {one.key: one for one in op.wanted(stage, self.pipeline, batch) or ()}
+            present = self._present(wanted)
+            paid += len(present)
+            missing += len(wanted) - len(present)
+            # Without the model's tokenizer a prompt is bounded by its bytes: no tokenizer makes more tokens than bytes.
+            prompt_bytes += sum(one.prompt_bytes for key, one in wanted.items() if key not in present)
+            seen += list(present.values())[: _SAMPLE - len(seen)]
+            batch = next(batches, None)
+        most = missing * stage.params.max_tokens
         expected = expected_cost = None
-        if seen:
-            each_in = sum(one["prompt_tokens"] for one in seen) / len(seen)
-            each_out = sum(one["completion_tokens"] for one in seen) / len(seen)
-            expected = round(len(missing) * (each_in + each_out))
-            expected_cost = len(missing) * (each_in * spec.price_in + each_out * spec.price_out) / 1e6
-        to_pay = ToPay(
-            requests=len(missing),
-            paid=len(present),
-            tokens_at_most=prompt + most,
-            cost_at_most=(prompt * spec.price_in + most * spec.price_out) / 1e6,
+        if records := [record["completion"] for record in self.store.get(seen).values()]:
+            each_in = sum(one["prompt_tokens"] for one in records) / len(records)
+            each_out = sum(one["completion_tokens"] for one in records) / len(records)
+            expected = round(missing * (each_in + each_out))
+            expected_cost = missing * (each_in * spec.price_in + each_out * spec.price_out) / 1e6
+        return ToPay(
+            requests=missing,
+            paid=paid,
+            tokens_at_most=prompt_bytes + most,
+            cost_at_most=(prompt_bytes * spec.price_in + most * spec.price_out) / 1e6,
             tokens_expected=expected,
             cost_expected=expected_cost,
         )
-        return to_pay, False
 
-    def _bound(self, stage: StageConfig) -> ToPay | None:
+    def _present(self, wanted: Mapping[str, Wanted]) -> dict[str, str]:
+        """Return the keys that are paid for, each with the key its completion is stored under."""
+        present = {key: key for key in self.store.present(wanted)}
+        if self.store.has_v1_keys:
+            older = {one.key_v1(): key for key, one in wanted.items() if key not in present}
+            present |= {older[key_v1]: key_v1 for key_v1 in self.store.present(older)}
+        return present
+
+    def _bound(self, stage: StageSpec[Any], first: Batch, batches: Iterator[Batch]) -> ToPay | None:
         """Return what a stage asks at most about the rows its inputs gave, None where nobody can say."""
-        rows = [row for source in stage.inputs for row in self.folder(source).read_all()]
-        by_model = stage.op.at_most(stage, self.pipeline, rows)
+        op = stage_of(stage)
+        by_model: dict[str, AtMost] = {}
+        batch: Batch | None = first
+        while batch is not None:
+            for name, most in op.at_most(stage, self.pipeline, batch).items():
+                by_model[name] = by_model.get(name, AtMost()) + most
+            batch = next(batches, None)
         if not by_model:
             return None
         prices = {name: self.pipeline.models[name] for name in by_model}
@@ -215,44 +251,52 @@ class _Planner:
             ),
         )
 
-    def _problems(self, stage: StageConfig) -> list[Problem] | None:
-        """Return the problems a stage would sample, or None when only a run can read them."""
-        problems: list[Problem] = []
-        for source in stage.inputs:
-            folder, origin = self.folder(source), self.pipeline.stage(source)
-            if folder.record() is not None:
-                problems += [row for row in folder.read_all() if isinstance(row, Problem)]
-            elif isinstance(origin.op, SourceOp) and origin.op.source.offline:
-                problems += origin.op.problems(origin, self.pipeline)[0]
-            else:
-                return None
-        return problems
+    def _batches(self, stage: StageSpec[Any], complete: bool) -> Iterator[Batch] | None:
+        """Return the rows that a stage would be given, or None when only a run can make them."""
+        if complete or all(self.folder(source).record() is not None for source in stage.inputs):
+            return united_inputs(self._rows(stage)).batches(Span.all(), _BATCH_PROBLEMS)
+        origins = [self.pipeline.stage(source) for source in stage.inputs]
+        if all(self._is_local_source(one) for one in origins):
+            return _in_batches(problem for one in origins for problem in self._problems(one))
+        return None
+
+    def _rows(self, stage: StageSpec[Any]) -> StageRows:
+        op = stage_of(stage)
+        inputs = tuple(stored_rows(self.root, one, self.identities[one].key) for one in stage.inputs)
+        return StageRows(self.folder(stage.id), 1, self.kinds[stage.id], op.makes, op.judges, inputs)
+
+    def _is_local_source(self, stage: StageSpec[Any]) -> bool:
+        op = stage_of(stage)
+        return op.work(stage, self.pipeline) is Work.SOURCE and op.makes is Kind.PROBLEMS and op.offline(stage)
+
+    def _problems(self, stage: StageSpec[Any]) -> Iterator[Problem]:
+        environment = Environment(root=self.pipeline.project.root)
+        for made in stage_of(stage).read(stage, self.pipeline, environment):
+            if made.decision.keep:
+                yield made.row
 
 
-def make_plan(pipeline: Pipeline, root: Path) -> Plan:
-    """Compare a pipeline with the store. Reads local sources; sends nothing."""
-    planner = _Planner(pipeline, root, identities(pipeline), RequestStore(root))
-    done: dict[str, StageRecord] = {}
-    stages = tuple(planner.stage(stage, done) for stage in pipeline.stages)
-    return Plan(pipeline=pipeline.name, version=pipeline.version, stages=stages)
+def _in_batches(problems: Iterator[Problem]) -> Iterator[Batch]:
+    while batch := list(islice(problems, _BATCH_PROBLEMS)):
+        yield Batch(problems=batch)
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Say what differs between two identities of one stage: `samples: 4 -> 8`, `input problems changed`."""
-    said = [f"input {name} changed" for name in after["inputs"] if before["inputs"].get(name) != after["inputs"][name]]
-    said += [f"input {name} removed" for name in before["inputs"] if name not in after["inputs"]]
+    found = [f"input {name} changed" for name in after["inputs"] if before["inputs"].get(name) != after["inputs"][name]]
+    found += [f"input {name} removed" for name in before["inputs"] if name not in after["inputs"]]
     if (before["op"], before["version"]) != (after["op"], after["version"]):
-        said.append(f"{before['op']} {before['version']} -> {after['op']} {after['version']}")
-    for part in ("with", "uses"):
+        found.append(f"{before['op']} {before['version']} -> {after['op']} {after['version']}")
+    for part in ("parameters", "uses"):
         old, new = _flat(before[part]), _flat(after[part])
         for name in sorted({*old, *new}):
             if old.get(name) != new.get(name):
-                said.append(f"{name}: {_short(old.get(name))} -> {_short(new.get(name))}")
-    return said
+                found.append(f"{name}: {_short(old.get(name))} -> {_short(new.get(name))}")
+    return found
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping) and value:
+    if isinstance(value, Mapping):
         return {
             k: v for name, one in value.items() for k, v in _flat(one, f"{prefix}.{name}" if prefix else name).items()
         }

@@ -9,8 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from tracefactory.core.op import STANDS
-from tracefactory.core.schema import Trace
+from tracefactory.core.stage import UNCHANGED
 from tracefactory.publish.card import LengthLine
 from tracefactory.store.stages import Tally
 
@@ -49,7 +48,7 @@ def _cells(line: FunnelLine) -> list[str]:
     reasons = ", ".join(f"{name} {count}" for name, count in sorted(tally.reasons.items(), key=lambda kv: -kv[1])[:4])
     if len(tally.reasons) > 4:
         reasons += f", {len(tally.reasons) - 4} more"
-    reasons = "; ".join(text for text in (reasons, _as_they_came(tally)) if text)
+    reasons = "; ".join(text for text in (reasons, _unchanged(tally)) if text)
     counts = [f"{n:,}" for n in (tally.rows_in, tally.kept, tally.dropped, tally.errors)]
     samples = "requests" in tally.numbers
     tokens = paid.get("prompt_tokens", 0) + paid.get("completion_tokens", 0)
@@ -62,20 +61,17 @@ def _cells(line: FunnelLine) -> list[str]:
     return [line.id, line.op, *counts, reasons, *spent, line.state]
 
 
-def _as_they_came(tally: Tally) -> str:
+def _unchanged(tally: Tally) -> str:
     """Say how many of the kept rows a stage could not change, and why; nothing for stages that do not count them."""
-    stands = {name.removeprefix(STANDS): n for name, n in tally.numbers.items() if name.startswith(STANDS)}
-    if not stands:
+    found = {name.removeprefix(UNCHANGED): n for name, n in tally.numbers.items() if name.startswith(UNCHANGED)}
+    if not found:
         return ""
-    most = ", ".join(f"{reason} {n:.0f}" for reason, n in sorted(stands.items(), key=lambda kv: -kv[1])[:4])
-    return f"as they came {sum(stands.values()):.0f}: {most}"
+    most = ", ".join(f"{reason} {n:.0f}" for reason, n in sorted(found.items(), key=lambda kv: -kv[1])[:4])
+    return f"unchanged {sum(found.values()):.0f}: {most}"
 
 
-def lengths(traces: Sequence[Trace]) -> RenderableType:
+def lengths(by_style: Mapping[str, Sequence[int]]) -> RenderableType:
     """Return the distribution of completion tokens by style: quantiles and a histogram on one common scale."""
-    by_style: dict[str, list[int]] = {}
-    for trace in traces:
-        by_style.setdefault(trace.style or "unstyled", []).append(trace.completion_tokens)
     table = Table(title="completion tokens of the published traces", title_justify="left", header_style="bold")
     for name in ("style", "rows", "min", "p10", "median", "p90", "max"):
         table.add_column(name, justify="left" if name == "style" else "right")

@@ -1,26 +1,33 @@
-"""The main flow: plan, refuse what cannot end well, run every stage as soon as its inputs allow, say what came of it.
+"""The main flow: plan, refuse what cannot end well, run every stage as soon as its inputs allow, report.
 
 What is done already is used as it is: a stage with its record, a shard with its file, a completion in the store.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 
 from pydantic import SecretStr
 
-from tracefactory.config import Pipeline, resolved
+from tracefactory.config.model import resolved
 from tracefactory.core.errors import UserError
+from tracefactory.core.model import env_names
+from tracefactory.core.pipeline import Pipeline
+from tracefactory.core.stage import stage_of
 from tracefactory.engine.executors import Executor, open_executor
 from tracefactory.engine.flow import Flow, StageRun
-from tracefactory.engine.plan import identities, make_plan
+from tracefactory.engine.identity import identities
+from tracefactory.engine.plan import Plan, State, make_plan
 from tracefactory.engine.runs import RunFolder, RunOutcome, StageOutcome
 from tracefactory.engine.worker import WorkerSetup
-from tracefactory.serving.base import env_names
-from tracefactory.store import requests
+from tracefactory.store.requests import compact
+
+COMPACT_EVERY_S = 15.0
 
 Watch = Callable[[Flow, Executor], AbstractAsyncContextManager[None]]
 """What shows a run to a person while it goes on, and lets them stop it."""
@@ -34,27 +41,27 @@ async def run_pipeline(pipeline: Pipeline, watch: Watch) -> RunOutcome:
         Interrupted: when it was stopped; what was in flight is stored, and the same command goes on from there.
     """
     root = pipeline.project.state_dir
-    keys = identities(pipeline)
-    refuse(pipeline, {stage: identity.key for stage, identity in keys.items()})
-    plan = make_plan(pipeline, root)
+    plan = make_plan(pipeline, root, count=False)
+    refuse(pipeline, plan)
     run = RunFolder(root, pipeline.name)
     try:
         run.begin(resolved(pipeline), plan)
+        found = identities(pipeline)
         setup = WorkerSetup(
             pipeline=pipeline,
-            keys={stage: identity.key for stage, identity in keys.items()},
+            keys={stage: identity.key for stage, identity in found.items()},
             root=root,
             run_id=run.id,
             environ=_environ(pipeline),
         )
         executor = open_executor(setup)
-        flow = Flow(pipeline, root, keys, executor, run)
+        flow = Flow(pipeline, root, found, executor, run)
         try:
-            async with watch(flow, executor):
+            async with watch(flow, executor), _compacting(root):
                 await flow()
         finally:
             await executor.close()
-        requests.compact(root)
+        await asyncio.to_thread(compact, root)
         outcome = _outcome(flow, run)
         run.finish(outcome)
         return outcome
@@ -62,14 +69,33 @@ async def run_pipeline(pipeline: Pipeline, watch: Watch) -> RunOutcome:
         run.close()
 
 
-def refuse(pipeline: Pipeline, keys: dict[str, str]) -> None:
+def refuse(pipeline: Pipeline, plan: Plan) -> None:
     """Raise UserError with everything that would make the run end badly after it was paid for."""
-    refusals = [stage.op.refusal(stage, pipeline, keys) for stage in pipeline.stages]
+    states = {stage.id: stage.state for stage in plan.stages}
+    to_run = [stage for stage in pipeline.stages if states[stage.id] is not State.CACHED]
+    refusals = [stage_of(stage).refusal(stage, pipeline) for stage in to_run]
     if mistakes := [one for one in refusals if one is not None]:
         raise UserError(mistakes)
 
 
-def _environ(pipeline: Pipeline) -> dict[str, SecretStr]:
+@asynccontextmanager
+async def _compacting(root: Path) -> AsyncIterator[None]:
+    """Compact closed journals of the request store while a run goes on."""
+
+    async def again_and_again() -> None:
+        while True:
+            await asyncio.sleep(COMPACT_EVERY_S)
+            await asyncio.to_thread(compact, root)
+
+    task = asyncio.create_task(again_and_again())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _environ(pipeline: Pipeline) -> Mapping[str, SecretStr]:
     """Return the values of the environment variables that models and stages name, and no others."""
     named = [*pipeline.models.values(), *(stage.params for stage in pipeline.stages)]
     names = {name for model in named for name in env_names(model)}
@@ -93,7 +119,7 @@ def _stage_outcome(run: StageRun) -> StageOutcome:
         id=run.stage.id,
         op=f"{run.stage.verb}: {run.stage.name}",
         key=record.key,
-        gives=run.stage.op.gives,
+        gives=record.gives,
         digest=record.digest,
         cached=run.cached,
         tally=record.tally,

@@ -14,27 +14,28 @@ from pydantic import Field
 
 from tracefactory.core.errors import UserError, nearest
 from tracefactory.core.files import read_json, write_json, write_text
-from tracefactory.core.op import Rows
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen, Kind
 from tracefactory.engine.plan import Plan
-from tracefactory.store.leases import Alive
-from tracefactory.store.stages import StageFolder, Tally
+from tracefactory.store.leases import RunLock
+from tracefactory.store.rows import StageRows, stored_rows
+from tracefactory.store.stages import Tally
 
 
 class StageOutcome(Frozen):
-    """One stage of a finished run: where its rows are, what came of them, and what this run itself paid."""
+    """One stage of a finished run: where its rows are, its funnel, and what this run itself paid."""
 
     id: str
     op: str
     key: str
-    gives: Rows
+    gives: Kind
     digest: str
     cached: bool
     tally: Tally
     paid: Mapping[str, float] = Field(default_factory=dict)
 
-    def folder(self, root: Path) -> StageFolder:
-        return StageFolder(root, self.id, self.key, self.gives)
+    def rows(self, root: Path) -> StageRows:
+        """Return the rows of the stage as the run left them."""
+        return stored_rows(root, self.id, self.key)
 
 
 class RunOutcome(Frozen):
@@ -55,7 +56,7 @@ class RunFolder:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
         self.id = f"{stamp}-{pipeline}"
         self.path = root / "runs" / self.id
-        self._alive = Alive(root, self.id)
+        self._lock = RunLock(root, self.id)
         self._log = (self.path / "log.jsonl").open("a", encoding="utf-8")
         self.started = time.time()
 
@@ -72,7 +73,7 @@ class RunFolder:
 
     def close(self) -> None:
         self._log.close()
-        self._alive.close()
+        self._lock.close()
 
 
 def load_outcome(root: Path, run: str | None = None) -> RunOutcome:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from tracefactory.config import Pipeline, StageConfig
 from tracefactory.core.errors import Mistake, UserError, nearest
-from tracefactory.core.op import Rows
-from tracefactory.core.schema import Frozen
+from tracefactory.core.model import Environment, ModelSpec, env_names
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.rows import Frozen
+from tracefactory.core.stage import stage_of
 from tracefactory.models.transformers import TransformersSpec
-from tracefactory.serving.base import ModelSpec, Where, env_names
+from tracefactory.stages._sampling import SampleStage
 from tracefactory.stages.measure.student import MeasureStudent, MeasureStudentParams
-from tracefactory.stages.sample.chat import ChatParams, SampleChat, SampleOp
+from tracefactory.stages.sample.chat import ChatParams, SampleChat
 from tracefactory.stages.verify.auto import VerifyAuto, VerifyParams
 from tracefactory.stages.verify.judge import VerifyJudge
 
@@ -28,7 +30,7 @@ CHECKED, MEASURED = "teachers-checked", "teachers-measured"
 class Candidate:
     """A teacher on trial: the stage that samples from it."""
 
-    stage: StageConfig
+    stage: StageSpec[Any]
     model: str
 
 
@@ -80,9 +82,9 @@ def trial_of(
         update={"name": f"{pipeline.name}-teachers", "stages": tuple(stages), "limit": problems}
     )
     used = {judged_by, *(name for stage in stages for name in stage.model_names)}
-    where = Where(pipeline.project.root, environ)
-    wrong = [mistake for name in sorted(used) for mistake in _lacks(name, pipeline.models[name], where)]
-    wrong += stages[-1].op.check(stages[-1], derived)
+    environment = Environment(pipeline.project.root, environ)
+    wrong = [mistake for name in sorted(used) for mistake in _lacks(name, pipeline.models[name], environment)]
+    wrong += stage_of(stages[-1]).check(stages[-1], derived)
     if wrong:
         raise UserError([replace(one, file=one.file or pipeline.file) for one in wrong])
     return Trial(derived, judged_by, candidates)
@@ -108,12 +110,12 @@ def _student(pipeline: Pipeline, named: str | None, mistakes: list[Mistake]) -> 
 def _candidates(
     pipeline: Pipeline, only: Sequence[str], student: str | None, mistakes: list[Mistake]
 ) -> tuple[Candidate, ...]:
-    sampling = [stage for stage in pipeline.stages if isinstance(stage.op, SampleOp)]
+    sampling = [stage for stage in pipeline.stages if isinstance(stage_of(stage), SampleStage)]
     if not sampling:
         mistakes.append(Mistake("no teacher to try: no stage samples", pipeline.file))
         return ()
-    found = [Candidate(_once(stage), _payer(stage)) for stage in sampling]
-    chat = next((stage for stage in sampling if isinstance(stage.op, SampleChat)), None)
+    found = [Candidate(_once(stage), _billed(stage)) for stage in sampling]
+    chat = next((stage for stage in sampling if isinstance(stage_of(stage), SampleChat)), None)
     used = {name for stage in pipeline.stages for name in stage.model_names}
     others = [name for name, spec in pipeline.models.items() if not isinstance(spec, TransformersSpec)]
     if chat is not None:
@@ -127,33 +129,34 @@ def _candidates(
     return tuple(one for one in found if not only or one.model in only)
 
 
-def _payer(stage: StageConfig) -> str:
-    assert isinstance(stage.op, SampleOp)
-    return stage.op.payer(stage)
+def _billed(stage: StageSpec[Any]) -> str:
+    op = stage_of(stage)
+    assert isinstance(op, SampleStage)
+    return op.billed_model(stage)
 
 
-def _once(stage: StageConfig) -> StageConfig:
+def _once(stage: StageSpec[Any]) -> StageSpec[Any]:
     """Return a sample stage that takes the first of its samples."""
     return stage.model_copy(update={"params": stage.params.model_copy(update={"samples": 1})})
 
 
-def _like(stage: StageConfig, model: str) -> StageConfig:
+def _like(stage: StageSpec[Any], model: str) -> StageSpec[Any]:
     """Return a stage that samples from another model as `stage` does from its own."""
     assert isinstance(stage.params, ChatParams)
     once = _once(stage)
     return once.model_copy(update={"id": f"teacher-{model}", "params": once.params.model_copy(update={"model": model})})
 
 
-def _verifying(pipeline: Pipeline, inputs: tuple[str, ...]) -> Iterator[StageConfig]:
+def _verifying(pipeline: Pipeline, inputs: tuple[str, ...]) -> Iterator[StageSpec[Any]]:
     """Yield the pipeline's own verification, put behind the teachers on trial."""
-    policies = [stage.params for stage in pipeline.stages if isinstance(stage.op, VerifyAuto)]
+    policies = [stage.params for stage in pipeline.stages if isinstance(stage_of(stage), VerifyAuto)]
     yield _stage(pipeline, CHECKED, VerifyAuto, policies[0] if policies else VerifyParams(), inputs)
-    judges = [stage.params for stage in pipeline.stages if isinstance(stage.op, VerifyJudge)]
+    judges = [stage.params for stage in pipeline.stages if isinstance(stage_of(stage), VerifyJudge)]
     if judges:
         yield _stage(pipeline, "teachers-judged", VerifyJudge, judges[0], (CHECKED,))
 
 
-def _measuring(pipeline: Pipeline, student: str, window: int | None, checked: str) -> StageConfig:
+def _measuring(pipeline: Pipeline, student: str, window: int | None, checked: str) -> StageSpec[Any]:
     own = [params for params in _measures(pipeline) if params.student == student]
     params = own[0] if own else MeasureStudentParams(student=student)
     if window is not None:
@@ -171,16 +174,13 @@ def _stage(
     op: type[VerifyAuto | VerifyJudge | MeasureStudent],
     params: Frozen,
     inputs: tuple[str, ...],
-) -> StageConfig:
-    assert op.takes is Rows.TRACES
-    return StageConfig(
-        id=stage_id, verb=op.verb, name=op.name, inputs=inputs, params=params, file=pipeline.file, line=1
-    )
+) -> StageSpec[Any]:
+    return StageSpec(id=stage_id, verb=op.verb, name=op.name, inputs=inputs, params=params, file=pipeline.file, line=1)
 
 
-def _lacks(name: str, spec: ModelSpec, where: Where) -> Iterator[Mistake]:
+def _lacks(name: str, spec: ModelSpec, environment: Environment) -> Iterator[Mistake]:
     """Yield what a model needs and this machine does not have."""
-    unset = [variable for variable in env_names(spec) if not where.environ.get(variable)]
+    unset = [variable for variable in env_names(spec) if not environment.environ.get(variable)]
     yield from (Mistake(f"model {name!r}: the environment variable {variable} is not set") for variable in unset)
-    for mistake in () if unset else spec.check(where):
+    for mistake in () if unset else spec.check(environment):
         yield Mistake(f"model {name!r}: {mistake.message}", mistake.file, mistake.line, mistake.hint)

@@ -11,52 +11,27 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, cast
 
 from pydantic import SecretStr
 
-from tracefactory.config import Pipeline
-from tracefactory.core.errors import RunError
-from tracefactory.core.op import Inputs, ShardOp, WholeOp
-from tracefactory.serving.base import ChatRequest, Completion, EnvStr, ModelSpec, RequestFailed, Where
+from tracefactory.core.errors import Interrupted, RunError
+from tracefactory.core.model import ChatRequest, Environment, EnvStr, ModelSpec, RequestFailed
+from tracefactory.core.pipeline import Pipeline
+from tracefactory.core.spans import Span
+from tracefactory.core.stage import Answer, Closing, Completer, Kept, Record, Work
+from tracefactory.engine.identity import rows_of
+from tracefactory.engine.shards import ShardJob, work_on_columns, work_on_rows, write_decided
+from tracefactory.engine.sources import read_source
 from tracefactory.serving.client import ChatClient
 from tracefactory.serving.vllm.replica import Placement
-from tracefactory.store.leases import Alive
+from tracefactory.store.leases import RunLock
 from tracefactory.store.requests import RequestStore
-from tracefactory.store.stages import ShardRecord, StageFolder, StoredInput, rows_digest
+from tracefactory.store.stages import ShardRecord, input_token
 from tracefactory.verification.pool import VerifierPool
 
-Record = Mapping[str, Any]
-"""A completion as the request store keeps it: `request`, `completion`, `cost` when paid, and the `run` that paid."""
-
 FATAL = frozenset({"auth", "not_found"})  # failures of the endpoint, not of a request
-
-
-class Completer(Protocol):
-    """What answers requests: a model's client, or models in this process."""
-
-    async def complete(self, request: ChatRequest) -> Completion:
-        """Return the completion.
-
-        Raises:
-            RequestFailed: when there is none.
-        """
-        ...
-
-
-class Closing(Protocol):
-    """What a worker keeps until it ends."""
-
-    async def close(self) -> None: ...
-
-
-Kept = TypeVar("Kept", bound=Closing)
-
-
-class Interrupted(Exception):  # noqa: N818
-    """A shard that stopped because the run is being drained; what it had paid for is stored."""
 
 
 @dataclass(frozen=True)
@@ -75,112 +50,140 @@ class WorkerSetup:
 
 
 class Worker:
-    """Runs shards of any stage of one pipeline."""
+    """Runs shards of any stage of one pipeline, and is the `Services` of the stages it runs."""
 
     def __init__(self, setup: WorkerSetup, verifier_processes: int, placement: Placement) -> None:
         self.setup = setup
         self.placement = placement
         self.verifier_processes = verifier_processes
         self.pipeline = setup.pipeline
+        self.state_dir = setup.root
+        self.run_id = setup.run_id
+        self.keys = setup.keys
         self.requests = RequestStore(setup.root)
         self.draining = False
         self.numbers: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
-        self._alive = Alive(setup.root, setup.run_id)
+        self._lock = RunLock(setup.root, setup.run_id)
         self._clients: dict[str, ChatClient] = {}
         self._slots: dict[str, asyncio.Semaphore] = {}
         self._paying: dict[str, asyncio.Future[Record]] = {}
         self._verifiers: VerifierPool | None = None
         self._kept: dict[str, Closing] = {}
 
-    def folder(self, stage_id: str) -> StageFolder:
-        stage = self.pipeline.stage(stage_id)
-        return StageFolder(self.setup.root, stage_id, self.setup.keys[stage_id], stage.op.gives)
+    def job(self, stage_id: str, index: int, layouts: Mapping[str, int], inputs: Mapping[str, str]) -> ShardJob:
+        """Return what is to be done for one shard; `layouts` has the number of shards of every stage up to it."""
+        rows = rows_of(stage_id, self.pipeline, self.setup.root, self.setup.keys, layouts)
+        return ShardJob(self.pipeline.stage(stage_id), self.pipeline, rows, index, self.run_id, inputs)
 
-    async def run_shard(self, stage_id: str, index: int, count: int) -> ShardRecord | None:
+    async def run_shard(self, stage_id: str, index: int, layouts: Mapping[str, int]) -> ShardRecord | None:
         """Run one shard, or find it done from the same inputs. None means that the run is being drained."""
-        stage, folder = self.pipeline.stage(stage_id), self.folder(stage_id)
-        op = stage.op
-        assert isinstance(op, ShardOp)
         if self.draining:
             return None
-        rows = {source: self.folder(source).read_shard(index, count) for source in stage.inputs}
-        inputs = {source: rows_digest(found) for source, found in rows.items()}
+        count = layouts[stage_id]
+        job = self.job(stage_id, index, layouts, {})
+        span = Span.of(index, count)
+        inputs = {one.folder.stage_id: input_token(one.folder, one.shards, span) for one in job.rows.inputs}
+        job = self.job(stage_id, index, layouts, inputs)
         live = self.numbers[stage_id]
         live["shards"] += 1
-        done = folder.shard_record(index, count)
-        if done is not None and done.inputs == inputs and not done.tally.retryable:
+        done = job.rows.folder.shard_record(index, count)
+        if done is not None and done.inputs == inputs and not done.tally.owed:
             return done
-        bounds = op.at_most(stage, self.pipeline, [*chain(*rows.values())])
-        at_most = sum(one.requests for one in bounds.values())
-        live["at_most"] += at_most
+        if job.op.work(job.stage, self.pipeline) is Work.COLUMNS:
+            return await asyncio.to_thread(work_on_columns, job)
         try:
-            result = await op.run(stage, Inputs(rows), self)
+            return await work_on_rows(job, self, live)
         except Interrupted:
             return None
-        if bounds:
-            live["at_most"] += result.numbers.get("requests", 0) - at_most
-        return folder.write_shard(self.setup.run_id, index, count, inputs, result)
 
-    async def run_whole(self, stage_id: str, shards: int | None, inputs: Mapping[str, str]) -> list[ShardRecord]:
-        """Run a stage that needs all its input at once; `inputs` are the digests of the input stages."""
-        stage, folder = self.pipeline.stage(stage_id), self.folder(stage_id)
-        op = stage.op
-        assert isinstance(op, WholeOp)
-        sources = {source: StoredInput(self.folder(source)) for source in stage.inputs}
-        result = op.run_whole(stage, sources, shards, self)
-        folder.reopen(result.shards)
-        run_id = self.setup.run_id
-        return [folder.write_shard(run_id, i, result.shards, inputs, one) for i, one in enumerate(result.results)]
+    async def run_whole(
+        self, stage_id: str, layouts: Mapping[str, int], inputs: Mapping[str, str], reports: Sequence[Any] = ()
+    ) -> list[ShardRecord]:
+        """Run a source, a stage that decides from the columns of all shards, or the end of a release.
+
+        Args:
+            stage_id: the stage.
+            layouts: the number of shards of every stage above it.
+            inputs: the digests of its input stages.
+            reports: what `write_range` returned for each range of a release.
+        """
+        job = self.job(stage_id, 0, {**layouts, stage_id: 1}, inputs)
+        work = job.op.work(job.stage, self.pipeline)
+        if work is Work.SOURCE:
+            made = job.op.read(job.stage, self.pipeline, self.environment)
+            return await asyncio.to_thread(read_source, job, made, self.pipeline.run.shards)
+        job.rows.folder.reopen(1)
+        if work is Work.RELEASE:
+            decided = await asyncio.to_thread(job.op.release, job.stage, job.input_rows, reports, self)
+            return [write_decided(job, decided)]
+        return [await asyncio.to_thread(work_on_columns, job)]
+
+    async def write_range(self, stage_id: str, layouts: Mapping[str, int], number: int, span: Span) -> Any:
+        """Write one range of a release and return the stage's report."""
+        job = self.job(stage_id, 0, {**layouts, stage_id: 1}, {})
+        return await asyncio.to_thread(job.op.write_range, job.stage, job.input_rows, number, span, self)
 
     async def complete(
-        self, model_name: str, requests: Sequence[ChatRequest], stage_id: str, client: Completer | None = None
-    ) -> list[Record | RequestFailed]:
-        """Return a completion for every request, in order: from the store, or paid for and stored as it arrives.
+        self, model: str, requests: Sequence[ChatRequest], stage_id: str, client: Completer | None = None
+    ) -> list[Answer]:
+        """Return an answer for every request, in order: from the store, or paid for and stored as it arrives.
 
         A request that fails is returned as its failure and costs its siblings nothing. When the run is being drained,
         what is in flight is awaited and stored before `Interrupted` is raised. `client` answers in place of the model's
         own client; the slots and prices are the model's.
         """
-        stored = self.requests.get(request.key for request in requests)
+        stored = self._stored(requests)
         missing = {request.key: request for request in requests if request.key not in stored}
         self.numbers[stage_id]["done"] += len(requests) - len(missing)
         outcomes = await asyncio.gather(
-            *(self._pay(model_name, request, stage_id, client) for request in missing.values()), return_exceptions=True
+            *(self._pay(model, request, stage_id, client) for request in missing.values()), return_exceptions=True
         )
-        came: dict[str, Record | RequestFailed] = {}
+        answers: dict[str, Answer] = dict(stored)
         for key, outcome in zip(missing, outcomes, strict=True):
             if isinstance(outcome, BaseException) and not isinstance(outcome, RequestFailed):
                 raise outcome
-            came[key] = outcome
-        return [came[one.key] if one.key in came else stored[one.key] for one in requests]
+            answers[key] = outcome
+        return [answers[request.key] for request in requests]
 
-    async def _pay(self, model_name: str, request: ChatRequest, stage_id: str, client: Completer | None) -> Record:
+    def stored(self, keys: Sequence[str]) -> Mapping[str, Record]:
+        return self.requests.get(keys)
+
+    def _stored(self, requests: Sequence[ChatRequest]) -> dict[str, Record]:
+        """Return what is stored of some requests by their key, also where it lies under a key of version 1."""
+        found: dict[str, Record] = dict(self.requests.get(request.key for request in requests))
+        if self.requests.has_v1_keys:
+            older = {request.key_v1: request.key for request in requests if request.key not in found}
+            for key_v1, record in self.requests.get(older).items():
+                found[older[key_v1]] = {**record, "key_v1": key_v1}
+        return found
+
+    async def _pay(self, model: str, request: ChatRequest, stage_id: str, client: Completer | None) -> Record:
         if (running := self._paying.get(request.key)) is not None:
             return await asyncio.shield(running)
         if request.key in self.requests:  # another shard paid for it since the store was read
             return self.requests.get([request.key])[request.key]
-        async with self._paying_for(request.key) as paid, self._slot(model_name):
+        async with self._paying_for(request.key) as paid, self._slot(model):
             if self.draining:
                 raise Interrupted
             live = self.numbers[stage_id]
             live["in_flight"] += 1
             try:
-                completion = await (client or self.client(model_name)).complete(request)
+                completion = await (client or self.client(model)).complete(request)
             except RequestFailed as failed:
                 if failed.kind in FATAL:
                     self.drain()  # every other request would fail alike
-                    raise RunError(f"{stage_id}: {model_name} refuses every request: {failed.message}") from failed
+                    raise RunError(f"{stage_id}: {model} refuses every request: {failed.message}") from failed
                 raise
             finally:
                 live["in_flight"] -= 1
-            cost = self.pipeline.models[model_name].cost(completion)
+            cost = self.pipeline.models[model].cost(completion)
             record = {
                 "request": request.model_dump(mode="json"),
                 "completion": completion.model_dump(mode="json"),
                 "cost": cost,
-                "run": self.setup.run_id,
+                "run": self.run_id,
             }
-            await self.requests.put(request.key, record)
+            await self.requests.put(request.key, record, request.near)
             paid.set_result(record)
         live["done"] += 1
         live["requests"] += 1
@@ -189,28 +192,24 @@ class Worker:
         live["cost"] += cost
         return record
 
-    def client(self, model_name: str, served_as: tuple[str, ModelSpec] | None = None) -> ChatClient:
-        """Return the one client of a model; its endpoint starts with the first request.
-
-        `served_as` (what for, and how) gives a client of its own to a model that is served otherwise than declared.
-        """
-        name = model_name if served_as is None else f"{model_name}-{served_as[0]}"
+    def client(self, model: str, served_as: tuple[str, ModelSpec] | None = None) -> ChatClient:
+        """Return the one client of a model; its endpoint starts with the first request."""
+        name = model if served_as is None else f"{model}-{served_as[0]}"
         if name not in self._clients:
-            spec = self.pipeline.models[model_name] if served_as is None else served_as[1]
-            self._clients[name] = ChatClient.connect(spec, self.setup.log_dir / name, self.where)
+            spec = self.pipeline.models[model] if served_as is None else served_as[1]
+            self._clients[name] = ChatClient.connect(spec, self.setup.log_dir / name, self.environment)
         return self._clients[name]
 
     def keep(self, name: str, make: Callable[[], Kept]) -> Kept:
-        """Return what is filed under `name`: made when it is first asked for, and closed with the worker."""
         if name not in self._kept:
             self._kept[name] = make()
         return cast(Kept, self._kept[name])
 
     @property
-    def where(self) -> Where:
+    def environment(self) -> Environment:
         environ = {name: secret.get_secret_value() for name, secret in self.setup.environ.items()}
         root, servers = self.pipeline.project.root, self.setup.root / "servers"
-        return Where(root=root, environ=environ, placement=self.placement, servers=servers)
+        return Environment(root=root, environ=environ, placement=self.placement, servers=servers)
 
     @property
     def verifiers(self) -> VerifierPool:
@@ -219,8 +218,7 @@ class Worker:
         return self._verifiers
 
     def secret(self, value: EnvStr) -> SecretStr:
-        """Return the value of an "env:NAME" parameter."""
-        return SecretStr(value.resolve(self.where.environ))
+        return SecretStr(value.resolve(self.environment.environ))
 
     def progress(self) -> dict[str, dict[str, float]]:
         """Return what was done so far by stage: requests, tokens, cost, requests in flight."""
@@ -240,12 +238,11 @@ class Worker:
         if self._verifiers is not None:
             self._verifiers.close()
         self.requests.close()
-        self._alive.close()
+        self._lock.close()
 
     def _slot(self, model_name: str) -> asyncio.Semaphore:
         if model_name not in self._slots:
-            spec: ModelSpec = self.pipeline.models[model_name]
-            self._slots[model_name] = asyncio.Semaphore(spec.concurrency)
+            self._slots[model_name] = asyncio.Semaphore(self.pipeline.models[model_name].concurrency)
         return self._slots[model_name]
 
     @asynccontextmanager

@@ -1,8 +1,8 @@
-"""Filters: one Python file = one filter. What a filter file imports, and what the engine uses to run it.
+'''Filters: one Python file = one filter. What a filter file imports, and what the engine uses to run it.
 
 A filter file holds one function, named like the file, that looks at a trace and decides::
 
-    \"\"\"Drop reasoning that hedges more than it reasons.\"\"\"
+    """Drop reasoning that hedges more than it reasons."""
 
     from tracefactory.filters import KEEP, Decision, Params, Trace, drop, trace_filter
 
@@ -13,40 +13,65 @@ A filter file holds one function, named like the file, that looks at a trace and
 
     @trace_filter
     def hedging(trace: Trace, params: HedgingParams) -> Decision:
-        \"\"\"Keep traces whose hedging stays under max_rate.\"\"\"
+        """Keep traces whose hedging stays under max_rate."""
         words = trace.reasoning.lower().split()
         rate = sum(word.strip(",.") in ("wait", "hmm") for word in words) / max(1, len(words))
         return drop("hedging", f"{rate:.3f} per word") if rate > params.max_rate else KEEP
 
-The signature is the schema of the filter's parameters in a pipeline; there is nothing to register.
-`tracefactory.filters.testing.make_trace` builds traces to test a filter with.
-"""
+Where columns are enough (lengths, verdicts, measures), a filter states rules instead, which are evaluated for all rows
+at once::
 
-from tracefactory.core.schema import Outcome, Thinking, Trace, Verdict
+    @column_filter
+    def long_enough(params: LongEnoughParams) -> Rules:
+        """Keep traces of at least min_tokens tokens."""
+        yield drop_if(column("completion_tokens") < params.min_tokens, "too_short")
+
+The signature is the schema of the filter's parameters in a pipeline; there is nothing to register. A filter decides by
+the row, its parameters and the files it declares (`files=`): no other file, no clock, no randomness, no network.
+`tracefactory.testing` builds traces to test a filter with.
+'''
+
+from tracefactory.core.decisions import KEEP, Decision, drop
+from tracefactory.core.rows import Outcome, Problem, Thinking, Trace, Verdict
 from tracefactory.filters.api import (
-    KEEP,
-    Decision,
+    Band,
+    Files,
     FilterFailed,
     Params,
-    drop,
+    Rule,
+    Rules,
+    StudentBand,
+    band,
+    column,
+    column_filter,
+    drop_if,
     trace_filter,
 )
-from tracefactory.filters.loader import FilterSet, LoadedFilter, apply, load_filters, measure
+from tracefactory.filters.loader import FilterSet, LoadedFilter, apply, load_filters
 
 __all__ = [
     "KEEP",
+    "Band",
     "Decision",
+    "Files",
     "FilterFailed",
     "FilterSet",
     "LoadedFilter",
     "Outcome",
     "Params",
+    "Problem",
+    "Rule",
+    "Rules",
+    "StudentBand",
     "Thinking",
     "Trace",
     "Verdict",
     "apply",
+    "band",
+    "column",
+    "column_filter",
     "drop",
+    "drop_if",
     "load_filters",
-    "measure",
     "trace_filter",
 ]

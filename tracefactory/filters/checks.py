@@ -6,15 +6,47 @@ import ast
 import inspect
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tracefactory.core.decisions import REASON, Decision
 from tracefactory.core.errors import Mistake, UserError
-from tracefactory.core.schema import Trace
-from tracefactory.filters.api import REASON, Decision, FilterMark, Params
+from tracefactory.core.rows import Kind, Problem, Trace
+from tracefactory.filters.api import FilterMark, Params, Rule
 
-_SHAPE = "def {name}(trace: Trace, params: SomeParams) -> Decision"
+_SHAPES = {
+    False: "def {name}(trace: Trace, params: SomeParams) -> Decision",
+    True: "def {name}(params: SomeParams) -> Rules",
+}
+_DECORATORS = ("trace_filter", "column_filter")
+_ROWS = {Trace: Kind.TRACES, Problem: Kind.PROBLEMS}
+_RULES = (Iterable[Rule], Iterator[Rule], list[Rule])
+# What a filter decides by must be in its stage's key: its source, its parameters and the files it declares.
+_MODULES = frozenset(
+    {
+        *("os", "io", "pathlib", "shutil", "glob", "tempfile", "sqlite3", "subprocess", "multiprocessing", "threading"),
+        *("random", "secrets", "uuid", "time", "datetime", "socket", "ssl", "http", "urllib", "urllib3", "requests"),
+        *("httpx", "httpx2", "aiohttp", "huggingface_hub", "datasets", "openai"),
+    }
+)
+_CALLS = frozenset({"open", "exec", "eval", "compile", "input", "__import__"})
+_METHODS = frozenset(
+    {
+        *("open", "read_text", "read_bytes", "loadtxt", "genfromtxt", "fromfile", "memmap", "read_csv", "read_json"),
+        *(
+            "read_parquet",
+            "read_ndjson",
+            "read_excel",
+            "scan_csv",
+            "scan_parquet",
+            "scan_ndjson",
+            "read_table",
+            "urlopen",
+        ),
+        *("now", "today", "default_rng"),
+    }
+)
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -32,13 +64,14 @@ def check_source(file: Path, tree: ast.Module) -> tuple[str, ...]:
     found = list(_decorated(tree))
     if not found:
         hint = "a filter folder holds filters only" if name.startswith(("_", "test", "conftest")) else None
-        mistakes.append(Mistake("no function is decorated with @trace_filter", file, hint=hint))
+        mistakes.append(Mistake("no function is decorated with @trace_filter or @column_filter", file, hint=hint))
     mistakes += [
         Mistake(f"a second filter, {function.name!r}; one file holds one filter", file, function.lineno)
         for function in found[1:]
     ]
     for function in found[:1]:
         mistakes += _check_definition(file, function)
+    mistakes += _check_inputs(file, tree)
     reasons: list[str] = []
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         mistakes += _check_drop(file, call, reasons)
@@ -52,42 +85,77 @@ def one_filter(file: Path, tree: ast.Module) -> Function:
     return next(_decorated(tree))
 
 
-def check_function(function: types.FunctionType, mark: FilterMark, file: Path) -> type[Params] | None:
-    """Check the signature of a filter and of its measuring half; return its parameters' model, None if it has none.
+def check_function(
+    function: types.FunctionType, mark: FilterMark, file: Path
+) -> tuple[Kind | None, type[Params] | None]:
+    """Check the signature of a filter; return the kind of rows it takes and the model of its parameters, if any.
 
     Raises:
         UserError: with every mistake.
     """
     line = function.__code__.co_firstlineno
-    shape = f"write it as {_SHAPE.format(name=function.__name__)}"
+    hint = f"write it as {_SHAPES[mark.columns].format(name=function.__name__)}"
     hints = _hints(function, file, line)
-    arguments = list(inspect.signature(function).parameters.values())
-    positional = all(argument.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for argument in arguments)
+    arguments = [one for one in inspect.signature(function).parameters.values() if one.name != "files"]
     mistakes: list[Mistake] = []
-    if not positional or not 1 <= len(arguments) <= 2:
-        mistakes.append(Mistake("a filter takes a trace and, if it has parameters, params", file, line, shape))
-    elif hints.get(arguments[0].name) is not Trace:
-        mistakes.append(Mistake(f"its first argument {arguments[0].name!r} is not a Trace", file, line, shape))
-    if hints.get("return") is not Decision:
-        mistakes.append(Mistake("it does not say that it returns a Decision", file, line, shape))
-    model: Any = hints.get(arguments[1].name) if len(arguments) == 2 else None
-    if len(arguments) == 2 and not (isinstance(model, type) and issubclass(model, Params)):
-        mistakes.append(Mistake(f"its second argument {arguments[1].name!r} is not a Params model", file, line, shape))
-    mistakes += _check_measure(mark, file, line)
+    kind: Kind | None = None
+    if not all(one.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for one in arguments):
+        mistakes.append(Mistake("a filter takes plain arguments", file, line, hint))
+    if not mark.columns:
+        first = arguments.pop(0) if arguments else None
+        kind = _ROWS.get(hints.get(first.name)) if first is not None else None  # type: ignore[arg-type]
+        if kind is None:
+            named = "" if first is None else f" {first.name!r}"
+            mistakes.append(Mistake(f"its first argument{named} is not a Trace or a Problem", file, line, hint))
+    if len(arguments) > 1:
+        mistakes.append(Mistake("a filter takes a row and, if it has parameters, params", file, line, hint))
+    returns = hints.get("return")
+    if not (returns in _RULES if mark.columns else returns is Decision):
+        wanted = "Rules" if mark.columns else "a Decision"
+        mistakes.append(Mistake(f"it does not say that it returns {wanted}", file, line, hint))
+    model: Any = hints.get(arguments[0].name) if arguments else None
+    if arguments and not (isinstance(model, type) and issubclass(model, Params)):
+        mistakes.append(Mistake(f"its argument {arguments[0].name!r} is not a Params model", file, line, hint))
+    if bool(mark.files) != ("files" in inspect.signature(function).parameters):
+        wanted = "an argument `files: Files`" if mark.files else "files=(...) in its decorator"
+        mistakes.append(Mistake(f"a filter that reads files has {wanted}", file, line))
     if mistakes:
         raise UserError(mistakes)
-    return typing.cast("type[Params] | None", model)
+    return kind, typing.cast("type[Params] | None", model)
+
+
+def _check_inputs(file: Path, tree: ast.Module) -> Iterator[Mistake]:
+    """Refuse what makes a filter decide by something that is in no key: files, clocks, randomness, the network."""
+    hint = "declare files: @trace_filter(files=(...)); other than that a filter sees its row and its parameters alone"
+    for node in ast.walk(tree):
+        found: list[str] = []
+        if isinstance(node, ast.Import):
+            found = [one.name for one in node.names if one.name.partition(".")[0] in _MODULES]
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in _MODULES:
+            found = [node.module or ""]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _CALLS:
+            found = [f"{node.func.id}()"]
+        elif isinstance(node, ast.Attribute) and (node.attr in _METHODS or _is_numpy_random(node)):
+            found = [f".{node.attr}"]
+        for name in found:
+            line = getattr(node, "lineno", None)
+            message = f"a filter may not use {name}: a stage would stay cached when what it reads changes"
+            yield Mistake(message, file, line, hint)
+
+
+def _is_numpy_random(node: ast.Attribute) -> bool:
+    return node.attr == "random" and isinstance(node.value, ast.Name) and node.value.id in ("np", "numpy")
 
 
 def _decorated(tree: ast.Module) -> Iterator[Function]:
     for node in tree.body:
-        if isinstance(node, Function) and any(_is_trace_filter(decorator) for decorator in node.decorator_list):
+        if isinstance(node, Function) and any(_is_filter(decorator) for decorator in node.decorator_list):
             yield node
 
 
-def _is_trace_filter(decorator: ast.expr) -> bool:
+def _is_filter(decorator: ast.expr) -> bool:
     called = decorator.func if isinstance(decorator, ast.Call) else decorator
-    return getattr(called, "attr", getattr(called, "id", None)) == "trace_filter"
+    return getattr(called, "attr", getattr(called, "id", None)) in _DECORATORS
 
 
 def _check_definition(file: Path, function: Function) -> Iterator[Mistake]:
@@ -103,9 +171,19 @@ def _check_definition(file: Path, function: Function) -> Iterator[Mistake]:
 
 def _check_drop(file: Path, call: ast.Call, reasons: list[str]) -> Iterator[Mistake]:
     """Check a `drop(...)` whose reason is written in place; one computed elsewhere is checked when it is called."""
-    if not (isinstance(call.func, ast.Name) and call.func.id == "drop"):
+    place = {"drop": 0, "drop_if": 1}.get(getattr(call.func, "id", ""))
+    keywords = [k.value for k in call.keywords if k.arg in ("reason", "below", "above")]
+    if place is None and getattr(call.func, "id", "") != "band":
         return
-    reason = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "reason"), None)
+    if place is None:
+        found: list[ast.expr | None] = list(keywords)
+    else:
+        found = [call.args[place] if len(call.args) > place else next(iter(keywords), None)]
+    for reason in found:
+        yield from _check_reason(file, call, reason, reasons)
+
+
+def _check_reason(file: Path, call: ast.Call, reason: ast.expr | None, reasons: list[str]) -> Iterator[Mistake]:
     if isinstance(reason, (ast.JoinedStr, ast.BinOp)):
         hint = "put what varies from row to row into the detail: drop(reason, detail)"
         yield Mistake("a drop reason must be one fixed word", file, call.lineno, hint)
@@ -121,15 +199,3 @@ def _hints(function: types.FunctionType, file: Path, line: int) -> dict[str, Any
         return typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError) as error:
         raise UserError(Mistake(f"its annotations do not resolve: {error}", file, line)) from error
-
-
-def _check_measure(mark: FilterMark, file: Path, line: int) -> Iterator[Mistake]:
-    if mark.measure is None:
-        if mark.needs:
-            yield Mistake("needs= belongs to a measure=, and there is none", file, line)
-        return
-    try:
-        inspect.signature(mark.measure).bind(None, None, **dict.fromkeys(mark.needs))
-    except TypeError as error:
-        takes = ", ".join(["trace", "params", *(f"{need}=" for need in mark.needs)])
-        yield Mistake(f"its measure must take ({takes}): {error}", file, line)

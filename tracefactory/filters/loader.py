@@ -5,29 +5,33 @@ from __future__ import annotations
 import ast
 import functools
 import linecache
-import math
 import sys
 import traceback
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
+from tracefactory.core.decisions import Decision
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.schema import Trace
-from tracefactory.filters.api import Decision, FilterFailed, FilterMark, Params, mark_of
+from tracefactory.core.rows import Kind, Row
+from tracefactory.core.tables import frame_of
+from tracefactory.filters.api import FilterFailed, FilterMark, Params, Rule, mark_of
 from tracefactory.filters.checks import check_function, check_source, one_filter
 from tracefactory.filters.digests import source_digest
 
 
 @dataclass(frozen=True)
 class _Compiled:
-    decide: Callable[..., Any]
-    takes_params: bool
+    function: Callable[..., Any]
     params_model: type[Params]
+    takes_params: bool
     mark: FilterMark
+    kind: Kind | None
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,10 @@ class LoadedFilter:
         name: the name of the file and of the function.
         file: where the source was read from, for messages only.
         source: the text of the file.
-        digest: of what the source does: comments, layout and docstrings do not count.
+        digest: of what the source does and of the files it reads: comments, layout and docstrings do not count.
         doc: the docstring of the function.
         reasons: the drop reasons that are written in the source, in order.
+        files: the texts of the files it declares, by name.
     """
 
     name: str
@@ -52,6 +57,7 @@ class LoadedFilter:
     digest: str
     doc: str
     reasons: tuple[str, ...]
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def params_model(self) -> type[Params]:
@@ -59,26 +65,29 @@ class LoadedFilter:
         return self._compiled.params_model
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        """What its measuring half has to be given by keyword, such as a student."""
-        return self._compiled.mark.needs
+    def on_columns(self) -> bool:
+        """Whether it decides from columns alone."""
+        return self._compiled.mark.columns
 
     @property
-    def measures(self) -> bool:
-        """Whether it has a measuring half."""
-        return self._compiled.mark.measure is not None
+    def kind(self) -> Kind | None:
+        """The kind of rows it works on; None for a filter on columns, which works on any row that has them."""
+        return self._compiled.kind
 
-    def decide(self, trace: Trace, params: Params) -> Any:
-        """Call the filter's function as it is; `apply` is the same with failures told apart from decisions."""
+    def rules(self, params: Params) -> list[Rule]:
+        """Return the rules of a filter on columns."""
+        return list(self._call(params))
+
+    def decide(self, row: Row, params: Params) -> Any:
+        """Call the filter's function as it is; `apply` is the same with failures as `FilterFailed`."""
+        if self.on_columns:
+            return first_rule(frame_of([row]), self.rules(params))[0]
+        return self._call(row, params)
+
+    def _call(self, *arguments: Any) -> Any:
         compiled = self._compiled
-        return compiled.decide(trace, params) if compiled.takes_params else compiled.decide(trace)
-
-    def run_measure(self, trace: Trace, params: Params, **needs: object) -> Any:
-        """Call the measuring half as it is; `measure` is the same, checked."""
-        function = self._compiled.mark.measure
-        if function is None:
-            raise TypeError(f"filter {self.name!r} measures nothing")
-        return function(trace, params, **needs)
+        given = arguments if compiled.takes_params else arguments[:-1]
+        return compiled.function(*given, **({"files": self.files} if compiled.mark.files else {}))
 
     @property
     def _compiled(self) -> _Compiled:
@@ -114,6 +123,8 @@ class FilterSet(Mapping[str, LoadedFilter]):
 def load_filters(folder: Path) -> FilterSet:
     """Load every `*.py` of a folder as a filter; a folder that does not exist holds none.
 
+    The files that a filter declares are looked for in the folder above, the project's.
+
     Raises:
         UserError: with everything that is wrong in any of the files, as file:line.
     """
@@ -131,38 +142,40 @@ def load_filters(folder: Path) -> FilterSet:
     return FilterSet(filters)
 
 
-def apply(loaded: LoadedFilter, trace: Trace, params: Params) -> Decision:
-    """Return what a filter decides for a trace.
+def apply(loaded: LoadedFilter, row: Row, params: Params) -> Decision:
+    """Return what a filter decides for a row.
 
     Raises:
-        FilterFailed: when the filter raises or returns anything but a Decision; the caller records an error row.
+        FilterFailed: when the filter raises or returns anything but a Decision; the caller records a failed row.
     """
     try:
-        decision = loaded.decide(trace, params)
+        decision = loaded.decide(row, params)
     except Exception as error:
-        raise FilterFailed(loaded.name, trace.id, _traceback_text(error, str(loaded.file))) from error
+        raise FilterFailed(loaded.name, row.id, _traceback_text(error, str(loaded.file))) from error
     if not isinstance(decision, Decision):
-        raise FilterFailed(loaded.name, trace.id, f"it returned {decision!r} instead of KEEP or drop(...)")
+        raise FilterFailed(loaded.name, row.id, f"it returned {decision!r} instead of KEEP or drop(...)")
     return decision
 
 
-def measure(loaded: LoadedFilter, trace: Trace, params: Params, **needs: object) -> dict[str, float]:
-    """Return what a filter measures on a trace, named "<filter>/<name>" as `trace.measures` holds it.
+def first_rule(frame: pl.DataFrame, rules: list[Rule]) -> list[Decision]:
+    """Return the decision on each row of a frame: the first rule that is true drops it."""
+    found = with_rules(frame, rules)
+    return [Decision(reason, detail) for reason, detail in found.select("reason", "detail").iter_rows()]
 
-    Raises:
-        FilterFailed: when it raises, or returns anything but a mapping of names to finite numbers.
+
+def with_rules(frame: pl.DataFrame, rules: list[Rule]) -> pl.DataFrame:
+    """Return a frame with `reason` and `detail` of the first rule that is true for each row.
+
+    Columns that the frame lacks are null.
     """
-    try:
-        measured = loaded.run_measure(trace, params, **needs)
-    except Exception as error:
-        raise FilterFailed(loaded.name, trace.id, _traceback_text(error, str(loaded.file))) from error
-    fits = isinstance(measured, Mapping) and all(
-        isinstance(name, str) and isinstance(value, (int, float)) and math.isfinite(value)
-        for name, value in measured.items()
-    )
-    if not fits:
-        raise FilterFailed(loaded.name, trace.id, f"it measured {measured!r} instead of names with finite numbers")
-    return {f"{loaded.name}/{name}": float(value) for name, value in measured.items()}
+    needed = {name for rule in rules for one in (rule.when, rule.detail) for name in one.meta.root_names()}
+    absent = [pl.lit(None, pl.Float64).alias(name) for name in sorted(needed - set(frame.columns))]
+    frame = frame.with_columns(absent)
+    reason, detail = pl.lit(None, pl.String), pl.lit(None, pl.String)
+    for rule in reversed(rules):
+        reason = pl.when(rule.when).then(pl.lit(rule.reason)).otherwise(reason)
+        detail = pl.when(rule.when).then(rule.detail).otherwise(detail)
+    return frame.with_columns(reason=reason, detail=detail)
 
 
 def _load(file: Path) -> LoadedFilter:
@@ -174,8 +187,30 @@ def _load(file: Path) -> LoadedFilter:
         raise UserError(Mistake(f"not Python: {getattr(error, 'msg', error)}", file, line)) from error
     name, reasons = file.stem, check_source(file, tree)
     function = one_filter(file, tree)
-    _compile(name, str(file), source)  # a filter that cannot run is found here and not on a worker
-    return LoadedFilter(name, file, source, source_digest(tree), ast.get_docstring(function) or "", reasons)
+    compiled = _compile(name, str(file), source)  # a filter that cannot run is found here and not on a worker
+    files = _read_files(compiled.mark.files, file, function.lineno)
+    own = source_digest(tree)
+    whole = digest({"source": own, "files": {one: digest(text) for one, text in files.items()}}) if files else own
+    return LoadedFilter(name, file, source, whole, ast.get_docstring(function) or "", reasons, files)
+
+
+def _read_files(names: tuple[str, ...], file: Path, line: int) -> dict[str, str]:
+    root = file.parent.parent
+    found: dict[str, str] = {}
+    mistakes: list[Mistake] = []
+    for name in names:
+        path = root / name
+        try:
+            found[name] = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            beside = [one.name for one in path.parent.glob("*")] if path.parent.is_dir() else []
+            hint = nearest(path.name, beside) or f"looked for in {root}"
+            mistakes.append(Mistake(f"its file {name!r} is not there", file, line, hint))
+        except UnicodeDecodeError as error:
+            mistakes.append(Mistake(f"its file {name!r} is no UTF-8 text: {error.reason}", file, line))
+    if mistakes:
+        raise UserError(mistakes)
+    return found
 
 
 @functools.lru_cache(maxsize=1024)
@@ -200,9 +235,9 @@ def _compile(name: str, file: str, source: str) -> _Compiled:
     function = getattr(module, name, None)
     mark = mark_of(function)
     if not isinstance(function, types.FunctionType) or mark is None:
-        raise UserError(Mistake(f"{name} is not a function decorated with trace_filter", Path(file)))
-    params_model = check_function(function, mark, Path(file))
-    return _Compiled(function, params_model is not None, params_model or Params, mark)
+        raise UserError(Mistake(f"{name} is not a function decorated with trace_filter or column_filter", Path(file)))
+    kind, params_model = check_function(function, mark, Path(file))
+    return _Compiled(function, params_model or Params, params_model is not None, mark, kind)
 
 
 def _traceback_text(error: Exception, file: str) -> str:

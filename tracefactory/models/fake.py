@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tracefactory.serving.base import MODELS, Endpoint, EnvStr, ModelSpec, Where
+from tracefactory.core.model import MODELS, Endpoint, Environment, EnvStr, ModelSpec
 from tracefactory.serving.fake_script import FakeScript
 from tracefactory.serving.managed import ManagedEndpoint
 
@@ -28,13 +28,13 @@ class FakeSpec(ModelSpec):
         """The fake."""
         return "fake"
 
-    def identity(self, where: Where | None = None) -> dict[str, Any]:
+    def identity(self, environment: Environment | None = None) -> dict[str, Any]:
         """Return what decides completions: of the script, not the faults and latencies."""
-        return {**super().identity(where), "script": self.script.identity()}
+        return {**super().identity(environment), "script": self.script.identity()}
 
-    def endpoint(self, where: Where) -> Endpoint:
+    def endpoint(self, environment: Environment) -> Endpoint:
         """Return the server process, not started yet."""
         options: dict[str, str | int | float] = {"script": self.script.model_dump_json()}
         if self.request_log:
-            options["request-log"] = str(where.root / self.request_log.resolve(where.environ))
+            options["request-log"] = str(environment.root / self.request_log.resolve(environment.environ))
         return ManagedEndpoint(f"fake model {self.model}", "tracefactory.serving.fake_server", options)

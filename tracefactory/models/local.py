@@ -12,7 +12,7 @@ from pydantic import Field
 
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.fingerprint import digest_file
-from tracefactory.serving.base import MODELS, ChatRequest, Endpoint, EnvStr, ModelSpec, Where
+from tracefactory.core.model import MODELS, ChatRequest, Endpoint, Environment, EnvStr, ModelSpec
 from tracefactory.serving.managed import ManagedEndpoint
 
 PACKAGED = "packaged:"
@@ -53,30 +53,30 @@ class LocalSpec(ModelSpec):
         """The server of llama.cpp repeats the prefill in its answers."""
         return True
 
-    def identity(self, where: Where | None = None) -> dict[str, Any]:
+    def identity(self, environment: Environment | None = None) -> dict[str, Any]:
         """Return what decides completions: the bytes of the weights, not where they lie."""
-        weights = self.weights(where or Where())
+        weights = self.weights(environment or Environment())
         stat = weights.stat()
         return {
-            **super().identity(where),
+            **super().identity(environment),
             "model": f"gguf:{_sha256(weights, stat.st_size, stat.st_mtime_ns)}",
             "ctx_per_slot": self.ctx_per_slot,
             "top_k": self.top_k,
             "min_p": self.min_p,
         }
 
-    def recorded_revision(self, where: Where) -> str:
+    def recorded_revision(self, environment: Environment) -> str:
         """Return the revision as declared, or else the digest of the weights."""
-        return self.revision or str(self.identity(where)["model"])
+        return self.revision or str(self.identity(environment)["model"])
 
-    def weights(self, where: Where) -> Path:
+    def weights(self, environment: Environment) -> Path:
         """Return the weights file.
 
         Raises:
             UserError: when it is missing or no GGUF file, with the command that installs packaged weights.
         """
-        name = self.model.resolve(where.environ)
-        path = packaged_weights(name.removeprefix(PACKAGED)) if name.startswith(PACKAGED) else where.root / name
+        name = self.model.resolve(environment.environ)
+        path = packaged_weights(name.removeprefix(PACKAGED)) if name.startswith(PACKAGED) else environment.root / name
         if not path.is_file():
             raise UserError(f"there is no model file {path}")
         with path.open("rb") as file:
@@ -84,17 +84,17 @@ class LocalSpec(ModelSpec):
                 raise UserError(f"{path} is no GGUF file")
         return path
 
-    def check(self, where: Where) -> list[Mistake]:
+    def check(self, environment: Environment) -> list[Mistake]:
         """Return whether the engine or the weights are missing; an unset variable is somebody else's to report."""
         mistakes = [] if _has_engine() else [Mistake(_no_engine())]
-        if self.model.env_name is None or self.model.env_name in where.environ:
+        if self.model.env_name is None or self.model.env_name in environment.environ:
             try:
-                self.weights(where)
+                self.weights(environment)
             except UserError as error:
                 mistakes += error.mistakes
         return mistakes
 
-    def endpoint(self, where: Where) -> Endpoint:
+    def endpoint(self, environment: Environment) -> Endpoint:
         """Return the server process, not started yet.
 
         Raises:
@@ -103,7 +103,7 @@ class LocalSpec(ModelSpec):
         if not _has_engine():
             raise UserError(_no_engine())
         options: dict[str, str | int | float] = {
-            "model": str(self.weights(where)),
+            "model": str(self.weights(environment)),
             "slots": self.slots or self.concurrency,
             "ctx-per-slot": self.ctx_per_slot,
             "gpu-layers": self.gpu_layers,

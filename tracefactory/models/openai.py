@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import SecretStr, field_validator, model_validator
 
-from tracefactory.serving.base import MODELS, ChatRequest, Endpoint, EnvStr, ModelSpec, Where
+from tracefactory.core.model import MODELS, ChatRequest, Endpoint, Environment, EnvStr, ModelSpec
 from tracefactory.serving.managed import FixedEndpoint
 from tracefactory.students.spec import StudentSpec, local_path
 
@@ -66,29 +66,29 @@ class OpenAISpec(ModelSpec):
         """Whether answers repeat the prefill."""
         return self.prefill == "llama.cpp"
 
-    def identity(self, where: Where | None = None) -> dict[str, Any]:
+    def identity(self, environment: Environment | None = None) -> dict[str, Any]:
         """Return what decides completions; see `ModelSpec.identity`."""
-        return {**super().identity(where), "prefill": self.prefill}
+        return {**super().identity(environment), "prefill": self.prefill}
 
-    def endpoint(self, where: Where) -> Endpoint:
+    def endpoint(self, environment: Environment) -> Endpoint:
         """Return the resolved addresses."""
         urls = (self.base_url,) if isinstance(self.base_url, EnvStr) else self.base_url
-        return FixedEndpoint([url.resolve(where.environ) for url in urls])
+        return FixedEndpoint([url.resolve(environment.environ) for url in urls])
 
-    def student(self, where: Where) -> StudentSpec:
+    def student(self, environment: Environment) -> StudentSpec:
         """Return whose tokenizer and chat template make prompts for this model.
 
         Raises:
             UserError: for an unset environment variable.
         """
-        name = self.tokenizer.resolve(where.environ)
+        name = self.tokenizer.resolve(environment.environ)
         path = local_path(name)
-        model = name if path is None else str(where.root / path)
+        model = name if path is None else str(environment.root / path)
         return StudentSpec(model=model, revision=self.tokenizer_revision or None)
 
-    def secret(self, where: Where) -> SecretStr | None:
+    def secret(self, environment: Environment) -> SecretStr | None:
         """Return the key from the environment, None when the server asks for none."""
-        return SecretStr(self.api_key.resolve(where.environ)) if self.api_key else None
+        return SecretStr(self.api_key.resolve(environment.environ)) if self.api_key else None
 
     def body(self, request: ChatRequest) -> dict[str, Any]:
         """Return the JSON body, with vLLM's flags for a prefill where they are needed."""

@@ -8,8 +8,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from tracefactory.core.errors import Mistake, UserError
+from tracefactory.core.model import MODELS, Endpoint, Environment, EnvStr, ModelSpec
 from tracefactory.models.local import PACKAGED, packaged_weights
-from tracefactory.serving.base import MODELS, Endpoint, EnvStr, ModelSpec, Where
 from tracefactory.students.spec import StudentSpec, local_path
 
 
@@ -64,43 +64,45 @@ class TransformersSpec(ModelSpec):
         """The GPUs of one replica."""
         return self.gpus
 
-    def student(self, where: Where) -> StudentSpec:
+    def student(self, environment: Environment) -> StudentSpec:
         """Return what to load, with paths and environment variables resolved.
 
         Raises:
             UserError: for an unset environment variable, or a Hugging Face id in one, without a revision.
         """
-        template = None if self.chat_template is None else where.root / self.chat_template.resolve(where.environ)
-        model = _placed(self.model.resolve(where.environ), where)
+        template = (
+            None if self.chat_template is None else environment.root / self.chat_template.resolve(environment.environ)
+        )
+        model = _placed(self.model.resolve(environment.environ), environment)
         if local_path(model) is None and not self.revision:
             raise UserError(f"model {model!r} needs a revision: a name alone can change under the dataset")
         return StudentSpec(
             model=model,
             revision=self.revision or None,
-            tokenizer=None if self.tokenizer is None else _placed(self.tokenizer, where),
+            tokenizer=None if self.tokenizer is None else _placed(self.tokenizer, environment),
             chat_template=template,
             **{name: getattr(self, name) for name in _SHARED},
         )
 
-    def scores_key(self, where: Where) -> str:
+    def scores_key(self, environment: Environment) -> str:
         """Return the key under which this student's token scores are stored."""
-        return self.student(where).key()
+        return self.student(environment).key()
 
-    def identity(self, where: Where | None = None) -> dict[str, Any]:
+    def identity(self, environment: Environment | None = None) -> dict[str, Any]:
         """Return what decides tokens: digests of local files, name and revision of remote ones, the arithmetic."""
-        student = self.student(where or Where())
+        student = self.student(environment or Environment())
         path = local_path(student.model)
         stamp = (path.stat().st_size, path.stat().st_mtime_ns) if path is not None and path.is_file() else None
         return {**_identity(student, stamp), "provider": self.provider_label}
 
-    def check(self, where: Where) -> list[Mistake]:
+    def check(self, environment: Environment) -> list[Mistake]:
         """Return whether the checkpoint is missing; an unset variable is somebody else's to report."""
-        if self.model.env_name is not None and self.model.env_name not in where.environ:
+        if self.model.env_name is not None and self.model.env_name not in environment.environ:
             return []
-        path = local_path(self.student(where).model)
+        path = local_path(self.student(environment).model)
         return [] if path is None or path.exists() else [Mistake(f"there is no checkpoint {path}")]
 
-    def endpoint(self, where: Where) -> Endpoint:
+    def endpoint(self, environment: Environment) -> Endpoint:
         """Refuse: there is no server.
 
         Raises:
@@ -112,11 +114,11 @@ class TransformersSpec(ModelSpec):
 _SHARED = ("tokenizer_revision", "reasoning", "dtype", "device", "max_batch_tokens", "chunk")
 
 
-def _placed(name: str, where: Where) -> str:
+def _placed(name: str, environment: Environment) -> str:
     if name.startswith(PACKAGED):
         return str(packaged_weights(name.removeprefix(PACKAGED)))
     path = local_path(name)
-    return name if path is None else str(where.root / path)
+    return name if path is None else str(environment.root / path)
 
 
 @lru_cache(maxsize=64)

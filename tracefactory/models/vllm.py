@@ -14,7 +14,7 @@ from pydantic import Field, JsonValue, field_validator
 
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.fingerprint import digest, digest_all, digest_file
-from tracefactory.serving.base import MODELS, ChatRequest, EnvStr, ModelSpec, Where
+from tracefactory.core.model import MODELS, ChatRequest, Environment, EnvStr, ModelSpec
 from tracefactory.serving.vllm.endpoint import VLLMEndpoint
 from tracefactory.serving.vllm.placement import LocalPlacement
 from tracefactory.serving.vllm.replica import ServerPlan
@@ -102,50 +102,50 @@ class VLLMSpec(ModelSpec):
         """The engine."""
         return "vllm"
 
-    def identity(self, where: Where | None = None) -> dict[str, Any]:
+    def identity(self, environment: Environment | None = None) -> dict[str, Any]:
         """Return what decides completions: not the number of servers and GPUs, nor what only changes their speed.
 
         Of a local checkpoint it is the bytes of its files that count.
         """
-        where = where or Where()
-        name = self.model.resolve(where.environ)
-        folder = _folder(name, where)
+        environment = environment or Environment()
+        name = self.model.resolve(environment.environ)
+        folder = _folder(name, environment)
         arguments = {**_DEFAULTS, **self.engine_args}
         return {
-            **super().identity(where),
+            **super().identity(environment),
             "model": name if folder is None else f"checkpoint:{_digest_folder(folder)}",
             "revision": self.revision if folder is None else "",
             "engine_args": {key: value for key, value in sorted(arguments.items()) if key not in _NOT_DECIDING},
             "reasoning_parser": self.reasoning_parser,
-            "chat_template": digest_file(self._template(where)) if self.chat_template else "",
+            "chat_template": digest_file(self._template(environment)) if self.chat_template else "",
         }
 
-    def sharing_key(self, where: Where) -> str:
+    def sharing_key(self, environment: Environment) -> str:
         """Return what servers must have in common to be shared: what decides completions, and the name they serve."""
-        return digest({"identity": self.identity(where), "name": str(self.model)})
+        return digest({"identity": self.identity(environment), "name": str(self.model)})
 
-    def recorded_revision(self, where: Where) -> str:
+    def recorded_revision(self, environment: Environment) -> str:
         """Return the revision as declared, or else the digest of the checkpoint."""
-        return self.revision or str(self.identity(where)["model"])
+        return self.revision or str(self.identity(environment)["model"])
 
-    def student(self, where: Where) -> StudentSpec:
+    def student(self, environment: Environment) -> StudentSpec:
         """Return whose tokenizer and chat template render traces for this model.
 
         Raises:
             UserError: for an unset environment variable.
         """
-        name = self.model.resolve(where.environ)
-        folder = _folder(name, where)
+        name = self.model.resolve(environment.environ)
+        folder = _folder(name, environment)
         return StudentSpec(
             model=name if folder is None else str(folder),
             revision=self.revision or None,
-            chat_template=self._template(where) if self.chat_template else None,
+            chat_template=self._template(environment) if self.chat_template else None,
             reasoning=self.reasoning,
         )
 
-    def scores_key(self, where: Where) -> str:
+    def scores_key(self, environment: Environment) -> str:
         """Return the key under which this student's token scores are stored."""
-        return digest({"identity": self.identity(where), "reasoning": self.reasoning})
+        return digest({"identity": self.identity(environment), "reasoning": self.reasoning})
 
     @property
     def longest_prompt(self) -> int | None:
@@ -153,32 +153,34 @@ class VLLMSpec(ModelSpec):
         limit = self.engine_args.get("max_model_len")
         return limit - 1 if isinstance(limit, int) else None
 
-    def check(self, where: Where) -> list[Mistake]:
+    def check(self, environment: Environment) -> list[Mistake]:
         """Return what is missing, and whether the revision may move; an unset variable is somebody else's to report."""
         looks = {self._check_model: self.model, self._python: self.env, self._template: EnvStr("")}
         mistakes: list[Mistake] = []
         for look, value in looks.items():
-            if value.env_name is None or where.environ.get(value.env_name):
+            if value.env_name is None or environment.environ.get(value.env_name):
                 try:
-                    look(where)
+                    look(environment)
                 except UserError as error:
                     mistakes += error.mistakes
         return mistakes
 
-    def endpoint(self, where: Where) -> VLLMEndpoint:
+    def endpoint(self, environment: Environment) -> VLLMEndpoint:
         """Return the servers, not started yet; those of `tracefactory serve` take their place while they are kept.
 
         Raises:
             UserError: for missing files, an environment without vLLM, or a revision that may move.
         """
-        shared = None if where.servers is None else SharedLookup(where.servers, self.sharing_key(where))
-        return VLLMEndpoint(self.plan(where), self.replicas, where.placement or LocalPlacement(), shared)
+        shared = (
+            None if environment.servers is None else SharedLookup(environment.servers, self.sharing_key(environment))
+        )
+        return VLLMEndpoint(self.plan(environment), self.replicas, environment.placement or LocalPlacement(), shared)
 
-    def plan(self, where: Where) -> ServerPlan:
+    def plan(self, environment: Environment) -> ServerPlan:
         """Return how one server is started; raises what `endpoint` raises."""
-        self._check_model(where)
-        name = self.model.resolve(where.environ)
-        folder = _folder(name, where)
+        self._check_model(environment)
+        name = self.model.resolve(environment.environ)
+        folder = _folder(name, environment)
         defaults = _DEFAULTS if self.gpus else {**_DEFAULTS, **_CPU_DEFAULTS}
         fields: dict[str, JsonValue] = {**defaults, **self.engine_args, "model": str(folder or name)}
         if folder is None:
@@ -188,15 +190,15 @@ class VLLMSpec(ModelSpec):
         if self.reasoning_parser:
             fields["reasoning_parser"] = self.reasoning_parser
         if self.chat_template:
-            fields["chat_template"] = str(self._template(where))
+            fields["chat_template"] = str(self._template(environment))
         fields |= {"enable_prompt_tokens_details": True, "enable_scale_out": True}
-        fields["served_model_name"] = [str(self.model), identity_label(self.sharing_key(where))]
+        fields["served_model_name"] = [str(self.model), identity_label(self.sharing_key(environment))]
         return ServerPlan(
             name=f"vllm {self.model}",
-            python=self._python(where),
+            python=self._python(environment),
             arguments=command_line(fields),
             model=self.model,
-            environ={key: value.resolve(where.environ) for key, value in self.environ.items()},
+            environ={key: value.resolve(environment.environ) for key, value in self.environ.items()},
             gpus=self.gpus,
             start_timeout_s=self.start_timeout_s,
             hang_s=self.hang_s,
@@ -208,21 +210,21 @@ class VLLMSpec(ModelSpec):
         flags = {"continue_final_message": True, "add_generation_prompt": False} if request.has_prefill else {}
         return {**super().body(request), **flags}
 
-    def _check_model(self, where: Where) -> None:
-        name = self.model.resolve(where.environ)
-        folder = _folder(name, where)
+    def _check_model(self, environment: Environment) -> None:
+        name = self.model.resolve(environment.environ)
+        folder = _folder(name, environment)
         if folder is not None and not (folder / "config.json").is_file():
             raise UserError(f"{folder} is no checkpoint folder: it holds no config.json")
         if folder is None and (not self.revision or self.revision in _MOVING):
             said = f"revision {self.revision!r} moves" if self.revision else f"model {name!r} has no revision"
             raise UserError(Mistake(said, hint="give a commit or a tag as `revision:`"))
 
-    def _python(self, where: Where) -> str:
+    def _python(self, environment: Environment) -> str:
         """Return the interpreter that has vLLM."""
         if not self.env:
             python = Path(sys.executable)
         else:
-            path = where.root / Path(self.env.resolve(where.environ)).expanduser()
+            path = environment.root / Path(self.env.resolve(environment.environ)).expanduser()
             python = path / "bin" / "python" if path.is_dir() else path
         if not python.is_file():
             raise UserError(Mistake(f"there is no Python environment {python}", hint=_INSTALL))
@@ -230,8 +232,8 @@ class VLLMSpec(ModelSpec):
             raise UserError(Mistake(f"{python} has no package vllm", hint=_INSTALL))
         return str(python)
 
-    def _template(self, where: Where) -> Path:
-        path = where.root / Path(self.chat_template)
+    def _template(self, environment: Environment) -> Path:
+        path = environment.root / Path(self.chat_template)
         if self.chat_template and not path.is_file():
             raise UserError(f"there is no chat template {path}")
         return path
@@ -254,12 +256,12 @@ def command_line(fields: Mapping[str, JsonValue]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _folder(name: str, where: Where) -> Path | None:
+def _folder(name: str, environment: Environment) -> Path | None:
     """Return the checkpoint folder that `name` means, None for a Hugging Face id."""
     if not name:
         raise UserError("`model:` is empty")
     path = local_path(name)
-    return None if path is None else where.root / path
+    return None if path is None else environment.root / path
 
 
 @lru_cache(maxsize=16)

@@ -1,8 +1,9 @@
-"""The pruners, one file each; importing this package registers them all."""
+"""The kinds of pruner, one file each.
 
-from tracefactory.pruners import after_answer as after_answer
-from tracefactory.pruners import binary_cut as binary_cut
-from tracefactory.pruners import low_information as low_information
-from tracefactory.pruners import rewrite as rewrite
-from tracefactory.pruners import sufficient_prefix as sufficient_prefix
-from tracefactory.pruners import verification_steps as verification_steps
+The two names are what the filter `pruned` that version 0.1 wrote into projects imports; new ones use
+`tracefactory.pruning`.
+"""
+
+from tracefactory.pruning import edited, read_derivation
+
+__all__ = ["edited", "read_derivation"]

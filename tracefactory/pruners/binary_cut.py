@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tracefactory.core.schema import Outcome, Thinking
+from tracefactory.core.rows import Outcome, Thinking
 from tracefactory.pruning.base import (
     CONTEXT_LENGTH,
     PRUNERS,

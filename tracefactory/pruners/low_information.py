@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from tracefactory.core.errors import UserError
-from tracefactory.core.schema import Thinking
+from tracefactory.core.rows import Thinking
 from tracefactory.pruning.base import PRUNERS, PruneItem, Pruner, PruneResult, Tools, keep, parent
 from tracefactory.text.steps import StepKind
 from tracefactory.text.steps.ending import leaves_open

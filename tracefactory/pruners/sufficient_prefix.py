@@ -36,7 +36,7 @@ _JUDGED = re.compile(r"\[?\b(NOT[ _-]?ENOUGH|ENOUGH)\b\]?", re.IGNORECASE)
 class SufficientPrefix(Pruner):
     """`temperature` is that of the continuation; the judgement is greedy."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"student"})
+    needs: ClassVar[frozenset[str]] = frozenset({"judge"})
 
     temperature: float = Field(default=0.6, ge=0)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
-from tracefactory.core.schema import Outcome, Problem, Thinking
+from tracefactory.core.rows import Outcome, Problem, Thinking
 from tracefactory.pruning.base import PruneItem, Verify, correct
 from tracefactory.text.steps.classify import hedged, states_answer
 from tracefactory.text.steps.protect import protected

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from tracefactory.core.errors import UserError
-from tracefactory.core.registry import Registry
-from tracefactory.core.schema import Frozen, Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.core.registry import Registry, registry
+from tracefactory.core.rows import Frozen, Outcome, Problem, Thinking, Trace, Verdict
 from tracefactory.text.steps import Granularity, Step, segment
 
 
@@ -232,7 +232,7 @@ class Pruner(Frozen, ABC):
     """A registered pruner; its fields are its parameters. `needs` names the tools and measures it cannot do without."""
 
     version: ClassVar[str] = "1"
-    needs: ClassVar[frozenset[str]] = frozenset()  # of: verify, student, writer, scores
+    needs: ClassVar[frozenset[str]] = frozenset()  # of: verify, student, judge, writer, scores
 
     @abstractmethod
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
@@ -243,7 +243,7 @@ class Pruner(Frozen, ABC):
         return Asks()
 
 
-PRUNERS: Registry[type[Pruner]] = Registry("pruner", "tracefactory.pruners")
+PRUNERS: Registry[type[Pruner]] = registry("pruner")
 
 
 def correct(verdict: Verdict) -> bool:

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Literal
 
 from tracefactory.core.errors import RunError
-from tracefactory.core.schema import Frozen, Thinking, Trace, Verdict
+from tracefactory.core.rows import Frozen, Parent, ParentRole, Thinking, Trace, Verdict
 from tracefactory.pruning.base import PruneItem, PruneResult
 from tracefactory.text.steps import Granularity, StepKind
 from tracefactory.text.steps.label import MODEL_RULE
@@ -62,7 +62,7 @@ class Edit(Frozen):
     kept: tuple[tuple[int, int], ...]
     cuts: tuple[tuple[int, str], ...]
     added: int
-    parent_id: str | None
+    parents: tuple[Parent, ...]
     answer_text: str | None
     thinking: Thinking
     finish_reason: str
@@ -136,8 +136,8 @@ def restored(trace: Trace) -> tuple[PruneItem, PruneResult] | None:
     edit, before = derivation.edit, derivation.before
     parent = trace.model_copy(
         update={
-            "id": trace.parent_id,
-            "parent_id": edit.parent_id,
+            "id": trace.parent(ParentRole.PRUNED),
+            "parents": edit.parents,
             "reasoning": _undone(trace.reasoning, edit),
             "answer_text": trace.answer_text if edit.answer_text is None else edit.answer_text,
             "thinking": edit.thinking,
@@ -175,7 +175,7 @@ def _edit(item: PruneItem, result: PruneResult, ruler: Ruler) -> Edit:
         kept=tuple(_ranges(result.kept)),
         cuts=tuple(_cuts(item, result)),
         added=len(result.added),
-        parent_id=trace.parent_id,
+        parents=trace.parents,
         answer_text=None if result.answer_text == trace.answer_text else trace.answer_text,
         thinking=trace.thinking,
         finish_reason=trace.finish_reason,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen
 from tracefactory.pruning.base import PruneItem, PruneResult
 
 

@@ -2,9 +2,34 @@
 
 from __future__ import annotations
 
+from tracefactory.core.columns import Column
 from tracefactory.pruning.base import PruneItem, PruneResult
 from tracefactory.pruning.derivation import Ruler, Unit
 
+COLUMNS = (
+    Column(name="prune_kept_share", description="Characters of the reasoning that are kept.", unit="share"),
+    Column(name="prune_kept_steps", description="Steps of the reasoning that are kept.", unit="steps"),
+    Column(
+        name="prune_tokens_saved",
+        description="Tokens that pruning saves over the whole training text, in the student's tokenizer.",
+        unit="tokens",
+        direction="higher",
+    ),
+    Column(
+        name="prune_tokens_saved_estimated",
+        description="The same, shared out by characters from the server's count for the parent.",
+        unit="tokens",
+        direction="higher",
+    ),
+    Column(
+        name="prune_characters_saved",
+        description="Characters that pruning saves, where no token counts are known.",
+        unit="characters",
+        direction="higher",
+    ),
+    Column(name="prune_calls", description="Prefixes or texts that a model was asked about.", unit="calls"),
+    Column(name="prune_samples", description="Completions that took.", unit="completions"),
+)
 _SAVED: dict[Unit, str] = {
     "student_tokens": "prune_tokens_saved",
     "estimated_tokens": "prune_tokens_saved_estimated",

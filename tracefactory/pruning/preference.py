@@ -6,7 +6,7 @@ trace of the same question. Both answers are right there, so the pair teaches le
 
 from __future__ import annotations
 
-from tracefactory.core.schema import Frozen, Trace, Verdict
+from tracefactory.core.rows import Frozen, Trace, Verdict
 from tracefactory.pruning.base import correct
 from tracefactory.pruning.derivation import Unit, edited, read_derivation, restored
 

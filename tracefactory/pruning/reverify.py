@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from tracefactory.core.schema import Frozen, Outcome, Verdict
+from tracefactory.core.rows import Frozen, Outcome, Verdict
 from tracefactory.pruning.base import Cost, PruneItem, PruneResult, Verify, parent
 from tracefactory.pruning.dangling import QUOTE, dangling
 from tracefactory.text.steps import StepKind

@@ -19,7 +19,7 @@ import jinja2
 from huggingface_hub import DatasetCardData
 from pydantic import Field, model_validator
 
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen
 
 # The identifiers that the Hub knows as `license:` (https://huggingface.co/docs/hub/repositories-licenses) and that are
 # in use for data and models; any other is written as `other` with a name.
@@ -149,6 +149,16 @@ class VerifierLine(Frozen):
     outcomes: Mapping[str, int] = Field(default_factory=dict)
 
 
+class MeasureLine(Frozen):
+    """One column that stages added to the rows: what its values are, and which end of them is better."""
+
+    name: str
+    about: str
+    unit: str = ""
+    direction: str = ""
+    source: str = ""
+
+
 class CardInputs(Frozen):
     """What a card says besides the files themselves: all of it recorded by the run or written by its author.
 
@@ -171,11 +181,20 @@ class CardInputs(Frozen):
     prompts: tuple[PromptLine, ...] = ()
     sources: tuple[SourceLine, ...] = ()
     verifiers: tuple[VerifierLine, ...] = ()
+    measures: tuple[MeasureLine, ...] = ()
     decontaminated_against: tuple[str, ...] = ()
     near_duplicates_removed: bool = False
     reviewed_rows: int = 0
     command: str = ""
     pipeline: str = ""
+
+
+class ViewColumn(Frozen):
+    """One column of a configuration."""
+
+    name: str
+    type: str
+    about: str
 
 
 class ConfigLine(Frozen):
@@ -185,6 +204,7 @@ class ConfigLine(Frozen):
     summary: str
     rows: int
     files: str
+    columns: tuple[ViewColumn, ...] = ()
 
 
 class _Safe(str):

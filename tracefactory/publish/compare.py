@@ -8,7 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from tracefactory.core.errors import UserError
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen
 from tracefactory.publish.release import Manifest, verify_release
 
 _OTHER = "_other"

@@ -34,7 +34,7 @@ from pydantic import SecretStr, ValidationError
 
 from tracefactory.core.errors import RunError, UserError
 from tracefactory.core.fingerprint import digest_file
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen
 from tracefactory.publish.release import CARD, MANIFEST, FileLine, Manifest, verify_release
 
 T = TypeVar("T")

@@ -1,18 +1,27 @@
-"""What a view is: one published form of a trace, with a declared schema, registered by name in a file of its own."""
+"""What a view is: one published form of a problem with its traces, with declared columns, in a file of its own.
+
+A view is a function from a trace, or from a group (a problem with its traces), to rows. Its columns are the fields of a
+pydantic model: their types are the Arrow schema, their descriptions go on the dataset's card.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+import types
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Union
 
 import pyarrow as pa
+from pydantic import BaseModel, Field
 
-from tracefactory.core.registry import Registry
-from tracefactory.core.schema import TRACE_SCHEMA, Thinking, Trace
+from tracefactory.core.columns import ARROW, MEASURED, Column
+from tracefactory.core.registry import Registry, registry
+from tracefactory.core.rows import Frozen, Problem, Thinking, Trace
 
 Row = dict[str, Any]
-_BATCH_ROWS = 256
+Refuse = Callable[[Trace, "ViewError"], None]
+"""Records that a trace is left out of a view, and why."""
 
 
 class ViewError(ValueError):
@@ -28,69 +37,144 @@ class ViewError(ValueError):
 
 
 @dataclass(frozen=True)
-class View:
-    """One published form of a trace: a named, versioned row of exactly `schema`.
+class Group:
+    """A problem with all of its traces that are published, sorted by id."""
 
-    `rows` turns a trace into its row, or raises ViewError; it never drops anything silently. `version` goes up when the
-    rows of the same traces change. `summary` is one sentence for the dataset card. What a `partial` view cannot
-    represent is left out of it alone; of any other view, out of the whole dataset.
+    problem: Problem
+    traces: Sequence[Trace]
+
+
+class Tracked(Frozen):
+    """The columns that every view has, so that a row can be found in the run that made it."""
+
+    id: str = Field(description="The id of the trace, the same in all configurations and in the run that made it.")
+    problem_id: str = Field(description="The id of the problem: a hash of question and gold answer.")
+    style: str = Field(description="The style of the prompt that the trace was sampled with.")
+    teacher: str = Field(description="The model that wrote the trace, by its name in the pipeline.")
+    prompt_tokens: int = Field(description="Tokens of the prompt, as the teacher's server counted them.")
+    completion_tokens: int = Field(description="Tokens of the completion, as the teacher's server counted them.")
+
+
+class Message(Frozen):
+    """One message: `role` is system, user or assistant."""
+
+    role: str = Field(description="system, user or assistant.")
+    content: str = Field(description="The text.")
+
+
+def tracking(trace: Trace) -> Row:
+    """Return the values of `Tracked` for a trace."""
+    return {name: getattr(trace, name) for name in Tracked.model_fields}
+
+
+@dataclass(frozen=True)
+class View:
+    """One published form: a named, versioned row model and the function that makes the rows.
+
+    `version` goes up when the rows of the same traces change. `summary` is one sentence for the dataset card. What a
+    `partial` view cannot represent is left out of it alone; of any other view, out of the whole dataset. `columns_too`
+    says that the rows have the columns that stages declared, under `measures` and `fields`.
     """
 
     name: str
     version: str
     summary: str
-    schema: pa.Schema
-    rows: Callable[[Trace], Row]
+    row: type[BaseModel]
+    make: Callable[[Group, Refuse], Iterable[Row]]
     partial: bool = False
+    columns_too: bool = False
+
+    def schema(self, columns: Iterable[Column] = ()) -> pa.Schema:
+        """Return the Arrow schema of the rows, where the traces have these declared columns."""
+        fields = list(_fields(self.row))
+        for name, chosen in _by_place(columns).items() if self.columns_too else ():
+            if chosen:
+                kind = pa.struct([pa.field(column.name, ARROW[column.type]) for column in chosen])
+                fields.append(pa.field(name, kind))
+        return pa.schema(fields)
+
+    def rows(self, group: Group) -> Rows:
+        """Return the rows of a group, and why traces of it have none."""
+        refused: dict[str, ViewError] = {}
+
+        def refuse(trace: Trace, error: ViewError) -> None:
+            refused.setdefault(trace.id, error)
+
+        return Rows(list(self.make(group, refuse)), refused)
 
 
-VIEWS: Registry[View] = Registry("view", "tracefactory.views")
+@dataclass(frozen=True)
+class Rows:
+    """The rows that a view made of a group, and the traces that it cannot represent, by id."""
+
+    rows: list[Row]
+    refused: dict[str, ViewError] = field(default_factory=dict)
+
+
+VIEWS: Registry[View] = registry("view")
 """Every view by name."""
 
-TRACKING = ("id", "problem_id", "style", "teacher", "prompt_tokens", "completion_tokens")
-"""Columns that every view carries, so that a row can be traced back. Token counts are the teacher server's."""
 
-
-def tracking_fields() -> list[pa.Field]:
-    """Return the Arrow fields of TRACKING, with the types that the trace table declares."""
-    return [pa.field(name, pa.string() if name == "problem_id" else TRACE_SCHEMA.field(name).type) for name in TRACKING]
-
-
-def tracking(trace: Trace) -> Row:
-    """Return the values of TRACKING for a trace."""
-    return {name: getattr(trace, name) for name in TRACKING}
-
-
-def view(
-    *, name: str, version: str, summary: str, schema: pa.Schema, partial: bool = False
+def trace_view(
+    *,
+    name: str,
+    version: str,
+    summary: str,
+    row: type[BaseModel],
+    partial: bool = False,
+    columns_too: bool = False,
 ) -> Callable[[Callable[[Trace], Row]], View]:
-    """Return a decorator that registers a function from a trace to its row as the view `name`."""
+    """Return a decorator that registers a function from a trace to its row, or ViewError, as the view `name`."""
 
-    def register(rows: Callable[[Trace], Row]) -> View:
-        made = View(name=name, version=version, summary=summary, schema=schema, rows=rows, partial=partial)
-        return VIEWS.register(name)(made)
+    def register(function: Callable[[Trace], Row]) -> View:
+        def make(group: Group, refuse: Refuse) -> Iterator[Row]:
+            for trace in group.traces:
+                try:
+                    yield function(trace)
+                except ViewError as error:
+                    refuse(trace, error)
+
+        return VIEWS.register(name)(View(name, version, summary, row, make, partial, columns_too))
 
     return register
 
 
-def tables(chosen: View, traces: Iterable[Trace], refused: Callable[[Trace, ViewError], None]) -> Iterator[pa.Table]:
-    """Yield the rows of `traces` as Arrow tables of exactly the view's schema, a few hundred rows at a time.
+def group_view(
+    *, name: str, version: str, summary: str, row: type[BaseModel]
+) -> Callable[[Callable[[Group, Refuse], Iterable[Row]]], View]:
+    """Return a decorator that registers a function from a group to its rows as the view `name`.
 
-    A trace that the view cannot represent is handed to `refused`, which must record it. A value that does not fit the
-    schema raises: that is a mistake in the view.
+    Such a view is partial: it has rows of some groups. It calls `refuse` for every trace that is in none of its rows.
     """
-    batch: list[Row] = []
-    for trace in traces:
-        try:
-            batch.append(chosen.rows(trace))
-        except ViewError as error:
-            refused(trace, error)
-            continue
-        if len(batch) == _BATCH_ROWS:
-            yield pa.Table.from_pylist(batch, schema=chosen.schema)
-            batch = []
-    if batch:
-        yield pa.Table.from_pylist(batch, schema=chosen.schema)
+
+    def register(function: Callable[[Group, Refuse], Iterable[Row]]) -> View:
+        return VIEWS.register(name)(View(name, version, summary, row, function, partial=True))
+
+    return register
+
+
+def described(view: View) -> list[tuple[str, str, str]]:
+    """Return (name, type, description) of the columns of a view."""
+    schema = view.schema()
+    return [
+        (name, str(schema.field(name).type), info.description or "") for name, info in view.row.model_fields.items()
+    ]
+
+
+def declared_values(trace: Trace) -> Row:
+    """Return `measures` and `fields` of a trace and its problem, as a view with `columns_too` has them."""
+    return {
+        "measures": {**trace.problem.measures, **trace.measures},
+        "fields": {**trace.problem.fields, **trace.fields},
+    }
+
+
+def _by_place(columns: Iterable[Column]) -> dict[str, list[Column]]:
+    ordered = sorted((one for one in columns if one.name not in ("verdict", "derivation")), key=lambda one: one.name)
+    return {
+        "measures": [one for one in ordered if one.type in MEASURED],
+        "fields": [one for one in ordered if one.type not in MEASURED],
+    }
 
 
 def require_trainable(trace: Trace) -> None:
@@ -99,8 +183,6 @@ def require_trainable(trace: Trace) -> None:
     A message with an unclosed, doubled or nested think tag would teach the student to write one, and chat templates cut
     at the tag: https://github.com/huggingface/transformers renders such turns by splitting at `</think>`.
     """
-    if trace.error is not None:
-        raise ViewError("failed_sample", f"the sample failed: {trace.error}")
     if trace.refusal is not None:
         raise ViewError("refused_sample", "the teacher refused")
     if trace.thinking is Thinking.OPEN:
@@ -110,3 +192,39 @@ def require_trainable(trace: Trace) -> None:
     for part, text in (("reasoning", trace.reasoning), ("answer", trace.answer_text)):
         if "<think>" in text or "</think>" in text:
             raise ViewError("think_tag_inside", f"the {part} contains a think tag of its own")
+
+
+def require_plain(trace: Trace) -> None:
+    """Raise ViewError for a trace whose turns are more than text: tool calls and their results."""
+    if any(turn.tool_calls or turn.role == "tool" for turn in trace.turns):
+        raise ViewError("has_tool_calls", "the trace calls tools; the view tool_use has such traces")
+
+
+def inline(reasoning: str, content: str) -> str:
+    """Return a turn's reasoning and text in one, the reasoning between think tags."""
+    return f"<think>\n{reasoning}\n</think>\n\n{content}" if reasoning else content
+
+
+_SCALARS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+
+
+def _fields(model: type[BaseModel]) -> Iterator[pa.Field]:
+    hints = typing.get_type_hints(model)
+    return (pa.field(name, _arrow(hints[name])) for name in model.model_fields)
+
+
+def _arrow(annotation: Any) -> pa.DataType:
+    """Return the Arrow type of a field: of texts, numbers, truth values, models, and lists or options of them."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in _SCALARS:
+        return _SCALARS[annotation]
+    if origin is typing.Literal or (isinstance(annotation, type) and issubclass(annotation, str)):
+        return pa.string()
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return pa.struct(list(_fields(annotation)))
+    if origin in (Union, types.UnionType):
+        (inner,) = (one for one in arguments if one is not type(None))
+        return _arrow(inner)
+    if origin in (list, tuple):
+        return pa.list_(_arrow(arguments[0]))
+    raise TypeError(f"a view has no columns of {annotation}")

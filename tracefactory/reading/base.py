@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from tracefactory.core.registry import Registry
-from tracefactory.core.schema import Frozen, Problem
+from tracefactory.core.registry import Registry, registry
+from tracefactory.core.rows import Frozen, Problem
 
 P = TypeVar("P", bound=Frozen)
 
@@ -60,6 +60,10 @@ class Source(ABC, Generic[P]):
     def identity(self, params: P, base_dir: Path) -> dict[str, Any]:
         """Return what decides the rows besides the parameters, as plain JSON values."""
 
+    def verifiers(self, params: P) -> frozenset[str]:
+        """Return the names of the verifiers that the problems may name."""
+        return frozenset({"auto"})
+
     @abstractmethod
     def describe(self, params: P) -> str:
         """Return what is read in a few words, for the card of the dataset."""
@@ -69,7 +73,7 @@ class Source(ABC, Generic[P]):
         """Return what is wrong with the parameters that their types cannot say. Offline."""
 
 
-SOURCES: Registry[type[Source[Any]]] = Registry("source", "tracefactory.sources")
+SOURCES: Registry[type[Source[Any]]] = registry("source")
 """Every source by the name that a pipeline uses."""
 
 

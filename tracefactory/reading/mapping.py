@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
-from tracefactory.core.schema import Frozen, Problem
+from tracefactory.core.rows import Frozen, Problem
 from tracefactory.reading.base import Rejected, json_text
 from tracefactory.reading.extract import EXTRACTORS, AnswerFrom
 from tracefactory.reading.records import Record
@@ -37,6 +37,11 @@ class FieldMapping(Frozen):
     remove: tuple[str, ...] = Field((), description="Texts to cut out of questions, such as a fixed instruction.")
     verifier: str | None = Field(None, description="Verifier of the answers: math, or choice where there are choices.")
     spec: dict[str, JsonValue] = Field({}, description="Parameters of the verifier.")
+
+    @property
+    def verifier_name(self) -> str:
+        """The verifier that the problems name."""
+        return self.verifier or ("math" if self.choices is None else "choice")
 
     def fields(self) -> list[str]:
         """Return every field that a row is expected to have."""
@@ -86,7 +91,7 @@ def to_problem(record: Record, mapping: FieldMapping, source: str) -> Problem | 
     return Problem.make(
         question=question,
         answer=answer,
-        verifier=mapping.verifier or ("math" if options is None else "choice"),
+        verifier=mapping.verifier_name,
         spec=json_text(mapping.spec),
         source=source,
         meta=json_text(_meta(record, mapping)),

@@ -29,7 +29,7 @@ from typing import IO
 
 import psutil
 
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen
 
 _CHILD = Path(__file__).with_name("child.py")
 _OUT_OF_TIME = 124

@@ -22,7 +22,15 @@ import aiohttp
 import openai
 from pydantic import SecretStr
 
-from tracefactory.serving.base import ChatRequest, Completion, Endpoint, ModelSpec, RequestFailed, Where, endpoint_for
+from tracefactory.core.model import (
+    ChatRequest,
+    Completion,
+    Endpoint,
+    Environment,
+    ModelSpec,
+    RequestFailed,
+    endpoint_for,
+)
 from tracefactory.serving.logprobs import packed
 
 _CONNECT_S = 30.0  # to open a connection; the rest of `timeout_s` is the server's to think
@@ -79,14 +87,14 @@ class ChatClient:
         self._shunned_until: dict[str, float] = {}
 
     @classmethod
-    def connect(cls, spec: ModelSpec, log_dir: Path, where: Where | None = None) -> ChatClient:
+    def connect(cls, spec: ModelSpec, log_dir: Path, environment: Environment | None = None) -> ChatClient:
         """Return a client of `spec`, with the key and addresses of the environment. Servers start at the first request.
 
         Raises:
             UserError: for an unset environment variable or missing weights.
         """
-        where = where or Where()
-        return cls(spec, endpoint_for(spec, where), log_dir, spec.secret(where))
+        environment = environment or Environment()
+        return cls(spec, endpoint_for(spec, environment), log_dir, spec.secret(environment))
 
     async def complete(self, request: ChatRequest) -> Completion:
         """Return the completion of `request`, trying again when that may help.

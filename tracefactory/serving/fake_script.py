@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 
 from tracefactory.core.errors import UserError
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen
 from tracefactory.text.reasoning import opens_thinking
 
 Rate = Field(default=0.0, ge=0, le=1)

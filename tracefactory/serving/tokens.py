@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tracefactory.core.errors import UserError
-from tracefactory.serving.base import RequestFailed
+from tracefactory.core.model import RequestFailed
 from tracefactory.serving.client import ChatClient
 
 _PATH = "/inference/v1/generate"

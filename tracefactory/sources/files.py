@@ -12,11 +12,11 @@ from pydantic import Field
 
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.fingerprint import digest_file
-from tracefactory.core.schema import Problem
+from tracefactory.core.model import EnvStr
+from tracefactory.core.rows import Problem
 from tracefactory.reading.base import SOURCES, Rejected, Source, take
 from tracefactory.reading.mapping import FieldMapping, lookup, to_problem
 from tracefactory.reading.records import Format, Record, read_records
-from tracefactory.serving.base import EnvStr
 
 _PEEK = 20
 
@@ -49,6 +49,9 @@ class Files(Source[FilesParams]):
     def identity(self, params: FilesParams, base_dir: Path) -> dict[str, Any]:
         """Return the sha256 of every file's content, by the label that its problems carry."""
         return {"files": [[label, digest_file(file)] for label, file in _find(params, base_dir)]}
+
+    def verifiers(self, params: FilesParams) -> frozenset[str]:
+        return frozenset({params.verifier_name})
 
     def describe(self, params: FilesParams) -> str:
         # Names alone: a path of one machine must not be in a card.

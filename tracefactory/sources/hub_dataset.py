@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field
 
 from tracefactory.core.errors import UserError, nearest
-from tracefactory.core.schema import Problem
+from tracefactory.core.rows import Problem
 from tracefactory.reading.base import SOURCES, Rejected, Source, take
 from tracefactory.reading.mapping import FieldMapping, to_problem
 from tracefactory.reading.records import Record
@@ -46,6 +46,9 @@ class HubDataset(Source[HubDatasetParams]):
     def identity(self, params: HubDatasetParams, base_dir: Path) -> dict[str, Any]:
         """Return the revision as it was given; for one that may move, the commit it points to (this asks the Hub)."""
         return {"revision": _commit(params.repo, params.revision) if params.allow_moving else params.revision}
+
+    def verifiers(self, params: HubDatasetParams) -> frozenset[str]:
+        return frozenset({params.verifier_name})
 
     def describe(self, params: HubDatasetParams) -> str:
         return f"Hub dataset {params.repo}, {params.split}"

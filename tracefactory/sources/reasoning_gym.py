@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import Field, JsonValue
 
 from tracefactory.core.errors import RunError, UserError, nearest
-from tracefactory.core.schema import Frozen, Problem
+from tracefactory.core.rows import Frozen, Problem
 from tracefactory.reading import gym
 from tracefactory.reading.base import SOURCES, Rejected, Source, json_text, take
 
@@ -58,6 +58,9 @@ class ReasoningGym(Source[ReasoningGymParams]):
     def identity(self, params: ReasoningGymParams, base_dir: Path) -> dict[str, Any]:
         """Return the version of the package: its generators change with it."""
         return {"reasoning_gym": installed_version("reasoning-gym")}
+
+    def verifiers(self, params: ReasoningGymParams) -> frozenset[str]:
+        return frozenset({"reasoning_gym"})
 
     def describe(self, params: ReasoningGymParams) -> str:
         names = ", ".join(sorted({task.task for task in params.tasks}))

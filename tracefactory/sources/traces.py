@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import Field
 
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.schema import Problem, Thinking, Trace
-from tracefactory.reading.base import Rejected
+from tracefactory.core.rows import Problem, Thinking, Trace
+from tracefactory.reading.base import SOURCES, Rejected
 from tracefactory.reading.mapping import lookup, to_problem
 from tracefactory.reading.records import Record
 from tracefactory.sources.files import Files, FilesParams, labelled_records
@@ -33,6 +33,7 @@ class TraceFilesParams(FilesParams):
         return [*super().fields(), *(field for field in own if field is not None)]
 
 
+@SOURCES.register("traces")
 class TraceFiles(Files):
     """Reads traces; as a source of problems it would give those of the same rows."""
 

@@ -22,7 +22,7 @@ HEARTBEAT_S = 10.0
 STALE_S = 60.0
 
 
-class Alive:
+class RunLock:
     """Says that a process of a run lives: a shared lock on `runs/<run>/alive`, held until the process ends."""
 
     def __init__(self, root: Path, run_id: str) -> None:
@@ -95,7 +95,7 @@ class Lease:
             return None
         elsewhere = owner["host"] != socket.gethostname()
         fresh = elsewhere and time.time() - self.path.stat().st_mtime < STALE_S
-        if fresh or _has_workers(self.root, owner["run"]):
+        if fresh or has_workers(self.root, owner["run"]):
             fcntl.flock(self._file, fcntl.LOCK_UN)
             return f"{_name(owner)}, whose workers are still finishing"
         return None
@@ -112,7 +112,7 @@ class Lease:
             os.utime(self.path)
 
 
-def _has_workers(root: Path, run_id: str) -> bool:
+def has_workers(root: Path, run_id: str) -> bool:
     """Tell whether any process still holds the run's `alive` lock."""
     path = alive_file(root, run_id)
     if not path.exists():

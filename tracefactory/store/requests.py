@@ -1,232 +1,208 @@
 """The request store: one entry per paid completion, kept for good and found by content.
 
-    requests/journal-<writer>.jsonl   appended the moment a completion arrives; one file per writing process
-    requests/segment-<time>.parquet   closed journals, compacted; in the order they were paid, so that what one shard
-                                      asked for lies together
+    requests/journal-<writer>.jsonl   appended the moment a completion arrives (`store.journals`)
+    requests/<sha256>.parquet         closed journals, compacted, each with an index (`store.segments`)
 
-The key is that of the request alone: no stage, shard, run, endpoint or worker count. A line is one `write`, so a killed
-writer leaves at most one torn line, at the end of its own file; readers ignore it. Completions survive the death of any
-process; against a power cut they are synced to disk at most every second.
+The key is that of the request alone: no stage, shard, run, endpoint or worker count. Completions survive the death of
+any process; against a power cut they are synced to disk at most every second. Only the keys of journals are held in
+memory; a writer closes its journal at `ROTATE_BYTES`, and closed journals are compacted while runs go on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import json
-import os
-import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain, islice
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
+import orjson
 
 from tracefactory.core.errors import RunError
-from tracefactory.core.files import whole_file
+from tracefactory.store.journals import PREFIX, SUFFIX, Journal, closed_journals, keys_from, lines_of, read_line
+from tracefactory.store.segments import Segment, prefixes_of, write_segment
 
-_HEAD = '{"key":"'
-_KEY_AT = slice(len(_HEAD), len(_HEAD) + 64)
-_MIDDLE = '","record":'
-_END = "}\n"
-_GROUP = 256  # records per row group: what is read to get at one of them
-_SYNC_EVERY_S = 1.0
+ROTATE_BYTES = 32 << 20
 COMPACT_BYTES = 64 << 20
-SEGMENT_SCHEMA = pa.schema(
-    [pa.field("key", pa.string(), nullable=False), pa.field("record", pa.string(), nullable=False)]
-)
+_SEGMENT_BYTES = 256 << 20  # of records that are sorted in memory to become one segment
+_CACHE_BYTES = 64 << 20
+_SYNC_EVERY_S = 1.0
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where one record lies: bytes of a journal, or a row of a segment's row group."""
+class _Place(NamedTuple):
+    """A line of a journal."""
 
     file: str
-    start: int  # byte offset, or row group
-    length: int  # bytes, or row in the group
+    start: int
+    length: int
 
 
 class RequestStore:
     """Reads every completion ever paid for in one state folder, and appends new ones.
 
-    One instance belongs to one process. `get` and `keys` see what other processes have written since.
+    One instance belongs to one process. `get` and `present` see what other processes have written since.
     """
 
     def __init__(self, root: Path) -> None:
         self.folder = root / "requests"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._places: dict[str, _Place] = {}
+        self._segments: dict[str, Segment] = {}
+        self._lines: dict[str, _Place] = {}
         self._read_until: dict[str, int] = {}
-        self._journal: int | None = None
-        self._journal_name = ""
-        self._journal_size = 0
+        self._has_v1 = False
+        self._journal: Journal | None = None
         self._synced = 0.0
+        self._cache: OrderedDict[str, tuple[int, Mapping[str, Any]]] = OrderedDict()
+        self._cached_bytes = 0
 
     def refresh(self) -> None:
-        """Index what has been written since the last look."""
-        for path in sorted(self.folder.glob("segment-*.parquet")):
-            if path.name not in self._read_until:
-                self._index_segment(path)
-        for path in sorted(self.folder.glob("journal-*.jsonl")):
-            self._index_journal(path)
+        """Take in what has been written since the last look."""
+        names = {path.name for path in self.folder.glob("*.parquet")}
+        for name in names - self._segments.keys():
+            self._segments[name] = Segment(self.folder / name)
+            self._has_v1 |= self._segments[name].has_v1_keys
+        journals = {path.name: path for path in self.folder.glob(f"{PREFIX}*{SUFFIX}")}
+        if gone := self._read_until.keys() - journals.keys():  # compacted: the keys are in a segment now
+            self._lines = {key: place for key, place in self._lines.items() if place.file not in gone}
+            self._read_until = {name: end for name, end in self._read_until.items() if name not in gone}
+        for path in journals.values():
+            self._index(path)
+
+    @property
+    def has_v1_keys(self) -> bool:
+        """Whether some completions lie under keys of version 1, so that a request must be looked up by both."""
+        return self._has_v1
 
     def present(self, keys: Iterable[str]) -> set[str]:
-        """Return those of `keys` that have been paid for."""
+        """Return those of `keys` that have been paid for. Keys in segments are told by their first 64 bits."""
         self.refresh()
-        return {key for key in keys if key in self._places}
+        wanted = list(keys)
+        found = {key for key in wanted if key in self._lines}
+        missing = [key for key in wanted if key not in found]
+        prefixes = prefixes_of(missing)
+        hit = np.zeros(len(missing), bool)
+        for segment in self._segments.values():
+            hit |= segment.rows_of(prefixes) >= 0
+        return found.union(key for key, there in zip(missing, hit.tolist(), strict=True) if there)
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether this process has seen the completion; looks at no file."""
-        return key in self._places
+        """Tell whether this process has seen the completion in a journal; looks at no file."""
+        return key in self._lines
 
     def get(self, keys: Iterable[str]) -> dict[str, Mapping[str, Any]]:
         """Return the stored records (`request`, `completion`, `cost`, ...) of those of `keys` that are there."""
-        keys = list(keys)
+        wanted = list(dict.fromkeys(keys))
         self.refresh()
         for _ in range(3):
-            wanted = {key: self._places[key] for key in keys if key in self._places}
             try:
-                return self._read(wanted)
+                return self._get(wanted)
             except FileNotFoundError:  # compacted by another process between looking and reading
-                self._places.clear()
-                self._read_until.clear()
+                self._forget()
                 self.refresh()
         raise RunError(f"{self.folder} changes faster than it can be read")
 
-    async def put(self, key: str, record: Mapping[str, Any]) -> None:
-        """Append one paid completion. When this returns it survives the death of the process."""
-        line = (_HEAD + key + _MIDDLE + json.dumps(record, ensure_ascii=True) + _END).encode()
-        journal = self._open_journal()
-        if os.write(journal, line) != len(line):
-            raise RunError(f"{self.folder}: a completion could not be written whole (is the disk full?)")
-        self._places.setdefault(key, _Place(self._journal_name, self._journal_size, len(line)))
-        self._journal_size += len(line)
-        self._read_until[self._journal_name] = self._journal_size
-        if time.monotonic() - self._synced > _SYNC_EVERY_S:
+    async def put(self, key: str, record: Mapping[str, Any], near: str = "") -> None:
+        """Append one paid completion. When this returns it survives the death of the process.
+
+        `near` is the id of the problem it is about: completions about one problem are stored side by side.
+
+        Raises:
+            RunError: when it cannot be written.
+        """
+        if self._journal is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._journal = Journal.create(self.folder)
+        journal = self._journal
+        start, length = journal.append(key, record, near)
+        self._lines.setdefault(key, _Place(journal.path.name, start, length))
+        self._read_until[journal.path.name] = journal.size
+        self._remember(key, length, record)
+        if journal.size > ROTATE_BYTES:
+            self._journal = None
+            await asyncio.to_thread(journal.close)
+        elif time.monotonic() - self._synced > _SYNC_EVERY_S:
             self._synced = time.monotonic()
-            await asyncio.to_thread(os.fdatasync, journal)
+            await asyncio.to_thread(journal.sync)
 
     def close(self) -> None:
         if self._journal is not None:
-            os.fdatasync(self._journal)
-            os.close(self._journal)
+            self._journal.close()
             self._journal = None
+        self._forget()
 
-    def _open_journal(self) -> int:
-        """Open this process's own journal, locked for as long as it may still be written."""
-        if self._journal is None:
-            self._journal_name = f"journal-{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}.jsonl"
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND
-            self._journal = os.open(self.folder / self._journal_name, flags, 0o644)
-            fcntl.flock(self._journal, fcntl.LOCK_EX)
-        return self._journal
+    def _forget(self) -> None:
+        for segment in self._segments.values():
+            segment.close()
+        self._segments.clear()
+        self._lines.clear()
+        self._read_until.clear()
 
-    def _index_journal(self, path: Path) -> None:
+    def _index(self, path: Path) -> None:
         position = self._read_until.get(path.name, 0)
         try:
             if path.stat().st_size == position:
                 return
-            with path.open("rb") as file:
-                file.seek(position)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break  # torn, or still being written
-                    self._places.setdefault(line[_KEY_AT].decode(), _Place(path.name, position, len(line)))
-                    position += len(line)
+            for key, start, length, is_v1 in keys_from(path, position):
+                self._lines.setdefault(key, _Place(path.name, start, length))
+                self._has_v1 |= is_v1
+                position = start + length
         except FileNotFoundError:
-            return  # compacted since it was listed; its segment is indexed at the next look
+            return  # compacted since it was listed; its segment is there at the next look
         self._read_until[path.name] = position
 
-    def _index_segment(self, path: Path) -> None:
-        file = pq.ParquetFile(path)
-        for group in range(file.num_row_groups):
-            for row, key in enumerate(file.read_row_group(group, columns=["key"])["key"].to_pylist()):
-                self._places.setdefault(key, _Place(path.name, group, row))
-        self._read_until[path.name] = 0
-
-    def _read(self, wanted: Mapping[str, _Place]) -> dict[str, Mapping[str, Any]]:
+    def _get(self, wanted: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         found: dict[str, Mapping[str, Any]] = {}
-        by_file: dict[str, list[tuple[_Place, str]]] = {}
-        for key, place in wanted.items():
-            by_file.setdefault(place.file, []).append((place, key))
-        for name, places in by_file.items():
-            places.sort(key=lambda one: (one[0].start, one[0].length))
-            reader = _read_segment if name.startswith("segment-") else _read_journal
-            found.update(reader(self.folder / name, places))
+        for key in wanted:
+            if (cached := self._cache.get(key)) is not None:
+                found[key] = cached[1]
+            elif (place := self._lines.get(key)) is not None:
+                found[key] = read_line(self.folder / place.file, place.start, place.length)
+        for segment in self._segments.values():
+            missing = [key for key in wanted if key not in found]
+            if not missing:
+                break
+            rows = segment.rows_of(prefixes_of(missing))
+            by_row = {int(row): key for row, key in zip(rows, missing, strict=True) if row >= 0}
+            for row, key, record in segment.read(sorted(by_row)):
+                if key == by_row[row]:  # the prefix alone is no proof
+                    found[key] = orjson.loads(record)
         return found
 
-
-def _read_journal(path: Path, places: list[tuple[_Place, str]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with path.open("rb") as file:
-        for place, key in places:
-            file.seek(place.start)
-            line = file.read(place.length)
-            try:
-                yield key, json.loads(line)["record"]
-            except ValueError as error:
-                raise RunError(f"{path}: the line at byte {place.start} is damaged ({error})") from error
-
-
-def _read_segment(path: Path, places: list[tuple[_Place, str]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    file = pq.ParquetFile(path)
-    group, records = -1, pa.chunked_array([], pa.string())
-    for place, key in places:
-        if place.start != group:
-            group = place.start
-            records = file.read_row_group(group, columns=["record"])["record"]
-        yield key, json.loads(records[place.length].as_py())
+    def _remember(self, key: str, size: int, record: Mapping[str, Any]) -> None:
+        """Hold the newest completions, which are about to be read back as rows."""
+        self._cache[key] = (size, record)
+        self._cached_bytes += size
+        while self._cached_bytes > _CACHE_BYTES:
+            _, (dropped, _) = self._cache.popitem(last=False)
+            self._cached_bytes -= dropped
 
 
 def compact(root: Path, *, at_least: int = COMPACT_BYTES) -> int:
-    """Turn journals nobody writes any more into one Parquet segment when they hold `at_least` bytes.
+    """Turn journals nobody writes any more into segments when they hold `at_least` bytes.
 
-    Returns the number of journals compacted. Safe beside running readers and writers: the segment is in place before
-    the journals go, and a journal in use is left alone.
+    Returns the number of journals compacted. Safe beside running readers and writers: a segment is in place before its
+    journals go, and a journal in use is left alone.
     """
     folder = root / "requests"
-    with _closed_journals(folder) as journals:
-        if sum(path.stat().st_size for path in journals) < max(at_least, 1):
+    with closed_journals(folder) as journals:
+        sizes = {path: path.stat().st_size for path in journals}
+        if sum(sizes.values()) < max(at_least, 1):
             return 0
-        name = f"segment-{time.time_ns():020d}-{uuid4().hex[:8]}.parquet"
-        with (
-            whole_file(folder / name) as temporary,
-            pq.ParquetWriter(temporary, SEGMENT_SCHEMA, compression="zstd") as writer,
-        ):
-            lines = chain.from_iterable(map(_whole_lines, journals))
-            while batch := list(islice(lines, _GROUP)):
-                keys = [line[_KEY_AT] for line in batch]
-                records = [line[_KEY_AT.stop + len(_MIDDLE) : -len(_END)] for line in batch]
-                writer.write_table(pa.Table.from_pydict({"key": keys, "record": records}, schema=SEGMENT_SCHEMA))
+        batch: list[Path] = []
         for path in journals:
-            path.unlink()
+            batch.append(path)
+            if sum(sizes[one] for one in batch) >= _SEGMENT_BYTES:
+                _compact(folder, batch)
+                batch = []
+        _compact(folder, batch)
         return len(journals)
 
 
-def _whole_lines(path: Path) -> Iterator[str]:
-    with path.open(encoding="ascii") as file:
-        yield from (line for line in file if line.endswith("\n"))
-
-
-@contextmanager
-def _closed_journals(folder: Path) -> Iterator[list[Path]]:
-    """Yield the journals whose writer is gone, locked against a second compaction."""
-    held: list[tuple[Path, int]] = []
-    for path in sorted(folder.glob("journal-*.jsonl")):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-        else:
-            held.append((path, descriptor))
-    try:
-        yield [path for path, _ in held if path.exists()]
-    finally:
-        for _, descriptor in held:
-            os.close(descriptor)
+def _compact(folder: Path, journals: Sequence[Path]) -> None:
+    lines = {line.key: line for path in journals for line in lines_of(path)}
+    if lines:
+        records = [(line.near, line.key, line.record) for line in lines.values()]
+        write_segment(folder, records, {line.key_version for line in lines.values()})
+    for path in journals:
+        path.unlink()

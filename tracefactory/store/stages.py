@@ -1,59 +1,54 @@
-"""Everything on disk for stages: identity first, atomic shards, the record last.
+"""What is on disk of each stage: identity first, whole shards, the record last.
 
     stages/<stage id>-<key16>/
-        identity.json                       what the key was made from; written first
-        part-00003-of-00016.parquet         kept rows of one shard; its footer holds the shard's `ShardRecord`
-        dropped/part-00003-of-00016.parquet rows not passed on, with reasons; written before the kept rows
-        record.json                         totals and digests; written last: with it the stage is done
+        identity.json                          what the key was made from; written first
+        problems-00003-of-00016.parquet        the text of the problems that one shard made
+        traces-00003-of-00016.parquet          the text of the traces that one shard made
+        judged-00003-of-00016.parquet          one line per row, made or given: kept or why not, and declared columns;
+                                               written last, its footer holds the shard's `ShardRecord`
+        record.json                            totals and digests; written last of all: with it the stage is done
 
-Digests are of rows, not of bytes: the sum over rows of sha256(canonical JSON) modulo 2**256. They depend neither on the
-order of rows nor on the number of shards nor on library versions.
+A shard is a range of the hash that a problem's id is, so that shards in order are sorted, and a shard of one layout
+lies in one of a coarser layout. All tables are sorted by (problem_id, id).
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
+from tracefactory.core.columns import Column
+from tracefactory.core.decisions import REPLACED
+from tracefactory.core.digests import combined_digest, table_digest
 from tracefactory.core.files import TEMPORARY, read_json, remove_matching, whole_file, write_json
-from tracefactory.core.fingerprint import canonical
-from tracefactory.core.op import Rows, ShardResult, WholeInput
-from tracefactory.core.schema import (
-    DROPPED_SCHEMA,
-    PROBLEM_SCHEMA,
-    TRACE_SCHEMA,
-    Dropped,
-    Frozen,
-    Problem,
-    Row,
-    Trace,
-    problems_from,
-    to_table,
-    traces_from,
-)
+from tracefactory.core.fingerprint import digest
+from tracefactory.core.rows import Frozen, Kind
+from tracefactory.core.spans import Span
+from tracefactory.core.tables import Table, schema_of
 
 FOOTER_KEY = b"tracefactory"
-VOLATILE = ("seconds",)  # wall times inside a verdict: true, but not what the row is
-_PART = re.compile(r"^part-(\d{5})-of-(\d{5})\.parquet$")
+GROUP_BYTES, GROUP_ROWS = 16 << 20, 4096
+"""What a row group holds at most: it is what is read at once."""
+_PART = re.compile(r"^([a-z]+)-(\d{5})-of-(\d{5})\.parquet$")
 
 
 class Tally(Frozen):
-    """Counts of one shard, or of a whole stage when added up."""
+    """Counts of one shard, or of a whole stage when added up. `owed` of the errors are for another run to try again."""
 
     rows_in: int = 0
     kept: int = 0
     dropped: int = 0
     errors: int = 0
-    retryable: int = 0  # errors that another run would try again
+    owed: int = Field(default=0, validation_alias=AliasChoices("owed", "retryable"))  # its name in version 0.1
     reasons: Mapping[str, int] = Field(default_factory=dict)
     numbers: Mapping[str, float] = Field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -64,58 +59,53 @@ class Tally(Frozen):
             kept=self.kept + other.kept,
             dropped=self.dropped + other.dropped,
             errors=self.errors + other.errors,
-            retryable=self.retryable + other.retryable,
-            reasons=_added(self.reasons, other.reasons),
+            owed=self.owed + other.owed,
+            reasons=dict(Counter(self.reasons) + Counter(other.reasons)),
             numbers=_added(self.numbers, other.numbers),
             notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
         )
 
 
 class ShardRecord(Frozen):
-    """What one shard was made from, by which run, and what came of it."""
+    """What one shard was made from, by which run, and what came of it.
+
+    `inputs` are the tokens of the shards it was made from; `digest` is of its own tables; `token` is of both, so that
+    it is another when anything above changed. `columns` are those that its `judged` table has.
+    """
 
     run: str
     inputs: Mapping[str, str]
     digest: str
+    token: str
     tally: Tally
+    columns: tuple[Column, ...] = ()
 
 
 class StageRecord(Frozen):
-    """A finished stage. `inputs` are the digests of the input stages as they were read."""
+    """A finished stage. `digest` is of all its rows: of its own tables, and of the stages in `inputs` as they were.
+
+    `gives`, `makes` and `judges` are those of the operation, so that its rows can be read without the pipeline.
+    """
 
     stage: str
     key: str
+    gives: Kind
+    makes: Kind
+    judges: bool
     shards: int
     inputs: Mapping[str, str]
     digest: str
     tally: Tally
+    columns: tuple[Column, ...] = ()
     finished: float
 
 
-def rows_digest(rows: Iterable[Row | Dropped]) -> str:
-    """Digest rows without regard to their order (see the module's docstring)."""
-    total = 0
-    for row in rows:
-        plain = row.model_dump(mode="json")
-        if isinstance(verdict := plain.get("verdict"), dict):
-            for name in VOLATILE:
-                verdict.pop(name, None)
-        total += int.from_bytes(hashlib.sha256(canonical(plain).encode()).digest(), "big")
-    return f"{total % 2**256:064x}"
-
-
-def combined_digest(digests: Iterable[str]) -> str:
-    """Return the digest of all rows from the digests of their parts."""
-    return f"{sum(int(one, 16) for one in digests) % 2**256:064x}"
-
-
 class StageFolder:
-    """One stage's folder: the only code that reads or writes it."""
+    """One stage's folder: the only code that writes it."""
 
-    def __init__(self, root: Path, stage_id: str, key: str, gives: Rows) -> None:
+    def __init__(self, root: Path, stage_id: str, key: str) -> None:
         self.stage_id = stage_id
         self.key = key
-        self.gives = gives
         self.path = root / "stages" / f"{stage_id}-{key[:16]}"
 
     def write_identity(self, identity: Mapping[str, Any]) -> None:
@@ -128,8 +118,9 @@ class StageFolder:
         return found
 
     def record(self) -> StageRecord | None:
+        """Return the record of a finished stage; one of version 0.1, whose tables were others, counts as none."""
         found = read_json(self.path / "record.json")
-        return None if found is None else StageRecord.model_validate(found)
+        return None if found is None or "makes" not in found else StageRecord.model_validate(found)
 
     def write_record(self, record: StageRecord) -> None:
         write_json(self.path / "record.json", record.model_dump(mode="json"))
@@ -137,136 +128,179 @@ class StageFolder:
     def reopen(self, shards: int) -> None:
         """Make the folder ready for writing: no record, no torn files, no parts of another shard layout."""
         (self.path / "record.json").unlink(missing_ok=True)
-        for folder in (self.path, self.path / "dropped"):
-            remove_matching(folder, lambda name: name.startswith(TEMPORARY) or _other_layout(name, shards))
+        remove_matching(self.path, lambda name: name.startswith(TEMPORARY) or _other_layout(name, shards))
 
-    def parts(self) -> list[Path]:
-        """Return the shards that exist, in order."""
-        return sorted(path for path in self.path.glob("part-*.parquet") if _PART.match(path.name))
-
-    def write_shard(
-        self, run: str, index: int, count: int, inputs: Mapping[str, str], result: ShardResult
-    ) -> ShardRecord:
-        """Commit one shard: dropped rows first, kept rows last; both sorted by id."""
-        result.check(f"{self.stage_id}, shard {index}")
-        kept = sorted(result.kept, key=lambda row: row.id)
-        dropped = sorted(result.dropped, key=lambda row: (row.id, row.reason))
-        record = ShardRecord(run=run, inputs=dict(inputs), digest=rows_digest(kept), tally=_tally(result))
-        _write(self.path / "dropped" / part_name(index, count), to_table(dropped, DROPPED_SCHEMA))
-        footer = {FOOTER_KEY: record.model_dump_json().encode()}
-        schema = PROBLEM_SCHEMA if self.gives is Rows.PROBLEMS else TRACE_SCHEMA
-        _write(self.path / part_name(index, count), to_table(kept, schema).replace_schema_metadata(footer))
-        return record
+    def part(self, table: Table, index: int, count: int) -> Path:
+        return self.path / f"{table.value}-{index:05d}-of-{count:05d}.parquet"
 
     def shard_record(self, index: int, count: int) -> ShardRecord | None:
-        path = self.path / part_name(index, count)
-        if not path.exists():
+        """Return the record of a shard; None while it is not done."""
+        try:
+            footer = pq.read_schema(self.part(Table.JUDGED, index, count)).metadata[FOOTER_KEY]
+        except FileNotFoundError:
             return None
-        footer = pq.read_schema(path).metadata[FOOTER_KEY]
         return ShardRecord.model_validate_json(footer)
 
-    def read_shard(self, index: int, count: int) -> list[Row]:
-        """Return the kept rows of shard `index` of `count`, whatever layout they were written in."""
-        rows = [row for part in self.parts() if _may_hold(part.name, index, count) for row in self._rows(part)]
-        return [row for row in rows if shard_of(problem_id_of(row), count) == index]
+    def shards_done(self) -> int:
+        """Return how many shards are there, finished or not as a stage."""
+        return sum(1 for _ in self.path.glob(f"{Table.JUDGED.value}-*.parquet"))
 
-    def read_all(self) -> Iterator[Row]:
-        """Yield the kept rows of a finished stage, shard by shard; none where it is not finished."""
-        record = self.record()
-        count = record.shards if record else 0
-        for index in range(count):
-            yield from self.read_shard(index, count)
-
-    def read_dropped(self) -> Iterator[Dropped]:
-        for path in sorted((self.path / "dropped").glob("part-*.parquet")):
-            for row in pq.read_table(path, schema=DROPPED_SCHEMA).to_pylist():
-                yield Dropped.model_validate(row)
-
-    def _rows(self, path: Path) -> list[Row]:
-        table = pq.read_table(path)
-        return list(problems_from(table) if self.gives is Rows.PROBLEMS else traces_from(table))
-
-
-class StoredInput(WholeInput):
-    """All shards of a finished stage, read one at a time."""
-
-    def __init__(self, folder: StageFolder) -> None:
-        self.folder = folder
-        self.stage_id = folder.stage_id
-
-    def shards(self, count: int) -> Iterator[Sequence[Row]]:
-        return (self.folder.read_shard(index, count) for index in range(count))
-
-    def columns(self, *selected: pl.Expr) -> pl.DataFrame:
-        return pl.scan_parquet(self.folder.parts()).select(*selected).collect()
+    def write_shard(self, index: int, count: int, tables: Tables, run: str, inputs: Mapping[str, str]) -> ShardRecord:
+        """Commit a shard whose made rows are in `tables` already; its `judged` table goes last, with the record."""
+        judged = tables.judged()
+        own = combined_digest([*tables.digests, table_digest(judged)])
+        record = ShardRecord(
+            run=run,
+            inputs=dict(inputs),
+            digest=own,
+            token=digest({"own": own, "inputs": dict(inputs)}),
+            tally=tally_of(judged, tables.numbers, tables.notes),
+            columns=tuple(tables.columns[name] for name in judged.column_names if name in tables.columns),
+        )
+        tables.commit()
+        footer = {FOOTER_KEY: record.model_dump_json().encode()}
+        with whole_file(self.part(Table.JUDGED, index, count)) as temporary:
+            table = judged.replace_schema_metadata(footer)
+            pq.write_table(table, temporary, compression="zstd", row_group_size=GROUP_ROWS, write_page_index=True)
+        return record
 
 
-def part_name(index: int, count: int) -> str:
-    return f"part-{index:05d}-of-{count:05d}.parquet"
+class Tables:
+    """Collects the tables of one shard: made rows go to disk as they come, `judged` is held, it is small.
+
+    Used as a context manager: what was not committed is removed.
+    """
+
+    def __init__(self, folder: StageFolder, index: int, count: int) -> None:
+        self.folder, self.index, self.shards = folder, index, count
+        self.numbers: dict[str, float] = {}
+        self.notes: list[str] = []
+        self.columns: dict[str, Column] = {}
+        self.digests: list[str] = []
+        self._judged: list[pa.Table] = []
+        self._writers: dict[Table, _RowWriter] = {}
+
+    def __enter__(self) -> Tables:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for writer in self._writers.values():
+            writer.abandon()
+
+    def add_made(self, table: Table, rows: pa.Table) -> None:
+        """Append rows that were made; what is added must come behind what was added before."""
+        if table not in self._writers:
+            self._writers[table] = _RowWriter(self.folder.part(table, self.index, self.shards), schema_of(table))
+        self._writers[table].add(rows)
+        self.digests.append(table_digest(rows))
+
+    def add_judged(self, judged: pa.Table, columns: Iterable[Column]) -> None:
+        """Append judgements, sorted behind those that were added before; `columns` are what their values are."""
+        self._judged.append(judged)
+        self.columns |= {column.name: column for column in columns}
+
+    def count(self, numbers: Mapping[str, float], notes: Iterable[str] = ()) -> None:
+        """Add numbers to those of the shard, and sentences that a person must see."""
+        self.numbers = _added(self.numbers, numbers)
+        self.notes += notes
+
+    def judged(self) -> pa.Table:
+        empty = schema_of(Table.JUDGED).empty_table()
+        return pa.concat_tables([empty, *self._judged], promote_options="default")
+
+    def expect(self, tables: Sequence[Table]) -> None:
+        """Have an empty table written for each of these that no row was made for."""
+        for table in tables:
+            if table not in self._writers:
+                self._writers[table] = _RowWriter(self.folder.part(table, self.index, self.shards), schema_of(table))
+
+    def commit(self) -> None:
+        """Put the made rows in place."""
+        for writer in self._writers.values():
+            writer.commit()
 
 
-def shard_of(problem_id: str, count: int) -> int:
-    """Return the shard of a problem: its id is a hash already, so its leading digits decide."""
-    return int(hashlib.sha256(problem_id.encode()).hexdigest()[:8], 16) % count
+class _RowWriter:
+    """Writes one part row group by row group; it appears whole or not at all."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._whole = whole_file(path)
+        self._writer = pq.ParquetWriter(self._whole.__enter__(), schema, compression="zstd", write_page_index=True)
+        self._held: list[pa.Table] = []
+        self._rows = self._bytes = 0
+        self._open = True
+
+    def add(self, rows: pa.Table) -> None:
+        # A batch is cut where row groups end, so that one group never holds much more than is to be read at once.
+        step = max(1, min(GROUP_ROWS, GROUP_BYTES * max(rows.num_rows, 1) // max(rows.nbytes, 1)))
+        for start in range(0, rows.num_rows, step):
+            piece = rows.slice(start, step)
+            if self._rows + piece.num_rows > GROUP_ROWS or self._bytes + piece.nbytes > GROUP_BYTES:
+                self._flush()
+            self._held.append(piece)
+            self._rows += piece.num_rows
+            self._bytes += piece.nbytes
+
+    def commit(self) -> None:
+        self._flush()
+        self._writer.close()
+        self._open = False
+        self._whole.__exit__(None, None, None)
+
+    def abandon(self) -> None:
+        if self._open:
+            self._open = False
+            self._writer.close()
+            error = RuntimeError("the shard was not committed")
+            self._whole.__exit__(type(error), error, None)
+
+    def _flush(self) -> None:
+        if self._held:
+            table = pa.concat_tables(self._held)
+            self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
+            self._held, self._rows, self._bytes = [], 0, 0
 
 
-def problem_id_of(row: Row) -> str:
-    return row.problem.id if isinstance(row, Trace) else row.id
-
-
-def split_by_shard(rows: Iterable[Row], count: int) -> list[list[Row]]:
-    """Deal rows to their shards."""
-    shards: list[list[Row]] = [[] for _ in range(count)]
-    for row in rows:
-        shards[shard_of(problem_id_of(row), count)].append(row)
-    return shards
-
-
-def dropped_row(
-    row: Problem | Trace, stage: str, reason: str, detail: str | None = None, *, error: bool = False
-) -> Dropped:
-    """Describe a row that `stage` does not pass on."""
-    return Dropped(
-        id=row.id,
-        problem_id=problem_id_of(row),
-        stage=stage,
-        reason=reason,
-        detail=detail,
-        error=error,
-        row=row.model_dump_json(),
-    )
-
-
-def _tally(result: ShardResult) -> Tally:
+def tally_of(judged: pa.Table, numbers: Mapping[str, float], notes: Iterable[str]) -> Tally:
+    """Count what a `judged` table says. A row that was replaced by a made one counts once, as what was made of it."""
+    lines = pl.DataFrame(judged.select(["kept", "failed", "owed", "reason"]))
+    lines = lines.filter(pl.col("reason").ne_missing(REPLACED))
+    kept, errors = int(lines["kept"].sum()), int(lines["failed"].sum())
+    reasons = lines.filter(~pl.col("kept"))["reason"].value_counts()
     return Tally(
-        rows_in=result.rows_in,
-        kept=len(result.kept),
-        dropped=sum(not row.error for row in result.dropped),
-        errors=sum(row.error for row in result.dropped),
-        retryable=result.retryable,
-        reasons=dict(Counter(row.reason for row in result.dropped)),
-        numbers=dict(result.numbers),
-        notes=tuple(result.notes),
+        rows_in=lines.height,
+        kept=kept,
+        dropped=lines.height - kept - errors,
+        errors=errors,
+        owed=int(lines["owed"].sum()),
+        reasons=dict(sorted(reasons.iter_rows())),
+        numbers=dict(numbers),
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
-def _added(one: Mapping[str, Any], two: Mapping[str, Any]) -> dict[str, Any]:
+def input_token(folder: StageFolder, layout: int, span: Span) -> str:
+    """Return what stands for the rows of a span of a stage: the tokens of the shards that hold it."""
+    records = [folder.shard_record(index, layout) for index in span.parts(layout)]
+    return digest([record.token for record in records if record is not None])
+
+
+def stage_digest(own: Iterable[str], inputs: Mapping[str, str]) -> str:
+    """Return the digest of a stage's rows from the digests of its shards and of its inputs; the layout is not in it."""
+    return digest({"own": combined_digest(own), "inputs": dict(inputs)})
+
+
+def _added(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float]:
     return {name: one.get(name, 0) + two.get(name, 0) for name in sorted({*one, *two})}
 
 
 def _other_layout(name: str, shards: int) -> bool:
     match = _PART.match(name)
-    return match is not None and int(match.group(2)) != shards
+    return match is not None and int(match[3]) != shards
 
 
-def _may_hold(name: str, index: int, count: int) -> bool:
-    """Tell whether a part can hold rows of shard `index` of `count`; both layouts are powers of two."""
-    match = _PART.match(name)
-    assert match is not None
-    fewer = min(int(match.group(2)), count)
-    return int(match.group(1)) % fewer == index % fewer
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    with whole_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd", row_group_size=4096)
+def parts_of(folder: Path) -> Iterator[Path]:
+    """Yield the parts of a stage's folder."""
+    yield from (path for path in sorted(folder.glob("*.parquet")) if _PART.match(path.name))

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from tracefactory.core.schema import Frozen, Trace
+from tracefactory.core.columns import Column
+from tracefactory.core.rows import Frozen, Trace
 from tracefactory.serving.logprobs import unpacked
 from tracefactory.students.divergence import align_teacher, sentence_divergence, teacher_sentence_share
 from tracefactory.students.scores import TokenScores
@@ -19,12 +20,30 @@ from tracefactory.text.steps import Granularity, segment
 class DivergenceParams(Frozen):
     """A sentence is the teacher's if it finds it at least `ratio` times as probable per token as the student."""
 
-    ratio: float = Field(default=2.0, gt=1)
+    ratio: float = Field(default=2.0, gt=1, description="How much likelier per token a teacher's sentence is.")
 
 
 def divergence_names(params: DivergenceParams) -> tuple[str, str, str]:
     """Return the names of the measures: the share of the teacher's sentences, the mean log ratio, and the sentences."""
     return f"teacher_sentences_r{params.ratio:g}", "sentence_log_ratio", "sentences"
+
+
+def divergence_columns(student: str, params: DivergenceParams) -> list[Column]:
+    """Return the columns of `divergence_measures` under a student."""
+    share, ratio, count = divergence_names(params)
+    return [
+        Column(
+            name=f"{student}/{share}",
+            description="Share of sentences that the teacher finds far likelier per token than the student.",
+            unit="share",
+        ),
+        Column(
+            name=f"{student}/{ratio}",
+            description="Mean over sentences of ln(teacher's mean probability / student's).",
+            unit="nats",
+        ),
+        Column(name=f"{student}/{count}", description="Sentences that were compared.", unit="sentences"),
+    ]
 
 
 def divergence_measures(
@@ -38,7 +57,7 @@ def divergence_measures(
     whose teacher reported nothing (`no_teacher_logprobs`), and one whose reported tokens do not spell its text
     (`tokens_spell_another_text`), as when a server rewrites what was sampled.
     """
-    if trace.op != "sample" or trace.parent_id is not None:
+    if trace.op != "sample" or trace.parents:
         return "derived"
     if logprobs is None:
         return "no_teacher_logprobs"

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tracefactory.serving.base import RequestFailed
+from tracefactory.core.model import RequestFailed
 from tracefactory.students.render import Rendered
 from tracefactory.students.scores import TokenScores
 

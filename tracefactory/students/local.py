@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tracefactory.serving.base import RequestFailed
+from tracefactory.core.model import RequestFailed
 from tracefactory.students.measures import mean_surprisal
 from tracefactory.students.render import Rendered
 from tracefactory.students.scores import Span, TokenScores
@@ -53,11 +53,6 @@ def _mean(scored: Sequence[TokenScores | RequestFailed]) -> float | RequestFaile
             return one
         values.append(-mean_surprisal(one))
     return float(np.mean(values)) if values else None
-
-
-def local_name(window: int) -> str:
-    """Return the name under which a trace's `local_naturalness` with this window is filed."""
-    return f"local_naturalness_w{window}"
 
 
 def step_windows(rendered: Rendered, steps: Sequence[Span], window: int) -> list[Rendered]:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
 
-from tracefactory.core.schema import Frozen
+from tracefactory.core.columns import Column
+from tracefactory.core.rows import Frozen
+from tracefactory.students.names import acceptance_name
 from tracefactory.students.scores import Span, TokenScores
 
 RANK_CLIP = 100
@@ -58,6 +61,33 @@ def trace_measures(scores: TokenScores, params: MeasureParams | None = None) -> 
     measures |= {f"share_outside_top{k}": share_outside_top(scores, k) for k in params.top_k}
     measures |= {acceptance_name(p, k): acceptance(scores, p, k) for p, k in params.acceptance}
     return measures
+
+
+_ABOUT: dict[str, tuple[str, str, Literal["lower", "higher", ""], str]] = {
+    # stem: description, unit, better end, source
+    "tokens": ("Supervised tokens of the trace, in the student's tokenizer.", "tokens", "", ""),
+    "mean_surprisal": ("Mean of -ln p over the tokens.", "nats per token", "lower", ""),
+    "perplexity": ("exp of the mean surprisal.", "", "lower", ""),
+    "min_p": ("Smallest probability of a token.", "probability", "higher", ""),
+    "mean_clipped_rank": ("Mean over tokens of min(rank, 100).", "rank", "lower", "arXiv 2601.14249"),
+    "rank_surprisal": ("Sum of clipped ranks over sum of surprisal.", "ranks per nat", "lower", "arXiv 2601.14249"),
+    "mean_entropy": ("Mean entropy of the student's distribution.", "nats per token", "", ""),
+    "p_q": ("Quantile of p over the tokens.", "probability", "higher", ""),
+    "share_below_p": ("Share of tokens below a probability.", "share", "lower", ""),
+    "share_outside_top": ("Share of tokens outside of the student's likeliest.", "share", "lower", ""),
+    "acceptance_p": ("Share of tokens that reverse speculative decoding takes.", "share", "higher", "arXiv 2509.22230"),
+}
+_STEMS = ("p_q", "share_below_p", "share_outside_top", "acceptance_p")  # a cut-off follows in the name
+
+
+def measure_columns(student: str, params: MeasureParams, *, entropies: bool) -> list[Column]:
+    """Return the columns of all measures that `trace_measures` gives under a student."""
+    columns = []
+    for name in measure_names(params, entropies=entropies):
+        stem = name if name in _ABOUT else next(one for one in _STEMS if name.startswith(one))
+        about, unit, better, source = _ABOUT[stem]
+        columns.append(Column(name=f"{student}/{name}", description=about, unit=unit, direction=better, source=source))
+    return columns
 
 
 def measure_names(params: MeasureParams, *, entropies: bool) -> tuple[str, ...]:
@@ -114,11 +144,6 @@ def acceptance(scores: TokenScores, p: float = 0.01, top_k: int = 20) -> float:
     (temperature 1, no nucleus); whether the authors' threshold saw the tempered one depended on their engine.
     """
     return float(np.mean((scores.logprobs >= math.log(p)) & (scores.ranks <= top_k)))
-
-
-def acceptance_name(p: float, top_k: int) -> str:
-    """Return the name under which `trace_measures` files `acceptance(scores, p, top_k)`."""
-    return f"acceptance_p{p:g}_top{top_k}"
 
 
 def mean_clipped_rank(scores: TokenScores) -> float:

@@ -10,8 +10,8 @@ from statistics import median
 import numpy as np
 from numpy.typing import NDArray
 
-from tracefactory.core.schema import Frozen, Outcome, Trace
-from tracefactory.students.measures import acceptance_name
+from tracefactory.core.rows import Frozen, Outcome, Trace
+from tracefactory.students.names import acceptance_name
 from tracefactory.verification.pass_rates import PassRate, pass_rate
 
 RESAMPLES = 2000

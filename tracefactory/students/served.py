@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tracefactory.core.fingerprint import digest
-from tracefactory.serving.base import RequestFailed
+from tracefactory.core.model import RequestFailed
 from tracefactory.serving.client import ChatClient
 from tracefactory.serving.tokens import TokenClient, TokenRow
 from tracefactory.students.load import load_tokenizer

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from tracefactory.core.errors import UserError
 from tracefactory.core.fingerprint import digest, digest_all, digest_file
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen
 
 
 class StudentSpec(Frozen):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from tracefactory.core.columns import Column, Type
 from tracefactory.students.measures import RANK_CLIP
 from tracefactory.students.scores import Floats, Ints, Span, TokenScores
 from tracefactory.text.steps import Granularity, segment
@@ -55,15 +55,28 @@ def step_curves(scores: TokenScores, steps: Sequence[Span]) -> StepCurves:
     )
 
 
-def step_measures(scores: TokenScores, body: str, granularity: Granularity) -> dict[str, float]:
-    """Return the surprisal curve of a trace as measures: `steps`, and `step_surprisal_<n>` of each step from 1 on.
+def step_measures(scores: TokenScores, body: str, granularity: Granularity) -> dict[str, float | tuple[float, ...]]:
+    """Return the surprisal curve of a trace: `steps`, their number, and `step_surprisal`, the mean of each in order.
 
-    `body` is the trace's reasoning (its answer, when it has none). A step without a token of its own has no measure.
+    `body` is the trace's reasoning (its answer, when it has none). A step without a token of its own is NaN.
     """
     steps = segment(body, granularity)
     curve = step_curves(scores, [(step.start, step.end) for step in steps]).surprisal
-    known = {f"step_surprisal_{number}": float(value) for number, value in enumerate(curve, start=1)}
-    return {"steps": float(len(steps)), **{name: value for name, value in known.items() if not math.isnan(value)}}
+    return {"steps": float(len(steps)), "step_surprisal": tuple(float(value) for value in curve)}
+
+
+def step_columns(student: str) -> list[Column]:
+    """Return the columns of `step_measures` under a student."""
+    return [
+        Column(name=f"{student}/steps", description="Steps of the reasoning.", unit="steps"),
+        Column(
+            name=f"{student}/step_surprisal",
+            type=Type.NUMBERS,
+            description="Mean surprisal of each step, in order; NaN for a step without a token of its own.",
+            unit="nats per token",
+            direction="lower",
+        ),
+    ]
 
 
 def token_ranges(starts: Ints, ends: Ints, steps: Sequence[Span]) -> list[Span]:

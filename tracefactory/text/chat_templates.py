@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen
 
 Message = Mapping[str, Any]
 _OPEN, _CLOSE = "<think>", "</think>"

@@ -1,13 +1,15 @@
 """Prompts: one Markdown file each, YAML front matter and a Jinja body.
 
 A prompt decides what a teacher is asked, so its digest is part of the key of every stage that uses it. The template
-language (https://jinja.palletsprojects.com) runs sandboxed and without anything random; a variable that is not one of
-`VARIABLES` is a mistake when the file is read, not when the first request is due.
+language (https://jinja.palletsprojects.com) runs sandboxed and without anything random. A template gets the row that is
+worked on by the names of `VARIABLES`; what it needs besides, it declares in its front matter. A name that is neither is
+a mistake when the file is read, and one that a stage has no value for when the pipeline is checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Collection, Iterator, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,26 +20,44 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field
 
-from tracefactory.config.yamlfile import Node, Position, parse_yaml, read_text
-from tracefactory.config.yamlmodel import read_model
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen, Kind, Row, Trace
+from tracefactory.core.yamlfile import Node, Position, parse_yaml, read_text
+from tracefactory.core.yamlmodel import read_model
 from tracefactory.text.reasoning import opens_thinking
 
-VARIABLES: Mapping[str, str] = {
+PROBLEM_VARIABLES: Mapping[str, str] = {
     "question": "the question of the problem",
-    "answer": "an answer: of the trace that is worked on, or the problem's own where there is no trace yet",
     "gold": "the problem's own answer",
+    "answers": "further answers that are as good, a list",
+    "context": "passages that belong to the problem, each with title, text and source",
+    "tests": "programs that check an answer, a list",
+    "tools": "tools that may be called, each with name, description and parameters",
     "domain": "the domain of the problem",
     "source": "the source the problem came from",
-    "meta": "what the source knows of the problem besides, as a mapping",
-    "reasoning": "the reasoning of the trace that is worked on",
-    "answer_text": "the text after the reasoning of the trace that is worked on",
-    "style": "the style of the trace that is worked on",
-    "words": "how many words a text that is asked for should have",
+    "meta": "what else the source knows of the problem, a mapping",
 }
-"""What a template may name, and what it stands for. Which of them have a value depends on the stage."""
+"""What a template may use of a problem."""
+TRACE_VARIABLES: Mapping[str, str] = {
+    "reasoning": "the reasoning of the trace",
+    "answer_text": "the text after the reasoning of the trace",
+    "style": "the style of the trace",
+    "teacher": "the model that wrote the trace",
+    "verdict": "the verdict on the trace, with outcome, extracted, method and detail",
+    "turns": "the turns between the question and the last one, each with role and content",
+}
+"""What a template may use of a trace, besides its problem's."""
+ROW_VARIABLES: Mapping[str, str] = {
+    "answer": "the answer text of the trace, or the problem's own answer where there is no trace yet",
+    "fields": "values that stages before this one parsed, by name",
+    "measures": "what stages before this one measured, by name",
+}
+"""What a template may use of problems and of traces."""
+STAGE_VARIABLES: Mapping[str, str] = {"words": "how many words a text that is asked for should have"}
+"""What some stages give a template besides the row."""
+VARIABLES = {**PROBLEM_VARIABLES, **TRACE_VARIABLES, **ROW_VARIABLES, **STAGE_VARIABLES}
+"""Everything a template may name without declaring it under `variables:` in its front matter."""
 
 _INCLUDES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
@@ -52,24 +72,26 @@ class Example(Frozen):
 class FrontMatter(Frozen):
     """The head of a prompt file. `system` and `prefill` are templates as the body is; `examples` are plain text."""
 
-    name: str | None = None
-    style: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    description: str = ""
-    system: str | None = None
-    examples: tuple[Example, ...] = ()
-    prefill: str | None = None
+    name: str | None = Field(None, description="The name of the file, if it is given at all.")
+    style: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="Style of the traces it leads to: long, short, ...")
+    description: str = Field("", description="What it asks for, in a sentence.")
+    variables: tuple[str, ...] = Field((), description="Names the templates use besides those of the row.")
+    system: str | None = Field(None, description="Template of the system message.")
+    examples: tuple[Example, ...] = Field((), description="Worked examples, as earlier turns.")
+    prefill: str | None = Field(None, description="Template of the beginning of the assistant's turn.")
 
 
 class Prompt(Frozen):
     """A prompt: what the user's turn says, and, if given, the system's turn, worked examples as earlier turns and the
     start of the assistant's turn.
 
-    `style` travels with every trace it brings forth (`long`, `short`, ...); `file` is where it was read from.
+    `style` goes with every trace it leads to (`long`, `short`, ...); `file` is where it was read from.
     """
 
     name: str
     style: str
     description: str = ""
+    declared: tuple[str, ...] = ()
     system: str | None = None
     examples: tuple[Example, ...] = ()
     prefill: str | None = None
@@ -79,7 +101,7 @@ class Prompt(Frozen):
     @cached_property
     def digest(self) -> str:
         """The sha256 of what decides the messages and the style: not of the name, the description or the file."""
-        return digest(self.model_dump(exclude={"name", "description", "file"}))
+        return digest(self.model_dump(exclude={"name", "description", "declared", "file"}))
 
     @property
     def opened_in_prompt(self) -> bool:
@@ -91,6 +113,22 @@ class Prompt(Frozen):
         """The names that must have a value when this prompt is rendered."""
         parsed = (_environment().parse(text) for text in (self.system, self.body, self.prefill) if text)
         return frozenset(name for tree in parsed for name in find_undeclared_variables(tree))
+
+    def check(self, kind: Kind, given: Collection[str] = ()) -> Iterator[Mistake]:
+        """Yield a mistake for every variable that has no value where this prompt is used.
+
+        Args:
+            kind: the kind of the rows it is rendered for.
+            given: the names that the stage gives besides those of the row.
+        """
+        known = {*PROBLEM_VARIABLES, *ROW_VARIABLES, *(TRACE_VARIABLES if kind is Kind.TRACES else ()), *given}
+        for name in sorted(self.variables - known):
+            message = f"prompt {self.name!r} uses {name!r}, which has no value in a stage that works on {kind}"
+            yield Mistake(message, hint=f"there are: {', '.join(sorted(known))}")
+
+    def messages_for(self, row: Row, **given: Any) -> list[dict[str, str]]:
+        """Return the messages for one row; `given` are values besides the row's."""
+        return self.render(**{name: given[name] if name in given else _value(row, name) for name in self.variables})
 
     def render(self, **values: Any) -> list[dict[str, str]]:
         """Return the messages: system, worked examples, the user's turn, the start of the assistant's, as far as given.
@@ -154,15 +192,18 @@ def _read_prompt(file: Path, mistakes: list[Mistake]) -> Prompt | None:
         mistakes.append(Mistake(message, file, 1))
         return None
     prompt = None
+    declared: frozenset[str] = frozenset()
     node = parse_yaml(head, Position(file, line=2), found)
     if node is not None:
         front = read_model(FrontMatter, node, "the front matter", found)
         if front is not None:
-            prompt = Prompt(**{**front.model_dump(), "name": file.stem}, body=body, file=file)
+            head_values = front.model_dump(exclude={"variables", "name"})
+            prompt = Prompt(**head_values, name=file.stem, declared=front.variables, body=body, file=file)
+            declared = frozenset(front.variables)
             found.extend(_check_name(front, node, file))
-        found.extend(_check_front_templates(node))
+        found.extend(_check_front_templates(node, declared))
     if body:
-        found.extend(_check_template(body, Position(file, line=body_line), exact=True))
+        found.extend(_check_template(body, Position(file, line=body_line), declared, exact=True))
     else:
         found.append(Mistake("the prompt has no body: the user's turn is empty", file, body_line))
     mistakes.extend(found)
@@ -188,14 +229,14 @@ def _check_name(front: FrontMatter, node: Node, file: Path) -> Iterator[Mistake]
         yield node.find(("name",)).position.mistake(message)
 
 
-def _check_front_templates(node: Node) -> Iterator[Mistake]:
+def _check_front_templates(node: Node, declared: frozenset[str]) -> Iterator[Mistake]:
     for key in ("system", "prefill"):
         inner = node.child(key)
         if inner is not None and isinstance(inner.value, str):
-            yield from _check_template(inner.value, inner.position, exact=False)
+            yield from _check_template(inner.value, inner.position, declared, exact=False)
 
 
-def _check_template(text: str, start: Position, *, exact: bool) -> Iterator[Mistake]:
+def _check_template(text: str, start: Position, declared: frozenset[str], *, exact: bool) -> Iterator[Mistake]:
     """Yield what is wrong with a template; `exact` says that its lines are those of the file."""
 
     def at(line: int) -> Position:
@@ -209,12 +250,30 @@ def _check_template(text: str, start: Position, *, exact: bool) -> Iterator[Mist
         return
     for node in tree.find_all(_INCLUDES):
         yield at(node.lineno).mistake("a prompt is one file: include, import and extends are not supported")
-    unknown = find_undeclared_variables(tree) - VARIABLES.keys()
+    unknown = find_undeclared_variables(tree) - VARIABLES.keys() - declared
     seen: set[str] = set()
     for name in tree.find_all(nodes.Name):
         if name.name in unknown and name.name not in seen:
             seen.add(name.name)
-            yield at(name.lineno).mistake(f"unknown variable {name.name!r}", nearest(name.name, VARIABLES))
+            hint = nearest(name.name, {*VARIABLES, *declared}) or "declare it under `variables:`"
+            yield at(name.lineno).mistake(f"unknown variable {name.name!r}", hint)
+
+
+def _value(row: Row, name: str) -> Any:
+    """Return what a template gets for one of the row's names."""
+    problem = row.problem if isinstance(row, Trace) else row
+    match name:
+        case "gold":
+            return problem.answer
+        case "answer":
+            return row.answer_text if isinstance(row, Trace) else problem.answer
+        case "meta":
+            return json.loads(problem.meta)
+        case "fields" | "measures":
+            return {**getattr(problem, name), **getattr(row, name)}
+        case "style" | "reasoning" | "answer_text" | "teacher" | "verdict" | "turns":
+            return getattr(row, name)
+    return getattr(problem, name)
 
 
 @lru_cache(maxsize=1)

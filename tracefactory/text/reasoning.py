@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tracefactory.core.schema import Thinking
+from tracefactory.core.rows import Thinking
 
 # Delimiters in public use: DeepSeek-R1, Qwen and most others `<think>`; `<thinking>`, `<reasoning>`, `<thought>` by
 # prompt; Sky-T1 and OpenThinker `<|begin_of_thought|>`. Matched whatever their case.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tracefactory.core.errors import UserError
-from tracefactory.core.schema import Frozen, Outcome
+from tracefactory.core.rows import Frozen, Outcome
 from tracefactory.maths.symbolic import library
 from tracefactory.verification.pool import VerifierPool
 from tracefactory.verification.single import make_task

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
 
 from tracefactory.answers.extract import Extraction, extract, extract_bare
 from tracefactory.core.errors import Mistake, UserError, nearest
-from tracefactory.core.registry import Registry
-from tracefactory.core.schema import Frozen, Outcome, Problem, Thinking, Verdict
+from tracefactory.core.registry import Registry, registry
+from tracefactory.core.rows import Frozen, Outcome, Problem, Thinking, Verdict
+
+V = TypeVar("V", bound="Verifier")
 
 
 class VerifyTask(Frozen):
@@ -75,8 +77,14 @@ class Verifier(ABC):
         )
 
 
-VERIFIERS: Registry[Verifier] = Registry("verifier", "tracefactory.verifiers")
+VERIFIERS: Registry[Verifier] = registry("verifier")
 """Every verifier by name."""
+
+
+def verifier(kind: type[V]) -> type[V]:
+    """Register a class of verifier under its name."""
+    VERIFIERS.register(kind.name)(kind())
+    return kind
 
 
 def resolve(task: VerifyTask) -> tuple[Verifier, Frozen]:
@@ -138,3 +146,15 @@ def stated_answer(task: VerifyTask, *, bare: bool) -> Extraction | None:
     if bare:
         return extract_bare(task.answer_text) if task.answer_text.strip() else None
     return extract(task.answer_text, cut_off=task.cut_off)
+
+
+def whole_or_stated(task: VerifyTask, params: ExtractParams, *, whole: bool) -> Extraction | None:
+    """Return the stated answer, or all of a short finished text when it is asked for or nothing is announced."""
+    stated = None if whole else stated_answer(task, bare=params.bare)
+    text = task.answer_text.strip()
+    if stated is not None or not text or (task.cut_off and not params.bare):
+        return stated
+    if not whole and (len(text) > 200 or "\n" in text):
+        return None
+    start = task.answer_text.index(text)
+    return Extraction(text, start, start + len(text), "whole")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen
 
 Equivalent = Callable[[str, str], bool]
 """Whether two answers are the same; symmetric."""

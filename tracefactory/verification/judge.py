@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 
-from tracefactory.core.schema import Frozen, Outcome, Verdict
+from tracefactory.core.rows import Frozen, Outcome, Verdict
 
 Ask = Callable[[int], Awaitable[str]]
 """Asks the model once; the number of the vote (from 0) tells its samples apart. Returns the reply's text."""
@@ -17,7 +17,7 @@ Ask = Callable[[int], Awaitable[str]]
 _VOTE = re.compile(r"\[\s*(SAME|DIFFERENT)\s*\]", re.IGNORECASE)
 
 
-class Judgement(Frozen):
+class JudgedPair(Frozen):
     """The votes of a judge on one pair, and what the rules had found; `agrees` is None where one was undecided."""
 
     outcome: Outcome
@@ -34,7 +34,7 @@ def read_vote(reply: str) -> bool | None:
     return None if len(said) != 1 else said == {"SAME"}
 
 
-async def judge(ask: Ask, rules: Verdict, votes: int = 3) -> Judgement:
+async def judge(ask: Ask, rules: Verdict, votes: int = 3) -> JudgedPair:
     """Ask until one side has a majority of `votes`, at most `votes` times.
 
     Raises:
@@ -53,7 +53,7 @@ async def judge(ask: Ask, rules: Verdict, votes: int = 3) -> Judgement:
     return tally(same, different, unclear, rules)
 
 
-def tally(same: int, different: int, unclear: int, rules: Verdict) -> Judgement:
+def tally(same: int, different: int, unclear: int, rules: Verdict) -> JudgedPair:
     """Turn votes into a judgement; the larger side wins when it is more than half of all votes given."""
     total = same + different + unclear
     if 2 * same > total:
@@ -64,7 +64,7 @@ def tally(same: int, different: int, unclear: int, rules: Verdict) -> Judgement:
         outcome = Outcome.UNVERIFIABLE
     decided = {Outcome.CORRECT, Outcome.INCORRECT}
     both = outcome in decided and rules.outcome in decided
-    return Judgement(
+    return JudgedPair(
         outcome=outcome,
         same=same,
         different=different,

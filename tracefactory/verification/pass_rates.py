@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from math import sqrt
 from statistics import NormalDist
 
-from tracefactory.core.schema import Frozen, Outcome
+from tracefactory.core.rows import Frozen, Outcome
 
 
 class PassRate(Frozen):

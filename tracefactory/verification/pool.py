@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from tracefactory.core.errors import UserError
-from tracefactory.core.schema import Outcome, Verdict
+from tracefactory.core.rows import Outcome, Verdict
 from tracefactory.verification.base import Verifier, VerifyTask, resolve
 
 START_SECONDS = 120.0

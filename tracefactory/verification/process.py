@@ -15,7 +15,7 @@ import signal
 import sys
 from typing import Any
 
-from tracefactory.core.schema import Frozen, Outcome, Verdict
+from tracefactory.core.rows import Frozen, Outcome, Verdict
 from tracefactory.verification.base import Verifier, VerifyTask, resolve
 
 MEMORY_LIMIT = 4 << 30

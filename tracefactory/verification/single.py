@@ -10,7 +10,7 @@ from typing import Any
 from tracefactory.answers.extract import split_thinking
 from tracefactory.core.errors import UserError
 from tracefactory.core.fingerprint import canonical
-from tracefactory.core.schema import Problem, Thinking, Verdict
+from tracefactory.core.rows import Problem, Thinking, Verdict
 from tracefactory.verification.base import VerifyTask, resolve
 from tracefactory.verification.pool import VerifierPool
 

@@ -6,8 +6,8 @@ import re
 
 from pydantic import Field
 
-from tracefactory.core.schema import Verdict
-from tracefactory.verification.base import Verifier, VerifyTask
+from tracefactory.core.rows import Verdict
+from tracefactory.verification.base import Verifier, VerifyTask, verifier
 from tracefactory.verifiers.choice import ChoiceParams, ChoiceVerifier, by_content, options_in
 from tracefactory.verifiers.math import MathVerifier, MathVerifierParams
 
@@ -20,6 +20,7 @@ class AutoParams(MathVerifierParams):
     options: tuple[str, ...] = Field(default=())
 
 
+@verifier
 class AutoVerifier(Verifier):
     """`choice` when the gold answer is an option letter and there are options to choose from, else `math`."""
 

@@ -9,8 +9,8 @@ from tracefactory.answers.extract import several
 from tracefactory.answers.normalize import normalize, strip_markup
 from tracefactory.answers.quantity_rules import MathParams, UndecidedError
 from tracefactory.answers.reading import read
-from tracefactory.core.schema import Outcome, Verdict
-from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, stated_answer
+from tracefactory.core.rows import Outcome, Verdict
+from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, stated_answer, verifier
 
 _LETTERS = re.compile(
     r"(?:option|choice|answer|选项)?\s*[:：]?\s*[(\[（{]?\s*([A-Z])\s*(?:[)\]）}.:：,，]|$|(?=正确|对)|\s+-\s|(?=\s*(?:and|or|,)\s))",
@@ -27,6 +27,7 @@ class ChoiceParams(ExtractParams):
     options: tuple[str, ...] = ()
 
 
+@verifier
 class ChoiceVerifier(Verifier):
     """Compare option letters; an answer that gives an option's content instead counts as its letter."""
 

@@ -8,10 +8,10 @@ from itertools import zip_longest
 from pydantic import Field
 
 from tracefactory.answers.extract import Extraction
-from tracefactory.core.schema import Frozen, Outcome, Verdict
+from tracefactory.core.rows import Frozen, Outcome, Verdict
 from tracefactory.sandbox.programs import Program, defines, find_program
 from tracefactory.sandbox.run import Limits, Run, run_program, run_tests
-from tracefactory.verification.base import Verifier, VerifyTask
+from tracefactory.verification.base import Verifier, VerifyTask, verifier
 
 _CALLED = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
 
@@ -48,6 +48,7 @@ class CodeParams(Frozen):
         return Limits(seconds=self.seconds, memory_mb=self.memory_mb)
 
 
+@verifier
 class CodeVerifier(Verifier):
     """Run the last program of the answer in the sandbox. Right means that every test ran to its end."""
 

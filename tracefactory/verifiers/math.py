@@ -11,15 +11,16 @@ from tracefactory.answers.normalize import MAX_CHARS, strip_markup
 from tracefactory.answers.quantity_rules import MathParams, Symbolic, UndecidedError
 from tracefactory.answers.reading import read
 from tracefactory.answers.values import Reading, Relation, Sequence, Value
-from tracefactory.core.schema import Outcome, Verdict
+from tracefactory.core.rows import Outcome, Verdict
 from tracefactory.maths.symbolic import UnknownError, equivalent, library
-from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, stated_answer
+from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, stated_answer, verifier
 
 
 class MathVerifierParams(MathParams, ExtractParams):
     """Policies of mathematical equivalence, and whether the text is a bare answer."""
 
 
+@verifier
 class MathVerifier(Verifier):
     """Extract the stated answer and compare it with the gold answer by exact rules, then by computer algebra."""
 

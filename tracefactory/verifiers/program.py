@@ -11,11 +11,11 @@ from pydantic import Field
 from tracefactory.answers.compare import Comparison, ProseError
 from tracefactory.answers.quantity_rules import MathParams, UndecidedError
 from tracefactory.answers.reading import read
-from tracefactory.core.schema import Outcome, Verdict
+from tracefactory.core.rows import Outcome, Verdict
 from tracefactory.maths.symbolic import UnknownError, equivalent, library
 from tracefactory.sandbox.programs import Program, find_program, print_last
 from tracefactory.sandbox.run import Limits, run_program
-from tracefactory.verification.base import Verifier, VerifyTask
+from tracefactory.verification.base import Verifier, VerifyTask, verifier
 from tracefactory.verifiers.math import gold_reading
 
 _OVERHEAD = 5.0
@@ -29,6 +29,7 @@ class ProgramParams(MathParams):
     memory_mb: int = Field(default=2048, ge=64)
 
 
+@verifier
 class ProgramVerifier(Verifier):
     """Run the last code block of answer or reasoning; compare its last line of output."""
 

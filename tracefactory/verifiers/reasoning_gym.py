@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import Field
 
 from tracefactory.answers.extract import Extraction
-from tracefactory.core.schema import Outcome, Verdict
-from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, stated_answer
+from tracefactory.core.rows import Outcome, Verdict
+from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, stated_answer, verifier
 
 _TAGGED = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL | re.IGNORECASE)
 _FENCED = re.compile(r"```[a-zA-Z]*\n(.*?)\n?```", re.DOTALL)
@@ -30,6 +30,7 @@ class ReasoningGymParams(ExtractParams):
     threshold: float = Field(default=1.0, gt=0, le=1)
 
 
+@verifier
 class ReasoningGymVerifier(Verifier):
     """Ask the dataset's `score_answer`. Grids and plans span lines, so several readings of the text are scored."""
 

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
+from pydantic import Field
 
-from tracefactory.core.schema import Trace
-from tracefactory.publish.views import Row, require_trainable, tracking, tracking_fields, view
-
-_MESSAGES = pa.list_(pa.struct([pa.field(name, pa.string()) for name in ("role", "content", "reasoning_content")]))
+from tracefactory.core.rows import Frozen, Trace
+from tracefactory.publish.views import Row, Tracked, require_plain, require_trainable, trace_view, tracking
 
 
-@view(
+class ReasonedMessage(Frozen):
+    """One message with its reasoning apart."""
+
+    role: str = Field(description="system, user or assistant.")
+    content: str = Field(description="The text, without the reasoning.")
+    reasoning_content: str | None = Field(description="The reasoning before the text; null where there is none.")
+
+
+class ChatRow(Tracked):
+    """One trace as a conversation."""
+
+    messages: list[ReasonedMessage] = Field(description="The conversation from the question to the answer.")
+
+
+@trace_view(
     name="chat",
     version="1",
     summary="`messages` with the reasoning in `reasoning_content`; check that your chat template renders that field.",
-    schema=pa.schema([*tracking_fields(), pa.field("messages", _MESSAGES)]),
+    row=ChatRow,
 )
 def chat(trace: Trace) -> Row:
-    """Return question and answer as two messages; `reasoning_content` is null where there is no reasoning."""
+    """Return the conversation; `reasoning_content` is null where there is no reasoning."""
     require_trainable(trace)
-    question = {"role": "user", "content": trace.problem.question, "reasoning_content": None}
-    answer = {"role": "assistant", "content": trace.answer_text, "reasoning_content": trace.reasoning or None}
-    return {**tracking(trace), "messages": [question, answer]}
+    require_plain(trace)
+    messages = [
+        {"role": turn.role, "content": turn.content, "reasoning_content": turn.reasoning or None}
+        for turn in trace.messages
+    ]
+    return {**tracking(trace), "messages": messages}

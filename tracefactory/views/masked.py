@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
+from pydantic import Field
 
-from tracefactory.core.schema import Trace
+from tracefactory.core.rows import Frozen, Trace
 from tracefactory.pruning import Masked, restored
 from tracefactory.pruning import masked as masked_form
-from tracefactory.publish.views import Row, ViewError, require_trainable, tracking, tracking_fields, view
-
-_MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
-_SPANS = pa.list_(pa.struct([pa.field("start", pa.int64()), pa.field("end", pa.int64())]))
+from tracefactory.publish.views import Message, Row, Tracked, ViewError, require_trainable, trace_view, tracking
 
 
-@view(
+class Span(Frozen):
+    """A range of characters, the end not included."""
+
+    start: int = Field(description="The first character.")
+    end: int = Field(description="The character after the last one.")
+
+
+class MaskedRow(Tracked):
+    """One trace with its raw reasoning, and what of it carries no loss."""
+
+    prompt: list[Message] = Field(description="The question as a message.")
+    completion: list[Message] = Field(description="The raw reasoning between think tags, then the answer.")
+    masked: list[Span] = Field(description="Character ranges of the completion that pruning cut.")
+
+
+@trace_view(
     name="masked",
     version="1",
     summary="`prompt` and `completion` as in `sft`, with the full reasoning of the raw trace; `masked` are the "
     "[start, end) character ranges of the completion that pruning cut and that carry no loss.",
-    schema=pa.schema(
-        [
-            *tracking_fields(),
-            pa.field("prompt", _MESSAGES),
-            pa.field("completion", _MESSAGES),
-            pa.field("masked", _SPANS),
-        ]
-    ),
+    row=MaskedRow,
     partial=True,
 )
 def masked(trace: Trace) -> Row:
-    """Return the raw reasoning with the answer of the pruned trace; nothing is masked where the raw trace stands.
+    """Return the raw reasoning with the answer of the pruned trace; nothing is masked where a trace was not pruned.
 
     Segment-level selective fine-tuning reports that loss on the kept parts alone, in their full context, does better
-    than training on the shortened text. `tracefactory.pruners.loss_mask` turns the spans into a mask over tokens.
+    than training on the shortened text. `tracefactory.pruning.loss_mask` turns the spans into a mask over tokens.
     """
     require_trainable(trace)
     found = restored(trace)

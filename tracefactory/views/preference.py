@@ -1,38 +1,78 @@
-"""Preference pairs of pruned and raw traces: what direct preference optimisation reads."""
+"""Preference pairs: a pruned trace over its raw form, and right answers over wrong ones of the same problem."""
 
 from __future__ import annotations
 
-import pyarrow as pa
+from collections.abc import Iterator
 
-from tracefactory.core.schema import Trace
-from tracefactory.pruning import Unpaired, pair
-from tracefactory.publish.views import Row, ViewError, require_trainable, tracking, tracking_fields, view
+from pydantic import Field
 
-_MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
-
-
-@view(
-    name="preference",
-    version="1",
-    summary="`prompt`, `chosen` (the pruned trace) and `rejected` (the raw one) as message lists; both answers are "
-    "verified, and the lengths are in `length_unit`.",
-    schema=pa.schema(
-        [
-            *tracking_fields(),
-            *(pa.field(name, _MESSAGES) for name in ("prompt", "chosen", "rejected")),
-            *(pa.field(name, pa.string()) for name in ("chosen_outcome", "rejected_outcome")),
-            *(pa.field(name, pa.int64()) for name in ("chosen_length", "rejected_length")),
-            pa.field("length_unit", pa.string()),
-        ]
-    ),
-    partial=True,
+from tracefactory.core.rows import Outcome, Trace
+from tracefactory.pruning import Unpaired, edited, pair
+from tracefactory.publish.views import (
+    Group,
+    Message,
+    Refuse,
+    Row,
+    Tracked,
+    ViewError,
+    group_view,
+    require_plain,
+    require_trainable,
+    tracking,
 )
-def preference(trace: Trace) -> Row:
-    """Return the pair, in the layout of TRL (https://huggingface.co/docs/trl/dataset_formats).
 
-    A trace that no stage pruned, whose raw form is not verified, or that did not get shorter, has none.
+
+class PreferenceRow(Tracked):
+    """One pair. The tracking columns are those of the chosen trace."""
+
+    prompt: list[Message] = Field(description="The question as a message.")
+    chosen: list[Message] = Field(description="The preferred completion.")
+    rejected: list[Message] = Field(description="The other completion.")
+    kind: str = Field(description="pruned: a pruned trace over its raw form; verdict: a right trace over a wrong one.")
+    rejected_id: str = Field(description="The id of the rejected trace.")
+    chosen_outcome: str = Field(description="The verdict on the chosen completion.")
+    rejected_outcome: str = Field(description="The verdict on the rejected completion.")
+    chosen_length: int = Field(description="The length of the chosen completion, in `length_unit`.")
+    rejected_length: int = Field(description="The length of the rejected completion, in `length_unit`.")
+    length_unit: str = Field(description="student_tokens, estimated_tokens, characters or completion_tokens.")
+
+
+@group_view(
+    name="preference",
+    version="2",
+    summary="`prompt`, `chosen` and `rejected` as message lists: pruned traces over their raw form (`kind: pruned`, "
+    "both verified), and right traces over wrong ones of the same problem (`kind: verdict`).",
+    row=PreferenceRow,
+)
+def preference(group: Group, refuse: Refuse) -> Iterator[Row]:
+    """Yield the pairs, in the layout of TRL (https://huggingface.co/docs/trl/dataset_formats).
+
+    A trace that no stage pruned is paired with a wrong trace of its problem, the first right one with the first wrong
+    one by id and so on; those without a partner, and pruned traces that did not get shorter, have no row.
     """
-    require_trainable(trace)
+    right, wrong = [], []
+    for trace in group.traces:
+        try:
+            require_trainable(trace)
+            require_plain(trace)
+            if edited(trace) is not None:
+                yield _pruned(trace)
+            elif trace.verdict is not None and trace.verdict.outcome is Outcome.CORRECT:
+                right.append(trace)
+            elif trace.verdict is not None and trace.verdict.outcome is Outcome.INCORRECT:
+                wrong.append(trace)
+            else:
+                raise ViewError("not_verified", "the trace has no verdict of a right or a wrong answer")
+        except ViewError as error:
+            refuse(trace, error)
+    pairs = min(len(right), len(wrong))
+    for chosen, rejected in zip(right[:pairs], wrong[:pairs], strict=True):
+        yield _by_verdict(chosen, rejected)
+    for trace in (*right[pairs:], *wrong[pairs:]):
+        refuse(trace, _without_partner(trace))
+
+
+def _pruned(trace: Trace) -> Row:
     found = pair(trace)
     if isinstance(found, Unpaired):
         raise ViewError(found.reason, found.detail)
@@ -41,9 +81,35 @@ def preference(trace: Trace) -> Row:
         "prompt": [{"role": "user", "content": trace.problem.question}],
         "chosen": [{"role": "assistant", "content": found.chosen}],
         "rejected": [{"role": "assistant", "content": found.rejected}],
+        "kind": "pruned",
+        "rejected_id": trace.parents[0].id,
         "chosen_outcome": found.chosen_verdict.outcome.value,
         "rejected_outcome": found.rejected_verdict.outcome.value,
         "chosen_length": found.chosen_length,
         "rejected_length": found.rejected_length,
         "length_unit": found.unit,
     }
+
+
+def _by_verdict(chosen: Trace, rejected: Trace) -> Row:
+    return {
+        **tracking(chosen),
+        "prompt": [{"role": "user", "content": chosen.problem.question}],
+        "chosen": [{"role": "assistant", "content": chosen.text}],
+        "rejected": [{"role": "assistant", "content": rejected.text}],
+        "kind": "verdict",
+        "rejected_id": rejected.id,
+        "chosen_outcome": Outcome.CORRECT.value,
+        "rejected_outcome": Outcome.INCORRECT.value,
+        "chosen_length": chosen.completion_tokens,
+        "rejected_length": rejected.completion_tokens,
+        "length_unit": "completion_tokens",
+    }
+
+
+def _without_partner(trace: Trace) -> ViewError:
+    """Say why a trace has no partner: what a prune stage wrote of it, or that its problem has no other verdict."""
+    found = pair(trace)
+    if isinstance(found, Unpaired) and found.reason != "not_pruned":
+        return ViewError(found.reason, found.detail)
+    return ViewError("no_partner", "its problem has no trace with the other verdict")

@@ -1,45 +1,92 @@
-"""Every field of the trace: problem, reasoning, answer, verdict and provenance. No trace is refused for its content.
-
-The one field left out is the wall time of the verdict: it differs from run to run, and the same rows must have the same
-digest wherever they were made.
-"""
+"""Every field of the trace: problem, reasoning, answer, verdict and provenance. No trace is refused for its content."""
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
-import pyarrow as pa
+from pydantic import Field
 
-from tracefactory.core.fingerprint import canonical
-from tracefactory.core.schema import TRACE_SCHEMA, Trace
-from tracefactory.publish.views import Row, ViewError, view
-
-
-def _published(field: pa.Field) -> pa.Field:
-    """Return a field of the trace table as published: nullable, without wall times, `measures` as JSON."""
-    kind = field.type
-    if pa.types.is_struct(kind):
-        inner = [kind.field(index) for index in range(kind.num_fields)]
-        kind = pa.struct([_published(child) for child in inner if child.name != "seconds"])
-    return pa.field(field.name, pa.string() if field.name == "measures" else kind)
+from tracefactory.core.rows import Frozen, Parent, Passage, StepLabel, Tool, Trace, Turn
+from tracefactory.publish.views import Row, declared_values, trace_view
 
 
-_SCHEMA = pa.schema([pa.field("problem_id", pa.string()), *map(_published, TRACE_SCHEMA)])
+class RawProblem(Frozen):
+    """The problem of a trace."""
+
+    id: str = Field(description="A hash of question and gold answer.")
+    question: str = Field(description="The question.")
+    answer: str | None = Field(description="The gold answer.")
+    answers: list[str] = Field(description="Further answers that are as good.")
+    context: list[Passage] = Field(description="Passages that belong to the problem.")
+    tests: list[str] = Field(description="Programs that check an answer.")
+    tools: list[Tool] = Field(description="Tools that may be called.")
+    verifier: str = Field(description="The verifier that the source names.")
+    spec: str = Field(description="The verifier's parameters, a JSON object.")
+    domain: str = Field(description="The domain.")
+    source: str = Field(description="Where the problem came from.")
+    licence: str = Field(description="The licence of the problem.")
+    meta: str = Field(description="What else the source knows, a JSON object.")
 
 
-@view(
+class RawVerdict(Frozen):
+    """The verdict on the answer."""
+
+    outcome: str = Field(description="correct, incorrect, unverifiable or verifier_error.")
+    extracted: str | None = Field(description="The answer that was found in the text.")
+    span_start: int | None = Field(description="Where it starts in the answer text.")
+    span_end: int | None = Field(description="Where it ends.")
+    method: str = Field(description="The rule that decided.")
+    verifier: str = Field(description="The verifier.")
+    version: str = Field(description="Its version.")
+    detail: str | None = Field(description="More, for a person.")
+
+
+class RawRow(Frozen):
+    """One trace with everything that is known of it."""
+
+    id: str = Field(description="The id of the trace.")
+    problem_id: str = Field(description="The id of its problem.")
+    problem: RawProblem = Field(description="The problem.")
+    parents: list[Parent] = Field(description="The traces it was made from, and what it is to them.")
+    op: str = Field(description="The kind of operation that wrote it.")
+    stage: str = Field(description="The stage of the pipeline that wrote it.")
+    teacher: str = Field(description="The model that wrote it, by its name in the pipeline.")
+    model: str = Field(description="The model.")
+    revision: str = Field(description="Its revision.")
+    prompt: str = Field(description="The prompt, by its name in the project.")
+    prompt_digest: str = Field(description="The digest of the prompt's template.")
+    system: str | None = Field(description="The system message that the teacher was given.")
+    style: str = Field(description="The style of the prompt.")
+    sample_index: int = Field(description="The number of the sample, from 0.")
+    seed: int | None = Field(description="The seed of the request.")
+    temperature: float | None = Field(description="The sampling temperature.")
+    request_key: str = Field(description="The key of the completion in the request store.")
+    reasoning: str = Field(description="The reasoning of the last turn.")
+    answer_text: str = Field(description="The text after the reasoning.")
+    turns: list[Turn] = Field(description="The turns between the question and the last one.")
+    steps: list[StepLabel] = Field(description="Labels on steps of the reasoning.")
+    thinking: str = Field(description="How the reasoning was delimited: closed, open or none.")
+    finish_reason: str = Field(description="The server's word for why the completion ended.")
+    refusal: str | None = Field(description="The text of a refusal.")
+    prompt_tokens: int = Field(description="Tokens of the prompt, as the server counted them.")
+    completion_tokens: int = Field(description="Tokens of the completion, as the server counted them.")
+    cost: float = Field(description="US dollars by the declared prices.")
+    verdict: RawVerdict | None = Field(description="The verdict on the answer.")
+    derivation: str = Field(description="How a pruned trace came from its parent, a JSON object.")
+
+
+@trace_view(
     name="raw",
-    version="1",
-    summary="Every field of the trace: problem, reasoning, answer text, verdict, provenance, tokens and cost.",
-    schema=_SCHEMA,
+    version="2",
+    summary="Every field of the trace: problem, reasoning, answer text, verdict, provenance, tokens, cost, measures.",
+    row=RawRow,
+    columns_too=True,
 )
 def raw(trace: Trace) -> Row:
-    """Return the whole trace. `measures`, whose names are open, is a JSON object string."""
-    broken = sorted(name for name, value in trace.measures.items() if not math.isfinite(value))
-    if broken:
-        raise ViewError("measure_not_finite", f"JSON has no value for the measures {', '.join(broken)}")
+    """Return the whole trace, with what stages measured and parsed under `measures` and `fields`."""
+    excluded: Any = {"problem": {"fields", "measures"}, "verdict": {"seconds"}, "fields": True, "measures": True}
     return {
-        **trace.model_dump(mode="json", exclude={"verdict": {"seconds"}}),
+        **trace.model_dump(mode="json", exclude=excluded),
         "problem_id": trace.problem_id,
-        "measures": canonical(dict(trace.measures)),
+        **declared_values(trace),
     }

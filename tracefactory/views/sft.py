@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-import pyarrow as pa
+from pydantic import Field
 
-from tracefactory.core.schema import Trace
-from tracefactory.publish.views import Row, require_trainable, tracking, tracking_fields, view
+from tracefactory.core.rows import Trace
+from tracefactory.publish.views import (
+    Message,
+    Row,
+    Tracked,
+    inline,
+    require_plain,
+    require_trainable,
+    trace_view,
+    tracking,
+)
 
-_MESSAGES = pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())]))
+
+class SftRow(Tracked):
+    """One trace as prompt and completion."""
+
+    prompt: list[Message] = Field(description="The question, and the turns before the last one, as messages.")
+    completion: list[Message] = Field(description="The last turn: reasoning between think tags, then the answer.")
 
 
-@view(
+@trace_view(
     name="sft",
     version="1",
     summary="`prompt` and `completion` as message lists; the reasoning is inline, between `<think>` and `</think>`.",
-    schema=pa.schema([*tracking_fields(), pa.field("prompt", _MESSAGES), pa.field("completion", _MESSAGES)]),
+    row=SftRow,
 )
 def sft(trace: Trace) -> Row:
-    """Return the question as the prompt, and reasoning and answer as one assistant message as the completion.
+    """Return everything before the last turn as the prompt, and reasoning and answer as the completion.
 
     Inline reasoning is kept by chat templates that ignore a separate reasoning field. The layout is the conversational
     prompt-completion format of TRL (https://huggingface.co/docs/trl/dataset_formats).
     """
     require_trainable(trace)
+    require_plain(trace)
+    before = [{"role": turn.role, "content": inline(turn.reasoning, turn.content)} for turn in trace.messages[:-1]]
     return {
         **tracking(trace),
-        "prompt": [{"role": "user", "content": trace.problem.question}],
+        "prompt": before,
         "completion": [{"role": "assistant", "content": trace.text}],
     }

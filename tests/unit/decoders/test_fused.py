@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 from tests.unit.decoders.checkpoints import save_pair
 from tests.unit.decoders.test_served import asked, columns, in_process
 from tracefactory.core.errors import RunError
+from tracefactory.core.model import RequestFailed
 from tracefactory.decoding.fused import FusedPair
 from tracefactory.decoding.served import Side
-from tracefactory.serving.base import RequestFailed
 from tracefactory.serving.vllm.plugins import fused_decoding as vllm_fused
 from tracefactory.students import StudentSpec
 

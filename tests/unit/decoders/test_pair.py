@@ -13,6 +13,7 @@ import pytest
 
 from tests.unit.decoders.checkpoints import save_pair
 from tests.unit.decoders.conftest import byte_tokenizer
+from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.pair import Pair
@@ -20,7 +21,6 @@ from tracefactory.decoding.prompts import encoded_prompt
 from tracefactory.decoding.provenance import Decoded, Provenance
 from tracefactory.decoding.run import Run, Script
 from tracefactory.decoding.vocabulary import compare
-from tracefactory.serving.base import ChatRequest, RequestFailed
 from tracefactory.students import StudentSpec
 
 

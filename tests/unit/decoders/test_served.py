@@ -17,6 +17,7 @@ from tests.unit.decoders.checkpoints import save_pair
 from tests.unit.decoders.test_pair import request
 from tests.unit.decoders.token_server import TokenServer, by_noise, greedy
 from tracefactory.core.errors import UserError
+from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, Decoder, Role, Turn, Written
 from tracefactory.decoding.pair import Pair
 from tracefactory.decoding.provenance import Decoded
@@ -24,7 +25,6 @@ from tracefactory.decoding.served import ServedPair, Side
 from tracefactory.sampling.acceptance import Acceptance
 from tracefactory.sampling.candidates import Sampling, pools_between, pools_of
 from tracefactory.sampling.noise import STUDENT, TEACHER
-from tracefactory.serving.base import ChatRequest, RequestFailed
 from tracefactory.students import StudentSpec
 
 

@@ -11,13 +11,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tracefactory.stages.sample.decoded import BLOCKS, ReverseSpeculativeParams, SampleDecoded, refusal
 
 from tests.unit.decoders.checkpoints import save_pair
 from tracefactory.cli.explain import explain
 from tracefactory.config import Pipeline, load_pipeline
 from tracefactory.core.errors import UserError
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.schema import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.core.model import Environment, EnvStr
+from tracefactory.core.rows import Outcome, Problem, Thinking, Trace, Verdict
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.fused import FusedPair
 from tracefactory.decoding.pair import Pair
@@ -32,9 +34,7 @@ from tracefactory.engine.runs import RunOutcome
 from tracefactory.models.openai import OpenAISpec
 from tracefactory.models.transformers import TransformersSpec
 from tracefactory.models.vllm import VLLMSpec
-from tracefactory.serving.base import EnvStr, Where
 from tracefactory.serving.vllm.drafting import DraftingSpec, FusedSpec
-from tracefactory.stages.sample.decoded import BLOCKS, ReverseSpeculativeParams, SampleDecoded, refusal
 from tracefactory.store.requests import RequestStore
 from tracefactory.store.stages import StageFolder
 
@@ -195,7 +195,7 @@ def served(folder: Path, **changed: Any) -> str:
 def identity(pipeline: Pipeline) -> str:
     stage = pipeline.stage("rsd")
     assert isinstance(stage.op, SampleDecoded)
-    return digest(stage.op.model_identity(stage, pipeline, Where(root=pipeline.project.root)))
+    return digest(stage.op.model_identity(stage, pipeline, Environment(root=pipeline.project.root)))
 
 
 def test_a_foreign_servers_tokenizer_decides_traces_and_not_its_chats(
@@ -224,7 +224,9 @@ def test_what_two_models_are_decides_which_engine_they_write_in(pair: tuple[Path
         asked[name] = served_as and served_as[1]
         return name
 
-    worker: Any = SimpleNamespace(pipeline=SimpleNamespace(models=kinds), where=Where(root=tmp_path), client=client)
+    worker: Any = SimpleNamespace(
+        pipeline=SimpleNamespace(models=kinds), environment=Environment(root=tmp_path), client=client
+    )
     assert isinstance(open_pair("inside", "inside", worker), Pair)
     assert isinstance(open_pair("foreign", "student", worker), ServedPair)
     assert asked == {"foreign": None, "student": None}

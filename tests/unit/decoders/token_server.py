@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from tracefactory.core.model import RequestFailed
 from tracefactory.sampling.candidates import Sampling, pools_of
 from tracefactory.sampling.noise import Noise
-from tracefactory.serving.base import RequestFailed
 
 T = TypeVar("T")
 Choose = Callable[[torch.Tensor, Mapping[str, Any], int], int]

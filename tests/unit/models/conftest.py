@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tracefactory.core.model import Environment
 from tracefactory.models.vllm import VLLMSpec
-from tracefactory.serving.base import Where
 
 
 class StandIn:
@@ -35,8 +35,8 @@ class StandIn:
         fields = {"model": "./checkpoint", "env": "env", "gpus": 0, "hang_s": 2.0, "retries": 20, **fields}
         return VLLMSpec.model_validate({"use": "vllm", "environ": environ, **fields})
 
-    def where(self, **fields):
-        return Where(root=self.root, **fields)
+    def environment(self, **fields):
+        return Environment(root=self.root, **fields)
 
     def noted(self, file):
         path = self.folder / file

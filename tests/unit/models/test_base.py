@@ -8,19 +8,19 @@ from pydantic import ValidationError
 
 from tracefactory.core.errors import UserError
 from tracefactory.core.fingerprint import canonical
-from tracefactory.models.fake import FakeSpec
-from tracefactory.models.local import LocalSpec
-from tracefactory.models.openai import OpenAISpec
-from tracefactory.serving.base import (
+from tracefactory.core.model import (
     MODELS,
     ChatRequest,
     Completion,
+    Environment,
     EnvStr,
     RequestFailed,
-    Where,
     endpoint_for,
     env_names,
 )
+from tracefactory.models.fake import FakeSpec
+from tracefactory.models.local import LocalSpec
+from tracefactory.models.openai import OpenAISpec
 from tracefactory.serving.fake_script import FakeScript
 
 HOSTED = {"use": "openai", "model": "m", "base_url": "env:TEACHER_URL", "api_key": "env:TEACHER_KEY"}
@@ -112,11 +112,15 @@ def test_secrets_are_names_until_they_are_needed_and_are_never_shown():
     spec = hosted()
     assert env_names(spec) == ["TEACHER_KEY", "TEACHER_URL"]
     assert env_names(hosted(base_url=["env:A", "http://b/v1"], api_key="")) == ["A"]
-    where = Where(environ={"TEACHER_URL": "http://x/v1", "TEACHER_KEY": "sk-very-secret"})
-    secret = spec.secret(where)
+    environment = Environment(environ={"TEACHER_URL": "http://x/v1", "TEACHER_KEY": "sk-very-secret"})
+    secret = spec.secret(environment)
     assert secret is not None
     assert secret.get_secret_value() == "sk-very-secret"
-    shown = repr((spec, secret, where, endpoint_for(spec, where))) + spec.model_dump_json() + str(spec.identity(where))
+    shown = (
+        repr((spec, secret, environment, endpoint_for(spec, environment)))
+        + spec.model_dump_json()
+        + str(spec.identity(environment))
+    )
     assert "sk-very-secret" not in shown
     assert json.loads(spec.model_dump_json())["api_key"] == "env:TEACHER_KEY"
     assert type(spec.model_dump()["api_key"]) is str
@@ -124,9 +128,9 @@ def test_secrets_are_names_until_they_are_needed_and_are_never_shown():
 
 def test_an_unset_variable_is_the_users_mistake():
     with pytest.raises(UserError, match="TEACHER_URL is not set"):
-        endpoint_for(hosted(), Where(environ={}))
+        endpoint_for(hosted(), Environment(environ={}))
     with pytest.raises(UserError, match="TEACHER_KEY is not set"):
-        hosted().secret(Where(environ={"TEACHER_KEY": ""}))
+        hosted().secret(Environment(environ={"TEACHER_KEY": ""}))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +142,7 @@ def test_a_key_in_a_file_and_a_malformed_address_are_refused(changes):
 
 
 def test_a_server_that_asks_for_no_key_gets_none():
-    assert hosted(api_key="").secret(Where(environ={})) is None
+    assert hosted(api_key="").secret(Environment(environ={})) is None
 
 
 def test_plain_strings_resolve_to_themselves():

@@ -13,8 +13,8 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
+from tracefactory.core.model import ChatRequest, Completion, RequestFailed
 from tracefactory.models.openai import OpenAISpec
-from tracefactory.serving.base import ChatRequest, Completion, RequestFailed
 from tracefactory.serving.client import ChatClient, retry_after_seconds
 from tracefactory.serving.fake_script import FakeScript
 from tracefactory.serving.fake_server import FakeServer

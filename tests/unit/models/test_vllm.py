@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from tracefactory.core.errors import UserError
 from tracefactory.core.fingerprint import digest
+from tracefactory.core.model import ChatRequest, Environment, env_names
 from tracefactory.models.vllm import VLLMSpec, command_line
-from tracefactory.serving.base import ChatRequest, Where, env_names
 from tracefactory.serving.client import ChatClient
 from tracefactory.serving.vllm.shared import SharedLookup, SharedServers, announce, identity_label, withdraw
 
@@ -56,13 +56,13 @@ def test_what_may_change_completions_is_in_the_identity(changes):
 
 
 def test_a_local_checkpoint_and_a_template_count_by_their_bytes(stand_in):
-    where, spec = stand_in.where(), stand_in.spec(chat_template="t.jinja")
+    environment, spec = stand_in.environment(), stand_in.spec(chat_template="t.jinja")
     (stand_in.root / "t.jinja").write_text("one")
-    first = spec.identity(where)
-    assert spec.recorded_revision(where) == first["model"]
+    first = spec.identity(environment)
+    assert spec.recorded_revision(environment) == first["model"]
     os.rename(stand_in.root / "checkpoint", stand_in.root / "moved")
     moved = stand_in.spec(chat_template="t.jinja", model="env:CHECKPOINT")
-    elsewhere = Where(root=stand_in.root, environ={"CHECKPOINT": str(stand_in.root / "moved")})
+    elsewhere = Environment(root=stand_in.root, environ={"CHECKPOINT": str(stand_in.root / "moved")})
     assert moved.identity(elsewhere) == first
     (stand_in.root / "t.jinja").write_text("two")
     other_template = moved.identity(elsewhere)
@@ -83,16 +83,16 @@ def test_a_local_checkpoint_and_a_template_count_by_their_bytes(stand_in):
     ],
 )
 def test_what_is_missing_is_told_before_anything_is_paid(changes, said, stand_in):
-    mistakes = stand_in.spec(**changes).check(stand_in.where())
+    mistakes = stand_in.spec(**changes).check(stand_in.environment())
     assert [said in str(mistake) for mistake in mistakes] == [True]
     with pytest.raises(UserError, match=said.split("'")[0]):
-        stand_in.spec(**changes).plan(stand_in.where())
+        stand_in.spec(**changes).plan(stand_in.environment())
 
 
 def test_a_sound_model_has_nothing_to_tell_and_unset_variables_are_told_elsewhere(stand_in):
-    assert stand_in.spec().check(stand_in.where()) == []
+    assert stand_in.spec().check(stand_in.environment()) == []
     unset = stand_in.spec(model="env:NOWHERE", env="env:NEITHER")
-    assert unset.check(Where(root=stand_in.root, environ={})) == []
+    assert unset.check(Environment(root=stand_in.root, environ={})) == []
     assert env_names(stand_in.spec(environ={"HF_TOKEN": "env:TOKEN"}, env="env:VLLM")) == ["TOKEN", "VLLM"]
 
 
@@ -115,9 +115,9 @@ def test_python_arguments_become_command_line_arguments():
 
 def test_the_plan_pins_the_revision_and_passes_everything_on(stand_in):
     spec = stand_in.spec(model="org/name", revision="abc1234", gpus=4, reasoning_parser="qwen3", environ={"A": "1"})
-    plan = spec.plan(stand_in.where())
+    plan = spec.plan(stand_in.environment())
     words = " ".join(plan.arguments)
-    label = identity_label(spec.sharing_key(stand_in.where()))
+    label = identity_label(spec.sharing_key(stand_in.environment()))
     for expected in (
         "--model org/name --revision abc1234 --tensor-parallel-size 4 --reasoning-parser qwen3",
         f"--served-model-name org/name {label}",
@@ -137,11 +137,11 @@ def test_a_prefill_is_continued():
 
 
 def test_servers_that_go_by_another_name_are_not_shared(stand_in):
-    where = Where(root=stand_in.root, environ={"CHECKPOINT": "./checkpoint"})
+    environment = Environment(root=stand_in.root, environ={"CHECKPOINT": "./checkpoint"})
     one, other = stand_in.spec(), stand_in.spec(model="env:CHECKPOINT")
-    assert one.identity(where) == other.identity(where)
-    assert one.sharing_key(where) != other.sharing_key(where)
-    assert one.sharing_key(where) == stand_in.spec(replicas=3, restarts=0).sharing_key(where)
+    assert one.identity(environment) == other.identity(environment)
+    assert one.sharing_key(environment) != other.sharing_key(environment)
+    assert one.sharing_key(environment) == stand_in.spec(replicas=3, restarts=0).sharing_key(environment)
 
 
 def servers(identity, **changes):
@@ -155,16 +155,16 @@ def dead_pid():
 
 
 async def test_shared_servers_are_believed_only_as_far_as_they_answer(stand_in, tmp_path):
-    folder, where = tmp_path / "servers", stand_in.where()
-    identity = stand_in.spec().sharing_key(where)
+    folder, environment = tmp_path / "servers", stand_in.environment()
+    identity = stand_in.spec().sharing_key(environment)
     assert await SharedLookup(folder, identity).urls() is None
-    keeper = ChatClient.connect(stand_in.spec(), tmp_path / "logs", where)
+    keeper = ChatClient.connect(stand_in.spec(), tmp_path / "logs", environment)
     try:
         request = ChatRequest(model_identity={}, messages=({"role": "user", "content": "x"},))
         await keeper.complete(request)
         announce(folder, servers(identity, urls=keeper._endpoint.urls))
         assert await SharedLookup(folder, identity).urls() == keeper._endpoint.urls
-        shared = ChatClient.connect(stand_in.spec(), tmp_path / "logs", stand_in.where(servers=folder))
+        shared = ChatClient.connect(stand_in.spec(), tmp_path / "logs", stand_in.environment(servers=folder))
         await shared.complete(request)
         assert len(stand_in.started) == 1
         await shared.close()

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tracefactory.core.errors import RunError, UserError
-from tracefactory.serving.base import ChatRequest
+from tracefactory.core.model import ChatRequest
 from tracefactory.serving.client import ChatClient
 from tracefactory.serving.vllm.log import first_error, last_words
 from tracefactory.serving.vllm.placement import LocalPlacement, visible_gpus
@@ -28,7 +28,7 @@ async def client_of(stand_in):
 
     def connect(placement=None, **fields):
         spec = stand_in.spec(**fields)
-        opened.append(ChatClient.connect(spec, stand_in.root / "logs", stand_in.where(placement=placement)))
+        opened.append(ChatClient.connect(spec, stand_in.root / "logs", stand_in.environment(placement=placement)))
         return opened[-1]
 
     yield connect
@@ -164,7 +164,7 @@ async def test_a_start_that_takes_too_long_is_ended(stand_in, client_of):
 OWNER = """
 import asyncio, os, sys
 from pathlib import Path
-from tracefactory.serving.base import ChatRequest, Where
+from tracefactory.core.model import ChatRequest, Where
 from tracefactory.serving.client import ChatClient
 from tracefactory.models.vllm import VLLMSpec
 

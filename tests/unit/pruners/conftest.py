@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tracefactory.core.schema import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.core.rows import Outcome, Problem, Thinking, Trace, Verdict
 from tracefactory.pruning import ConcludeItem, Conclusion, RewriteItem, Tools
 
 _ANSWER = re.compile(r"\\boxed\{([^}]*)\}|answer is[ :]*\**\$?(-?[\w.]*\w)|答案(?:应该)?是[：:]?\s*(-?[\w.]*\w)", re.I)

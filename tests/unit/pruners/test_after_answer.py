@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tracefactory.core.schema import Thinking
+from tracefactory.core.rows import Thinking
 from tracefactory.pruners.after_answer import AfterAnswer
 from tracefactory.pruners.verification_steps import VerificationSteps
 from tracefactory.pruning import PruneItem, Tools

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from tracefactory.core.errors import UserError
-from tracefactory.core.schema import Thinking
+from tracefactory.core.rows import Thinking
 from tracefactory.pruners.binary_cut import BinaryCut
 from tracefactory.pruning import PRUNERS, ConcludeItem, Conclusion, PruneItem, Tools
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracefactory.core.errors import RunError
-from tracefactory.core.schema import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.core.rows import Outcome, Problem, Thinking, Trace, Verdict
 from tracefactory.pruning import (
     Pair,
     PruneItem,

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from tracefactory.core.errors import UserError
-from tracefactory.core.schema import Thinking
+from tracefactory.core.rows import Thinking
 from tracefactory.pruners.low_information import LowInformation
 from tracefactory.pruners.rewrite import Rewrite
 from tracefactory.pruning import Conclusion, PruneItem, StepScores, Tools

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tracefactory.core.schema import Thinking, Trace
+from tracefactory.core.rows import Thinking, Trace
 from tracefactory.pruners.after_answer import AfterAnswer
 from tracefactory.pruners.binary_cut import BinaryCut
 from tracefactory.pruners.verification_steps import VerificationSteps

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tracefactory.core.schema import Outcome
+from tracefactory.core.rows import Outcome
 from tracefactory.pruning import PruneItem, reverify
 from tracefactory.pruning.base import Cost, keep, parent
 from tracefactory.pruning.dangling import dangling

@@ -5,7 +5,7 @@ from datetime import date
 
 import pytest
 
-from tracefactory.core.schema import Problem
+from tracefactory.core.rows import Problem
 from tracefactory.reading.base import json_text, normalised_question
 
 

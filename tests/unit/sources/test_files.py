@@ -15,7 +15,7 @@ import pytest
 from pydantic import ValidationError
 
 from tracefactory.core.errors import UserError
-from tracefactory.core.schema import Problem
+from tracefactory.core.rows import Problem
 from tracefactory.reading.base import SOURCES, Rejected
 from tracefactory.sources.files import Files
 

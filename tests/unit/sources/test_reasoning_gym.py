@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from tracefactory.core.errors import RunError, UserError
-from tracefactory.core.schema import Problem
+from tracefactory.core.rows import Problem
 from tracefactory.reading import gym
 from tracefactory.reading.base import Rejected
 from tracefactory.sources.reasoning_gym import ReasoningGym, interleave

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tracefactory.config import load_pipeline
-from tracefactory.core.schema import Trace
+from tracefactory.core.rows import Trace
 from tracefactory.engine.executors import Executor
 from tracefactory.engine.flow import Flow
 from tracefactory.engine.run import run_pipeline

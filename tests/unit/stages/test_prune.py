@@ -11,7 +11,7 @@ import pytest
 from tests.unit.stages.conftest import ROOT, RunStages
 from tracefactory.config import load_pipeline
 from tracefactory.core.errors import UserError
-from tracefactory.core.schema import Outcome, Thinking
+from tracefactory.core.rows import Outcome, Thinking
 from tracefactory.engine.plan import identities, make_plan
 from tracefactory.engine.worker import Worker
 from tracefactory.pruning import PRUNERS, read_derivation, restored

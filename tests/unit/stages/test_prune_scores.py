@@ -14,11 +14,11 @@ from tests.unit.stages.test_prune import SOURCE, THOUGHT, project, trace
 from tests.unit.students.conftest import gguf
 from tracefactory.config import load_pipeline
 from tracefactory.core.errors import UserError
-from tracefactory.core.schema import Outcome, Problem, Trace, Verdict
+from tracefactory.core.rows import Outcome, Problem, Trace, Verdict
 from tracefactory.pruners.low_information import LowInformation
 from tracefactory.pruning import PruneItem, Tools
 from tracefactory.stages import measure, prune
-from tracefactory.stages.prune.student import with_scores
+from tracefactory.stages.prune._student import with_scores
 from tracefactory.store.scores import ScoreStore
 from tracefactory.students.render import Rendered
 from tracefactory.students.scores import TokenScores

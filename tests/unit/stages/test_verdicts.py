@@ -9,7 +9,7 @@ import pytest
 
 from tests.unit.stages.conftest import RunStages
 from tracefactory.config import load_pipeline
-from tracefactory.core.schema import Outcome
+from tracefactory.core.rows import Outcome
 from tracefactory.engine.plan import make_plan
 from tracefactory.verification.pass_rates import wilson
 

@@ -5,10 +5,10 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from tracefactory.core.schema import Trace
 from tracefactory.filters.testing import make_trace
 from tracefactory.students.select import best_per_problem, by_measure
+
+from tracefactory.core.rows import Trace
 
 
 def trace(trace_id: str, question: str, value: float | None) -> Trace:

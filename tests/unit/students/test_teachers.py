@@ -3,9 +3,9 @@ from __future__ import annotations
 import random
 
 import pytest
-
-from tracefactory.core.schema import Outcome, Trace
 from tracefactory.filters.testing import make_trace
+
+from tracefactory.core.rows import Outcome, Trace
 from tracefactory.students.measures import dataset_rank_surprisal
 from tracefactory.students.ranking import By, Tried, rank_teachers, remarks
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tracefactory.answers.extract import Extraction
-from tracefactory.core.schema import Outcome, Problem, Verdict
+from tracefactory.core.rows import Outcome, Problem, Verdict
 from tracefactory.sandbox.run import Limits, protections, run_program, run_tests
 from tracefactory.verification.base import VerifyTask
 from tracefactory.verification.pool import VerifierPool

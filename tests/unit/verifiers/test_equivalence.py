@@ -7,7 +7,7 @@ import pytest
 from tracefactory.answers.compare import Comparison
 from tracefactory.answers.quantity_rules import MathParams
 from tracefactory.answers.reading import read
-from tracefactory.core.schema import Outcome
+from tracefactory.core.rows import Outcome
 from tracefactory.verification.single import verify_one
 
 # (gold, answer, right?), each chosen because a plausible verifier gets it wrong

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tracefactory.answers.extract import extract, loops, split_thinking
-from tracefactory.core.schema import Outcome
+from tracefactory.core.rows import Outcome
 from tracefactory.verification.single import verify_one
 
 DATA = next((up / "shared/data" for up in Path(__file__).resolve().parents if (up / "shared/data").is_dir()), None)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tracefactory.cli.verify import verify
 from tracefactory.core.errors import UserError
-from tracefactory.core.schema import Outcome, Verdict
+from tracefactory.core.rows import Outcome, Verdict
 from tracefactory.verification.agreement import Pair, math_verifys, ours, read_pairs, score, table
 from tracefactory.verification.consensus import consensus
 from tracefactory.verification.judge import judge, read_vote

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tracefactory.core.errors import UserError
-from tracefactory.core.schema import Outcome, Problem, Thinking
+from tracefactory.core.rows import Outcome, Problem, Thinking
 from tracefactory.verification.base import VERIFIERS, VerifyTask, check_policy
 from tracefactory.verification.pool import VerifierPool
 from tracefactory.verification.process import main as worker_main
@@ -109,7 +109,7 @@ def test_workers_are_silent_and_end_when_the_parent_is_killed() -> None:
     """One worker is busy and the other idle when the parent goes."""
     program = (
         "import threading\n"
-        "from tracefactory.core.schema import Problem\n"
+        "from tracefactory.core.rows import Problem\n"
         "from tracefactory.verification import VerifierPool, VerifyTask\n"
         "problem = Problem.make(question='', answer='5', verifier='math')\n"
         f"texts = [r'\\boxed{{{HANGS}}}', r'\\boxed{{\\int_0^1 x dx}}']\n"

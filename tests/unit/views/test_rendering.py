@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tracefactory.core.schema import Problem, Thinking, Trace
+from tracefactory.core.rows import Problem, Thinking, Trace
 from tracefactory.publish.views import VIEWS
 from tracefactory.text.chat_templates import check_rendering
 

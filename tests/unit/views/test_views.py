@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tracefactory.core.schema import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.core.rows import Outcome, Problem, Thinking, Trace, Verdict
 from tracefactory.pruning import PruneItem, PruneResult, Ruler, derive
 from tracefactory.pruning.base import parent
 from tracefactory.publish.views import TRACKING, VIEWS, ViewError, tables

@@ -1,14 +1,16 @@
-"""The inline executor: everything in this process, for debugging and tests."""
+"""The inline executor: everything in this process, for debugging, tests and small runs."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from tracefactory.config import StageConfig
-from tracefactory.engine.executors import MODEL_SHARDS, host_of
+from tracefactory.core.pipeline import StageSpec
+from tracefactory.core.spans import Span
+from tracefactory.engine.executors import MODEL_SHARDS, Layouts, host_of
 from tracefactory.engine.worker import Worker, WorkerSetup
 from tracefactory.serving.vllm.placement import LocalPlacement
 from tracefactory.store.stages import ShardRecord
@@ -23,12 +25,17 @@ class InlineExecutor:
         )
         self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MODEL_SHARDS))
 
-    async def run_shard(self, stage: StageConfig, index: int, count: int) -> ShardRecord | None:
-        async with self._turns[host_of(stage)]:
-            return await self.worker.run_shard(stage.id, index, count)
+    async def run_shard(self, stage: StageSpec[Any], index: int, layouts: Layouts) -> ShardRecord | None:
+        async with self._turns[host_of(stage, self.worker.pipeline)]:
+            return await self.worker.run_shard(stage.id, index, layouts)
 
-    async def run_whole(self, stage: StageConfig, shards: int | None, inputs: Mapping[str, str]) -> list[ShardRecord]:
-        return await self.worker.run_whole(stage.id, shards, inputs)
+    async def run_whole(
+        self, stage: StageSpec[Any], layouts: Layouts, inputs: Mapping[str, str], reports: Sequence[Any] = ()
+    ) -> list[ShardRecord]:
+        return await self.worker.run_whole(stage.id, layouts, inputs, reports)
+
+    async def write_range(self, stage: StageSpec[Any], layouts: Layouts, number: int, span: Span) -> Any:
+        return await self.worker.write_range(stage.id, layouts, number, span)
 
     async def progress(self) -> Mapping[str, Mapping[str, float]]:
         return self.worker.progress()

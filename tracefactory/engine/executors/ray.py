@@ -1,4 +1,4 @@
-"""The Ray executor: Ray Core actors, one per model and one per CPU, nothing of state in them.
+"""The Ray executor: Ray Core actors, one per model and one per CPU, stateless.
 
 Ray is disposable. An actor that dies is started again and its shards are run again; what they had paid for is in the
 request store. A driver that dies takes the local cluster with it; the next run goes on from the store.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from tracefactory.config import StageConfig
 from tracefactory.core.errors import UserError
-from tracefactory.engine.executors import MODEL_HOST, MODEL_SHARDS, host_of
+from tracefactory.core.pipeline import StageSpec
+from tracefactory.core.spans import Span
+from tracefactory.core.stage import stage_of
+from tracefactory.engine.executors import MODEL_HOST, MODEL_SHARDS, Layouts, host_of
 from tracefactory.engine.worker import Worker, WorkerSetup
 from tracefactory.serving.vllm.replica import LOOPBACK, PlacedReplica, Replica, ReplicaState, ServerPlan
 from tracefactory.store.stages import ShardRecord
@@ -47,11 +49,17 @@ class RayExecutor:
         self._members: defaultdict[str, list[_Member]] = defaultdict(list)
         self._draining = False
 
-    async def run_shard(self, stage: StageConfig, index: int, count: int) -> ShardRecord | None:
-        return await self._call(stage, "run_shard", stage.id, index, count)  # type: ignore[no-any-return]
+    async def run_shard(self, stage: StageSpec[Any], index: int, layouts: Layouts) -> ShardRecord | None:
+        return await self._call(stage, "run_shard", stage.id, index, dict(layouts))  # type: ignore[no-any-return]
 
-    async def run_whole(self, stage: StageConfig, shards: int | None, inputs: Mapping[str, str]) -> list[ShardRecord]:
-        return await self._call(stage, "run_whole", stage.id, shards, dict(inputs))  # type: ignore[no-any-return]
+    async def run_whole(
+        self, stage: StageSpec[Any], layouts: Layouts, inputs: Mapping[str, str], reports: Sequence[Any] = ()
+    ) -> list[ShardRecord]:
+        arguments = (stage.id, dict(layouts), dict(inputs), list(reports))
+        return await self._call(stage, "run_whole", *arguments)  # type: ignore[no-any-return]
+
+    async def write_range(self, stage: StageSpec[Any], layouts: Layouts, number: int, span: Span) -> Any:
+        return await self._call(stage, "write_range", stage.id, dict(layouts), number, span)
 
     async def progress(self) -> Mapping[str, Mapping[str, float]]:
         actors = [member.actor for members in self._members.values() for member in members]
@@ -90,7 +98,7 @@ class RayExecutor:
         if ray.is_initialized():
             ray.shutdown()
 
-    async def _call(self, stage: StageConfig, method: str, *arguments: Any) -> Any:
+    async def _call(self, stage: StageSpec[Any], method: str, *arguments: Any) -> Any:
         members = self._hosts(stage)
         member = min(members, key=lambda one: one.busy)
         member.busy += 1
@@ -102,17 +110,17 @@ class RayExecutor:
         finally:
             member.busy -= 1
 
-    def _hosts(self, stage: StageConfig) -> list[_Member]:
+    def _hosts(self, stage: StageSpec[Any]) -> list[_Member]:
         """Return the actors that a stage's shards run on, started when first asked for.
 
         Raises:
             UserError: when this machine, being the whole cluster, does not have the GPUs for them.
         """
-        host = host_of(stage)
+        host = host_of(stage, self.setup.pipeline)
         if not self._members[host]:
             address = self.setup.pipeline.run.ray_address
             _connect(address)
-            model = stage.op.asks(stage)
+            model = stage_of(stage).asks(stage, self.setup.pipeline)
             spec = None if model is None else self.setup.pipeline.models[model]
             # An actor that the cluster has no CPU for would wait for ever, and its shards with it.
             cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from tracefactory.core.fingerprint import digest
+from tracefactory.core.model import Environment
 from tracefactory.models.vllm import VLLMSpec
-from tracefactory.serving.base import Where
 from tracefactory.serving.vllm.replica import ServerPlan
 
 _DRAFTED = 8
@@ -21,13 +21,13 @@ class DraftingSpec(VLLMSpec):
         """Return the same model, served so."""
         return cls.model_validate(spec.model_dump())
 
-    def sharing_key(self, where: Where) -> str:
+    def sharing_key(self, environment: Environment) -> str:
         """Return what servers must have in common to be shared, the plugin included."""
-        return digest({"servers": super().sharing_key(where), "plugin": "noise"})
+        return digest({"servers": super().sharing_key(environment), "plugin": "noise"})
 
-    def plan(self, where: Where) -> ServerPlan:
+    def plan(self, environment: Environment) -> ServerPlan:
         """Return how one server is started; the plugin speaks the interface of vLLM's V1 model runner."""
-        plan = super().plan(where)
+        plan = super().plan(environment)
         return plan.model_copy(
             update={
                 "plugin": "noise",
@@ -48,9 +48,9 @@ class FusedSpec(VLLMSpec):
     teacher_revision: str = ""
 
     @classmethod
-    def of(cls, student: VLLMSpec, teacher: VLLMSpec, where: Where) -> FusedSpec:
+    def of(cls, student: VLLMSpec, teacher: VLLMSpec, environment: Environment) -> FusedSpec:
         """Return the student, served so."""
-        told = teacher.student(where)
+        told = teacher.student(environment)
         return cls.model_validate(
             {**student.model_dump(), "teacher": told.model, "teacher_revision": told.revision or ""}
         )
@@ -62,12 +62,12 @@ class FusedSpec(VLLMSpec):
         length = given.get("num_speculative_tokens") if isinstance(given, dict) else None
         return length if isinstance(length, int) else _DRAFTED
 
-    def sharing_key(self, where: Where) -> str:
+    def sharing_key(self, environment: Environment) -> str:
         """Return what servers must have in common to be shared, the teacher and the plugin included."""
         teacher = [self.teacher, self.teacher_revision]
-        return digest({"servers": super().sharing_key(where), "plugin": "fused", "teacher": teacher})
+        return digest({"servers": super().sharing_key(environment), "plugin": "fused", "teacher": teacher})
 
-    def plan(self, where: Where) -> ServerPlan:
+    def plan(self, environment: Environment) -> ServerPlan:
         """Return how one server is started; the plugin counts tokens as they are, without asynchronous scheduling."""
         given = self.engine_args.get("speculative_config")
         speculative = {
@@ -79,7 +79,7 @@ class FusedSpec(VLLMSpec):
         if self.teacher_revision:
             speculative["revision"] = self.teacher_revision
         plain = {name: value for name, value in self.engine_args.items() if name != "speculative_config"}
-        plan = VLLMSpec.plan(self.model_copy(update={"engine_args": plain}), where)
+        plan = VLLMSpec.plan(self.model_copy(update={"engine_args": plain}), environment)
         words = ("--speculative-config", json.dumps(speculative), "--no-async-scheduling")
         return plan.model_copy(
             update={

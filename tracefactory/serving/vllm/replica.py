@@ -20,7 +20,7 @@ from pydantic import Field
 
 from tracefactory.core.errors import RunError
 from tracefactory.core.processes import Child, kill_group
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen
 from tracefactory.serving.vllm.health import SignsOfLife
 from tracefactory.serving.vllm.log import first_error, last_words
 

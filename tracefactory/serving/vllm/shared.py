@@ -19,7 +19,7 @@ import psutil
 
 from tracefactory.core.errors import UserError
 from tracefactory.core.files import read_json, write_json
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen
 from tracefactory.store.leases import STALE_S
 
 _BELIEVED_S = 5.0  # how long an answer is taken for still true

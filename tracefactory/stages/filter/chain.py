@@ -1,20 +1,22 @@
-"""`filter`: a chain of filters, each one file; the first that drops a trace names the reason."""
+"""`filter`: a chain of filters, each one file; the first that drops a row names the reason."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import polars as pl
 from pydantic import ConfigDict, Field
 
-from tracefactory.config import Pipeline, StageConfig
+from tracefactory.core.decisions import KEEP, Decision, Judgement, fail
 from tracefactory.core.errors import Mistake
-from tracefactory.core.op import OPS, Inputs, Rows, ShardOp, ShardResult
-from tracefactory.core.schema import Dropped, Frozen, Trace
-from tracefactory.engine.worker import Worker
-from tracefactory.filters import FilterFailed, LoadedFilter, apply
-from tracefactory.stages.known import not_measured
-from tracefactory.store.stages import dropped_row
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.rows import Frozen, Kind, Row
+from tracefactory.core.stage import STAGES, Batch, Decided, Result, Services, Stage, Work
+from tracefactory.core.tables import frame_of
+from tracefactory.filters import FilterFailed, LoadedFilter, Params, apply
+from tracefactory.filters.loader import first_rule, with_rules
+from tracefactory.stages._measured import kind_taken, not_measured
 
 
 class FilterUse(Frozen):
@@ -22,71 +24,92 @@ class FilterUse(Frozen):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    name: str
-    params: Mapping[str, Any] = Field(default_factory=dict, alias="with")
-    line: int | None = Field(default=None, exclude=True)
+    name: str = Field(description="The filter, by its file name in filters/.")
+    params: Mapping[str, Any] = Field(default_factory=dict, alias="with", description="Its parameters.")
+    line: int | None = Field(default=None, exclude=True, description="Where it is written.")
 
 
 class ChainParams(Frozen):
-    filters: tuple[FilterUse, ...] = Field(min_length=1)
+    """The filters, in the order they are applied in."""
+
+    filters: tuple[FilterUse, ...] = Field(min_length=1, description="The filters, in the order they are applied in.")
 
 
-class FilterChain(ShardOp):
-    """Apply filters in the order written. A filter that fails on a row makes an error row, not a lost one."""
+class FilterChain(Stage[ChainParams]):
+    """Apply filters in the order written. A filter that fails on a row makes a failed row, not a lost one.
 
-    verb, name, version = "filter", "chain", "1"
+    Where all filters work on columns, no text is read.
+    """
+
+    verb, name, version = "filter", "chain", "2"
     Params = ChainParams
-    takes, gives = Rows.TRACES, Rows.TRACES
-    many_inputs = True
+    takes = frozenset({Kind.PROBLEMS, Kind.TRACES})
 
-    def identity(self, stage: StageConfig, pipeline: Pipeline) -> dict[str, Any]:
-        return {"filters": [pipeline.filters[use.name].digest for use in _chain(stage)]}
+    def work(self, stage: StageSpec[ChainParams], pipeline: Pipeline) -> Work:
+        on_columns = all(pipeline.filters[use.name].on_columns for use in stage.params.filters)
+        return Work.COLUMNS if on_columns else Work.ROWS
 
-    def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
-        """Refuse a filter on a measure that no trace will have: it would drop every row for it."""
-        return [
-            mistake
-            for use in _chain(stage)
-            for mistake in not_measured(
-                f"filter {use.name!r}: ",
-                pipeline.filters[use.name].params_model.model_validate(use.params).reads_measures(),
-                stage,
-                pipeline,
-                use.line,
+    def key_params(self, stage: StageSpec[ChainParams], pipeline: Pipeline) -> Mapping[str, Any]:
+        uses = [
+            {"name": loaded.name, "with": params.model_dump(mode="json", by_alias=True, exclude_defaults=True)}
+            for loaded, params in _chain(stage, pipeline)
+        ]
+        return {"filters": uses}
+
+    def uses(self, stage: StageSpec[ChainParams], pipeline: Pipeline) -> Mapping[str, Any]:
+        return {"filters": [loaded.digest for loaded, _ in _chain(stage, pipeline)]}
+
+    def check(self, stage: StageSpec[ChainParams], pipeline: Pipeline) -> list[Mistake]:
+        """Refuse a filter for other rows, and one on a measure that no row will have: it would drop every row."""
+        taken, mistakes = kind_taken(stage, pipeline), []
+        for use, (loaded, params) in zip(stage.params.filters, _chain(stage, pipeline), strict=True):
+            what = f"filter {use.name!r}: "
+            if loaded.kind is not None and loaded.kind is not taken and taken is not Kind.NONE:
+                message = f"{what}it works on {loaded.kind}, and the stage is given {taken}"
+                mistakes.append(Mistake(message, stage.file, use.line or stage.line))
+            wanted = _columns_of(loaded, params) if loaded.on_columns else params.reads_measures()
+            mistakes += not_measured(what, wanted, stage, pipeline, use.line)
+        return mistakes
+
+    def reads(self, stage: StageSpec[ChainParams], pipeline: Pipeline) -> frozenset[str]:
+        return frozenset(name for one in _chain(stage, pipeline) for name in _columns_of(*one))
+
+    def decide(self, stage: StageSpec[ChainParams], frame: pl.DataFrame, pipeline: Pipeline) -> Decided:
+        rules = [rule for loaded, params in _chain(stage, pipeline) for rule in loaded.rules(params)]
+        found = with_rules(frame, rules)
+        return Decided(found.select("problem_id", "id", pl.col("reason").is_null().alias("kept"), "reason", "detail"))
+
+    async def run(self, stage: StageSpec[ChainParams], batch: Batch, services: Services) -> Result:
+        chain = list(_chain(stage, services.pipeline))
+        frame = frame_of(batch.rows)
+        by_rules = [first_rule(frame, one.rules(params)) if one.on_columns else None for one, params in chain]
+        judged = []
+        for number, row in enumerate(batch.rows):
+            decisions = (
+                _decide(*one, row) if decided is None else decided[number]
+                for one, decided in zip(chain, by_rules, strict=True)
             )
-        ]
-
-    async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
-        filters = [worker.pipeline.filters[use.name] for use in _chain(stage)]
-        chain = [
-            (one, one.params_model.model_validate(use.params)) for one, use in zip(filters, _chain(stage), strict=True)
-        ]
-        traces = inputs.traces()
-        kept: list[Trace] = []
-        dropped: list[Dropped] = []
-        for trace in traces:
-            why = _first_drop(trace, chain, stage.id)
-            if why is None:
-                kept.append(trace)
-            else:
-                dropped.append(why)
-        return ShardResult(rows_in=len(traces), kept=kept, dropped=dropped)
+            judged.append(Judgement(row.id, next((one for one in decisions if not one.keep), KEEP)))
+        return Result(judged=judged)
 
 
-def _chain(stage: StageConfig) -> tuple[FilterUse, ...]:
-    assert isinstance(stage.params, ChainParams)
-    return stage.params.filters
+def _chain(stage: StageSpec[ChainParams], pipeline: Pipeline) -> Iterator[tuple[LoadedFilter, Params]]:
+    for use in stage.params.filters:
+        loaded: LoadedFilter = pipeline.filters[use.name]
+        yield loaded, loaded.params_model.model_validate(use.params)
 
 
-def _first_drop(trace: Trace, chain: list[tuple[LoadedFilter, Any]], stage_id: str) -> Dropped | None:
-    for one, params in chain:
-        try:
-            decision = apply(one, trace, params)
-        except FilterFailed as error:
-            return dropped_row(trace, stage_id, f"{one.name}_failed", str(error), error=True)
-        if not decision.keep:
-            return dropped_row(trace, stage_id, decision.reason or one.name, decision.detail)
-    return None
+def _columns_of(loaded: LoadedFilter, params: Params) -> list[str]:
+    """Return the columns that the rules of a filter look at."""
+    expressions = [one for rule in loaded.rules(params) for one in (rule.when, rule.detail)]
+    return list(dict.fromkeys(name for one in expressions for name in one.meta.root_names()))
 
 
-OPS.register("filter:chain")(FilterChain())
+def _decide(loaded: LoadedFilter, params: Params, row: Row) -> Decision:
+    try:
+        return apply(loaded, row, params)
+    except FilterFailed as error:
+        return fail(f"{loaded.name}_failed", str(error), owed=False)
+
+
+STAGES.register("filter:chain")(FilterChain())

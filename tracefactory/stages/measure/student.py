@@ -8,31 +8,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import Field
 
-from tracefactory.config import Pipeline, StageConfig
+from tracefactory.core.columns import Column
+from tracefactory.core.decisions import KEEP, Decision, Judgement, fail
 from tracefactory.core.errors import Mistake, UserError
-from tracefactory.core.op import OPS, Host, Inputs, ModelName, Rows, ShardOp, ShardResult
-from tracefactory.core.schema import Dropped, Frozen, Trace
-from tracefactory.engine.worker import Worker
+from tracefactory.core.model import Environment, RequestFailed
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.rows import Frozen, Trace
+from tracefactory.core.stage import STAGES, Batch, Host, ModelName, Result, Services, Stage
 from tracefactory.models.transformers import TransformersSpec
 from tracefactory.models.vllm import VLLMSpec
-from tracefactory.serving.base import RequestFailed, Where
-from tracefactory.stages.known import stages_above
 from tracefactory.stages.sample.chat import ChatParams
 from tracefactory.store.scores import ScoreStore
-from tracefactory.store.stages import StageFolder, dropped_row
 from tracefactory.students import check_template, open_served, open_student
 from tracefactory.students.against_teacher import (
     DivergenceParams,
+    divergence_columns,
     divergence_measures,
-    divergence_names,
     stored_logprobs,
 )
 from tracefactory.students.in_process import InProcess
-from tracefactory.students.local import local_name, local_naturalness
-from tracefactory.students.measures import MeasureParams, measure_names, trace_measures
+from tracefactory.students.local import local_naturalness
+from tracefactory.students.measures import MeasureParams, measure_columns, trace_measures
+from tracefactory.students.names import local_name
 from tracefactory.students.render import Rendered, RenderError
 from tracefactory.students.scores import TokenScores
-from tracefactory.students.steps import step_measures
+from tracefactory.students.steps import step_columns, step_measures
 from tracefactory.text.steps import Granularity, segment
 
 if TYPE_CHECKING:
@@ -40,22 +40,27 @@ if TYPE_CHECKING:
 
 
 class MeasureStudentParams(Frozen):
-    """`student` is a `use: transformers` or `use: vllm` model; `measures` are the cut-offs to measure at.
+    """The student, and what to measure under it."""
 
-    `window` (steps) adds local naturalness, which takes about 1 + window times the tokens of forward passes; without it
-    that is not measured. `steps` adds the mean surprisal of every step, cut that finely, as `step_surprisal_1`, `..._2`
-    and so on, and their number as `steps`. `divergence` compares teacher and student sentence by sentence where the
-    teacher was sampled with `logprobs: true`; neither takes another pass.
-    """
+    student: ModelName = Field(description="The student: a model with `use: transformers` or `use: vllm`.")
+    measures: MeasureParams = Field(default=MeasureParams(), description="The cut-offs to measure at.")
+    window: int | None = Field(
+        default=None,
+        ge=1,
+        description="Steps of context for local naturalness, which takes about 1 + window times the tokens of forward "
+        "passes; null leaves it out.",
+    )
+    steps: Granularity | None = Field(
+        default=None, description="Cut steps this finely and add the mean surprisal of each; takes no further pass."
+    )
+    divergence: DivergenceParams | None = Field(
+        default=None,
+        description="Compare teacher and student sentence by sentence, where the teacher was sampled with "
+        "`logprobs: true`; takes no further pass.",
+    )
 
-    student: ModelName
-    measures: MeasureParams = MeasureParams()
-    window: int | None = Field(default=None, ge=1)
-    steps: Granularity | None = None
-    divergence: DivergenceParams | None = None
 
-
-class KnownStudent:
+class ScoredStudent:
     """A student, in this worker's memory or served, and the store of what it said."""
 
     def __init__(self, student: InProcess | ServedStudent, store: ScoreStore) -> None:
@@ -87,97 +92,104 @@ class KnownStudent:
         """Nothing to end: weights go with the process, and servers are their client's."""
 
 
-class MeasureStudent(ShardOp):
+class MeasureStudent(Stage[MeasureStudentParams]):
     """Score every trace under the student and file the measures as `<student>/<name>`.
 
     A trace that cannot be rendered without loss, is longer than the student's context, or that its servers give no
-    scores for, is an error row. A served student tells no entropies, so measures of them are left out.
+    scores for, is a failed row. A served student tells no entropies, so measures of them are left out.
     """
 
-    verb, name, version = "measure", "student", "1"
+    verb, name, version = "measure", "student", "2"
     Params = MeasureStudentParams
-    takes, gives = Rows.TRACES, Rows.TRACES
-    many_inputs = True
     host = Host.MODEL
 
-    def identity(self, stage: StageConfig, pipeline: Pipeline) -> dict[str, Any]:
+    def uses(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> Mapping[str, Any]:
         model = _model(stage, pipeline)
-        where = Where(root=pipeline.project.root)
-        student = {**model.identity(where), "reasoning": model.reasoning}
-        return {"student": student, "scores": model.scores_key(where)}
+        environment = Environment(root=pipeline.project.root)
+        student = {**model.identity(environment), "reasoning": model.reasoning}
+        return {"student": student, "scores": model.scores_key(environment)}
 
-    def measures(self, stage: StageConfig, pipeline: Pipeline) -> frozenset[str]:
-        params = _params(stage)
+    def asks(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> str | None:
+        return stage.params.student
+
+    def columns(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> Sequence[Column]:
+        params = stage.params
         in_process = isinstance(pipeline.models[params.student], TransformersSpec)
-        names = list(measure_names(params.measures, entropies=in_process))
-        names += [] if params.window is None else [local_name(params.window)]
-        names += [] if params.steps is None else ["steps", "step_surprisal_*"]
-        names += [] if params.divergence is None else divergence_names(params.divergence)
-        return frozenset(f"{params.student}/{name}" for name in names)
+        columns = measure_columns(params.student, params.measures, entropies=in_process)
+        if params.window is not None:
+            columns.append(
+                Column(
+                    name=f"{params.student}/{local_name(params.window)}",
+                    description=f"Mean log-probability of a token given the {params.window} steps before its own.",
+                    unit="nats per token",
+                    direction="higher",
+                    source="arXiv 2510.03988",
+                )
+            )
+        columns += [] if params.steps is None else step_columns(params.student)
+        return columns + ([] if params.divergence is None else divergence_columns(params.student, params.divergence))
 
-    def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
-        model = pipeline.models[_params(stage).student]
+    def check(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> list[Mistake]:
+        model = pipeline.models[stage.params.student]
         if isinstance(model, TransformersSpec | VLLMSpec):
             return _check_divergence(stage, pipeline)
-        said = f"student: {_params(stage).student!r} is `use: {model.use}`; scores need `use: transformers` or `vllm`"
-        return [Mistake(said)]
+        message = f"student: {stage.params.student!r} is `use: {model.use}`; scores need `use: transformers` or `vllm`"
+        return [Mistake(message)]
 
-    def refusal(self, stage: StageConfig, pipeline: Pipeline, keys: Mapping[str, str]) -> Mistake | None:
+    def refusal(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> Mistake | None:
         """Refuse, before anything is paid for, a student whose chat template drops what it should be trained on."""
-        folder = StageFolder(pipeline.project.state_dir, stage.id, keys[stage.id], self.gives)
-        if folder.record() is not None:
-            return None
         try:
-            check_template(_model(stage, pipeline).student(Where(root=pipeline.project.root)))
+            check_template(_model(stage, pipeline).student(Environment(root=pipeline.project.root)))
         except UserError as error:
             return Mistake(f"stage {stage.id!r}: {error}", stage.file, stage.line)
         return None
 
-    async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
-        params, traces = _params(stage), inputs.traces()
-        student = worker.keep(f"student:{params.student}", lambda: _open(stage, worker))
-        rendered, dropped = _rendered(traces, student, stage.id)
+    async def run(self, stage: StageSpec[MeasureStudentParams], batch: Batch, services: Services) -> Result:
+        params, traces = stage.params, batch.traces
+        student = services.keep(f"student:{params.student}", lambda: _open(stage, services))
+        rendered, failed = _rendered(traces, student)
         scores, computed = await student.scores(rendered)
         scored = [one for one in traces if isinstance(scores.get(one.id), TokenScores)]
         natural: dict[str, float | RequestFailed | None] = {}
         if params.window is not None:
             values = await student.naturalness([(one, rendered[one.id]) for one in scored], params.window)
             natural = dict(zip((one.id for one in scored), values, strict=True))
-        diverging, why_not = _divergence(params, scored, scores, worker)
-        kept, retryable = [], 0
-        for trace in (one for one in traces if one.id in rendered):
-            known, local = scores[trace.id], natural.get(trace.id)
-            if isinstance(known, RequestFailed) or isinstance(local, RequestFailed):
-                failed = known if isinstance(known, RequestFailed) else local
-                assert isinstance(failed, RequestFailed)
-                dropped.append(dropped_row(trace, stage.id, failed.kind, str(failed), error=True))
-                retryable += failed.retryable
+        diverging, why_not = _divergence(params, scored, scores, services)
+        judged = []
+        for trace in traces:
+            if trace.id in failed:
+                judged.append(Judgement(trace.id, failed[trace.id]))
                 continue
-            found = trace_measures(known, params.measures)
+            known, local = scores[trace.id], natural.get(trace.id)
+            failure = next((one for one in (known, local) if isinstance(one, RequestFailed)), None)
+            if failure is not None:
+                judged.append(Judgement(trace.id, fail(failure.kind, str(failure), owed=failure.retryable)))
+                continue
+            assert isinstance(known, TokenScores)
+            found: dict[str, Any] = {**trace_measures(known, params.measures), **diverging.get(trace.id, {})}
             if params.window is not None and local is not None:
                 found[local_name(params.window)] = local
             if params.steps is not None:
                 found |= step_measures(known, _body(trace), params.steps)
-            if trace.id in diverging:
-                found |= diverging[trace.id]
-            named = {f"{params.student}/{name}": value for name, value in found.items()}
-            kept.append(trace.model_copy(update={"measures": {**trace.measures, **named}}))
+            judged.append(
+                Judgement(trace.id, KEEP, {f"{params.student}/{name}": value for name, value in found.items()})
+            )
         numbers = {"scored": float(len(scored)), "scored_now": float(computed)}
         numbers |= {f"no_divergence_{name}": number for name, number in why_not.items()}
         notes = [f"{stage.id}: traces that were not compared with their teacher: {name}" for name in why_not]
-        return ShardResult(len(traces), kept, dropped, retryable, numbers, notes)
+        return Result(judged=judged, numbers=numbers, notes=notes)
 
 
 def _divergence(
     params: MeasureStudentParams,
     scored: Sequence[Trace],
     scores: Mapping[str, TokenScores | RequestFailed],
-    worker: Worker,
+    services: Services,
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Return the measures of teacher against student by trace id, and how many traces have none, by reason."""
     if params.divergence is None:
         return {}, {}
-    records = worker.requests.get({trace.request_key for trace in scored if trace.request_key})
+    records = services.stored([trace.request_key for trace in scored if trace.request_key])
     found: dict[str, dict[str, float]] = {}
     why_not: dict[str, float] = {}
     for trace in scored:
@@ -192,58 +204,52 @@ def _divergence(
     return found, why_not
 
 
-def _check_divergence(stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
+def _check_divergence(stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> list[Mistake]:
     """Refuse to compare with teachers of whom none reports its log-probabilities."""
-    above = [one.params for one in stages_above(stage, pipeline) if isinstance(one.params, ChatParams)]
-    if _params(stage).divergence is None or not above or any(params.logprobs for params in above):
+    above = [one.params for one in pipeline.above(stage) if isinstance(one.params, ChatParams)]
+    if stage.params.divergence is None or not above or any(params.logprobs for params in above):
         return []
     return [Mistake("divergence: no stage above samples with `logprobs: true`", hint="set it there: it costs nothing")]
 
 
-def _open(stage: StageConfig, worker: Worker) -> KnownStudent:
+def _open(stage: StageSpec[MeasureStudentParams], services: Services) -> ScoredStudent:
     """Return the student of a stage: loaded into this worker, or reached through its servers."""
-    model = _model(stage, worker.pipeline)
-    spec = model.student(worker.where)
-    store = ScoreStore(worker.setup.root, model.scores_key(worker.where))
+    model = _model(stage, services.pipeline)
+    spec = model.student(services.environment)
+    store = ScoreStore(services.state_dir, model.scores_key(services.environment))
     if isinstance(model, TransformersSpec):
-        return KnownStudent(InProcess(open_student(spec)), store)
-    client = worker.client(_params(stage).student)
-    return KnownStudent(open_served(spec, client, model.longest_prompt), store)
+        return ScoredStudent(InProcess(open_student(spec)), store)
+    client = services.client(stage.params.student)
+    return ScoredStudent(open_served(spec, client, model.longest_prompt), store)
 
 
-def _rendered(
-    traces: Sequence[Trace], student: KnownStudent, stage_id: str
-) -> tuple[dict[str, Rendered], list[Dropped]]:
+def _rendered(traces: Sequence[Trace], student: ScoredStudent) -> tuple[dict[str, Rendered], dict[str, Decision]]:
+    """Return the renderings of traces by id, and the decision on each that cannot be rendered or is too long."""
     rendered: dict[str, Rendered] = {}
-    dropped: list[Dropped] = []
+    failed: dict[str, Decision] = {}
     most = student.student.max_tokens
     for trace in traces:
         try:
             item = student.student.render(trace.problem.question, trace.reasoning, trace.answer_text)
         except RenderError as error:
-            dropped.append(dropped_row(trace, stage_id, error.reason, str(error), error=True))
+            failed[trace.id] = fail(error.reason, str(error), owed=False)
             continue
         if most is not None and len(item) > most:
             detail = f"{len(item)} tokens, the student's context is {most}"
-            dropped.append(dropped_row(trace, stage_id, "longer_than_context", detail, error=True))
+            failed[trace.id] = fail("longer_than_context", detail, owed=False)
         else:
             rendered[trace.id] = item
-    return rendered, dropped
+    return rendered, failed
 
 
 def _body(trace: Trace) -> str:
     return trace.reasoning or trace.answer_text
 
 
-def _model(stage: StageConfig, pipeline: Pipeline) -> TransformersSpec | VLLMSpec:
-    model = pipeline.models[_params(stage).student]
+def _model(stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> TransformersSpec | VLLMSpec:
+    model = pipeline.models[stage.params.student]
     assert isinstance(model, TransformersSpec | VLLMSpec)
     return model
 
 
-def _params(stage: StageConfig) -> MeasureStudentParams:
-    assert isinstance(stage.params, MeasureStudentParams)
-    return stage.params
-
-
-OPS.register("measure:student")(MeasureStudent())
+STAGES.register("measure:student")(MeasureStudent())

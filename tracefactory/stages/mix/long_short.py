@@ -6,21 +6,18 @@ problems both teachers solved, each problem once, the size unchanged. Which prob
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Literal
 
 import polars as pl
 from pydantic import Field
 
-from tracefactory.config import Pipeline, StageConfig
+from tracefactory.core.digests import draws
 from tracefactory.core.errors import Mistake
-from tracefactory.core.fingerprint import digest
-from tracefactory.core.op import OPS, Rows, ShardResult, WholeInput, WholeOp, WholeResult
-from tracefactory.core.schema import Dropped, Frozen, Outcome, Trace
-from tracefactory.engine.worker import Worker
-from tracefactory.store.stages import dropped_row
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.rows import Frozen, Outcome
+from tracefactory.core.stage import STAGES, Decided, Facts, Stage, Work
 
 
 class Unit(StrEnum):
@@ -31,118 +28,112 @@ class Unit(StrEnum):
 
 
 class MixParams(Frozen):
-    """`long` and `short` are shares and add up to 1; `size` asks for so many problems (default: all there are).
+    """The shares of the two styles, which add up to 1, and which traces take them."""
 
-    `pick` says which trace stands for a problem that a style solved several times.
-    """
-
-    long: float = Field(default=0.2, ge=0, le=1)
-    short: float = Field(default=0.8, ge=0, le=1)
-    unit: Unit = Unit.PROBLEMS
-    size: int | None = Field(default=None, ge=1)
-    pick: Literal["drawn", "shortest", "longest"] = "drawn"
-    seed: int = Field(default=0, ge=0)
-
-
-@dataclass(frozen=True)
-class Mixed:
-    """The decision for the whole set: chosen trace per problem, why each other trace is not in it, and notes."""
-
-    chosen: frozenset[str]
-    reasons: Mapping[str, str]
-    notes: tuple[str, ...]
+    long: float = Field(default=0.2, ge=0, le=1, description="Share of long traces.")
+    short: float = Field(default=0.8, ge=0, le=1, description="Share of short traces.")
+    unit: Unit = Field(default=Unit.PROBLEMS, description="What the shares are of: problems, or completion tokens.")
+    size: int | None = Field(
+        default=None, ge=1, description="Problems in the mix; null is all that both styles solved."
+    )
+    pick: Literal["drawn", "shortest", "longest"] = Field(
+        default="drawn", description="Which trace is taken for a problem that a style solved several times."
+    )
+    seed: int = Field(default=0, ge=0, description="Another seed draws another mix.")
 
 
-class MixLongShort(WholeOp):
+class MixLongShort(Stage[MixParams]):
     """Mix by the style of the prompt that made a trace. Needs verdicts: only correct traces count as solved."""
 
-    verb, name, version = "mix", "long_short", "1"
+    verb, name, version = "mix", "long_short", "2"
     Params = MixParams
-    takes, gives = Rows.TRACES, Rows.TRACES
-    many_inputs = True
+    work_on = Work.TABLE
 
-    def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
-        params = _params(stage)
-        if abs(params.long + params.short - 1) > 1e-9:
-            return [Mistake(f"stage {stage.id!r}: long + short must be 1, not {params.long + params.short:g}")]
+    def check(self, stage: StageSpec[MixParams], pipeline: Pipeline) -> list[Mistake]:
+        total = stage.params.long + stage.params.short
+        if abs(total - 1) > 1e-9:
+            return [Mistake(f"stage {stage.id!r}: long + short must be 1, not {total:g}")]
         return []
 
-    def run_whole(
-        self, stage: StageConfig, inputs: Mapping[str, WholeInput], shards: int | None, worker: Worker
-    ) -> WholeResult:
-        assert shards is not None
-        columns = [
-            pl.col("id"),
-            pl.col("problem").struct.field("id").alias("problem"),
-            pl.col("style"),
-            pl.col("completion_tokens").alias("tokens"),
-            pl.col("verdict").struct.field("outcome").alias("outcome"),
-        ]
-        frame = pl.concat([source.columns(*columns) for source in inputs.values()])
-        mixed = mix(frame, _params(stage))
-        return WholeResult(shards=shards, results=_deal(mixed, inputs, shards, stage.id))
+    def facts(self, stage: StageSpec[MixParams], numbers: Mapping[str, float]) -> Facts:
+        params = stage.params
+        return Facts(shares={"long": params.long, "short": params.short}, unit=params.unit.value)
+
+    def reads(self, stage: StageSpec[MixParams], pipeline: Pipeline) -> frozenset[str]:
+        return frozenset({"style", "completion_tokens", "verdict"})
+
+    def decide(self, stage: StageSpec[MixParams], frame: pl.DataFrame, pipeline: Pipeline) -> Decided:
+        verdict = pl.col("verdict")
+        outcome = verdict.struct.field("outcome") if frame.schema["verdict"] == pl.Struct else pl.lit(None, pl.String)
+        return mix(frame.select("problem_id", "id", "style", tokens="completion_tokens", outcome=outcome), stage.params)
 
 
-def mix(traces: pl.DataFrame, params: MixParams) -> Mixed:
+def mix(traces: pl.DataFrame, params: MixParams) -> Decided:
     """Decide which trace of each problem is in the mix.
 
     Args:
-        traces: one row per trace: id, problem, style, tokens, outcome.
+        traces: one row per trace: problem_id, id, style, tokens, outcome.
         params: shares, unit, size, pick and seed.
     """
     ranked = traces.with_columns(
-        pl.col("id").map_elements(lambda one: _draw(params.seed, one), return_dtype=pl.String).alias("lot"),
-        pl.col("problem").map_elements(lambda one: _draw(params.seed, one), return_dtype=pl.String).alias("place"),
+        lot=pl.Series(draws(traces["id"].to_arrow(), params.seed)),
+        place=pl.Series(draws(traces["problem_id"].to_arrow(), params.seed)),
     )
     solved = ranked.filter(pl.col("outcome") == Outcome.CORRECT.value, pl.col("style").is_in(["long", "short"]))
     order = {"drawn": ["lot"], "shortest": ["tokens", "lot"], "longest": ["tokens", "lot"]}[params.pick]
     descending = [params.pick == "longest" and name == "tokens" for name in order]
-    best = solved.sort(order, descending=descending).group_by("problem", "style", maintain_order=True).first()
+    best = solved.sort(order, descending=descending).unique(["problem_id", "style"], keep="first", maintain_order=True)
     both = (
         best.filter(pl.col("style") == "long")
-        .join(best.filter(pl.col("style") == "short"), on="problem", suffix="_short")
-        .sort("place")
+        .join(best.filter(pl.col("style") == "short"), on="problem_id", suffix="_short")
+        .sort("place", "problem_id")
     )
     used = both.head(params.size) if params.size else both
     long = _how_many_long(used, params)
     longs, shorts = used.head(long), used.tail(used.height - long)
-    chosen = frozenset([*longs["id"].to_list(), *shorts["id_short"].to_list()])
-    reasons = _reasons(ranked, chosen, set(both["problem"]), set(used["problem"]))
-    return Mixed(chosen, reasons, _notes(params, traces, best, used, longs, shorts))
-
-
-def _draw(seed: int, what: str) -> str:
-    return digest({"seed": seed, "draw": what})
+    drawn = pl.concat(
+        [
+            longs.select("problem_id", drawn=pl.lit("long"), chosen="id"),
+            shorts.select("problem_id", drawn=pl.lit("short"), chosen="id_short"),
+        ]
+    )
+    decided = _decided(ranked, drawn, both.select("problem_id", solved_by_both=pl.lit(value=True)))
+    return Decided(decided, notes=_notes(params, traces, best, used, longs, shorts))
 
 
 def _how_many_long(used: pl.DataFrame, params: MixParams) -> int:
     """Return how many problems, in drawn order, take their long trace so that the share comes out as asked."""
     if params.unit is Unit.PROBLEMS or used.is_empty():
         return int(params.long * used.height + 0.5)
-    long = [0, *used["tokens"].cum_sum().to_list()]
-    short_total = int(used["tokens_short"].sum())
-    short = [short_total - taken for taken in [0, *used["tokens_short"].cum_sum().to_list()]]
-    shares = [one / max(one + two, 1) for one, two in zip(long, short, strict=True)]
-    return min(range(len(shares)), key=lambda count: abs(shares[count] - params.long))
+    long = pl.concat([pl.Series([0]), used["tokens"].cum_sum()])
+    short = used["tokens_short"].sum() - pl.concat([pl.Series([0]), used["tokens_short"].cum_sum()])
+    total = (long + short).clip(lower_bound=1)
+    return int((long / total - params.long).abs().arg_min() or 0)
 
 
-def _reasons(traces: pl.DataFrame, chosen: frozenset[str], both: set[str], used: set[str]) -> dict[str, str]:
-    reasons = {}
-    drawn_style = {row["problem"]: row["style"] for row in traces.filter(pl.col("id").is_in(chosen)).to_dicts()}
-    for row in traces.filter(~pl.col("id").is_in(chosen)).to_dicts():
-        if row["style"] not in ("long", "short"):
-            reasons[row["id"]] = "other_style"
-        elif row["outcome"] != Outcome.CORRECT.value:
-            reasons[row["id"]] = "not_correct"
-        elif row["problem"] not in both:
-            reasons[row["id"]] = f"only_{row['style']}_solved"
-        elif row["problem"] not in used:
-            reasons[row["id"]] = "over_size"
-        elif drawn_style[row["problem"]] != row["style"]:
-            reasons[row["id"]] = f"drawn_{drawn_style[row['problem']]}"
-        else:
-            reasons[row["id"]] = "sibling_chosen"
-    return reasons
+def _decided(traces: pl.DataFrame, drawn: pl.DataFrame, both: pl.DataFrame) -> pl.DataFrame:
+    """Return the decision on every trace, in the order of `traces`."""
+    joined = traces.join(drawn, on="problem_id", how="left", maintain_order="left").join(
+        both, on="problem_id", how="left", maintain_order="left"
+    )
+    style = pl.col("style")
+    reason = (
+        pl.when(pl.col("id") == pl.col("chosen"))
+        .then(None)
+        .when(~style.is_in(["long", "short"]))
+        .then(pl.lit("other_style"))
+        .when(pl.col("outcome").ne_missing(Outcome.CORRECT.value))
+        .then(pl.lit("not_correct"))
+        .when(pl.col("solved_by_both").is_null())
+        .then(pl.format("only_{}_solved", style))
+        .when(pl.col("chosen").is_null())
+        .then(pl.lit("over_size"))
+        .when(pl.col("drawn") != style)
+        .then(pl.format("drawn_{}", "drawn"))
+        .otherwise(pl.lit("sibling_chosen"))
+    )
+    decided = joined.select("problem_id", "id", reason=reason)
+    return decided.with_columns(kept=pl.col("reason").is_null())
 
 
 def _notes(
@@ -153,12 +144,15 @@ def _notes(
     longs: pl.DataFrame,
     shorts: pl.DataFrame,
 ) -> tuple[str, ...]:
-    """Say what was asked and what came, exactly."""
-    by_style = {style: set(best.filter(pl.col("style") == style)["problem"]) for style in ("long", "short")}
+    """Say what was asked for and what is in the mix, exactly."""
+    styles = best.group_by("problem_id").agg(pl.len().alias("styles"), pl.col("style").first())
+    counts = {
+        "both": styles.filter(pl.col("styles") == 2).height,
+        **{one: styles.filter(pl.col("styles") == 1, pl.col("style") == one).height for one in ("long", "short")},
+    }
     notes = [
-        f"mix: {used.height} problems of {traces['problem'].n_unique()}; "
-        f"solved by both styles {len(by_style['long'] & by_style['short'])}, "
-        f"only long {len(by_style['long'] - by_style['short'])}, only short {len(by_style['short'] - by_style['long'])}"
+        f"mix: {used.height} problems of {traces['problem_id'].n_unique()}; solved by both styles {counts['both']}, "
+        f"only long {counts['long']}, only short {counts['short']}"
     ]
     long_tokens, short_tokens = int(longs["tokens"].sum()), int(shorts["tokens_short"].sum())
     total = max(long_tokens + short_tokens, 1)
@@ -174,24 +168,4 @@ def _notes(
     return tuple(notes)
 
 
-def _deal(mixed: Mixed, inputs: Mapping[str, WholeInput], shards: int, stage_id: str) -> Iterator[ShardResult]:
-    """Apply the decision shard by shard."""
-    parts = zip(*(source.shards(shards) for source in inputs.values()), strict=True)
-    for index, part in enumerate(parts):
-        traces = [row for rows in part for row in rows if isinstance(row, Trace)]
-        kept, dropped = _split(traces, mixed, stage_id)
-        yield ShardResult(rows_in=len(traces), kept=kept, dropped=dropped, notes=mixed.notes if index == 0 else ())
-
-
-def _split(traces: Sequence[Trace], mixed: Mixed, stage_id: str) -> tuple[list[Trace], list[Dropped]]:
-    kept = [trace for trace in traces if trace.id in mixed.chosen]
-    dropped = [dropped_row(one, stage_id, mixed.reasons[one.id]) for one in traces if one.id not in mixed.chosen]
-    return kept, dropped
-
-
-def _params(stage: StageConfig) -> MixParams:
-    assert isinstance(stage.params, MixParams)
-    return stage.params
-
-
-OPS.register("mix:long_short")(MixLongShort())
+STAGES.register("mix:long_short")(MixLongShort())

@@ -2,47 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
+import polars as pl
 from pydantic import Field
 
-from tracefactory.config import Pipeline, StageConfig
 from tracefactory.core.errors import Mistake
-from tracefactory.core.op import OPS, Inputs, Rows, ShardOp, ShardResult
-from tracefactory.core.schema import Frozen
-from tracefactory.engine.worker import Worker
-from tracefactory.stages.known import not_measured
-from tracefactory.store.stages import dropped_row
-from tracefactory.students.select import best_per_problem, by_measure
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.rows import Frozen, Kind
+from tracefactory.core.stage import STAGES, Decided, Stage, Work
+from tracefactory.stages._best import Best, best_of_each
+from tracefactory.stages._measured import not_measured
 
 
 class SelectParams(Frozen):
-    """Keep `n` traces per problem with the lowest or highest `measure`, such as `student/rank_surprisal`."""
+    """What to select by, and how many."""
 
-    measure: str = Field(min_length=1)
-    n: int = Field(default=1, ge=1)
-    best: Literal["lowest", "highest"]
+    measure: str = Field(
+        min_length=1, description="The measure, such as student/rank_surprisal, or a column of traces."
+    )
+    n: int = Field(default=1, ge=1, description="Traces to keep of each problem.")
+    best: Best = Field(description="Which end of the measure is the better one.")
 
 
-class SelectBest(ShardOp):
+class SelectBest(Stage[SelectParams]):
     """Select within each problem. A trace without the measure is dropped as `not_measured`."""
 
-    verb, name, version = "select", "best", "1"
+    verb, name, version = "select", "best", "2"
     Params = SelectParams
-    takes, gives = Rows.TRACES, Rows.TRACES
-    many_inputs = True
+    takes = frozenset({Kind.PROBLEMS, Kind.TRACES})
+    work_on = Work.COLUMNS
 
-    def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
-        assert isinstance(stage.params, SelectParams)
+    def check(self, stage: StageSpec[SelectParams], pipeline: Pipeline) -> list[Mistake]:
         return list(not_measured("measure: ", (stage.params.measure,), stage, pipeline))
 
-    async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
+    def reads(self, stage: StageSpec[SelectParams], pipeline: Pipeline) -> frozenset[str]:
+        return frozenset({stage.params.measure})
+
+    def decide(self, stage: StageSpec[SelectParams], frame: pl.DataFrame, pipeline: Pipeline) -> Decided:
         params = stage.params
-        assert isinstance(params, SelectParams)
-        traces = inputs.traces()
-        selection = best_per_problem(traces, by_measure(params.measure), params.n, params.best)
-        dropped = [dropped_row(one.trace, stage.id, one.reason, one.detail) for one in selection.dropped]
-        return ShardResult(rows_in=len(traces), kept=selection.kept, dropped=dropped)
+        return Decided(best_of_each(frame, params.measure, params.n, params.best))
 
 
-OPS.register("select:best")(SelectBest())
+STAGES.register("select:best")(SelectBest())

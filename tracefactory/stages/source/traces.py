@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from typing import Any
 
-from tracefactory.config import StageConfig
-from tracefactory.core.op import OPS, Rows, WholeInput, WholeResult
-from tracefactory.core.schema import Dropped, Trace
-from tracefactory.engine.worker import Worker
+from tracefactory.core.decisions import Made, drop
+from tracefactory.core.fingerprint import digest
+from tracefactory.core.model import Environment
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.rows import ID_DIGITS, Kind, Problem, Trace
+from tracefactory.core.stage import STAGES
 from tracefactory.reading.base import Rejected
-from tracefactory.sources.traces import TraceFiles, TraceFilesParams
-from tracefactory.stages.source.problems import SourceOp, deal, duplicate_row, rejected_row, shards_for
+from tracefactory.sources.traces import TraceFiles
+from tracefactory.stages.source.family import SourceStage
 
 
-class SourceTraces(SourceOp):
+class SourceTraces(SourceStage):
     """Read traces from files. What cannot be used, and every repeated trace, is a dropped row with its reason."""
 
-    gives = Rows.TRACES
+    makes = Kind.TRACES
+    source: TraceFiles
 
-    def run_whole(
-        self, stage: StageConfig, inputs: Mapping[str, WholeInput], shards: int | None, worker: Worker
-    ) -> WholeResult:
-        assert isinstance(stage.params, TraceFilesParams)
-        assert isinstance(self.source, TraceFiles)
-        root, limit = worker.pipeline.project.root, worker.pipeline.limit
-        located = self.source.located(stage.params, worker.where.environ)
-        assert isinstance(located, TraceFilesParams)
-        first: dict[str, Trace] = {}
-        dropped: list[Dropped] = []
-        for number, row in enumerate(self.source.traces(located, base_dir=root, limit=limit)):
+    def read(self, stage: StageSpec[Any], pipeline: Pipeline, environment: Environment) -> Iterator[Made]:
+        located: Any = self.source.located(stage.params, environment.environ)
+        seen: set[int] = set()
+        for number, row in enumerate(self.source.traces(located, base_dir=environment.root, limit=pipeline.limit)):
             if isinstance(row, Rejected):
-                dropped.append(rejected_row(row, number, stage.id))
-            elif first.setdefault(row.id, row) is not row:
-                dropped.append(duplicate_row(row, first[row.id], number, stage.id))
-        kept = [row.model_copy(update={"stage": stage.id}) for row in first.values()]
-        problems = len({row.problem_id for row in kept})
-        return deal(kept, dropped, shards or shards_for(problems, worker.pipeline.run.shards))
+                yield _rejected(row, number)
+            elif int(row.id, 16) in seen:
+                own = digest({"row": number, "problem": row.id})[:ID_DIGITS]
+                yield Made(row.model_copy(update={"id": own}), drop("duplicate", f"repeats {row.id}"))
+            else:
+                seen.add(int(row.id, 16))
+                yield Made(row.model_copy(update={"stage": stage.id}))
 
 
-OPS.register("source:traces")(SourceTraces("traces", TraceFiles()))
+def _rejected(row: Rejected, number: int) -> Made:
+    key = digest({"row": number, "content": row.row})[:ID_DIGITS]
+    nothing = Trace(id=key, problem=Problem(id=key, question="", answer=None), op="import")
+    return Made(nothing, drop(row.reason, row.detail), rejected=row.row)
+
+
+STAGES.register("source:traces")(SourceTraces("traces", TraceFiles()))

@@ -8,129 +8,171 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tracefactory.config import Pipeline, StageConfig
+from tracefactory.core.columns import Column, Type
+from tracefactory.core.decisions import Judgement, fail
 from tracefactory.core.errors import Mistake
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.op import OPS, AtMost, Host, Inputs, ModelName, PromptName, Rows, ShardOp, ShardResult
-from tracefactory.core.schema import Frozen, Outcome, Row, Trace, Verdict
-from tracefactory.engine.worker import Record, Worker
-from tracefactory.serving.base import ChatRequest, Completion, RequestFailed, Where
-from tracefactory.stages.sample.chat import spent
-from tracefactory.stages.verify.auto import pass_rates_of, verdicts_by_rule, with_pass_rates
+from tracefactory.core.model import ChatRequest, Completion, Environment, RequestFailed
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.rows import Frozen, Outcome, Trace, Verdict
+from tracefactory.core.stage import (
+    STAGES,
+    AtMost,
+    Batch,
+    Host,
+    ModelName,
+    PromptName,
+    Record,
+    Result,
+    Services,
+    Stage,
+)
+from tracefactory.stages._sampling import spent
+from tracefactory.stages._verdicts import judgements, outcome_counts, verdict_columns, verdicts_by_rule
 from tracefactory.text.reasoning import split_reasoning
-from tracefactory.verification.judge import Judgement, judge
+from tracefactory.verification.judge import JudgedPair, judge
 
 LONGEST_ANSWER = 2000  # characters of an answer text from which the rules could extract nothing
+VOTES = Column(name="judge/votes", type=Type.NUMBER, description="Times the judge was asked.", unit="votes")
+AGREES = Column(name="judge/agrees", type=Type.NUMBER, description="1 where the judge agrees with the rules, else 0.")
 
 
 class JudgeParams(Frozen):
-    """`ask` about what the rules left undecided, or about every answer; the majority of `votes` counts."""
+    """Whom to ask, about what, and how often."""
 
-    model: ModelName
-    prompt: PromptName = "judge_equivalence"
-    votes: int = Field(default=3, ge=1)
-    ask: Literal["unverifiable", "all"] = "unverifiable"
-    temperature: float = Field(default=0.7, ge=0)
-    max_tokens: int = Field(default=512, ge=1)
-    seed: int = Field(default=0, ge=0)
+    model: ModelName = Field(description="The judge, by its name under models:.")
+    prompt: PromptName = Field(
+        default="judge_equivalence", description="The prompt; its reply is [SAME] or [DIFFERENT]."
+    )
+    votes: int = Field(default=3, ge=1, description="Times the judge is asked at most; the majority counts.")
+    ask: Literal["unverifiable", "all"] = Field(
+        default="unverifiable", description="Ask about what the rules left undecided, or about every answer."
+    )
+    temperature: float = Field(default=0.7, ge=0, description="Sampling temperature of a vote.")
+    max_tokens: int = Field(default=512, ge=1, description="Tokens of one vote.")
+    seed: int = Field(default=0, ge=0, description="Start of the seed that each vote has of its own.")
 
 
-class VerifyJudge(ShardOp):
-    """Ask a model about equivalence; what the rules said stays in the verdict's detail, agreement is a measure."""
+class VerifyJudge(Stage[JudgeParams]):
+    """Ask a model about equivalence; what the rules found stays in the verdict's detail, agreement is a measure."""
 
     verb, name, version = "verify", "judge", "1"
     Params = JudgeParams
-    takes, gives = Rows.TRACES, Rows.TRACES
-    many_inputs = True
     host = Host.MODEL
 
-    def identity(self, stage: StageConfig, pipeline: Pipeline) -> dict[str, Any]:
-        params = _params(stage)
+    def uses(self, stage: StageSpec[JudgeParams], pipeline: Pipeline) -> Mapping[str, Any]:
         return {
-            "model": pipeline.models[params.model].identity(Where(root=pipeline.project.root)),
-            "prompt": pipeline.prompts[params.prompt].digest,
+            "model": pipeline.models[stage.params.model].identity(Environment(root=pipeline.project.root)),
+            "prompt": pipeline.prompts[stage.params.prompt].digest,
         }
 
-    def check(self, stage: StageConfig, pipeline: Pipeline) -> list[Mistake]:
-        votes = _params(stage).votes
+    def asks(self, stage: StageSpec[JudgeParams], pipeline: Pipeline) -> str | None:
+        return stage.params.model
+
+    def check(self, stage: StageSpec[JudgeParams], pipeline: Pipeline) -> list[Mistake]:
+        votes = stage.params.votes
         return [] if votes % 2 else [Mistake(f"votes: {votes} can tie; an odd number is needed")]
 
-    def at_most(self, stage: StageConfig, pipeline: Pipeline, rows: Sequence[Row]) -> Mapping[str, AtMost]:
+    def at_most(self, stage: StageSpec[JudgeParams], pipeline: Pipeline, batch: Batch) -> Mapping[str, AtMost]:
         """Return every vote on every answer that the rules may leave undecided; a prompt is bounded by its bytes."""
-        params, found = _params(stage), AtMost()
-        for row in rows:
-            decided = isinstance(row, Trace) and row.verdict and row.verdict.outcome is not Outcome.UNVERIFIABLE
-            if isinstance(row, Trace) and (params.ask == "all" or not decided):
-                messages = pipeline.prompts[params.prompt].render(**_values(row, row.answer_text))
+        params, found = stage.params, AtMost()
+        for trace in batch.traces:
+            decided = trace.verdict and trace.verdict.outcome is not Outcome.UNVERIFIABLE
+            if params.ask == "all" or not decided:
+                messages = pipeline.prompts[params.prompt].render(**_values(trace, trace.answer_text))
                 size = sum(len(message["content"].encode()) for message in messages)
                 found += AtMost(params.votes, params.votes * size, params.votes * params.max_tokens)
         return {params.model: found}
 
-    def measures(self, stage: StageConfig, pipeline: Pipeline) -> frozenset[str]:
-        return pass_rates_of(stage, pipeline) | {"judge/votes", "judge/agrees"}
+    def columns(self, stage: StageSpec[JudgeParams], pipeline: Pipeline) -> Sequence[Column]:
+        return [*verdict_columns(stage, pipeline), VOTES, AGREES]
 
-    async def run(self, stage: StageConfig, inputs: Inputs, worker: Worker) -> ShardResult:
-        traces = inputs.traces()
+    async def run(self, stage: StageSpec[JudgeParams], batch: Batch, services: Services) -> Result:
+        traces = batch.traces
         unchecked = [trace for trace in traces if trace.verdict is None]
-        by_rule = dict(zip([one.id for one in unchecked], await verdicts_by_rule(unchecked, worker), strict=True))
+        by_rule = dict(zip([one.id for one in unchecked], await verdicts_by_rule(unchecked, services), strict=True))
         ruled = [(trace, trace.verdict or by_rule[trace.id]) for trace in traces]
         # Failures are gathered, not raised: one failed vote must not cost its siblings.
-        votes: list[Record] = []
-        outcomes = await asyncio.gather(*(_judged(*one, stage, worker, votes) for one in ruled), return_exceptions=True)
-        kept, retryable = [], 0
+        asked = _Asked(stage, services)
+        outcomes = await asyncio.gather(*(asked.about(*one) for one in ruled), return_exceptions=True)
+        verdicts: list[Verdict] = []
+        added: dict[str, dict[str, float]] = {}
+        failed: dict[str, RequestFailed] = {}
         for (trace, rules), outcome in zip(ruled, outcomes, strict=True):
             if isinstance(outcome, RequestFailed):
-                retryable += outcome.retryable
-                kept.append(trace.model_copy(update={"verdict": _failed(rules, outcome, stage)}))
+                failed |= {trace.id: outcome} if outcome.retryable else {}
+                verdicts.append(_failed(rules, outcome, stage.params))
             elif isinstance(outcome, BaseException):
                 raise outcome
             else:
-                kept.append(outcome)
-        mine = [vote for vote in votes if vote["run"] == worker.setup.run_id]
-        numbers = spent(votes) | {f"paid_{name}": number for name, number in spent(mine).items()}
-        return ShardResult(rows_in=len(traces), kept=with_pass_rates(kept), retryable=retryable, numbers=numbers)
+                verdicts.append(outcome[0])
+                added[trace.id] = outcome[1]
+        judged = [  # a vote that another run may yet get is owed; the row waits for it
+            Judgement(one.id, fail(failure.kind, str(failure), owed=True), one.values)
+            if (failure := failed.get(one.id)) is not None
+            else one
+            for one in judgements(traces, verdicts, added)
+        ]
+        numbers = {**outcome_counts(verdicts), **spent(asked.records, services.run_id)}
+        return Result(judged=judged, numbers=numbers)
 
 
-async def _judged(trace: Trace, rules: Verdict, stage: StageConfig, worker: Worker, votes: list[Record]) -> Trace:
-    params, answer = _params(stage), rules.extracted or trace.answer_text.strip()[-LONGEST_ANSWER:]
-    nothing_to_ask = trace.problem.answer is None or not answer or rules.outcome is Outcome.VERIFIER_ERROR
-    if nothing_to_ask or (params.ask == "unverifiable" and rules.outcome is not Outcome.UNVERIFIABLE):
-        return trace.model_copy(update={"verdict": rules})
+class _Asked:
+    """Asks the judge of one stage; `records` are the votes that were given."""
 
-    async def ask(vote: int) -> str:
-        request = _request(trace, answer, vote, stage, worker)
-        (outcome,) = await worker.complete(params.model, [request], stage.id)
-        if isinstance(outcome, RequestFailed):
-            raise outcome
-        votes.append(outcome)
-        completion = Completion.model_validate(outcome["completion"])
-        return split_reasoning(completion.content, completion.reasoning, opened_in_prompt=False)[1]
+    def __init__(self, stage: StageSpec[JudgeParams], services: Services) -> None:
+        self.stage, self.params, self.services = stage, stage.params, services
+        self.records: list[Record] = []
 
-    found = await judge(ask, rules, params.votes)
-    measures = {**trace.measures, "judge/votes": float(found.same + found.different + found.unclear)}
-    if found.agrees is not None:
-        measures["judge/agrees"] = float(found.agrees)
-    return trace.model_copy(update={"verdict": _verdict(rules, found, params), "measures": measures})
+    async def about(self, trace: Trace, rules: Verdict) -> tuple[Verdict, dict[str, float]]:
+        """Return the verdict on a trace and the measures of the vote; without a vote, what the rules found.
 
+        Raises:
+            RequestFailed: when a vote could not be had.
+        """
+        answer = rules.extracted or trace.answer_text.strip()[-LONGEST_ANSWER:]
+        nothing_to_ask = trace.problem.answer is None or not answer or rules.outcome is Outcome.VERIFIER_ERROR
+        if nothing_to_ask or (self.params.ask == "unverifiable" and rules.outcome is not Outcome.UNVERIFIABLE):
+            return rules, {}
 
-def _request(trace: Trace, answer: str, vote: int, stage: StageConfig, worker: Worker) -> ChatRequest:
-    params = _params(stage)
-    prompt = worker.pipeline.prompts[params.prompt]
-    # The vote is of this answer, whoever wrote it: equal answers to one question share their votes.
-    seed = int(digest({"seed": params.seed, "problem": trace.problem.id, "answer": answer, "vote": vote})[:8], 16) >> 1
-    return ChatRequest(
-        model_identity=worker.pipeline.models[params.model].identity(worker.where),
-        messages=tuple(prompt.render(**_values(trace, answer))),
-        params={"temperature": params.temperature, "max_tokens": params.max_tokens, "seed": seed},
-        sample_index=vote,
-    )
+        async def ask(vote: int) -> str:
+            (given,) = await self.services.complete(
+                self.params.model, [self._request(trace, answer, vote)], self.stage.id
+            )
+            if isinstance(given, RequestFailed):
+                raise given
+            self.records.append(given)
+            completion = Completion.model_validate(given["completion"])
+            return split_reasoning(completion.content, completion.reasoning, opened_in_prompt=False)[1]
+
+        found = await judge(ask, rules, self.params.votes)
+        measures = {VOTES.name: float(found.same + found.different + found.unclear)}
+        if found.agrees is not None:
+            measures[AGREES.name] = float(found.agrees)
+        return _verdict(rules, found, self.params), measures
+
+    def _request(self, trace: Trace, answer: str, vote: int) -> ChatRequest:
+        pipeline, params = self.services.pipeline, self.params
+        # The vote is of this answer, whoever wrote it: equal answers to one question share their votes.
+        seed, seed_v1 = (
+            int(digest({"seed": params.seed, "problem": of, "answer": answer, "vote": vote})[:8], 16) >> 1
+            for of in (trace.problem.id, trace.problem.id_v1)
+        )
+        return ChatRequest(
+            model_identity=pipeline.models[params.model].identity(self.services.environment),
+            messages=tuple(pipeline.prompts[params.prompt].render(**_values(trace, answer))),
+            params={"temperature": params.temperature, "max_tokens": params.max_tokens, "seed": seed},
+            sample_index=vote,
+            near=trace.problem_id,
+            seed_v1=seed_v1,
+        )
 
 
 def _values(trace: Trace, answer: str) -> dict[str, str | None]:
     return {"question": trace.problem.question, "gold": trace.problem.answer, "answer": answer}
 
 
-def _verdict(rules: Verdict, found: Judgement, params: JudgeParams) -> Verdict:
+def _verdict(rules: Verdict, found: JudgedPair, params: JudgeParams) -> Verdict:
     votes = f"{found.same} same, {found.different} different, {found.unclear} unclear"
     return rules.model_copy(
         update={
@@ -143,14 +185,9 @@ def _verdict(rules: Verdict, found: Judgement, params: JudgeParams) -> Verdict:
     )
 
 
-def _failed(rules: Verdict, failure: RequestFailed, stage: StageConfig) -> Verdict:
-    changed = {"outcome": Outcome.VERIFIER_ERROR, "method": "judge", "verifier": f"judge/{_params(stage).model}"}
+def _failed(rules: Verdict, failure: RequestFailed, params: JudgeParams) -> Verdict:
+    changed = {"outcome": Outcome.VERIFIER_ERROR, "method": "judge", "verifier": f"judge/{params.model}"}
     return rules.model_copy(update={**changed, "version": VerifyJudge.version, "detail": str(failure)})
 
 
-def _params(stage: StageConfig) -> JudgeParams:
-    assert isinstance(stage.params, JudgeParams)
-    return stage.params
-
-
-OPS.register("verify:judge")(VerifyJudge())
+STAGES.register("verify:judge")(VerifyJudge())

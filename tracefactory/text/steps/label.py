@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen
 from tracefactory.text.steps.model import Step, StepKind
 
 PER_PROMPT = 40  # steps shown in one prompt

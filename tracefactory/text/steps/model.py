@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from tracefactory.core.schema import Frozen
+from tracefactory.core.rows import Frozen
 
 
 class StepKind(StrEnum):

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tracefactory.config import Pipeline
-from tracefactory.core.op import AtMost
-from tracefactory.core.schema import Frozen
+from tracefactory.core.pipeline import Pipeline
+from tracefactory.core.rows import Frozen
+from tracefactory.core.stage import AtMost
 from tracefactory.pruning import PruneItem
-from tracefactory.stages.prune.params import JudgeParams, as_asking, as_pruner, as_stage, prompts_of
+from tracefactory.stages.prune._params import JudgeParams, as_asking, as_pruner, as_stage, prompts_of
 from tracefactory.text.prompts import Prompt
 from tracefactory.text.steps.label import label_items
 

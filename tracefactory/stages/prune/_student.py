@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tracefactory.core.schema import Trace
+from tracefactory.core.model import Environment, ModelSpec
+from tracefactory.core.rows import Trace
 from tracefactory.models.local import LocalSpec
 from tracefactory.models.transformers import TransformersSpec
 from tracefactory.models.vllm import VLLMSpec
 from tracefactory.pruning import PruneItem, StepScores
-from tracefactory.serving.base import ModelSpec, Where
 from tracefactory.store.scores import ScoreStore
 from tracefactory.students.render import Rendered
 from tracefactory.students.scores import TokenScores
@@ -24,16 +24,16 @@ def has_tokenizer(model: ModelSpec) -> bool:
     return isinstance(model, LocalSpec | TransformersSpec | VLLMSpec)
 
 
-def student_of(model: ModelSpec, where: Where) -> StudentSpec:
+def student_of(model: ModelSpec, environment: Environment) -> StudentSpec:
     """Return what to load a tokenizer from.
 
     Raises:
         UserError: when its weights are missing.
     """
     if isinstance(model, TransformersSpec | VLLMSpec):
-        return model.student(where)
+        return model.student(environment)
     assert isinstance(model, LocalSpec)
-    return StudentSpec(model=str(model.weights(where)))
+    return StudentSpec(model=str(model.weights(environment)))
 
 
 def with_scores(items: Sequence[PruneItem], store: ScoreStore, render: Callable[[Trace], Rendered]) -> list[PruneItem]:

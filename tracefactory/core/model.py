@@ -11,19 +11,17 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from pydantic import Field, GetCoreSchemaHandler, JsonValue, SecretStr, field_validator
 from pydantic_core import core_schema
 
 from tracefactory.core.errors import Mistake, UserError
-from tracefactory.core.fingerprint import digest
-from tracefactory.core.registry import Registry
-from tracefactory.core.schema import Frozen
-
-if TYPE_CHECKING:
-    from tracefactory.serving.vllm.replica import Placement
+from tracefactory.core.keys import messages_digest, model_digest, request_key, request_key_v1
+from tracefactory.core.registry import Registry, registry
+from tracefactory.core.rows import Frozen
 
 _ENV = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 # The client owns these fields of a request; `n` and `stream` would change how many answers come back and how.
@@ -71,15 +69,16 @@ class EnvStr(str):
 
 
 @dataclass(frozen=True)
-class Where:
+class Environment:
     """The surroundings a spec is read in: the folder relative paths start from, and the environment.
 
-    In a run also where servers of our own are placed, and the folder that tells of servers kept for several runs.
+    In a run also where servers of our own are placed (a `serving.vllm.replica.Placement`), and the folder that tells of
+    servers kept for several runs.
     """
 
     root: Path = field(default_factory=Path.cwd)
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
-    placement: Placement | None = None
+    placement: Any = None
     servers: Path | None = None
 
 
@@ -111,15 +110,17 @@ class ModelSpec(Frozen, ABC):
             raise ValueError(f"{', '.join(taken)} cannot be set here: the factory sets it per request")
         return extra
 
-    def identity(self, where: Where | None = None) -> dict[str, Any]:
+    def identity(self, environment: Environment | None = None) -> dict[str, Any]:
         """Return what decides completions, as plain JSON data: never addresses, keys, time-outs, limits or prices.
+
+        Keys of stored completions hang on it: an entry that is added later must be empty at its default.
 
         Raises:
             UserError: when it cannot be known, e.g. because a weights file is missing.
         """
         return {"model": self.model, "revision": self.revision, "provider": self.provider_label, "extra": self.extra}
 
-    def recorded_revision(self, where: Where) -> str:
+    def recorded_revision(self, environment: Environment) -> str:
         """Return what rows and cards say of which weights answered; empty when nobody knows."""
         return self.revision
 
@@ -143,19 +144,19 @@ class ModelSpec(Frozen, ABC):
         """Whether the server's answer repeats a prefill; the client then removes it."""
         return False
 
-    def check(self, where: Where) -> list[Mistake]:
+    def check(self, environment: Environment) -> list[Mistake]:
         """Return what is wrong besides the types of the fields, e.g. missing weights. Offline; reads no secret."""
         return []
 
     @abstractmethod
-    def endpoint(self, where: Where) -> Endpoint:
+    def endpoint(self, environment: Environment) -> Endpoint:
         """Return what serves this model; nothing is started yet.
 
         Raises:
             UserError: for an unset environment variable or missing weights.
         """
 
-    def secret(self, where: Where) -> SecretStr | None:
+    def secret(self, environment: Environment) -> SecretStr | None:
         """Return the key to send with requests, or None for a server that asks for none."""
         return None
 
@@ -169,7 +170,7 @@ class ModelSpec(Frozen, ABC):
         return (paid_in + paid_out) / 1e6
 
 
-MODELS: Registry[type[ModelSpec]] = Registry("kind of model", "tracefactory.models")
+MODELS: Registry[type[ModelSpec]] = registry("model")
 """Every kind of model by the value of `use:`."""
 
 
@@ -186,16 +187,21 @@ def env_names(spec: Frozen) -> list[str]:
 
 
 class ChatRequest(Frozen):
-    """One completion to pay for. Two requests with the same fields are the same request.
+    """One completion to pay for. Two requests with the same model, messages, parameters and sample are the same one.
 
     `params` are sampling parameters under their OpenAI names (temperature, top_p, max_tokens, stop, seed, logprobs);
     a last message with the role "assistant" is a prefill that the model continues.
+
+    Two fields are in no key: `near` is the id of the problem it is about, so that what is read together is stored
+    together; `seed_v1` is the seed that version 1 of the keys gave the same request, where that was another one.
     """
 
     model_identity: dict[str, Any]
-    messages: tuple[dict[str, str], ...]
+    messages: tuple[dict[str, Any], ...]
     params: dict[str, Any] = Field(default_factory=dict)
     sample_index: int = 0
+    near: str = Field(default="", exclude=True)
+    seed_v1: int | None = Field(default=None, exclude=True)
 
     @field_validator("params")
     @classmethod
@@ -205,10 +211,17 @@ class ChatRequest(Frozen):
             raise ValueError(f"{', '.join(taken)} cannot be a sampling parameter")
         return params
 
-    @property
+    @cached_property
     def key(self) -> str:
-        """The sha256 of the canonical JSON of exactly these fields."""
-        return digest(self.model_dump())
+        """The key that the completion is stored under; see `core.keys`."""
+        model, messages = model_digest(self.model_identity), messages_digest(self.messages)
+        return request_key(model, messages, self.params, self.sample_index)
+
+    @property
+    def key_v1(self) -> str:
+        """The key that version 1 stored the completion under."""
+        params = self.params if self.seed_v1 is None else {**self.params, "seed": self.seed_v1}
+        return request_key_v1(self.model_identity, self.messages, params, self.sample_index)
 
     @property
     def has_prefill(self) -> bool:
@@ -278,6 +291,6 @@ class Endpoint(Protocol):
         ...
 
 
-def endpoint_for(spec: ModelSpec, where: Where | None = None) -> Endpoint:
+def endpoint_for(spec: ModelSpec, environment: Environment | None = None) -> Endpoint:
     """Return the endpoint of `spec`; see `ModelSpec.endpoint`."""
-    return spec.endpoint(where or Where())
+    return spec.endpoint(environment or Environment())

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from tracefactory.config.yamlfile import KeyPath
+Path = tuple[str | int, ...]
+"""Where a value is in a model: names of fields, and places in lists."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """Marks a parameter as the name of something declared elsewhere, so that configuration can check it."""
+
+    kind: str  # "model" | "prompt" | "stage"
 
 
 class FoundRef(NamedTuple):
@@ -16,7 +25,7 @@ class FoundRef(NamedTuple):
 
     kind: str
     name: str
-    path: KeyPath
+    path: Path
 
 
 def find_refs(model: type[BaseModel], params: BaseModel | Mapping[str, Any]) -> list[FoundRef]:
@@ -27,16 +36,14 @@ def find_refs(model: type[BaseModel], params: BaseModel | Mapping[str, Any]) -> 
     return list(dict.fromkeys(_in_model(model, params, ())))
 
 
-def _in_model(model: type[BaseModel], values: BaseModel | Mapping[str, Any], path: KeyPath) -> Iterator[FoundRef]:
+def _in_model(model: type[BaseModel], values: BaseModel | Mapping[str, Any], path: Path) -> Iterator[FoundRef]:
     for name, field in model.model_fields.items():
         key = field.alias or name
         value = getattr(values, name) if isinstance(values, BaseModel) else values.get(key, field.default)
         yield from _in_value(field.annotation, field.metadata, value, (*path, key))
 
 
-def _in_value(annotation: Any, metadata: Any, value: Any, path: KeyPath) -> Iterator[FoundRef]:
-    from tracefactory.core.op import Ref  # here, because the operations import the configuration
-
+def _in_value(annotation: Any, metadata: Any, value: Any, path: Path) -> Iterator[FoundRef]:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         yield from _in_value(args[0], (*metadata, *args[1:]), value, path)

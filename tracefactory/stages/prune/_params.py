@@ -7,75 +7,72 @@ from collections.abc import Iterator
 
 from pydantic import Field, create_model
 
-from tracefactory.config import Pipeline
 from tracefactory.core.errors import Mistake
-from tracefactory.core.op import ModelName, PromptName
-from tracefactory.core.schema import Frozen
+from tracefactory.core.pipeline import Pipeline
+from tracefactory.core.rows import Frozen
+from tracefactory.core.stage import ModelName, PromptName
 from tracefactory.models.transformers import TransformersSpec
 from tracefactory.pruning import PRUNERS, Pruner
-from tracefactory.stages.prune.student import has_tokenizer
+from tracefactory.stages.prune._student import has_tokenizer
 from tracefactory.text.prompts import Prompt
 from tracefactory.text.steps import Granularity
 
 
 class AskParams(Frozen):
-    """How a model is asked. `max_tokens` is of one answer; `seed` is the start of the seed of every sampled one."""
+    """How a model is asked."""
 
-    model: ModelName
-    max_tokens: int = Field(default=256, ge=1)
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    seed: int = Field(default=0, ge=0)
+    model: ModelName = Field(description="The model that is asked, by its name under models:.")
+    max_tokens: int = Field(default=256, ge=1, description="Tokens of one answer.")
+    top_p: float = Field(default=0.95, gt=0, le=1, description="Nucleus sampling, where answers are sampled.")
+    seed: int = Field(default=0, ge=0, description="Start of the seed that each sampled answer has of its own.")
 
 
 class TypesParams(AskParams):
-    """`prompt` has a model type steps, greedily and some dozens at a time."""
+    """Have a model type the steps, greedily and some dozens at a time."""
 
-    prompt: PromptName = "step_types"
-    max_tokens: int = Field(default=1024, ge=1)
+    prompt: PromptName = Field(default="step_types", description="The prompt that shows numbered steps.")
+    max_tokens: int = Field(default=1024, ge=1, description="Tokens of one answer.")
 
 
 class StageParams(Frozen):
-    """`granularity` is how fine the steps are; a model may say what each of them is (`types`), or rules do.
+    """What every `prune:` stage has besides the parameters of its pruner."""
 
-    `student` names the model in whose tokens lengths are counted (`use: local` or `use: transformers`), and whose
-    stored scores `low_information` goes by; without it, lengths are the server's count of the parent's completion,
-    shared out by characters.
-    """
-
-    granularity: Granularity = Granularity.STEP
-    types: TypesParams | None = None
-    student: ModelName | None = None
+    granularity: Granularity = Field(default=Granularity.STEP, description="How fine the steps are.")
+    types: TypesParams | None = Field(
+        default=None, description="The model that says what each step does; null has rules say it."
+    )
+    student: ModelName | None = Field(
+        default=None,
+        description="The model in whose tokens lengths are counted, and by whose stored scores `low_information` goes; "
+        "without it, lengths are the server's count for the parent, shared out by characters.",
+    )
 
 
 class ConcludeParams(AskParams):
-    """`prompt` has the student answer from the beginning of a reasoning."""
+    """Have the student answer from the beginning of a reasoning."""
 
-    prompt: PromptName = "prune_conclude"
+    prompt: PromptName = Field(default="prune_conclude", description="The prompt that shows the beginning.")
 
 
 class JudgeParams(AskParams):
-    """`prompt` has the student judge a beginning, `continue_prompt` go on with it, in `continue_max_tokens`."""
+    """Have the student judge the beginning of a reasoning, and go on with it."""
 
-    prompt: PromptName = "prune_sufficient"
-    continue_prompt: PromptName = "prune_continue"
-    continue_max_tokens: int = Field(default=4096, ge=1)
-    top_p: float = Field(default=0.9, gt=0, le=1)
+    prompt: PromptName = Field(default="prune_sufficient", description="The prompt that asks whether it is enough.")
+    continue_prompt: PromptName = Field(default="prune_continue", description="The prompt whose prefill it is.")
+    continue_max_tokens: int = Field(default=4096, ge=1, description="Tokens of a continuation.")
+    top_p: float = Field(default=0.9, gt=0, le=1, description="Nucleus sampling of a continuation.")
 
 
 class RewriteParams(AskParams):
-    """`prompt` has a model write a reasoning anew at `temperature`."""
+    """Have a model write a reasoning anew."""
 
-    prompt: PromptName = "prune_rewrite"
-    max_tokens: int = Field(default=4096, ge=1)
-    temperature: float = Field(default=0.6, ge=0)
+    prompt: PromptName = Field(default="prune_rewrite", description="The prompt that shows the reasoning.")
+    max_tokens: int = Field(default=4096, ge=1, description="Tokens of one rewrite.")
+    temperature: float = Field(default=0.6, ge=0, description="Sampling temperature; 0 decodes greedily.")
 
 
-_OWN: dict[str, type[AskParams]] = {
-    "binary_cut": ConcludeParams,
-    "sufficient_prefix": JudgeParams,
-    "rewrite": RewriteParams,
-}
-"""How the pruners that ask a model ask it, by the name of the pruner."""
+_BY_NEED: dict[str, type[AskParams]] = {"student": ConcludeParams, "judge": JudgeParams, "writer": RewriteParams}
+"""The parameters of the model that a pruner asks, by what the pruner needs."""
 
 # What a prompt may use. The gold answer is in none: a student that is shown it proves nothing.
 _VALUES = {
@@ -87,9 +84,8 @@ _VALUES = {
 def params_of(name: str) -> type[Frozen]:
     """Return the parameters of `prune: <name>`: one flat model, which is itself the pruner."""
     pruner = PRUNERS.get(name)
-    own = (_OWN[name],) if name in _OWN else ()
-    # The bases are in this order so that the model that is asked comes first: its worker runs the stage.
-    bases: tuple[type[Frozen], ...] = (StageParams, *own, pruner)
+    asked = tuple(_BY_NEED[need] for need in sorted(pruner.needs) if need in _BY_NEED)
+    bases: tuple[type[Frozen], ...] = (StageParams, *asked, pruner)
     return create_model(f"{pruner.__name__}Params", __base__=bases, __doc__=pruner.__doc__)
 
 

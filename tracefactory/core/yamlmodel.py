@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from tracefactory.config.yamlfile import KeyPath, Node
 from tracefactory.core.errors import Mistake, nearest
+from tracefactory.core.yamlfile import KeyPath, Node
 
 M = TypeVar("M", bound=BaseModel)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.schema import Thinking
-from tracefactory.engine.worker import Record, Worker
+from tracefactory.core.model import ChatRequest, Completion, RequestFailed
+from tracefactory.core.rows import Thinking
+from tracefactory.core.stage import Record, Services
 from tracefactory.pruning import ConcludeItem, Conclusion, RewriteItem
-from tracefactory.serving.base import ChatRequest, Completion, RequestFailed
-from tracefactory.stages.prune.params import AskParams, JudgeParams, RewriteParams
+from tracefactory.stages.prune._params import AskParams, JudgeParams, RewriteParams
 from tracefactory.text.prompts import Prompt
 from tracefactory.text.reasoning import split_reasoning
 from tracefactory.text.steps.label import LabelItem
@@ -33,18 +33,19 @@ class _Question:
 class ServedModel:
     """Asks one model all questions of a batch at once.
 
-    `records` are the completions that were used, by request key; `failed` is, by trace, the failure of a request that
-    another run should try again.
+    `owners` are the ids of the traces' problems, by trace. `records` are the completions that were used, by request
+    key; `failed` is, by trace, the failure of a request that another run should try again.
     """
 
     params: AskParams
     stage_id: str
-    worker: Worker
+    services: Services
+    owners: Mapping[str, str]
     records: dict[str, Record] = field(default_factory=dict)
     failed: dict[str, RequestFailed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._identity = self.worker.pipeline.models[self.params.model].identity(self.worker.where)
+        self._identity = self.services.pipeline.models[self.params.model].identity(self.services.environment)
 
     async def conclude(self, items: Sequence[ConcludeItem]) -> list[Conclusion]:
         """Have the student answer from beginnings of reasoning; an answer that was cut off is not closed."""
@@ -84,7 +85,7 @@ class ServedModel:
 
     async def _ask(self, questions: Sequence[_Question]) -> list[Completion | RequestFailed]:
         requests = [self._request(question) for question in questions]
-        outcomes = await self.worker.complete(self.params.model, requests, self.stage_id)
+        outcomes = await self.services.complete(self.params.model, requests, self.stage_id)
         answers: list[Completion | RequestFailed] = []
         for question, request, outcome in zip(questions, requests, outcomes, strict=True):
             if isinstance(outcome, RequestFailed):
@@ -106,10 +107,12 @@ class ServedModel:
             messages=tuple(question.prompt.render(**question.values)),
             params=sampling,
             sample_index=question.sample,
+            near=self.owners[question.id],
         )
 
     def _prompt(self, key: str) -> Prompt:
-        return self.worker.pipeline.prompts[getattr(self.params, key)]
+        prompt: Prompt = self.services.pipeline.prompts[getattr(self.params, key)]
+        return prompt
 
 
 def _conclude(item: ConcludeItem, prompt: Prompt, max_tokens: int) -> _Question:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.schema import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.core.rows import Outcome, Problem, Thinking, Trace, Verdict
 
 
 def make_trace(

@@ -1,0 +1,159 @@
+"""Digests of tables: of rows, not of bytes.
+
+The digest of a table is the sum over its rows of a 128-bit hash of each row, so it depends neither on the order of rows
+nor on how they are cut into files, and the digests of parts add up to that of the whole. It says whether rows changed;
+it is no proof against somebody who wants two tables to look the same (a release also lists the sha256 of its files).
+
+A row's hash is a mix of the hashes of its values, each salted with the name of its column. Null, "" and [] count for
+nothing, so a column that is added later with no value in old rows leaves their digests as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from hashlib import blake2b
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tracefactory.core.fingerprint import canonical
+from tracefactory.core.rows import ID_DIGITS
+
+Hashes = NDArray[np.uint64]
+"""Hashes of values or rows in two lanes of 64 bits: [2, rows]."""
+
+MODULUS = 2**128
+_FEW = 0.5  # up to this share of distinct values, strings are hashed once per value and not once per row
+_NIBBLES = np.full(256, 255, np.uint8)
+_NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+_SEEDS = np.array([[0x9E3779B97F4A7C15], [0xC2B2AE3D27D4EB4F]], np.uint64)
+
+
+def table_digest(table: pa.Table) -> str:
+    """Return the digest of a table as 32 hexadecimal digits; columns count by name, in any order."""
+    return f"{_sum(_row_hashes(table)):032x}"
+
+
+def combined_digest(digests: Iterable[str]) -> str:
+    """Return the digest of all rows from the digests of their parts."""
+    return f"{sum(int(one, 16) for one in digests) % MODULUS:032x}"
+
+
+def draws(ids: pa.ChunkedArray | pa.Array, seed: int) -> NDArray[np.uint64]:
+    """Return a number in [0, 2**64) for every id (16 hexadecimal digits), the same wherever and whenever it is drawn.
+
+    Raises:
+        ValueError: when one is no such id.
+    """
+    if len(ids) == 0:
+        return np.zeros(0, np.uint64)
+    numbers = id_numbers(ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids)
+    if numbers is None:
+        raise ValueError("ids are 16 hexadecimal digits")
+    mixed: NDArray[np.uint64] = _mix(_mix(numbers + _SEEDS[0]) ^ np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64))
+    return mixed
+
+
+def id_numbers(array: pa.Array) -> NDArray[np.uint64] | None:
+    """Return ids of 16 lower-case hexadecimal digits as numbers; None when the array holds anything else."""
+    if len(array) == 0 or array.null_count:
+        return None
+    array = array.cast(pa.large_string())
+    offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
+    if not (np.diff(offsets) == ID_DIGITS).all():
+        return None
+    digits = np.frombuffer(array.buffers()[2], np.uint8)[offsets[0] : offsets[-1]].reshape(-1, ID_DIGITS)
+    nibbles = _NIBBLES[digits]
+    if (nibbles > 15).any():
+        return None
+    return np.ascontiguousarray(nibbles[:, 0::2] << 4 | nibbles[:, 1::2]).view(">u8").ravel().astype(np.uint64)
+
+
+def _sum(hashes: Hashes) -> int:
+    if hashes.shape[1] == 0:
+        return 0
+    # Halves of 32 bits, so that no sum of up to 2**32 rows overflows.
+    low, high = (hashes & np.uint64(0xFFFFFFFF)).sum(axis=1), (hashes >> np.uint64(32)).sum(axis=1)
+    lanes = [int(low[lane]) + (int(high[lane]) << 32) for lane in (0, 1)]
+    return ((lanes[0] << 64) + lanes[1]) % MODULUS
+
+
+def _row_hashes(table: pa.Table) -> Hashes:
+    total = np.zeros((2, table.num_rows), np.uint64)
+    for name in table.column_names:
+        array = table.column(name).combine_chunks()
+        total += _salted(_value_hashes(array), name)
+    return _mix(total + _SEEDS)
+
+
+def _salted(hashes: Hashes, name: str) -> Hashes:
+    salt = np.frombuffer(blake2b(name.encode(), digest_size=16).digest(), "<u8").reshape(2, 1)
+    return np.where(hashes == 0, np.uint64(0), _mix(hashes ^ salt))
+
+
+def _value_hashes(array: pa.Array) -> Hashes:
+    kind = array.type
+    if pa.types.is_struct(kind):
+        total = np.zeros((2, len(array)), np.uint64)
+        for index in range(kind.num_fields):
+            total += _salted(_value_hashes(array.field(index)), kind.field(index).name)
+        hashes = np.where(total == 0, np.uint64(0), _mix(total + _SEEDS))
+    elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        hashes = _mix(_bits(array) + _SEEDS)
+    elif _is_text(kind):
+        hashes = _text_hashes(array)
+    else:
+        texts = [canonical(value) if value else "" for value in array.to_pylist()]
+        hashes = _text_hashes(pa.array(texts, pa.string()))
+    if array.null_count:
+        hashes[:, np.asarray(array.is_null())] = 0
+    return hashes
+
+
+def _bits(array: pa.Array) -> NDArray[np.uint64]:
+    kind = array.type
+    if pa.types.is_floating(kind):
+        filled = array.cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False)
+        bits: NDArray[np.uint64] = (filled + 0.0).view(np.uint64)  # -0.0 is 0.0
+        return bits
+    signed = array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+    numbers: NDArray[np.uint64] = signed.astype(np.int64).view(np.uint64)
+    return numbers
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
+
+
+def _text_hashes(array: pa.Array) -> Hashes:
+    if (numbers := id_numbers(array)) is not None:  # the same as below, for a whole column of ids at once
+        return _mix(numbers + _SEEDS)
+    encoded = array.dictionary_encode() if _repeats(array) else None
+    values = array if encoded is None else encoded.dictionary
+    found = b"".join(_text_hash(text) if text else bytes(16) for text in values.to_pylist())
+    hashes = np.ascontiguousarray(np.frombuffer(found, "<u8").reshape(-1, 2).T)
+    if encoded is None:
+        return hashes
+    if len(values) == 0:
+        return np.zeros((2, len(array)), np.uint64)
+    return np.ascontiguousarray(hashes[:, encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)])
+
+
+def _text_hash(text: str) -> bytes:
+    if len(text) == ID_DIGITS and (numbers := id_numbers(pa.array([text]))) is not None:
+        return _mix(numbers + _SEEDS).astype("<u8").tobytes()
+    return blake2b(text.encode(), digest_size=16).digest()
+
+
+def _repeats(array: pa.Array) -> bool:
+    """Tell from a sample whether hashing every distinct value once is less work than hashing every row."""
+    sample = array.slice(0, 1024)
+    return len(sample) > 16 and len(sample.unique()) < _FEW * len(sample)
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64 (Steele, Lea and Flood 2014): every input bit changes half of the output bits."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))

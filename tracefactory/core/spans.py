@@ -1,0 +1,39 @@
+"""Ranges of problems: a problem's id is a hash, so equal ranges of it hold about equally many problems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+_BITS = 64
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range of problem ids, both ends included: 16 hexadecimal digits each."""
+
+    first: str
+    last: str
+
+    @classmethod
+    def of(cls, index: int, count: int) -> Span:
+        """Return the range of shard `index` of `count`, a power of two."""
+        width = 1 << (_BITS - (count.bit_length() - 1))
+        return cls(f"{index * width:016x}", f"{(index + 1) * width - 1:016x}")
+
+    @classmethod
+    def all(cls) -> Span:
+        return cls.of(0, 1)
+
+    def parts(self, count: int) -> range:
+        """Return the shards of a layout of `count` that hold problems of this range."""
+        return range(shard_of(self.first, count), shard_of(self.last, count) + 1)
+
+    def covers(self, index: int, count: int) -> bool:
+        """Tell whether shard `index` of `count` lies in this range as a whole."""
+        other = Span.of(index, count)
+        return self.first <= other.first and other.last <= self.last
+
+
+def shard_of(problem_id: str, count: int) -> int:
+    """Return the shard of a problem: its id is a hash, and its leading bits decide."""
+    return int(problem_id, 16) >> (_BITS - (count.bit_length() - 1))

@@ -1,0 +1,364 @@
+"""The contract between a stage and the engine: what a stage declares, what it is given, what it returns.
+
+A stage is stateless: everything comes in through the arguments. How it works is its `Work`: on rows, a batch of whole
+problems at a time (`run`); on columns alone, without the text (`decide`); as a source of rows (`read`); or as the
+release of a dataset (`publish.stage`). A stage that *makes* rows writes text; one that *judges* writes, for each row it
+was given, a decision and the columns it declared.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
+
+import polars as pl
+from pydantic import SecretStr
+
+from tracefactory.core.columns import Column
+from tracefactory.core.decisions import Judgement, Made
+from tracefactory.core.errors import Mistake
+from tracefactory.core.model import ChatRequest, Completion, Environment, EnvStr, ModelSpec, RequestFailed
+from tracefactory.core.pipeline import P, Pipeline, StageSpec
+from tracefactory.core.refs import Ref
+from tracefactory.core.registry import Registry, registry
+from tracefactory.core.rows import Kind, Problem, Row, Trace, Verdict
+from tracefactory.core.spans import Span
+
+ModelName = Annotated[str, Ref("model")]
+PromptName = Annotated[str, Ref("prompt")]
+
+UNCHANGED = "unchanged_"
+"""Begins the names of `Result.numbers` that count rows which were to be changed and were not, by reason."""
+
+
+class Work(StrEnum):
+    """How a stage works, which decides what the engine hands it."""
+
+    ROWS = "rows"  # batches of rows, complete problems at a time
+    COLUMNS = "columns"  # the columns it names, of one shard or of all shards, whichever is at hand
+    TABLE = "table"  # the columns it names, of all shards at once
+    SOURCE = "source"  # nothing: it reads rows from elsewhere
+    RELEASE = "release"  # everything: it writes the dataset
+
+
+class Host(StrEnum):
+    """Where a stage's shards run: beside the model they call (one worker per model), or on any CPU worker."""
+
+    CPU = "cpu"
+    MODEL = "model"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a shard. All rows of a problem are in one batch, sorted by id."""
+
+    problems: Sequence[Problem] = ()
+    traces: Sequence[Trace] = ()
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        return self.problems or self.traces
+
+    def groups(self) -> Iterator[Sequence[Trace]]:
+        """Yield the traces of each problem."""
+        start = 0
+        for index in range(1, len(self.traces) + 1):
+            if index == len(self.traces) or self.traces[index].problem_id != self.traces[start].problem_id:
+                yield self.traces[start:index]
+                start = index
+
+
+@dataclass
+class Result:
+    """What came of one batch: the rows made of it, and a judgement for each row that was given.
+
+    `numbers` (requests, tokens, cost ...) are added up per stage; `notes` are sentences a person must see.
+    """
+
+    made: Sequence[Made] = ()
+    judged: Sequence[Judgement] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What a stage decided from columns alone.
+
+    `frame` has one row for each row it was given: problem_id, id, kept, reason, detail, and the columns it declared.
+    """
+
+    frame: pl.DataFrame
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a stage tells the card of the dataset: its source, the shares it asked for, and sentences."""
+
+    source: str = ""
+    revision: str = ""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    unit: str = ""
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """A bound on what asking one model about some rows takes: requests, and tokens in and out."""
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    def __add__(self, other: AtMost) -> AtMost:
+        return AtMost(
+            self.requests + other.requests,
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One request that a stage will make: the key it is stored under, and a bound on its tokens."""
+
+    key: str
+    key_v1: Callable[[], str]
+    prompt_bytes: int
+
+
+Record = Mapping[str, Any]
+"""A completion as the request store keeps it: `request`, `completion`, `cost` when paid, and the `run` that paid."""
+
+Answer = Record | RequestFailed
+
+
+class Completer(Protocol):
+    """What answers requests: a model's client, or models in this process."""
+
+    async def complete(self, request: ChatRequest) -> Completion:
+        """Return the completion.
+
+        Raises:
+            RequestFailed: when there is none.
+        """
+        ...
+
+
+class Closing(Protocol):
+    """What a worker keeps until it ends."""
+
+    async def close(self) -> None: ...
+
+
+Kept = TypeVar("Kept", bound=Closing)
+
+
+class RowReader(Protocol):
+    """The rows that a stage is given; see `store.rows.StageRows`."""
+
+    @property
+    def columns(self) -> Mapping[str, Column]:
+        """The declared columns that the rows have, by name."""
+        ...
+
+    def frame(self, span: Span, wanted: Iterable[str] | None = None) -> pl.DataFrame:
+        """Return columns of the rows of a span, sorted by (problem_id, id)."""
+        ...
+
+    def problems(self, span: Span, wanted: Iterable[str] | None = None) -> pl.DataFrame:
+        """Return columns of the problems that the rows of a span belong to, each once."""
+        ...
+
+    def batches(self, span: Span, problems: int) -> Iterator[Batch]:
+        """Yield the rows of a span, up to `problems` whole problems at a time."""
+        ...
+
+
+class Services(Protocol):
+    """What a worker gives to the stages that run on it."""
+
+    @property
+    def pipeline(self) -> Pipeline: ...
+
+    @property
+    def environment(self) -> Environment: ...
+
+    @property
+    def state_dir(self) -> Path: ...
+
+    @property
+    def run_id(self) -> str: ...
+
+    @property
+    def keys(self) -> Mapping[str, str]:
+        """The keys of all stages of the pipeline."""
+        ...
+
+    @property
+    def verifiers(self) -> Any:
+        """The pool of verifier processes: a `verification.VerifierPool`."""
+        ...
+
+    async def complete(
+        self, model: str, requests: Sequence[ChatRequest], stage_id: str, client: Completer | None = None
+    ) -> list[Answer]:
+        """Return an answer for every request, in order: from the store, or paid for and stored as it arrives."""
+        ...
+
+    def stored(self, keys: Sequence[str]) -> Mapping[str, Record]:
+        """Return the completions stored under these keys."""
+        ...
+
+    def client(self, model: str, served_as: tuple[str, ModelSpec] | None = None) -> Any:
+        """Return the one client of a model: a `serving.client.ChatClient`.
+
+        `served_as` (what for, and how) gives a client of its own to a model that is served otherwise than declared.
+        """
+        ...
+
+    def keep(self, name: str, make: Callable[[], Kept]) -> Kept:
+        """Return what is filed under `name`: made when it is first asked for, and closed with the worker."""
+        ...
+
+    def secret(self, value: EnvStr) -> SecretStr:
+        """Return the value of an "env:NAME" parameter."""
+        ...
+
+
+async def verify(tasks: Sequence[Any], services: Services) -> list[Verdict]:
+    """Return the verdict of each `verification.VerifyTask`, in order; a failure is a verdict too."""
+    verdicts: list[Verdict] = await services.verifiers.verify(tasks)
+    return verdicts
+
+
+class Stage(ABC, Generic[P]):
+    """One registered operation, such as `sample: chat`.
+
+    `version` goes up when the same input would give other rows: it is in the key. `makes` is the kind of rows whose
+    text the stage writes, NONE for one that only judges; `judges` says whether it says something of every row it takes.
+    """
+
+    verb: ClassVar[str]
+    name: ClassVar[str]
+    version: ClassVar[str]
+    Params: ClassVar[type[Any]]
+    takes: ClassVar[frozenset[Kind]] = frozenset({Kind.TRACES})
+    makes: ClassVar[Kind] = Kind.NONE
+    judges: ClassVar[bool] = True
+    many_inputs: ClassVar[bool] = True  # may `from:` name more than one stage
+    host: ClassVar[Host] = Host.CPU
+    work_on: ClassVar[Work] = Work.ROWS
+
+    def work(self, stage: StageSpec[P], pipeline: Pipeline) -> Work:
+        """Return how the stage works with these parameters."""
+        return self.work_on
+
+    def gives(self, taken: Kind) -> Kind:
+        """Return the kind of rows that the stage gives for the kind it takes."""
+        return taken if self.makes is Kind.NONE else self.makes
+
+    def key_params(self, stage: StageSpec[P], pipeline: Pipeline) -> Mapping[str, Any]:
+        """Return the parameters as they are in the key: those that differ from their defaults."""
+        dumped: dict[str, Any] = stage.params.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        return dumped
+
+    def uses(self, stage: StageSpec[P], pipeline: Pipeline) -> Mapping[str, Any]:
+        """Return what decides the rows besides the parameters: digests of prompts, filters, files, models used.
+
+        Versions of code (a verifier's, a pruner's) are under "versions": they change with this package and not with
+        what the user wrote.
+        """
+        return {}
+
+    def columns(self, stage: StageSpec[P], pipeline: Pipeline) -> Sequence[Column]:
+        """Return the columns that the stage adds to its rows."""
+        return ()
+
+    def check(self, stage: StageSpec[P], pipeline: Pipeline) -> list[Mistake]:
+        """Return what is wrong with the parameters that their types cannot say. Offline."""
+        return []
+
+    def refusal(self, stage: StageSpec[P], pipeline: Pipeline) -> Mistake | None:
+        """Return why a run that has to run this stage must not even begin."""
+        return None
+
+    def is_intact(self, stage: StageSpec[P], pipeline: Pipeline) -> bool:
+        """Tell whether what a finished stage left outside of its folder is still there."""
+        return True
+
+    def asks(self, stage: StageSpec[P], pipeline: Pipeline) -> str | None:
+        """Return the model that the stage asks first: its shards run on that model's worker; None for none."""
+        return None
+
+    def wanted(self, stage: StageSpec[P], pipeline: Pipeline, batch: Batch) -> Iterator[Wanted] | None:
+        """Yield every request the stage will make about some rows; None when it depends on the answers."""
+        return None
+
+    def at_most(self, stage: StageSpec[P], pipeline: Pipeline, batch: Batch) -> Mapping[str, AtMost]:
+        """Return, by model, the most the stage asks about some rows; empty where it asks nothing or nobody can say."""
+        return {}
+
+    def facts(self, stage: StageSpec[P], numbers: Mapping[str, float]) -> Facts:
+        """Return what the card says of the stage; `numbers` are its totals."""
+        return Facts()
+
+    def rows_made(self, stage: StageSpec[P], rows: int) -> int | None:
+        """Return how many rows the stage makes of `rows` rows; None if nobody can say."""
+        return None
+
+    async def run(self, stage: StageSpec[P], batch: Batch, services: Services) -> Result:
+        """Work on one batch of rows (`Work.ROWS`)."""
+        raise TypeError(f"{stage.op} does not work on rows")
+
+    def reads(self, stage: StageSpec[P], pipeline: Pipeline) -> frozenset[str]:
+        """Return the columns that `decide` looks at, besides problem_id and id."""
+        return frozenset()
+
+    def decide(self, stage: StageSpec[P], frame: pl.DataFrame, pipeline: Pipeline) -> Decided:
+        """Decide from columns alone (`Work.COLUMNS`, `Work.TABLE`)."""
+        raise TypeError(f"{stage.op} does not decide from columns")
+
+    def read(self, stage: StageSpec[P], pipeline: Pipeline, environment: Environment) -> Iterator[Made]:
+        """Yield the rows of a source (`Work.SOURCE`) in its own order."""
+        raise TypeError(f"{stage.op} is no source")
+
+    def offline(self, stage: StageSpec[P]) -> bool:
+        """Tell whether a source can be read without the network, so that a plan may read it."""
+        return True
+
+    def ranges(self, stage: StageSpec[P], rows: RowReader) -> Sequence[Span]:
+        """Return the ranges in which a dataset is written (`Work.RELEASE`), independently of each other."""
+        raise TypeError(f"{stage.op} releases nothing")
+
+    def write_range(self, stage: StageSpec[P], rows: RowReader, number: int, span: Span, services: Services) -> Any:
+        """Write one range and return a report, which is pickled."""
+        raise TypeError(f"{stage.op} releases nothing")
+
+    def release(self, stage: StageSpec[P], rows: RowReader, reports: Sequence[Any], services: Services) -> Decided:
+        """Put what was written in its place; say of every row whether it is in the dataset."""
+        raise TypeError(f"{stage.op} releases nothing")
+
+
+STAGES: Registry[Stage[Any]] = registry("operation")
+"""Every operation by "verb:name", such as "sample:chat"."""
+
+
+def stage_of(spec: StageSpec[Any]) -> Stage[Any]:
+    """Return the operation of a configured stage."""
+    return STAGES.get(spec.op)
+
+
+def kinds_of(pipeline: Pipeline) -> dict[str, Kind]:
+    """Return the kind of rows that every stage gives."""
+    found: dict[str, Kind] = {}
+    for stage in pipeline.stages:
+        taken = found[stage.inputs[0]] if stage.inputs else Kind.NONE
+        found[stage.id] = stage_of(stage).gives(taken)
+    return found

@@ -1,0 +1,185 @@
+"""How the rows of one shard, or of a whole stage, become tables: in batches, in order, and none lost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from tracefactory.core.columns import Column, column_for
+from tracefactory.core.decisions import REPLACED
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.rows import Kind, problem_id_of
+from tracefactory.core.spans import Span
+from tracefactory.core.stage import Batch, Decided, Host, Result, Services, Stage, stage_of
+from tracefactory.core.tables import DECISION, KEYS, TABLE_OF, Table, judged_table, judgement_of, made_table, schema_of
+from tracefactory.store.rows import StageRows
+from tracefactory.store.stages import ShardRecord, Tables
+
+BATCH_PROBLEMS = {Host.MODEL: 64, Host.CPU: 512}
+"""Problems in one batch: fewer where each of them means requests that take long."""
+BATCHES_AT_ONCE = {Host.MODEL: 4, Host.CPU: 1}
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """One shard of one stage: where it is written and what it is made from."""
+
+    stage: StageSpec[Any]
+    pipeline: Pipeline
+    rows: StageRows
+    index: int
+    run: str
+    inputs: Mapping[str, str]
+
+    @property
+    def op(self) -> Stage[Any]:
+        return stage_of(self.stage)
+
+    @property
+    def span(self) -> Span:
+        return Span.of(self.index, self.rows.shards)
+
+    @property
+    def input_rows(self) -> StageRows:
+        """The rows that the stage is given, of all inputs together."""
+        return united_inputs(self.rows)
+
+
+def united_inputs(rows: StageRows) -> StageRows:
+    """Return the rows of all inputs of a stage as those of one."""
+    if len(rows.inputs) == 1:
+        return rows.inputs[0]
+    first = rows.inputs[0]
+    return _Union(first.folder, first.shards, first.gives, Kind.NONE, True, rows.inputs)
+
+
+class _Union(StageRows):
+    """The rows of several stages, which none of them decides anything about."""
+
+    def judged(self, span: Span, wanted: frozenset[str] | None = None) -> pl.DataFrame:
+        return self._rows(span, wanted).with_columns(kept=pl.lit(value=True))
+
+
+async def work_on_rows(job: ShardJob, services: Services, live: MutableMapping[str, float]) -> ShardRecord:
+    """Hand the rows of a shard to its stage batch by batch, and commit what it makes and says of them.
+
+    Several batches are worked on at once where requests take long; their results are written in order. When one fails,
+    the others are awaited, so that no answer that is in flight is lost. `live` are numbers for people who watch: under
+    `at_most`, the requests that the rows seen so far can take, corrected by those they did take.
+    """
+    op, declared = job.op, known_columns(job)
+    running: deque[tuple[Batch, int, asyncio.Task[Result]]] = deque()
+    with Tables(job.rows.folder, job.index, job.rows.shards) as tables:
+
+        async def finish_first() -> None:
+            batch, bound, task = running.popleft()
+            result = await task
+            if bound:
+                live["at_most"] += result.numbers.get("requests", 0) - bound
+            _check(job, batch, result)
+            add_result(tables, op, result, batch, declared)
+
+        try:
+            for batch in job.input_rows.batches(job.span, BATCH_PROBLEMS[op.host]):
+                bound = sum(one.requests for one in op.at_most(job.stage, job.pipeline, batch).values())
+                live["at_most"] += bound
+                running.append((batch, bound, asyncio.create_task(op.run(job.stage, batch, services))))
+                if len(running) >= BATCHES_AT_ONCE[op.host]:
+                    await finish_first()
+            while running:
+                await finish_first()
+        except asyncio.CancelledError:
+            for _, _, task in running:
+                task.cancel()
+            raise
+        finally:
+            await asyncio.gather(*(task for _, _, task in running), return_exceptions=True)
+        if op.makes is not Kind.NONE:
+            tables.expect([TABLE_OF[op.makes]])
+        return job.rows.folder.write_shard(job.index, job.rows.shards, tables, job.run, job.inputs)
+
+
+def work_on_columns(job: ShardJob) -> ShardRecord:
+    """Have a stage decide about a shard from columns alone."""
+    wanted = job.op.reads(job.stage, job.pipeline)
+    frame = columns_of(job.input_rows, job.span, wanted)
+    decided = job.op.decide(job.stage, frame, job.pipeline)
+    if not decided.frame["id"].equals(frame["id"]):
+        raise AssertionError(f"{job.stage.id}: its decisions are not about the rows it was given: rows were lost")
+    return write_decided(job, decided)
+
+
+def write_decided(job: ShardJob, decided: Decided) -> ShardRecord:
+    """Commit what a stage decided about the rows of a shard."""
+    declared = known_columns(job)
+    columns = [column_for(name, declared) for name in decided.frame.columns if name not in PLAIN_COLUMNS]
+    with Tables(job.rows.folder, job.index, job.rows.shards) as tables:
+        tables.add_judged(_judged(decided, columns), columns)
+        tables.count(decided.numbers, decided.notes)
+        return job.rows.folder.write_shard(job.index, job.rows.shards, tables, job.run, job.inputs)
+
+
+def columns_of(rows: StageRows, span: Span, wanted: Iterable[str]) -> pl.DataFrame:
+    """Return columns of the rows of a span, those of their problems under `problem.<name>`; absent ones are null."""
+    wanted = frozenset(wanted)
+    of_problem = frozenset(name.removeprefix("problem.") for name in wanted if name.startswith("problem."))
+    frame = rows.frame(span, wanted)
+    if of_problem:
+        problems = rows.problems(span, of_problem).select(
+            "problem_id", *(pl.col(name).alias(f"problem.{name}") for name in sorted(of_problem))
+        )
+        frame = frame.join(problems, on="problem_id", how="left", maintain_order="left")
+    absent = [pl.lit(None, pl.Float64).alias(name) for name in sorted(wanted - set(frame.columns))]
+    return frame.with_columns(absent)
+
+
+def known_columns(job: ShardJob) -> list[Column]:
+    """Return the columns that rows may have at a stage: its own first, then those of the stages above it."""
+    above = job.rows.inputs[0].columns if len(job.rows.inputs) == 1 else {}
+    for one in job.rows.inputs:
+        above = {**above, **one.columns}
+    return [*job.op.columns(job.stage, job.pipeline), *above.values()]
+
+
+def add_result(tables: Tables, op: Stage[Any], result: Result, batch: Batch, declared: Sequence[Column]) -> None:
+    """Add what a stage made and said of one batch to the tables of a shard."""
+    if result.made:
+        tables.add_made(TABLE_OF[op.makes], made_table(TABLE_OF[op.makes], result.made))
+    judgements = [*result.judged, *map(judgement_of, result.made)]
+    owners = {row.id: problem_id_of(row) for row in batch.rows}
+    owners |= {made.row.id: problem_id_of(made.row) for made in result.made}
+    judged = judged_table(judgements, owners, declared)
+    tables.add_judged(judged, [column_for(name, declared) for name in judged.column_names if name not in PLAIN_COLUMNS])
+    tables.count(result.numbers, result.notes)
+
+
+PLAIN_COLUMNS = {*KEYS, *(field.name for field in DECISION)}
+"""The columns of a `judged` table that every stage has."""
+
+
+def _judged(decided: Decided, columns: Sequence[Column]) -> pa.Table:
+    frame = decided.frame.with_columns(failed=pl.lit(value=False), owed=pl.lit(value=False))
+    schema = schema_of(Table.JUDGED, columns)
+    missing = [pl.lit(None, pl.String).alias(name) for name in schema.names if name not in frame.columns]
+    return frame.with_columns(missing).select(schema.names).to_arrow().cast(schema)
+
+
+def _check(job: ShardJob, batch: Batch, result: Result) -> None:
+    """Raise when a row of the batch is not accounted for."""
+    given = sorted(row.id for row in batch.rows)
+    said = sorted(one.id for one in result.judged)
+    where = f"{job.stage.id}, shard {job.index}"
+    if job.op.judges and given != said:
+        raise AssertionError(f"{where}: {len(given)} rows in, but {len(said)} judged: rows were lost")
+    expected = job.op.rows_made(job.stage, len(given))
+    if expected is not None and expected != len(result.made):
+        raise AssertionError(f"{where}: {expected} rows were to be made of {len(given)}, not {len(result.made)}")
+    replaced = sum(one.decision.reason == REPLACED for one in result.judged)
+    if job.op.judges and replaced != len(result.made):
+        raise AssertionError(f"{where}: {replaced} rows were replaced by {len(result.made)}")

@@ -1,0 +1,134 @@
+"""How what a source reads becomes the shards of its stage: sorted runs, on disk where they are too much for memory."""
+
+from __future__ import annotations
+
+import tempfile
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+
+from tracefactory.core.columns import column_for
+from tracefactory.core.decisions import Made
+from tracefactory.core.rows import Trace, problem_id_of
+from tracefactory.core.spans import Span
+from tracefactory.core.tables import KEYS, Table, judged_table, judgement_of, made_table, schema_of
+from tracefactory.engine.shards import PLAIN_COLUMNS, ShardJob
+from tracefactory.store.stages import ShardRecord, Tables
+
+PROBLEMS_PER_SHARD = 512
+FEWEST_SHARDS, MOST_SHARDS = 8, 256
+_BATCH_ROWS = 4096
+_HELD_BYTES = 128 << 20
+
+
+def read_source(job: ShardJob, made: Iterator[Made], shards: int | None) -> list[ShardRecord]:
+    """Write all shards of a source's stage, whose rows come in the source's own order.
+
+    Args:
+        job: the stage; its index does not matter.
+        made: the rows, duplicates and what could not become a row among them.
+        shards: how many shards to write; None goes by the number of problems.
+    """
+    declared = job.op.columns(job.stage, job.pipeline)
+    folder = job.rows.folder
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".tmp-runs-", dir=folder.path) as scratch:
+        runs = _Runs(Path(scratch))
+        problems: set[int] = set()
+        while batch := list(islice(made, _BATCH_ROWS)):
+            owners = {one.row.id: problem_id_of(one.row) for one in batch}
+            runs.add(Table.JUDGED, judged_table(list(map(judgement_of, batch)), owners, declared))
+            traces = [one for one in batch if isinstance(one.row, Trace)]
+            if traces:
+                runs.add(Table.TRACES, made_table(Table.TRACES, traces))
+                new = {
+                    one.row.problem.id: one.row.problem for one in traces if int(one.row.problem_id, 16) not in problems
+                }
+                rows = [Made(problem) for problem in new.values()]
+            else:
+                rows = batch
+            problems |= {int(problem_id_of(one.row), 16) for one in rows if one.decision.keep}
+            runs.add(Table.PROBLEMS, made_table(Table.PROBLEMS, rows))
+        count = shards or shards_for(len(problems))
+        folder.reopen(count)
+        records = []
+        for index in range(count):
+            span = Span.of(index, count)
+            with Tables(folder, index, count) as tables:
+                for table in runs.tables - {Table.JUDGED}:
+                    tables.add_made(table, runs.slice(table, span))
+                judged = runs.slice(Table.JUDGED, span)
+                names = [name for name in judged.column_names if name not in PLAIN_COLUMNS]
+                tables.add_judged(judged, [column_for(name, declared) for name in names])
+                tables.expect([Table.PROBLEMS])
+                records.append(folder.write_shard(index, count, tables, job.run, {}))
+        return records
+
+
+def shards_for(problems: int) -> int:
+    """Return a power of two, so that a shard holds about PROBLEMS_PER_SHARD problems."""
+    wanted = max(FEWEST_SHARDS, -(-problems // PROBLEMS_PER_SHARD))
+    return min(MOST_SHARDS, 1 << (wanted - 1).bit_length())
+
+
+class _Runs:
+    """Tables that come in any order, held as sorted runs; what is too much for memory is spilled to files."""
+
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+        self._runs: dict[Table, list[_Run]] = {}
+        self._held: dict[Table, list[pa.Table]] = {}
+        self._spilled = 0
+
+    @property
+    def tables(self) -> set[Table]:
+        return {*self._runs, *self._held}
+
+    def add(self, table: Table, rows: pa.Table) -> None:
+        self._held.setdefault(table, []).append(rows)
+        if sum(held.nbytes for held in self._held[table]) > _HELD_BYTES:
+            self._spilled += 1
+            path = self._scratch / f"{table.value}-{self._spilled}.arrow"
+            run = _sorted(table, self._held.pop(table))
+            with pa.ipc.new_file(path, run.schema) as writer:
+                writer.write_table(run)
+            self._runs.setdefault(table, []).append(_Run(pa.ipc.open_file(pa.memory_map(str(path))).read_all()))
+
+    def slice(self, table: Table, span: Span) -> pa.Table:
+        """Return the rows of a span, sorted; to be asked for when everything was added."""
+        if table in self._held:
+            self._runs.setdefault(table, []).append(_Run(_sorted(table, self._held.pop(table))))
+        return _sorted(table, [run.slice(span) for run in self._runs.get(table, ())])
+
+
+class _Run:
+    """A sorted table that can be sliced by problem."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self.rows = rows
+        self._ids: Sequence[str] = _Ids(rows.column("problem_id").combine_chunks())
+
+    def slice(self, span: Span) -> pa.Table:
+        start, stop = bisect_left(self._ids, span.first), bisect_right(self._ids, span.last)
+        return self.rows.slice(start, stop - start)
+
+
+class _Ids(Sequence[str]):
+    """A column of ids as bisection wants it, nothing copied."""
+
+    def __init__(self, ids: pa.StringArray) -> None:
+        self._ids = ids
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # slices are never asked for
+        return str(self._ids[index])
+
+
+def _sorted(table: Table, parts: Sequence[pa.Table]) -> pa.Table:
+    rows = pa.concat_tables([schema_of(table).empty_table(), *parts], promote_options="default")
+    return rows.sort_by([(key, "ascending") for key in KEYS])

@@ -1,0 +1,224 @@
+"""`publish: dataset`: the release folder `out/<name>/<version>/`, and the same on the Hub when `hub:` is given."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pydantic import Field
+
+from tracefactory.core.errors import Mistake, UserError
+from tracefactory.core.files import write_json
+from tracefactory.core.model import EnvStr
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.rows import Frozen
+from tracefactory.core.spans import Span
+from tracefactory.core.stage import STAGES, Decided, RowReader, Services, Stage, Work
+from tracefactory.engine.plan import make_plan
+from tracefactory.publish.facts import card_inputs
+from tracefactory.publish.hub import push
+from tracefactory.publish.recipe import compare, recipe_of
+from tracefactory.publish.release import MANIFEST, Manifest, assemble, check_version, put_in_place, verify_release
+from tracefactory.publish.release import read_manifest as read
+from tracefactory.publish.views import VIEWS
+from tracefactory.publish.writing import FILE_CHARACTERS, RangePart, write_range
+from tracefactory.store.leases import has_workers
+
+BATCH_PROBLEMS = 256
+
+
+class PublishParams(Frozen):
+    """What is published, where, and what the card says besides what the run recorded."""
+
+    views: tuple[str, ...] = Field(
+        default=("sft", "chat", "raw"),
+        min_length=1,
+        description="The configurations of the dataset; the first one loads by default.",
+    )
+    hub: str | None = Field(default=None, description="A dataset repository on the Hub to push to: owner/name.")
+    private: bool = Field(default=True, description="Make a new repository private.")
+    token: EnvStr | None = Field(default=None, description="The Hub token as env:NAME; null is the machine's login.")
+    title: str = Field(default="", description="Title of the card; by default the name of the pipeline.")
+    summary: str = Field(default="", description="First words of the card; by default the pipeline's description.")
+    licence: str | None = Field(default=None, description="Licence of the dataset, as the Hub names licences.")
+    languages: tuple[str, ...] = Field(default=("en",), description="Languages of the texts, as ISO 639-1 codes.")
+    tags: tuple[str, ...] = Field(default=(), description="Further tags for the Hub.")
+
+
+Spec = StageSpec[PublishParams]
+
+
+class PublishDataset(Stage[PublishParams]):
+    """Write the release and push it. A trace that a view cannot represent is dropped, with the view's reason."""
+
+    verb, name, version = "publish", "dataset", "2"
+    Params = PublishParams
+    work_on = Work.RELEASE
+
+    def check(self, stage: Spec, pipeline: Pipeline) -> list[Mistake]:
+        mistakes: list[Mistake] = []
+        for view in stage.params.views:
+            try:
+                VIEWS.get(view)
+            except UserError as error:
+                mistakes += error.mistakes
+        token = stage.params.token
+        if token is not None and token.env_name is None:
+            mistakes.append(Mistake("token: a secret is given as env:NAME, never in the file"))
+        return mistakes
+
+    def uses(self, stage: Spec, pipeline: Pipeline) -> Mapping[str, Any]:
+        return {"versions": {"views": {name: VIEWS.get(name).version for name in stage.params.views}}}
+
+    def refusal(self, stage: Spec, pipeline: Pipeline) -> Mistake | None:
+        """Refuse, before anything is paid for, to make another dataset under a version that is published."""
+        check_version(release_version(pipeline))
+        folder = release_folder(pipeline)
+        manifest = published(folder)
+        changed = () if manifest is None else compare(manifest, stage, pipeline).by_user
+        if not changed or not make_plan(pipeline, pipeline.project.state_dir).may_pay:
+            return None
+        return Mistake(
+            f"version {release_version(pipeline)} of {pipeline.name} is published in {folder} and this run would pay "
+            f"for another one ({_some(changed)}); a published version is never changed",
+            stage.file,
+            stage.line,
+            "raise `version:`, or try it out with --set version=...",
+        )
+
+    def is_intact(self, stage: Spec, pipeline: Pipeline) -> bool:
+        pushed = stage.params.hub is None or receipt_file(pipeline).exists()
+        return pushed and published(release_folder(pipeline)) is not None
+
+    def ranges(self, stage: Spec, rows: RowReader) -> Sequence[Span]:
+        """Return a power of two of ranges, so that no file gets too large, and so that there is work for several."""
+        sizes = ("reasoning_characters", "answer_characters")
+        characters = int(rows.frame(Span.all(), sizes).select(pl.sum_horizontal(sizes).sum()).item() or 0)
+        count = 1 << max(0, math.ceil(math.log2(max(characters, 1) / FILE_CHARACTERS)))
+        return [Span.of(number, count) for number in range(count)]
+
+    def write_range(self, stage: Spec, rows: RowReader, number: int, span: Span, services: Services) -> RangePart:
+        batches = rows.batches(span, BATCH_PROBLEMS)
+        folder = scratch_folder(services.pipeline, services.run_id)
+        return write_range(folder, number, stage.params.views, batches, list(rows.columns.values()))
+
+    def release(self, stage: Spec, rows: RowReader, reports: Sequence[RangePart], services: Services) -> Decided:
+        pipeline, params = services.pipeline, stage.params
+        folder, scratch = release_folder(pipeline), scratch_folder(pipeline, services.run_id)
+        _remove_leftovers(pipeline, services)
+        refused = {row_id: error for part in reports for row_id, error in part.refused.items()}
+        above = {one.id for one in pipeline.above(stage)}
+        try:
+            manifest = assemble(
+                scratch,
+                reports,
+                name=pipeline.name,
+                version=release_version(pipeline),
+                card=card_inputs(stage, rows, frozenset(refused), services),
+                recipe=recipe_of(stage, pipeline),
+                keys={one: key for one, key in services.keys.items() if one in above},
+            )
+            notes = _put(scratch, folder, manifest, stage, pipeline)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        notes += _shorter_views(reports)
+        if params.hub is not None:
+            token = None if params.token is None else services.secret(params.token)
+            version = release_version(pipeline)
+            receipt = push(folder, repo=params.hub, version=version, private=params.private, token=token)
+            write_json(receipt_file(pipeline), receipt.model_dump(mode="json"))
+            notes.append(f"published: {receipt.url}")
+        return Decided(_decisions(rows, refused), notes=notes)
+
+
+def release_version(pipeline: Pipeline) -> str:
+    """Return the version as published: a run with --limit never takes the place of the whole."""
+    return pipeline.version if pipeline.limit is None else f"{pipeline.version}-limit{pipeline.limit}"
+
+
+def release_folder(pipeline: Pipeline) -> Path:
+    return pipeline.project.out_dir / pipeline.name / release_version(pipeline)
+
+
+def scratch_folder(pipeline: Pipeline, run_id: str) -> Path:
+    """Return where a run writes a release before it is put in place."""
+    folder = release_folder(pipeline)
+    return folder.parent / f".{folder.name}.tmp-{run_id}"
+
+
+def receipt_file(pipeline: Pipeline) -> Path:
+    return pipeline.project.state_dir / "published" / pipeline.name / f"{release_version(pipeline)}.json"
+
+
+def published(folder: Path) -> Manifest | None:
+    """Return the manifest of a release folder, None when there is none."""
+    return read(folder) if (folder / MANIFEST).exists() else None
+
+
+def _put(scratch: Path, folder: Path, manifest: Manifest, stage: Spec, pipeline: Pipeline) -> list[str]:
+    """Put a release in its place, or leave the one that is there; return the sentences that say so.
+
+    Raises:
+        UserError: when this version is there with other content, and not for an upgrade alone.
+    """
+    where = folder.relative_to(pipeline.project.root)
+    if not folder.exists() or not any(folder.iterdir()):
+        put_in_place(scratch, folder)
+        return [f"published: {where}"]
+    present = verify_release(folder)
+    if present.content == manifest.content:
+        return [f"published: {where}"]
+    changed = compare(present, stage, pipeline)
+    if not changed.by_user and present.name == manifest.name and present.licence == manifest.licence:
+        return [
+            f"published: {where}, as tracefactory {present.tracefactory} made it; this version would make it otherwise "
+            f"({_some(changed.by_upgrade) or 'the rows differ'}): raise `version:` to publish that"
+        ]
+    why = _some(changed.by_user) or "the rows differ"
+    raise UserError(
+        f"{manifest.name} {manifest.version} exists in {folder} with other content ({why}), and a version is never "
+        "changed: raise `version:` in the pipeline"
+    )
+
+
+def _some(changes: Sequence[str]) -> str:
+    return "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
+
+
+def _remove_leftovers(pipeline: Pipeline, services: Services) -> None:
+    """Remove what runs that were killed left beside the release."""
+    folder = release_folder(pipeline)
+    prefix = f".{folder.name}.tmp-"
+    for leftover in folder.parent.glob(f"{prefix}*"):
+        run = leftover.name.removeprefix(prefix)
+        if run != services.run_id and not has_workers(services.state_dir, run):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _shorter_views(reports: Sequence[RangePart]) -> list[str]:
+    """Say of every partial view which traces it leaves out, and why."""
+    notes = []
+    for name in reports[0].views if reports else ():
+        reasons: Counter[str] = sum((part.views[name].left_out for part in reports), Counter())
+        rows = sum(part.views[name].rows for part in reports)
+        if reasons:
+            listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+            notes.append(f"the view {name} has {rows} rows and leaves out {reasons.total()}: {listed}")
+    return notes
+
+
+def _decisions(rows: RowReader, refused: Mapping[str, tuple[str, str]]) -> pl.DataFrame:
+    """Say of every trace whether it is in the dataset."""
+    frame = rows.frame(Span.all(), ())
+    found = [(row_id, reason, detail) for row_id, (reason, detail) in refused.items()]
+    schema = {"id": pl.String, "reason": pl.String, "detail": pl.String}
+    joined = frame.join(pl.DataFrame(found, schema=schema, orient="row"), on="id", how="left", maintain_order="left")
+    return joined.select("problem_id", "id", pl.col("reason").is_null().alias("kept"), "reason", "detail")
+
+
+STAGES.register("publish:dataset")(PublishDataset())

@@ -1,0 +1,154 @@
+"""The Parquet files of a release: one range of problems at a time, all views in one pass over the rows.
+
+The settings (zstd, content-defined chunking, page index, row groups under 100 MB, files under 500 MB) are those of
+https://huggingface.co/docs/hub/datasets-libraries. Files are ranges of the problem's hash, so the same rows give the
+same files, and a small change moves few bytes for a store that deduplicates chunks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tracefactory.core.columns import Column
+from tracefactory.core.digests import combined_digest, table_digest
+from tracefactory.core.errors import RunError
+from tracefactory.core.stage import Batch
+from tracefactory.publish.views import VIEWS, Group, Row, View, ViewError
+
+FILE_CHARACTERS = 160 << 20
+"""Characters of reasoning and answers in one file at most, before compression; a view may double them."""
+_GROUP_BYTES = 64 << 20  # of rows in memory per row group; the Hub's viewer reads a row group at once
+_BATCH_ROWS = 512
+_CHUNKING = {"min_chunk_size": 256 * 2**10, "max_chunk_size": 2**20, "norm_level": 0}
+
+
+@dataclass
+class ViewPart:
+    """What one range holds of one view: the file (None without a row), its rows and their digest.
+
+    `left_out` counts, by reason, the traces of the range that a partial view has no row of.
+    """
+
+    file: Path | None = None
+    rows: int = 0
+    digest: str = combined_digest([])
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass
+class RangePart:
+    """What was written of one range: a part of each view, and the traces that are in none, with the reason."""
+
+    number: int
+    views: dict[str, ViewPart]
+    refused: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+
+def write_range(
+    folder: Path, number: int, views: Sequence[str], batches: Iterable[Batch], columns: Sequence[Column]
+) -> RangePart:
+    """Write one range of a release.
+
+    Args:
+        folder: where the files go, as `<view>/<number>.parquet`.
+        number: the place of the range among all.
+        views: the names of the views.
+        batches: the traces of the range, whole problems, sorted.
+        columns: the declared columns that the traces have.
+
+    Raises:
+        RunError: when a row is there twice.
+    """
+    part = RangePart(number, {name: ViewPart() for name in views})
+    writers = {name: _Writer(folder / name / f"{number:05d}.parquet", VIEWS.get(name), columns) for name in views}
+    for batch in batches:
+        for traces in batch.groups():
+            group = Group(traces[0].problem, traces)
+            refused = _refused(group, views)
+            part.refused |= {trace_id: (error.reason, error.detail) for trace_id, error in refused.items()}
+            kept = Group(group.problem, [trace for trace in traces if trace.id not in refused]) if refused else group
+            for name in views if kept.traces else ():
+                made = VIEWS.get(name).rows(kept)
+                part.views[name].left_out.update(error.reason for error in made.refused.values())
+                writers[name].add(made.rows)
+    for name, writer in writers.items():
+        writer.close()
+        part.views[name].file = writer.path if writer.rows else None
+        part.views[name].rows = writer.rows
+        part.views[name].digest = combined_digest(writer.digests)
+    return part
+
+
+def _refused(group: Group, views: Sequence[str]) -> dict[str, ViewError]:
+    """Find the traces that some view cannot represent, so that all views but partial ones hold the same rows."""
+    refused: dict[str, ViewError] = {}
+    for view in map(VIEWS.get, views):
+        if not view.partial:
+            refused = {**view.rows(group).refused, **refused}
+    return refused
+
+
+class _Writer:
+    """Writes the rows of one view, checking their order, and digests them."""
+
+    def __init__(self, path: Path, view: View, columns: Sequence[Column]) -> None:
+        self.path = path
+        self.rows = 0
+        self.digests: list[str] = []
+        self._schema = view.schema(columns)
+        self._held: list[Row] = []
+        self._group: list[pa.Table] = []
+        self._writer: pq.ParquetWriter | None = None
+        self._last = ("", "")
+
+    def add(self, rows: Sequence[Row]) -> None:
+        for row in sorted(rows, key=lambda row: row["id"]):
+            key = (row["problem_id"], row["id"])
+            if key <= self._last:
+                raise RunError(f"row {row['id']} of problem {row['problem_id']} is there twice: nothing was published")
+            self._last = key
+            self._held.append(row)
+        if len(self._held) >= _BATCH_ROWS:
+            self._tabulate()
+
+    def close(self) -> None:
+        self._tabulate()
+        self._flush()
+        if self._writer is not None:
+            self._writer.close()
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+
+    def _tabulate(self) -> None:
+        if not self._held:
+            return
+        table = pa.Table.from_pylist(self._held, schema=self._schema)
+        self.digests.append(table_digest(table))
+        self.rows += table.num_rows
+        self._group.append(table)
+        self._held = []
+        if sum(one.nbytes for one in self._group) > _GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._group:
+            return
+        if self._writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(
+                self.path,
+                self._schema,
+                compression="zstd",
+                use_content_defined_chunking=_CHUNKING,
+                write_page_index=True,
+            )
+        table = pa.concat_tables(self._group)
+        self._writer.write_table(table, row_group_size=table.num_rows)
+        self._group = []

@@ -1,0 +1,251 @@
+"""What every `sample:` operation does: N requests for each row, each completion stored the moment it is paid for."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import Field
+
+from tracefactory.core.decisions import KEEP, Made, fail
+from tracefactory.core.errors import Mistake
+from tracefactory.core.fingerprint import digest
+from tracefactory.core.keys import messages_digest, model_digest, request_key, request_key_v1
+from tracefactory.core.model import ChatRequest, Completion, Environment, RequestFailed
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.rows import ID_DIGITS, Frozen, Kind, Parent, ParentRole, Row, Trace
+from tracefactory.core.stage import (
+    Answer,
+    Batch,
+    Completer,
+    Host,
+    PromptName,
+    Record,
+    Result,
+    Services,
+    Stage,
+    Wanted,
+)
+from tracefactory.text.reasoning import split_reasoning
+
+
+class SampleParams(Frozen):
+    """How much to sample."""
+
+    prompt: PromptName = Field(description="The prompt, by its file name in prompts/.")
+    samples: int = Field(default=4, ge=1, description="Completions for each row.")
+    max_tokens: int = Field(default=4096, ge=1, description="Tokens of one completion, reasoning and answer together.")
+    seed: int = Field(default=0, ge=0, description="Start of the seed that each sample has of its own.")
+    role: ParentRole = Field(
+        default=ParentRole.REVISES, description="What the new traces are to the traces they are sampled from."
+    )
+
+
+S = TypeVar("S", bound=SampleParams)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample to take of one row: what decides its request."""
+
+    row: Row
+    index: int
+    messages: Sequence[Mapping[str, Any]]
+    params: Mapping[str, Any]
+    start: int
+
+    @property
+    def seed_v1(self) -> int:
+        """The seed that version 1 of the keys gave this sample: it was drawn from the problem's former id."""
+        of = self.row.id if isinstance(self.row, Trace) else self.row.id_v1
+        return _seed(self.start, self.row, of, self.index)
+
+    def request(self, identity: Mapping[str, Any]) -> ChatRequest:
+        return ChatRequest(
+            model_identity=dict(identity),
+            messages=tuple(dict(message) for message in self.messages),
+            params=dict(self.params),
+            sample_index=self.index,
+            near=self.row.problem_id if isinstance(self.row, Trace) else self.row.id,
+            seed_v1=self.seed_v1,
+        )
+
+
+class SampleStage(Stage[S]):
+    """Sample `samples` completions per row. A failed sample is a failed row and does not cost its siblings."""
+
+    verb = "sample"
+    takes, makes, judges = frozenset({Kind.PROBLEMS, Kind.TRACES}), Kind.TRACES, False
+    host = Host.MODEL
+    completion: ClassVar[type[Completion]] = Completion
+
+    @abstractmethod
+    def billed_model(self, stage: StageSpec[S]) -> str:
+        """Return the name of the model whose prices and slots count."""
+
+    @abstractmethod
+    def model_identity(self, stage: StageSpec[S], pipeline: Pipeline, environment: Environment) -> dict[str, Any]:
+        """Return what decides a completion besides messages and sampling parameters: part of the request's key."""
+
+    @abstractmethod
+    def sampling(self, stage: StageSpec[S], seed: int) -> dict[str, Any]:
+        """Return the sampling parameters of a request."""
+
+    @abstractmethod
+    def temperature(self, stage: StageSpec[S]) -> float:
+        """Return the temperature to record with a trace."""
+
+    def fields(self, stage: StageSpec[S], completion: Completion) -> dict[str, Any]:
+        """Return the fields of a trace that are particular to this way of sampling."""
+        return {}
+
+    def completer(self, stage: StageSpec[S], services: Services) -> Completer:
+        """Return what completes the requests."""
+        client: Completer = services.client(self.billed_model(stage))
+        return client
+
+    def asks(self, stage: StageSpec[S], pipeline: Pipeline) -> str | None:
+        return self.billed_model(stage)
+
+    def rows_made(self, stage: StageSpec[S], rows: int) -> int | None:
+        return rows * stage.params.samples
+
+    def check(self, stage: StageSpec[S], pipeline: Pipeline) -> list[Mistake]:
+        inputs = {pipeline.stage(name).verb for name in stage.inputs}
+        kind = Kind.PROBLEMS if inputs == {"source"} else Kind.TRACES
+        return list(pipeline.prompts[stage.params.prompt].check(kind))
+
+    def draws(self, stage: StageSpec[S], pipeline: Pipeline, rows: Sequence[Row]) -> Iterator[Draw]:
+        """Yield every sample this stage takes of some rows: what `plan` counts and `run` pays for."""
+        params, prompt = stage.params, pipeline.prompts[stage.params.prompt]
+        for row in rows:
+            messages = prompt.messages_for(row)
+            for index in range(params.samples):
+                sampling = self.sampling(stage, _seed(params.seed, row, row.id, index))
+                yield Draw(row, index, messages, sampling, params.seed)
+
+    def wanted(self, stage: StageSpec[S], pipeline: Pipeline, batch: Batch) -> Iterator[Wanted]:
+        identity = self.model_identity(stage, pipeline, Environment(root=pipeline.project.root))
+        model = model_digest(identity)
+        last: Sequence[Mapping[str, Any]] | None = None
+        messages, size = "", 0
+        for draw in self.draws(stage, pipeline, batch.rows):
+            if draw.messages is not last:  # the samples of a row share their messages
+                last = draw.messages
+                messages = messages_digest(draw.messages)
+                size = sum(len(str(message["content"]).encode()) for message in draw.messages)
+            key = request_key(model, messages, draw.params, draw.index)
+            yield Wanted(key, _KeyV1(identity, draw), size)
+
+    async def sample(self, stage: StageSpec[S], batch: Batch, services: Services) -> tuple[list[Made], list[Record]]:
+        """Take the samples of one batch: a trace or a failed row for each, and the completions they came from."""
+        identity = self.model_identity(stage, services.pipeline, services.environment)
+        draws = list(self.draws(stage, services.pipeline, batch.rows))
+        requests = [draw.request(identity) for draw in draws]
+        model, completer = self.billed_model(stage), self.completer(stage, services)
+        answers = await services.complete(model, requests, stage.id, completer)
+        made = [
+            self._made(draw, request, answer, stage, services)
+            for draw, request, answer in zip(draws, requests, answers, strict=True)
+        ]
+        return made, [answer for answer in answers if not isinstance(answer, RequestFailed)]
+
+    async def run(self, stage: StageSpec[S], batch: Batch, services: Services) -> Result:
+        made, records = await self.sample(stage, batch, services)
+        return Result(made=made, numbers=spent(records, services.run_id))
+
+    def _made(self, draw: Draw, request: ChatRequest, answer: Answer, stage: StageSpec[S], services: Services) -> Made:
+        if isinstance(answer, RequestFailed):
+            trace = self._trace(draw, request, stage, services, {"finish_reason": "error"})
+            return Made(trace, fail(answer.kind, str(answer), owed=answer.retryable))
+        return Made(self._trace(draw, request, stage, services, self._written(stage, services, answer), answer), KEEP)
+
+    def _written(self, stage: StageSpec[S], services: Services, record: Record) -> dict[str, Any]:
+        """Return the fields of a trace that its completion decides."""
+        completion = self.completion.model_validate(record["completion"])
+        prompt = services.pipeline.prompts[stage.params.prompt]
+        reasoning, answer, thinking = split_reasoning(
+            completion.content, completion.reasoning, opened_in_prompt=prompt.opened_in_prompt
+        )
+        return {
+            "reasoning": reasoning,
+            "answer_text": answer,
+            "thinking": thinking,
+            "finish_reason": completion.finish_reason,
+            "refusal": completion.refusal,
+            "prompt_tokens": completion.prompt_tokens,
+            "completion_tokens": completion.completion_tokens,
+            "cost": record["cost"],
+            **self.fields(stage, completion),
+        }
+
+    def _trace(
+        self,
+        draw: Draw,
+        request: ChatRequest,
+        stage: StageSpec[S],
+        services: Services,
+        written: dict[str, Any],
+        record: Record | None = None,
+    ) -> Trace:
+        """Describe one sample by everything that decided it, and by what came back."""
+        name, params = self.billed_model(stage), stage.params
+        prompt, spec = services.pipeline.prompts[params.prompt], services.pipeline.models[name]
+        # What version 1 paid for is the trace that version 1 made of it: what hangs on its id is found again.
+        key = request.key if record is None else record.get("key_v1", request.key)
+        problem = draw.row.problem if isinstance(draw.row, Trace) else draw.row
+        of = problem.id if key == request.key else problem.id_v1
+        parents = (Parent(id=draw.row.id, role=params.role),) if isinstance(draw.row, Trace) else ()
+        first = draw.messages[0]
+        return Trace(
+            id=digest({"stage": stage.id, "problem": of, "request": key})[:ID_DIGITS],
+            problem=problem,
+            parents=parents,
+            stage=stage.id,
+            teacher=name,
+            model=spec.model,
+            revision=spec.recorded_revision(services.environment),
+            prompt=params.prompt,
+            prompt_digest=prompt.digest,
+            system=first["content"] if first["role"] == "system" else None,
+            style=prompt.style,
+            sample_index=draw.index,
+            seed=draw.params.get("seed") if key == request.key else draw.seed_v1,
+            temperature=self.temperature(stage),
+            request_key=key,
+            **written,
+        )
+
+
+@dataclass(frozen=True)
+class _KeyV1:
+    """The key that version 1 gave a request, computed where it is asked for."""
+
+    identity: Mapping[str, Any]
+    draw: Draw
+
+    def __call__(self) -> str:
+        params = {**self.draw.params, "seed": self.draw.seed_v1}
+        return request_key_v1(self.identity, self.draw.messages, params, self.draw.index)
+
+
+def spent(records: Sequence[Record], run_id: str) -> dict[str, float]:
+    """Add up what completions took, and under `paid_...` what this run itself paid of it."""
+    paid = [record for record in records if record["run"] == run_id]
+    return _spent(records) | {f"paid_{name}": number for name, number in _spent(paid).items()}
+
+
+def _spent(records: Sequence[Record]) -> dict[str, float]:
+    return {
+        "requests": len(records),
+        "prompt_tokens": sum(record["completion"]["prompt_tokens"] for record in records),
+        "completion_tokens": sum(record["completion"]["completion_tokens"] for record in records),
+        "cost": sum(record["cost"] for record in records),
+    }
+
+
+def _seed(start: int, row: Row, row_id: str, index: int) -> int:
+    kind = "trace" if isinstance(row, Trace) else "problem"
+    return int(digest({"seed": start, kind: row_id, "sample": index})[:8], 16) >> 1

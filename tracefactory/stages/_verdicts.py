@@ -1,0 +1,127 @@
+"""What the `verify:` operations share: verdicts by rule, and the pass rates that follow from verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tracefactory.core.columns import VERDICT, Column, Type
+from tracefactory.core.decisions import KEEP, Judgement
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.rows import Outcome, Trace, Verdict
+from tracefactory.core.stage import Services, Work, stage_of, verify
+from tracefactory.reading.base import SOURCES
+from tracefactory.verification.base import VERIFIERS, VerifyTask
+from tracefactory.verification.pass_rates import pass_rate
+
+PASS_RATES = {
+    "pass_rate": "Share of the teacher's samples of this problem that are right.",
+    "pass_rate_low": "Lower end of the pass rate's 95% interval (Wilson).",
+    "pass_rate_high": "Upper end of the pass rate's 95% interval (Wilson).",
+    "pass_samples": "Samples of this problem that the pass rate is of.",
+}
+RUNS_CODE = frozenset({"code", "program"})
+
+
+async def verdicts_by_rule(
+    traces: Sequence[Trace], services: Services, policy: str = "{}", verifier: str | None = None
+) -> list[Verdict]:
+    """Return the verdict of each trace, by the verifier that is named or that its problem names."""
+    return await verify([task_of(trace, policy, verifier) for trace in traces], services)
+
+
+def task_of(trace: Trace, policy: str = "{}", verifier: str | None = None) -> VerifyTask:
+    """Return what a verifier looks at in a trace."""
+    return VerifyTask(
+        problem=trace.problem if verifier is None else with_verifier(trace, verifier),
+        answer_text=trace.answer_text,
+        reasoning=trace.reasoning,
+        thinking=trace.thinking,
+        finish_reason=trace.finish_reason,
+        policy=policy,
+    )
+
+
+def with_verifier(trace: Trace, verifier: str) -> Any:
+    """Return the problem of a trace as another verifier takes it: the source's parameters are for the source's own."""
+    spec = trace.problem.spec if trace.problem.verifier == verifier else "{}"
+    return trace.problem.model_copy(update={"verifier": verifier, "spec": spec})
+
+
+def judgements(
+    traces: Sequence[Trace], verdicts: Sequence[Verdict], added: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[Judgement]:
+    """Return the judgement of each trace: its verdict, its problem's pass rates, and what else was `added` by id.
+
+    The rates are of the trace's own teacher, and under `<teacher>/...` of every teacher that the problem was given to.
+    All samples of a problem are in one batch, so they are final here.
+    """
+    outcomes: dict[str, dict[str, list[Outcome]]] = {}
+    for trace, verdict in zip(traces, verdicts, strict=True):
+        outcomes.setdefault(trace.problem_id, {}).setdefault(trace.teacher, []).append(verdict.outcome)
+    rates = {problem: _rates(by_teacher) for problem, by_teacher in outcomes.items()}
+    return [
+        Judgement(
+            trace.id,
+            KEEP,
+            {
+                VERDICT.name: verdict,
+                **rates[trace.problem_id],
+                **{name: rates[trace.problem_id][f"{trace.teacher}/{name}"] for name in PASS_RATES},
+                **(added or {}).get(trace.id, {}),
+            },
+        )
+        for trace, verdict in zip(traces, verdicts, strict=True)
+    ]
+
+
+def outcome_counts(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Count verdicts by outcome."""
+    found = [verdict.outcome for verdict in verdicts]
+    return {outcome.value: float(found.count(outcome)) for outcome in Outcome if outcome in found}
+
+
+def verdict_columns(stage: StageSpec[Any], pipeline: Pipeline) -> list[Column]:
+    """Return the columns of a verify stage: the verdict, and pass rates of every teacher that a stage above asks.
+
+    Imported traces name teachers that are only known once they are read: `*`.
+    """
+    teachers: set[str] = set()
+    for above in pipeline.above(stage):
+        op = stage_of(above)
+        if op.work(above, pipeline) is Work.SOURCE:
+            teachers |= {"*"} if op.makes == "traces" else set()
+        elif op.verb == "sample":
+            teachers.add(str(op.asks(above, pipeline)))
+    return [VERDICT] + [
+        Column(
+            name=f"{teacher}{name}",
+            type=Type.NUMBER,
+            description=about,
+            unit="samples" if name == "pass_samples" else "share",
+            direction="" if name == "pass_samples" else "higher",
+            about="problem",
+        )
+        for teacher in ("", *(f"{teacher}/" for teacher in sorted(teachers)))
+        for name, about in PASS_RATES.items()
+    ]
+
+
+def verifier_versions(stage: StageSpec[Any], pipeline: Pipeline, named: str | None = None) -> dict[str, str]:
+    """Return the versions of the verifiers that may be used: the one named, or those that the sources above name."""
+    if named is not None:
+        return {named: VERIFIERS.get(named).version}
+    names: set[str] = set()
+    for above in pipeline.above(stage):
+        if above.verb == "source":
+            names |= SOURCES.get(above.name)().verifiers(above.params)
+    return {name: VERIFIERS.get(name).version for name in sorted(names)}
+
+
+def _rates(by_teacher: Mapping[str, list[Outcome]]) -> dict[str, float]:
+    values: dict[str, float] = {}
+    for teacher, outcomes in sorted(by_teacher.items()):
+        rate = pass_rate(outcomes)
+        numbers = (rate.rate, rate.low, rate.high, float(rate.samples))
+        values |= {f"{teacher}/{name}": number for name, number in zip(PASS_RATES, numbers, strict=True)}
+    return values

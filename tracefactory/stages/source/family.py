@@ -1,0 +1,82 @@
+"""`source: <name>`: problems from a registered source, without exact duplicates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from tracefactory.core.decisions import Made, drop
+from tracefactory.core.errors import Mistake, nearest
+from tracefactory.core.fingerprint import digest
+from tracefactory.core.model import Environment, env_names
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.rows import ID_DIGITS, Kind, Problem
+from tracefactory.core.stage import Facts, Stage, Work
+from tracefactory.reading.base import SOURCES, Rejected, Source, normalised_question
+from tracefactory.verification.base import VERIFIERS
+
+
+class SourceStage(Stage[Any]):
+    """Read one source. What cannot be used, and every repeated question, is a dropped row with its reason."""
+
+    verb, version = "source", "2"
+    takes, makes, judges, many_inputs = frozenset({Kind.NONE}), Kind.PROBLEMS, False, False
+    work_on = Work.SOURCE
+
+    def __init__(self, name: str, source: Source[Any]) -> None:
+        # One operation for every registered source: what is a class attribute elsewhere is decided here.
+        self.name = name  # type: ignore[misc]
+        self.Params = source.Params  # type: ignore[misc]
+        self.source = source
+
+    def uses(self, stage: StageSpec[Any], pipeline: Pipeline) -> Mapping[str, Any]:
+        here = Environment(root=pipeline.project.root)
+        read = self.source.identity(self.source.located(stage.params, here.environ), here.root)
+        return {"versions": {"source": self.source.version}, "read": read, "limit": pipeline.limit}
+
+    def offline(self, stage: StageSpec[Any]) -> bool:
+        return self.source.offline
+
+    def facts(self, stage: StageSpec[Any], numbers: Mapping[str, float]) -> Facts:
+        return Facts(source=self.source.describe(stage.params), revision=getattr(stage.params, "revision", "") or "")
+
+    def check(self, stage: StageSpec[Any], pipeline: Pipeline) -> list[Mistake]:
+        here = Environment(root=pipeline.project.root)
+        # An environment variable that is not set is reported where it is written.
+        ready = all(here.environ.get(name) for name in env_names(stage.params))
+        located = self.source.located(stage.params, here.environ) if ready else None
+        mistakes = [Mistake(text) for text in (self.source.check(located, here.root) if ready else ())]
+        unknown = sorted(self.source.verifiers(stage.params) - VERIFIERS.names())
+        return mistakes + [Mistake(f"unknown verifier {name!r}", hint=nearest(name, VERIFIERS)) for name in unknown]
+
+    def read(self, stage: StageSpec[Any], pipeline: Pipeline, environment: Environment) -> Iterator[Made]:
+        located = self.source.located(stage.params, environment.environ)
+        first: dict[int, str] = {}  # by 64 bits of the question's digest: a million of them are 100 MB
+        for number, row in enumerate(self.source.read(located, base_dir=environment.root, limit=pipeline.limit)):
+            if isinstance(row, Rejected):
+                yield rejected(row, number)
+                continue
+            question = int(digest(normalised_question(row))[:ID_DIGITS], 16)
+            if question in first:
+                yield repeated(row, first[question], number)
+            else:
+                first[question] = row.id
+                yield Made(row)
+
+
+def rejected(row: Rejected, number: int) -> Made:
+    """Describe what could not become a row at all; `number` is its place in the source."""
+    key = digest({"row": number, "content": row.row})[:ID_DIGITS]
+    return Made(Problem(id=key, question="", answer=None), drop(row.reason, row.detail), rejected=row.row)
+
+
+def repeated(row: Problem, first_id: str, number: int) -> Made:
+    """Describe a problem that repeats one that came before; `number` is its place in the source."""
+    # Identical rows share one id; the row number tells the repeats apart.
+    own = digest({"row": number, "problem": row.id})[:ID_DIGITS]
+    return Made(row.model_copy(update={"id": own}), drop("duplicate", f"repeats {first_id}"))
+
+
+def make(name: str) -> SourceStage:
+    """Return the operation of one registered source."""
+    return SourceStage(name, SOURCES.get(name)())

@@ -1,0 +1,42 @@
+"""Answers compared as strings."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from tracefactory.answers.normalize import strip_markup
+from tracefactory.core.rows import Outcome, Verdict
+from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, verifier, whole_or_stated
+
+
+class ExactParams(ExtractParams):
+    """`case`: whether case counts. `whole`: compare all of the text, not a stated answer in it."""
+
+    case: bool = True
+    whole: bool = False
+
+
+@verifier
+class ExactVerifier(Verifier):
+    """Compare strings after trimming, Unicode normalisation and runs of white space."""
+
+    name = "exact"
+    version = "2"
+    Params = ExactParams
+
+    def quick(self, task: VerifyTask, params: ExactParams) -> Verdict | None:
+        gold = task.problem.answer
+        if gold is None:
+            return self.verdict(Outcome.UNVERIFIABLE, "no_gold")
+        stated = whole_or_stated(task, params, whole=params.whole)
+        if stated is None:
+            return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
+        forms = [
+            _spaced(text) if params.case else _spaced(text).casefold()
+            for text in (gold, strip_markup(stated.text), stated.text)
+        ]
+        return self.verdict(Outcome.CORRECT if forms[0] in forms[1:] else Outcome.INCORRECT, "exact", stated)
+
+
+def _spaced(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split())

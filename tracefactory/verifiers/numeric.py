@@ -1,0 +1,73 @@
+"""Answers compared as numbers with a tolerance."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+
+from pydantic import Field
+
+from tracefactory.answers.reading import read
+from tracefactory.answers.relations import named_value
+from tracefactory.answers.values import Quantity, Reading, Relation, Value
+from tracefactory.core.rows import Outcome, Verdict
+from tracefactory.maths.evaluate import UnboundedError, constant
+from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, stated_answer, verifier
+from tracefactory.verifiers.math import gold_reading
+
+
+class NumericParams(ExtractParams):
+    """Largest differences that count as equal: `abs_tol` absolute, `rel_tol` relative to the gold answer."""
+
+    abs_tol: float = Field(default=0.0, ge=0)
+    rel_tol: float = Field(default=1e-6, ge=0, lt=1)
+
+
+@verifier
+class NumericVerifier(Verifier):
+    """Compare one number with a tolerance."""
+
+    name = "numeric"
+    version = "2"
+    Params = NumericParams
+
+    def quick(self, task: VerifyTask, params: NumericParams) -> Verdict | None:
+        if not (task.problem.answer or "").strip():
+            return self.verdict(Outcome.UNVERIFIABLE, "no_gold")
+        gold = number_in(gold_reading(task.problem.answer or ""))
+        if gold is None:
+            return self.verdict(Outcome.UNVERIFIABLE, "gold_is_no_number")
+        stated = stated_answer(task, bare=params.bare)
+        if stated is None:
+            return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
+        said = number_in(read(stated.text))
+        if said is None:
+            return self.verdict(Outcome.INCORRECT, "no_number", stated)
+        allowed = max(Fraction(params.abs_tol), abs(gold) * Fraction(params.rel_tol))
+        close = abs(gold - said) <= allowed
+        return self.verdict(Outcome.CORRECT if close else Outcome.INCORRECT, "numeric", stated, json.dumps(float(said)))
+
+
+def number_in(reading: Reading) -> Fraction | None:
+    """Return the real number an answer is, or None."""
+    for value in reversed(reading.values):
+        number = _number(value)
+        if number is not None:
+            return number
+    return None
+
+
+def _number(value: Value) -> Fraction | None:
+    if isinstance(value, Relation):
+        named = named_value(value)
+        return None if named is None else _number(named)
+    if not isinstance(value, Quantity) or value.node is None:
+        return None
+    try:
+        number = constant(value.node)
+    except UnboundedError:
+        return None
+    if number.imag:
+        return None
+    exact = Fraction(str(number.real))
+    return exact / 100 if value.percent else exact

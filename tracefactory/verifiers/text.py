@@ -1,0 +1,65 @@
+"""Answers compared as free text."""
+
+from __future__ import annotations
+
+import re
+import string
+import unicodedata
+from collections import Counter
+from typing import Literal
+
+from pydantic import Field
+
+from tracefactory.core.rows import Outcome, Verdict
+from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, verifier, whole_or_stated
+
+
+class TextParams(ExtractParams):
+    """How free text is compared.
+
+    `match`: `equal` compares normalised words; `contains` asks for the gold words in a row; `f1` asks for a word
+    overlap of at least `min_f1` (SQuAD, Rajpurkar et al. 2016). `any_of`: further right answers besides the gold.
+    """
+
+    match: Literal["equal", "contains", "f1"] = "equal"
+    min_f1: float = Field(default=0.8, gt=0, le=1)
+    any_of: tuple[str, ...] = ()
+
+
+@verifier
+class TextVerifier(Verifier):
+    """Compare free text by its words, without case, punctuation and articles."""
+
+    name = "text"
+    version = "2"
+    Params = TextParams
+
+    def quick(self, task: VerifyTask, params: TextParams) -> Verdict | None:
+        golds = [text for text in (task.problem.answer, *params.any_of) if text is not None and text.strip()]
+        if not golds:
+            return self.verdict(Outcome.UNVERIFIABLE, "no_gold")
+        stated = whole_or_stated(task, params, whole=False)
+        if stated is None:
+            return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
+        said = text_words(stated.text)
+        same = any(_text_matches(text_words(gold), said, params) for gold in golds)
+        return self.verdict(Outcome.CORRECT if same else Outcome.INCORRECT, f"text_{params.match}", stated)
+
+
+def text_words(text: str) -> list[str]:
+    """Return the words of a text, case folded, without articles and punctuation; each Chinese character is a word."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = re.sub(r"([\u4e00-\u9fff])", r" \1 ", text)
+    text = text.translate(
+        {ord(sign): " " for sign in string.punctuation.replace("-", "").replace("+", "") + "。，、；：？！“”‘’（）"}
+    )
+    return [word for word in text.split() if word not in ("a", "an", "the")]
+
+
+def _text_matches(gold: list[str], said: list[str], params: TextParams) -> bool:
+    if params.match == "equal":
+        return gold == said
+    if params.match == "contains":
+        return any(said[start : start + len(gold)] == gold for start in range(len(said) - len(gold) + 1))
+    shared = sum((Counter(gold) & Counter(said)).values())
+    return bool(shared) and 2 * shared / (len(gold) + len(said)) >= params.min_f1
