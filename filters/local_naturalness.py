@@ -16,5 +16,4 @@ class LocalNaturalnessParams(StudentBand):
 def local_naturalness(params: LocalNaturalnessParams) -> Rules:
     """Keep traces whose local naturalness (arXiv 2510.03988) under the student lies in the band."""
     name = f"{params.student}/{local_name(params.window)}"
-    reasons = {"below": "locally_unnatural", "above": "locally_too_natural"}
-    yield from band(name, params, **reasons, unit="nats per token")
+    yield from band(name, params, below="locally_unnatural", above="locally_too_natural", unit="nats per token")

@@ -10,5 +10,5 @@ class RankSurprisalParams(StudentBand):
 @column_filter
 def rank_surprisal(params: RankSurprisalParams) -> Rules:
     """Keep traces whose rank-surprisal ratio (arXiv 2601.14249) under the student lies in the band."""
-    reasons = {"below": "rank_surprisal_too_low", "above": "rank_surprisal_too_high"}
-    yield from band(f"{params.student}/rank_surprisal", params, **reasons)
+    name = f"{params.student}/rank_surprisal"
+    yield from band(name, params, below="rank_surprisal_too_low", above="rank_surprisal_too_high")

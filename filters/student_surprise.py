@@ -10,5 +10,5 @@ class StudentSurpriseParams(StudentBand):
 @column_filter
 def student_surprise(params: StudentSurpriseParams) -> Rules:
     """Keep traces whose mean surprisal under the student lies in the band."""
-    reasons = {"below": "too_expected", "above": "too_surprising"}
-    yield from band(f"{params.student}/mean_surprisal", params, **reasons, unit="nats per token")
+    name = f"{params.student}/mean_surprisal"
+    yield from band(name, params, below="too_expected", above="too_surprising", unit="nats per token")

@@ -13,12 +13,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The only modules that may import these packages.
 OWNERS = {
-    "ray": {"executors/ray.py"},
-    "openai": {"models/client.py"},
-    "huggingface_hub": {"hub.py", "card.py", "sources/hub_dataset.py"},
-    "xllamacpp": {"models/llama_server.py"},
-    "reasoning_gym": {"sources/gym.py", "sources/gym_process.py", "verifiers/reasoning_gym.py"},
-    "math_verify": {"verifiers/symbolic.py"},
+    "ray": {"engine/executors/ray.py"},
+    "openai": {"serving/client.py"},
+    "huggingface_hub": {"publish/hub.py", "publish/card.py", "sources/hub_dataset.py"},
+    "xllamacpp": {"serving/llama_server.py"},
+    "reasoning_gym": {"reading/gym.py", "verifiers/reasoning_gym.py"},
+    "math_verify": {"maths/symbolic.py"},
 }
 
 

@@ -22,6 +22,7 @@ def test_the_project_checks() -> None:
 def test_every_prompt_and_filter_is_loaded() -> None:
     assert sorted(load_prompts(PROJECT.prompts)) == sorted(file.stem for file in PROJECT.prompts.iterdir())
     assert len(load_prompts(PROJECT.prompts)) >= 9
+    assert not [one.name for one in load_prompts(PROJECT.prompts).values() if not one.description]
     files = [file.stem for file in PROJECT.filters.iterdir() if file.name != "__pycache__"]
     assert sorted(load_filters(PROJECT.filters)) == sorted(files)
     assert len(files) >= 10

@@ -13,10 +13,11 @@ import pytest
 from datasets import load_dataset
 
 from tests.e2e.conftest import Project, Teacher, kill_tree, wait_until
-from tracefactory.core.rows import Outcome, Thinking, Trace
-from tracefactory.core.stage import Rows
+from tracefactory.core.rows import Outcome, ParentRole, Thinking, Trace
+from tracefactory.core.spans import Span
+from tracefactory.core.stage import UNCHANGED
 from tracefactory.pruning import read_derivation, restored
-from tracefactory.store.stages import StageFolder
+from tracefactory.store.rows import stored_rows
 from tracefactory.text.steps import segment
 
 PROMPTS = Path(__file__).parents[2] / "prompts"
@@ -55,11 +56,11 @@ def pruning_of(project_of: Callable[..., Project]) -> Callable[..., Project]:
 
 
 def rows(project: Project, stage: dict[str, Any]) -> list[Trace]:
-    folder = StageFolder(project.root / ".tracefactory", stage["id"], stage["key"], Rows.TRACES)
-    record = folder.record()
-    assert record is not None
-    found = [row for index in range(record.shards) for row in folder.read_shard(index, record.shards)]
-    return [row for row in found if isinstance(row, Trace)]
+    return stored_rows(project.root / ".tracefactory", stage["id"], stage["key"]).traces(Span.all())
+
+
+def parent_of(trace: Trace) -> str:
+    return trace.parent(ParentRole.PRUNED) or ""
 
 
 def by_id(outcome: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -74,11 +75,11 @@ def test_every_row_is_pruned_or_says_why_and_gives_its_parent_back(
     outcome = by_id(project.make())
     parents = {trace.id: trace for trace in rows(project, outcome["right"])}
     cut = rows(project, outcome["cut"])
-    pruned = [trace for trace in cut if trace.parent_id]
+    pruned = [trace for trace in cut if trace.parents]
     assert len(cut) == len(parents) == outcome["cut"]["tally"]["rows_in"]
     assert len(pruned) > 10
     for trace in pruned:
-        parent, found = parents[trace.parent_id or ""], restored(trace)
+        parent, found = parents[parent_of(trace)], restored(trace)
         assert found is not None
         assert found[0].trace.reasoning == parent.reasoning
         assert found[0].trace.answer_text == parent.answer_text
@@ -87,12 +88,12 @@ def test_every_row_is_pruned_or_says_why_and_gives_its_parent_back(
         assert trace.thinking is Thinking.CLOSED
         assert len(trace.reasoning) < len(parent.reasoning)
         assert trace.measures["prune_tokens_saved_estimated"] > 0
-    stand = [trace for trace in cut if not trace.parent_id]
-    assert {trace.id for trace in stand} | {trace.parent_id for trace in pruned} == parents.keys()
+    stand = [trace for trace in cut if not trace.parents]
+    assert {trace.id for trace in stand} | {parent_of(trace) for trace in pruned} == parents.keys()
     reasons = [derivation.fallback for trace in stand if (derivation := read_derivation(trace))]
     numbers = outcome["cut"]["tally"]["numbers"]
     assert all(reasons)
-    assert len(reasons) == sum(n for name, n in numbers.items() if name.startswith("stands_"))
+    assert len(reasons) == sum(n for name, n in numbers.items() if name.startswith(UNCHANGED))
     assert numbers["pruned"] == len(pruned)
     bound = sum(ceil(log2(len(segment(trace.reasoning)))) + 1 for trace in parents.values())
     assert len(parents) < numbers["calls"] <= bound
@@ -159,7 +160,7 @@ def test_a_student_that_is_down_makes_error_rows_that_are_tried_again(
     project = pruning_of(teacher_of(rate_500=0.2, max_faults=1).url)
     none = ["--set", "models.student.retries=0"]
     first = by_id(project.make(*none))["cut"]["tally"]
-    assert first["errors"] == first["retryable"] == first["reasons"]["server_error"] > 0
+    assert first["errors"] == first["owed"] == first["reasons"]["server_error"] > 0
     assert first["kept"] + first["errors"] == first["rows_in"]
     assert "failed rows to try again" in project.run("plan", str(project.pipeline), *none)
     assert by_id(project.make("--set", "version=2"))["cut"]["tally"]["errors"] == 0
@@ -170,15 +171,15 @@ def test_explain_tells_the_diff_and_where_the_row_comes_from(
 ) -> None:
     project = pruning_of(teacher_of(accuracy=0.6).url)
     outcome = by_id(project.make())
-    pruned = next(trace for trace in rows(project, outcome["cut"]) if trace.parent_id)
+    pruned = next(trace for trace in rows(project, outcome["cut"]) if trace.parents)
     told = project.run("explain", pruned.id)
-    assert f"{pruned.parent_id}: " in told
+    assert f"{parent_of(pruned)}: " in told
     assert "@@ cut step" in told
-    assert f"stages of {pruned.parent_id}, the row it was made of" in told
+    assert f"stages of {parent_of(pruned)}, the row it was made of" in told
     assert "[sample: chat] kept" in told
-    above = json.loads(project.run("explain", pruned.parent_id or "", "--json"))
+    above = json.loads(project.run("explain", parent_of(pruned), "--json"))
     assert [(child["id"], child["stage"]) for child in above["children"]] == [(pruned.id, "cut")]
-    stands = next(trace for trace in rows(project, outcome["cut"]) if not trace.parent_id)
+    stands = next(trace for trace in rows(project, outcome["cut"]) if not trace.parents)
     derivation = read_derivation(stands)
     assert derivation is not None
     assert f"not pruned: {derivation.fallback}" in project.run("explain", stands.id)
@@ -210,7 +211,7 @@ def test_the_raw_and_the_pruned_traces_can_be_published_and_trained_on(
     others = ["--set", "stages.dataset.from=right", "--set", "version=raw"]
     raw = by_id(project.make(*others))["dataset"]["tally"]
     assert raw["kept"] == kept
-    assert f"the view preference has 0 rows and leaves out {kept}: not_pruned {kept}" in raw["notes"]
+    assert f"the view preference has 0 rows and leaves out {kept}: no_partner {kept}" in raw["notes"]
     assert by_id(project.make(*others))["dataset"]["cached"]
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import pyarrow.parquet as pq
 
 from tests.e2e.conftest import Project, Teacher
+from tracefactory.core.spans import Span
+from tracefactory.store.rows import stored_rows
 
 
 def test_show_explain_plan_and_limit(teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]) -> None:
@@ -40,7 +42,8 @@ def test_show_explain_plan_and_limit(teacher_of: Callable[..., Teacher], project
     assert life["request"]["request"]["messages"][-1]["content"].endswith(published["problem"]["question"])
     assert published["problem"]["question"] in project.run("explain", published["id"][:12])
 
-    dropped = next((project.root / ".tracefactory" / "stages").glob("clean-*/dropped/part-*.parquet"))
-    row = pq.read_table(dropped).to_pylist()[0]
+    clean = next(stage for stage in outcome["stages"] if stage["id"] == "clean")
+    judged = stored_rows(project.root / ".tracefactory", clean["id"], clean["key"]).judged(Span.all())
+    row = judged.filter(~judged["kept"]).row(0, named=True)
     told = project.run("explain", row["id"])
     assert f"dropped: {row['reason']}" in told

@@ -31,7 +31,7 @@ def test_the_wheel_installs_one_package_with_the_starter_inside(wheel: Path) -> 
         inside = {Path(name).name for name in names if name.startswith(f"tracefactory/starter/{folder}/")}
         assert inside == shipped
     assert "tracefactory/py.typed" in names
-    assert "tracefactory/card_template.md.j2" in names
+    assert "tracefactory/publish/card_template.md.j2" in names
 
 
 def test_a_project_starts_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:

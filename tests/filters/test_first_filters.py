@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from tracefactory.filters import Decision, Outcome, Thinking, Trace, apply, load_filters
-from tracefactory.filters.testing import make_trace
+from tracefactory.testing import make_trace
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"

@@ -12,13 +12,14 @@ import pytest
 import yaml
 from pydantic import Field
 
-from tracefactory.config import Pipeline, check_project, load_pipeline, resolved, unset_variables
+from tracefactory.config import check_project, load_pipeline, resolved, unset_variables
 from tracefactory.config.project import find_project
 from tracefactory.core.errors import UserError
 from tracefactory.core.fingerprint import canonical
-from tracefactory.core.refs import FoundRef, find_refs
+from tracefactory.core.pipeline import Pipeline
+from tracefactory.core.refs import FoundRef, Ref, find_refs
 from tracefactory.core.rows import Frozen
-from tracefactory.core.stage import Ref
+from tracefactory.core.stage import stage_of
 
 PIPELINE = """\
 name: math-mix
@@ -134,7 +135,8 @@ def test_a_pipeline_is_read(project: Maker) -> None:
         ("dataset", "publish:dataset", ("mixed",)),
     ]
     assert [stage.line for stage in pipeline.stages] == [7, 8, 9, 10, 11, 15, 16]
-    assert [stage.op.name for stage in pipeline.stages] == [stage.name for stage in pipeline.stages]
+    assert [stage.op for stage in pipeline.stages] == [f"{stage.verb}:{stage.name}" for stage in pipeline.stages]
+    assert [stage_of(stage).name for stage in pipeline.stages] == [stage.name for stage in pipeline.stages]
     assert pipeline.stage("checked").run.concurrency == 3
     assert pipeline.models["teacher"].model == "r1"
     assert sorted(pipeline.prompts) == ["math_long", "math_short"]
@@ -311,9 +313,9 @@ BROKEN = {
         "works on traces, but stage 'problems'",
     ),
     "kinds by default": (
-        "sample: chat, from: problems,",
-        "sample: chat,",
-        9,
+        "  - {id: long, sample: chat,",
+        "  - {id: early, verify: auto}\n  - {id: long, sample: chat, from: problems,",
+        8,
         "name the stage it works on with `from:`",
     ),
     "unknown filter": ("- closed", "- closd", 13, "unknown filter 'closd' (did you mean 'closed'?)"),

@@ -15,9 +15,9 @@ def left(live: dict[str, float], rows: int = 40, shards: int = 2) -> str:
     """Ask about a stage of 2 shards over 40 rows that has been running for 10 seconds."""
     record = SimpleNamespace(done=lambda: True, exception=lambda: None)
     above = SimpleNamespace(record=record, tally=SimpleNamespace(kept=rows))
-    op = SimpleNamespace(rows_expected=lambda stage, count: count)
+    op = SimpleNamespace(rows_made=lambda stage, count: count)
     run: Any = SimpleNamespace(
-        stage=SimpleNamespace(inputs=["above"], op=op), started=time.time() - 10, done=[None] * shards
+        stage=SimpleNamespace(inputs=["above"]), op=op, started=time.time() - 10, done=[None] * shards
     )
     flow: Any = SimpleNamespace(stages={"above": above})
     return time_left(run, live, flow)
@@ -34,5 +34,5 @@ def left(live: dict[str, float], rows: int = 40, shards: int = 2) -> str:
         ({"requests": 10, "done": 10, "at_most": 80, "shards": 1}, ""),  # the other shard has not said yet
     ],
 )
-def test_thetime_left_goes_by_requests_or_by_their_bound(live: dict[str, float], said: str) -> None:
+def test_the_time_left_goes_by_requests_or_by_their_bound(live: dict[str, float], said: str) -> None:
     assert left(live) == said

@@ -16,13 +16,13 @@ import pytest
 from pydantic import SecretStr
 
 from tests.hub_server import TOKEN, HubServer, running
+from tests.unit.test_release import row_id, write
 from tracefactory.core.errors import RunError, UserError
 from tracefactory.core.rows import Problem, Thinking, Trace
 from tracefactory.publish import hub
 from tracefactory.publish.card import CardInputs
 from tracefactory.publish.hub import Receipt, push
-from tracefactory.publish.release import read_manifest, write_release
-from tracefactory.publish.views import VIEWS, tables
+from tracefactory.publish.release import read_manifest
 
 REPO = "someone/traces"
 # huggingface_hub 2.4 passes `data=` to its HTTP client when it sends a large file; only that client can change it.
@@ -35,19 +35,11 @@ def release(
     """Write a small release and return its folder."""
     problems = [Problem.make(question=f"{n} + 2?", answer=str(n + 2), verifier="math") for n in range(count)]
     traces = [
-        Trace(id=f"t{n}", problem=problem, reasoning="Add two.", answer_text=answer, thinking=Thinking.CLOSED)
+        Trace(id=row_id(n), problem=problem, reasoning="Add two.", answer_text=answer, thinking=Thinking.CLOSED)
         for n, problem in enumerate(problems)
     ]
-    folder = root / version
-    write_release(
-        folder,
-        name="traces",
-        version=version,
-        configs={name: tables(VIEWS.get(name), traces, lambda _, error: pytest.fail(str(error))) for name in views},
-        card=CardInputs(title="Traces", licence="mit", repo=REPO),
-        stages={},
-    )
-    return folder
+    write(root / version, traces, name="traces", views=views, card=CardInputs(title="Traces", licence="mit", repo=REPO))
+    return root / version
 
 
 @pytest.fixture

@@ -13,28 +13,28 @@ from pathlib import Path
 
 import pytest
 
-from tracefactory.store.leases import STALE_S, Alive, Lease
+from tracefactory.store.leases import STALE_S, Lease, RunLock
 
 
 def hold(root: Path, folder: Path, run: str, held: Event) -> None:
     """Hold a lease in another process until it is killed."""
 
     async def wait() -> None:
-        alive = Alive(root, run)
+        lock = RunLock(root, run)
         async with Lease(root, folder, run, lambda text: None):
             held.set()
             await asyncio.sleep(60)
-        alive.close()
+        lock.close()
 
     asyncio.run(wait())
 
 
 def stay_alive(root: Path, run: str, held: Event) -> None:
     """Be a worker of a run."""
-    alive = Alive(root, run)
+    lock = RunLock(root, run)
     held.set()
     time.sleep(60)
-    alive.close()
+    lock.close()
 
 
 def started(target: object, *arguments: object) -> multiprocessing.process.BaseProcess:

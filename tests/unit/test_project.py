@@ -62,7 +62,7 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file.write_text(text)
     (package / "starter" / "filters" / "__pycache__").mkdir()
     (package / "starter" / "filters" / "__pycache__" / "length.pyc").write_text("z")
-    monkeypatch.setattr(project_module, "__file__", str(package / "project.py"))
+    monkeypatch.setattr(project_module, "__file__", str(package / "config" / "project.py"))
     return package / "starter"
 
 
@@ -99,6 +99,6 @@ def test_init_leaves_nothing_when_it_fails(wheel: Path, tmp_path: Path, monkeypa
 
 
 def test_a_broken_installation_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(project_module, "__file__", str(tmp_path / "tracefactory" / "project.py"))
+    monkeypatch.setattr(project_module, "__file__", str(tmp_path / "tracefactory" / "config" / "project.py"))
     with pytest.raises(FileNotFoundError, match="installation is incomplete"):
         starter_dir()

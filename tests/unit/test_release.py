@@ -1,4 +1,4 @@
-"""The release folder: whole or not at all, the same bytes for the same rows, never another content for a version."""
+"""The release folder: the same bytes for the same rows, in files of bounded size, put in place whole."""
 
 from __future__ import annotations
 
@@ -6,30 +6,49 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from datasets import load_dataset
 
+from tracefactory.core.columns import column_like
+from tracefactory.core.digests import table_digest
 from tracefactory.core.errors import RunError, UserError
-from tracefactory.core.fingerprint import canonical, digest_all, digest_file
+from tracefactory.core.fingerprint import digest, digest_file
 from tracefactory.core.rows import Problem, Thinking, Trace
-from tracefactory.publish import release
+from tracefactory.core.spans import Span
+from tracefactory.core.stage import Batch
+from tracefactory.publish import dataset, writing
 from tracefactory.publish.card import CardInputs, ModelLine
-from tracefactory.publish.release import Manifest, read_manifest, verify_release, write_release
-from tracefactory.publish.views import VIEWS, tables
+from tracefactory.publish.dataset import PublishDataset
+from tracefactory.publish.release import (
+    Manifest,
+    assemble,
+    check_version,
+    put_in_place,
+    read_manifest,
+    verify_release,
+)
+from tracefactory.publish.views import VIEWS, Group
+from tracefactory.publish.writing import RangePart, write_range
 
 CARD = CardInputs(title="Math mix", licence="mit", models=(ModelLine(name="long", role="teacher", model="org/big"),))
+COLUMNS = [column_like("tokens", 1.0)]
+
+
+def row_id(number: int) -> str:
+    return digest(["trace", number])[:16]
 
 
 def traces(count: int, *, size: int = 20, seed: int = 0) -> list[Trace]:
-    """Return traces whose text does not compress, in random order."""
+    """Return traces whose text does not compress, two for each problem, in random order."""
     chance = random.Random(seed)
     made = [
         Trace(
-            id=f"{number:05d}",
-            problem=Problem.make(question=f"What is {number % 7} + {number}?", answer=str(number), verifier="math"),
+            id=row_id(number),
+            problem=Problem.make(question=f"What is {number // 2} + 1?", answer=str(number // 2 + 1), verifier="math"),
             reasoning=chance.randbytes(size).hex(),
             answer_text=f"It is {number}.",
             thinking=Thinking.CLOSED,
@@ -42,20 +61,31 @@ def traces(count: int, *, size: int = 20, seed: int = 0) -> list[Trace]:
     return made
 
 
-def view_tables(view: str, rows: Sequence[Trace]) -> Iterator[pa.Table]:
-    def refuse(trace: Trace, error: Exception) -> None:
-        raise AssertionError(f"{trace.id}: {error}")
-
-    return tables(VIEWS.get(view), rows, refuse)
+def ranges(folder: Path, rows: Sequence[Trace], views: Sequence[str], count: int = 1) -> Iterator[RangePart]:
+    """Write rows as `count` ranges, the problems in order as the store gives them."""
+    ordered = sorted(rows, key=lambda trace: trace.problem_id)
+    for number in range(count):
+        span = Span.of(number, count)
+        mine = [trace for trace in ordered if span.first <= trace.problem_id <= span.last]
+        yield write_range(folder, number, views, [Batch(traces=mine)], COLUMNS)
 
 
 def write(
-    folder: Path, rows: Sequence[Trace], *, views: Sequence[str] = ("sft", "raw"), card: CardInputs = CARD
+    folder: Path,
+    rows: Sequence[Trace],
+    *,
+    views: Sequence[str] = ("sft", "raw"),
+    card: CardInputs = CARD,
+    name: str = "mix",
+    count: int = 1,
 ) -> Manifest:
-    configs = {view: view_tables(view, rows) for view in views}
-    return write_release(
-        folder, name="mix", version=folder.name, configs=configs, card=card, stages={"mixed": "ab" * 32}
-    )
+    """Write a release and put it in place."""
+    scratch = folder.with_name(f".{folder.name}.tmp-test")
+    parts = list(ranges(scratch, rows, views, count))
+    keys, recipe = {"mixed": "ab" * 32}, {"mixed": {"op": "mix:long_short"}}
+    manifest = assemble(scratch, parts, name=name, version=folder.name, card=card, recipe=recipe, keys=keys)
+    put_in_place(scratch, folder)
+    return manifest
 
 
 def test_manifest_describes_the_files(tmp_path: Path) -> None:
@@ -70,6 +100,7 @@ def test_manifest_describes_the_files(tmp_path: Path) -> None:
         assert line.bytes == (folder / path).stat().st_size
     assert {view: found.rows for view, found in manifest.configs.items()} == {"sft": 20, "raw": 20}
     assert manifest.stages == {"mixed": "ab" * 32}
+    assert manifest.recipe == {"mixed": {"op": "mix:long_short"}}
     assert manifest.models == CARD.models
     assert [p.name for p in folder.parent.iterdir()] == ["1.0"]
 
@@ -77,10 +108,9 @@ def test_manifest_describes_the_files(tmp_path: Path) -> None:
 def test_rows_are_sorted_and_the_digest_is_of_the_rows(tmp_path: Path) -> None:
     manifest = write(tmp_path / "1.0", traces(50))
     table = pq.read_table(tmp_path / "1.0/data/sft/train-00000.parquet")
-    rows = table.to_pylist()
-    keys = [(row["problem_id"], row["id"]) for row in rows]
+    keys = [(row["problem_id"], row["id"]) for row in table.to_pylist()]
     assert keys == sorted(keys)
-    assert manifest.configs["sft"].digest == digest_all(map(canonical, rows))
+    assert manifest.configs["sft"].digest == table_digest(table)
 
 
 def test_the_same_rows_in_any_order_give_the_same_bytes(tmp_path: Path) -> None:
@@ -91,56 +121,27 @@ def test_the_same_rows_in_any_order_give_the_same_bytes(tmp_path: Path) -> None:
     assert first.files == second.files
 
 
-def test_writing_again_is_a_no_op_and_other_content_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "1.0"
-    first = write(folder, traces(10))
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert write(folder, traces(10)) == first
-    with pytest.raises(UserError, match="raise `version:`"):
-        write(folder, traces(11))
-    with pytest.raises(UserError, match="raise `version:`"):
-        write(folder, traces(10), card=CARD.model_copy(update={"licence": "cc-by-4.0"}))
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    assert [p.name for p in tmp_path.iterdir()] == ["1.0"]
-
-
-def test_a_failure_while_writing_leaves_nothing(tmp_path: Path) -> None:
-    def failing() -> Iterator[pa.Table]:
-        yield from view_tables("sft", traces(5))
-        raise OSError("the disk is full")
-
-    with pytest.raises(OSError, match="disk is full"):
-        write_release(tmp_path / "1.0", name="m", version="1.0", configs={"sft": failing()}, card=CARD, stages={})
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
-    leftover = tmp_path / ".1.0.tmp-dead" / "release" / "data"
-    leftover.mkdir(parents=True)
-    (leftover / "half.parquet").write_bytes(b"PAR1")
-    write(tmp_path / "1.0", traces(3))
-    assert [p.name for p in tmp_path.iterdir()] == ["1.0"]
-
-
-def test_what_another_process_is_writing_is_left_alone(tmp_path: Path) -> None:
-    folder = tmp_path / "1.0"
-    with release._scratch(folder) as busy:
-        (busy / "kept").touch()
-        write(folder, traces(3))
-        assert (busy / "kept").exists()
+def test_another_row_or_licence_is_another_content(tmp_path: Path) -> None:
+    first = write(tmp_path / "a" / "1.0", traces(10))
+    assert write(tmp_path / "b" / "1.0", traces(10)).content == first.content
+    assert write(tmp_path / "c" / "1.0", traces(11)).content != first.content
+    licensed = CARD.model_copy(update={"licence": "cc-by-4.0"})
+    assert write(tmp_path / "d" / "1.0", traces(10), card=licensed).content != first.content
 
 
 @pytest.mark.parametrize("version", ["", "../1", "1/2", "1..2", "1.lock", "1.", "v 1", "-1", "1\n"])
 def test_a_version_that_cannot_be_a_tag_is_refused(tmp_path: Path, version: str) -> None:
     with pytest.raises(UserError, match="cannot be a tag"):
-        write_release(tmp_path / "x", name="m", version=version, configs={}, card=CARD, stages={})
+        check_version(version)
+    with pytest.raises(UserError, match="cannot be a tag"):
+        assemble(tmp_path / "x", [], name="m", version=version, card=CARD, recipe={}, keys={})
 
 
 def test_a_row_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     rows = traces(4)
     with pytest.raises(RunError, match=f"row {rows[0].id} .* twice"):
         write(tmp_path / "1.0", [*rows, rows[0]])
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "1.0").exists()
 
 
 def test_damage_is_found(tmp_path: Path) -> None:
@@ -156,36 +157,56 @@ def test_damage_is_found(tmp_path: Path) -> None:
         verify_release(folder)
 
 
-def test_files_and_row_groups_are_cut_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = traces(60, size=2000)  # about 4.4 kB of text a row
+def test_row_groups_are_cut_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = traces(60, size=2000)  # about 4.2 kB of text a row
     whole = write(tmp_path / "whole" / "1.0", rows, views=["sft"])
-    monkeypatch.setattr(release, "_GROUP_BYTES", 20_000)
-    monkeypatch.setattr(release, "_FILE_BYTES", 50_000)
+    monkeypatch.setattr(writing, "_GROUP_BYTES", 16_000)
+    monkeypatch.setattr(writing, "_BATCH_ROWS", 1)
     manifest = write(tmp_path / "cut" / "1.0", rows, views=["sft"])
     assert manifest.configs == whole.configs
     assert manifest.content == whole.content
+    (file,) = (tmp_path / "cut/1.0/data/sft").iterdir()
+    parquet = pq.ParquetFile(file)
+    assert parquet.num_row_groups > 3
+    for index in range(parquet.num_row_groups):
+        assert parquet.metadata.row_group(index).total_byte_size < 22_000
+
+
+def test_files_are_ranges_and_their_number_is_no_part_of_the_content(tmp_path: Path) -> None:
+    rows = traces(60, size=2000)
+    whole = write(tmp_path / "whole" / "1.0", rows, views=["sft"])
+    manifest = write(tmp_path / "cut" / "1.0", rows, views=["sft"], count=8)
+    assert manifest.configs == whole.configs
+    assert manifest.content == whole.content
     data = [line for line in manifest.files if line.rows is not None]
+    assert [line.path for line in data] == [f"data/sft/train-{number:05d}.parquet" for number in range(len(data))]
     assert len(data) > 3
     assert sum(line.rows or 0 for line in data) == 60
-    for line in data:
-        parquet = pq.ParquetFile(tmp_path / "cut/1.0" / line.path)
-        assert line.bytes < 60_000
-        for index in range(parquet.num_row_groups):
-            assert parquet.metadata.row_group(index).total_byte_size < 21_000
     loaded = load_dataset(str(tmp_path / "cut/1.0"), "sft", split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded["id"] == pq.read_table(tmp_path / "whole/1.0/data/sft")["id"].to_pylist()
 
 
-def test_many_rows_are_sorted_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = traces(1000)
-    expected = write(tmp_path / "memory" / "1.0", rows)
-    monkeypatch.setattr(release, "_RUN_BYTES", 10_000)
-    spilled: list[Path] = []
-    spill = release._spilled
-    monkeypatch.setattr(release, "_spilled", lambda run, path: (spilled.append(path), spill(run, path))[1])
-    assert write(tmp_path / "disk" / "1.0", rows).configs == expected.configs
-    assert len(spilled) > 3
-    assert [p.name for p in (tmp_path / "disk").iterdir()] == ["1.0"]
+def test_a_range_without_rows_of_a_view_is_no_file_of_it(tmp_path: Path) -> None:
+    manifest = write(tmp_path / "1.0", traces(2), count=8)
+    assert [line.path for line in manifest.files] == [
+        "data/sft/train-00000.parquet",
+        "data/raw/train-00000.parquet",
+        "README.md",
+    ]
+
+
+@pytest.mark.parametrize(("characters", "count"), [(0, 1), (999, 1), (1000, 1), (1001, 2), (2001, 4), (4000, 4)])
+def test_there_are_as_many_ranges_as_the_text_takes(
+    monkeypatch: pytest.MonkeyPatch, characters: int, count: int
+) -> None:
+    class Rows:
+        def frame(self, span: Span, wanted: Sequence[str]) -> pl.DataFrame:
+            half = characters // 2
+            return pl.DataFrame({wanted[0]: [half], wanted[1]: [characters - half]})
+
+    monkeypatch.setattr(dataset, "FILE_CHARACTERS", 1000)
+    spans = PublishDataset().ranges(None, Rows())  # type: ignore[arg-type]
+    assert spans == [Span.of(number, count) for number in range(count)]
 
 
 def test_parquet_settings(tmp_path: Path) -> None:
@@ -202,10 +223,13 @@ def test_datasets_loads_every_view_with_its_declared_types(tmp_path: Path, view:
     write(tmp_path / "1.0", rows, views=[view])
     loaded = load_dataset(str(tmp_path / "1.0"), view, split="train", cache_dir=str(tmp_path / "cache"))
     assert loaded.num_rows == 6
-    assert loaded.features.arrow_schema.remove_metadata() == VIEWS.get(view).schema
+    assert loaded.features.arrow_schema.remove_metadata() == VIEWS.get(view).schema(COLUMNS)
     by_id = {trace.id: trace for trace in rows}
     for row in loaded:
-        assert row == VIEWS.get(view).rows(by_id[row["id"]])
+        trace = by_id[row["id"]]
+        (expected,) = VIEWS.get(view).rows(Group(trace.problem, [trace])).rows
+        expected.pop("fields", None)  # no stage declared one
+        assert row == expected
 
 
 def real_traces() -> list[Trace]:
@@ -222,7 +246,7 @@ def real_traces() -> list[Trace]:
             row = json.loads(line)
             made.append(
                 Trace(
-                    id=f"{name}-{number}",
+                    id=digest([name, number])[:16],
                     problem=Problem.make(question=row["problem"], answer=str(row["gold"]), verifier="math"),
                     model=row["model"],
                     reasoning=row["thinking"] or "",
@@ -235,41 +259,48 @@ def real_traces() -> list[Trace]:
 
 def test_real_traces_come_back_as_they_were(tmp_path: Path) -> None:
     rows = real_traces()
-    refused: list[str] = []
-    configs = {
-        name: tables(VIEWS.get(name), rows, lambda _, error: refused.append(error.reason)) for name in ("chat", "raw")
-    }
-    write_release(tmp_path / "1.0", name="mix", version="1.0", configs=configs, card=CARD, stages={})
-    chat = load_dataset(str(tmp_path / "1.0"), "chat", split="train", cache_dir=str(tmp_path / "cache"))
-    raw = load_dataset(str(tmp_path / "1.0"), "raw", split="train", cache_dir=str(tmp_path / "cache"))
-    assert {row["id"]: (row["reasoning"], row["answer_text"]) for row in raw} == {
-        trace.id: (trace.reasoning, trace.answer_text) for trace in rows
-    }
-    assert chat.num_rows + len(refused) == len(rows)
-    assert set(refused) <= {"answer_empty", "think_tag_inside"}
-    answers = {trace.id: trace.answer_text for trace in rows}
-    assert all(row["messages"][-1]["content"] == answers[row["id"]] for row in chat)
+    (part,) = ranges(tmp_path / "refused", rows, ["chat"])
+    assert {reason for reason, _ in part.refused.values()} <= {"answer_empty", "think_tag_inside"}
+    published = [trace for trace in rows if trace.id not in part.refused]
+    for view, expected in (("chat", published), ("raw", rows)):
+        write(tmp_path / view / "1.0", rows, views=[view])
+        loaded = load_dataset(str(tmp_path / view / "1.0"), view, split="train", cache_dir=str(tmp_path / "cache"))
+        found = {
+            row["id"]: (row["reasoning"], row["answer_text"])
+            if view == "raw"
+            else (row["messages"][-1]["reasoning_content"] or "", row["messages"][-1]["content"])
+            for row in loaded
+        }
+        assert found == {trace.id: (trace.reasoning, trace.answer_text) for trace in expected}
 
 
-def test_a_view_without_rows_is_refused(tmp_path: Path) -> None:
+def test_a_trace_that_one_view_cannot_represent_is_in_none_but_partial_ones_leave_out_their_own(tmp_path: Path) -> None:
+    rows = traces(6)
+    rows[0] = rows[0].model_copy(update={"answer_text": " "})
+    (part,) = ranges(tmp_path, rows, ["sft", "raw", "preference"])
+    assert part.refused == {rows[0].id: ("answer_empty", "there is no answer text after the reasoning")}
+    assert {name: found.rows for name, found in part.views.items()} == {"sft": 5, "raw": 5, "preference": 0}
+    assert part.views["preference"].left_out == {"not_verified": 5}
+    assert part.views["preference"].file is None
+    (alone,) = ranges(tmp_path / "raw", rows, ["raw"])
+    assert (alone.refused, alone.views["raw"].rows) == ({}, 6)
+
+
+def test_a_view_without_rows_is_refused_unless_it_is_partial(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no row is left for the view 'sft'"):
         write(tmp_path / "1.0", [])
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_table_of_another_schema_is_refused(tmp_path: Path) -> None:
-    table = pa.table({"id": ["a"]})
-    with pytest.raises(ValueError, match="schema of the view"):
-        write_release(tmp_path / "1", name="m", version="1", configs={"sft": [table]}, card=CARD, stages={})
+    assert not (tmp_path / "1.0").exists()
+    assert list(write(tmp_path / "1.1", traces(3), views=("preference", "sft")).configs) == ["sft"]
 
 
 def test_the_digest_of_known_rows_stays(tmp_path: Path) -> None:
     """A change here changes what every published version is compared with."""
-    trace = Trace(id="t", problem=Problem(id="p", question="1+1?", answer="2", verifier="math"), answer_text="2 é")
+    problem = Problem(id="00000000000000ab", question="1+1?", answer="2", verifier="math")
+    trace = Trace(id="0123456789abcdef", problem=problem, answer_text="2 é")
     manifest = write(tmp_path / "1.0", [trace], views=["sft"])
-    expected = {
-        "id": "t",
-        "problem_id": "p",
+    expected: dict[str, Any] = {
+        "id": "0123456789abcdef",
+        "problem_id": "00000000000000ab",
         "style": "",
         "teacher": "",
         "prompt_tokens": 0,
@@ -277,6 +308,6 @@ def test_the_digest_of_known_rows_stays(tmp_path: Path) -> None:
         "prompt": [{"role": "user", "content": "1+1?"}],
         "completion": [{"role": "assistant", "content": "2 é"}],
     }
-    text = json.dumps(expected, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    assert manifest.configs["sft"].digest == digest_all([text])
-    assert manifest.content == "c517f4de5599fb541062f3306112dc4d9a64f1b905df88113ffe75b3363c0c4d"
+    assert pq.read_table(tmp_path / "1.0" / "data" / "sft" / "train-00000.parquet").to_pylist() == [expected]
+    assert manifest.configs["sft"].digest == "777795bc39972622c5e479a1ec60bec6"
+    assert manifest.content == "e9b329adc7d65a0ff44620e9ef1c860e64219a0580f0249ca27ee116d071efb7"

@@ -245,11 +245,14 @@ def _check_kinds(draft: StageDraft, above: list[StageDraft], mistakes: list[Mist
             mistakes.append(
                 place.mistake(f"{draft.what}: `{draft.verb}:` works on {takes}, but {which} gives {gives}", hint)
             )
+            draft.inputs = tuple(one for one in draft.inputs if one != name)  # the checks below go by what is left
     if len(set(found.values())) > 1:
         each = ", ".join(f"{name!r} gives {kind}" for name, kind in found.items())
         mistakes.append(place.mistake(f"{draft.what}: its inputs give different kinds of rows: {each}"))
-    taken = next((kind for kind in found.values() if kind is not None), Kind.NONE)
-    draft.gives = draft.op.gives(taken)
+    # What a stage gives is unknown where that depends on rows which are themselves in question.
+    possible = (draft.op.takes & set(found.values())) or draft.op.takes
+    if len(possible) == 1 or draft.op.makes is not Kind.NONE:
+        draft.gives = draft.op.gives(next(iter(possible)))
 
 
 def _is_source(op: Stage[Any]) -> bool:

@@ -10,6 +10,7 @@ nothing, so a column that is added later with no value in old rows leaves their 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from hashlib import blake2b
 
@@ -17,16 +18,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from tracefactory.core.fingerprint import canonical
 from tracefactory.core.rows import ID_DIGITS
 
 Hashes = NDArray[np.uint64]
 """Hashes of values or rows in two lanes of 64 bits: [2, rows]."""
 
 MODULUS = 2**128
-_FEW = 0.5  # up to this share of distinct values, strings are hashed once per value and not once per row
+# Strings are hashed once per value, not once per row, where they are short or up to this share of them is distinct.
+_SHORT, _FEW = 64, 0.5
 _NIBBLES = np.full(256, 255, np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+_ID = re.compile(f"[0-9a-f]{{{ID_DIGITS}}}")
 _SEEDS = np.array([[0x9E3779B97F4A7C15], [0xC2B2AE3D27D4EB4F]], np.uint64)
 
 
@@ -42,6 +44,8 @@ def combined_digest(digests: Iterable[str]) -> str:
 
 def draws(ids: pa.ChunkedArray | pa.Array, seed: int) -> NDArray[np.uint64]:
     """Return a number in [0, 2**64) for every id (16 hexadecimal digits), the same wherever and whenever it is drawn.
+
+    Two ids never draw the same number.
 
     Raises:
         ValueError: when one is no such id.
@@ -101,14 +105,25 @@ def _value_hashes(array: pa.Array) -> Hashes:
         hashes = np.where(total == 0, np.uint64(0), _mix(total + _SEEDS))
     elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
         hashes = _mix(_bits(array) + _SEEDS)
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        hashes = _list_hashes(array)
     elif _is_text(kind):
         hashes = _text_hashes(array)
     else:
-        texts = [canonical(value) if value else "" for value in array.to_pylist()]
-        hashes = _text_hashes(pa.array(texts, pa.string()))
+        raise TypeError(f"no digest of values of type {kind}")
     if array.null_count:
         hashes[:, np.asarray(array.is_null())] = 0
     return hashes
+
+
+def _list_hashes(array: pa.Array) -> Hashes:
+    lengths = np.asarray(array.value_lengths().fill_null(0)).astype(np.int64)
+    ends = np.cumsum(lengths)
+    places = np.arange(int(lengths.sum()), dtype=np.uint64) - np.repeat(ends - lengths, lengths).astype(np.uint64)
+    placed = _mix(_value_hashes(array.flatten()) ^ _mix(places + _SEEDS))
+    total = np.concatenate([np.zeros((2, 1), np.uint64), np.cumsum(placed, axis=1, dtype=np.uint64)], axis=1)
+    sums = total[:, ends] - total[:, ends - lengths]
+    return np.where(lengths == 0, np.uint64(0), _mix(sums + _SEEDS))
 
 
 def _bits(array: pa.Array) -> NDArray[np.uint64]:
@@ -129,10 +144,10 @@ def _is_text(kind: pa.DataType) -> bool:
 def _text_hashes(array: pa.Array) -> Hashes:
     if (numbers := id_numbers(array)) is not None:  # the same as below, for a whole column of ids at once
         return _mix(numbers + _SEEDS)
-    encoded = array.dictionary_encode() if _repeats(array) else None
+    encoded = array.dictionary_encode() if array.nbytes < _SHORT * len(array) or _repeats(array) else None
     values = array if encoded is None else encoded.dictionary
     found = b"".join(_text_hash(text) if text else bytes(16) for text in values.to_pylist())
-    hashes = np.ascontiguousarray(np.frombuffer(found, "<u8").reshape(-1, 2).T)
+    hashes = np.frombuffer(found, "<u8").reshape(-1, 2).T.copy()  # a buffer is read-only
     if encoded is None:
         return hashes
     if len(values) == 0:
@@ -141,14 +156,15 @@ def _text_hashes(array: pa.Array) -> Hashes:
 
 
 def _text_hash(text: str) -> bytes:
-    if len(text) == ID_DIGITS and (numbers := id_numbers(pa.array([text]))) is not None:
+    if len(text) == ID_DIGITS and _ID.fullmatch(text):
+        numbers = np.array([int(text, 16)], np.uint64)
         return _mix(numbers + _SEEDS).astype("<u8").tobytes()
     return blake2b(text.encode(), digest_size=16).digest()
 
 
 def _repeats(array: pa.Array) -> bool:
     """Tell from a sample whether hashing every distinct value once is less work than hashing every row."""
-    sample = array.slice(0, 1024)
+    sample = array.slice(0, 128)
     return len(sample) > 16 and len(sample.unique()) < _FEW * len(sample)
 
 

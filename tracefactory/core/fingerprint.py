@@ -6,8 +6,11 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 
 def canonical(value: Any) -> str:
@@ -17,13 +20,12 @@ def canonical(value: Any) -> str:
         TypeError: for anything besides None, bool, int, float, str, list, tuple and dict with string keys.
         ValueError: for NaN and infinities.
     """
-    _check(value)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _encoded(value).decode("utf-8", "surrogatepass")
 
 
 def digest(value: Any) -> str:
     """Return the sha256 hex digest (64 characters) of the canonical JSON of `value`."""
-    return hashlib.sha256(canonical(value).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(_encoded(value)).hexdigest()
 
 
 def digest_all(parts: Iterable[str]) -> str:
@@ -42,19 +44,40 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _check(value: Any) -> None:
-    if value is None or isinstance(value, (bool, int, str)):
-        return
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise ValueError(f"{value} has no canonical form")
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _check(item)
-    elif isinstance(value, dict):
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_PLAIN = frozenset({type(None), bool, int, str})
+
+
+def _encoded(value: Any) -> bytes:
+    """Return the canonical JSON in UTF-8: `json`'s, by orjson where both write the same, which is ten times faster."""
+    if _is_common(value):
+        try:
+            return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        except orjson.JSONEncodeError:  # half a surrogate pair, a number of more than 64 bits
+            pass
+    return _ENCODER.encode(value).encode("utf-8", "surrogatepass")
+
+
+def _is_common(value: Any) -> bool:
+    """Tell whether orjson and `json` write a value alike: all but very large and very small floats.
+
+    Raises:
+        TypeError, ValueError: for what has no canonical form.
+    """
+    if isinstance(value, dict):
+        common = True
         for key, item in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"key {key!r} is not a string")
-            _check(item)
-    else:
+            if type(item) not in _PLAIN:  # a call less for most values
+                common = _is_common(item) and common
+        return common
+    if isinstance(value, (list, tuple)):
+        return all([type(item) in _PLAIN or _is_common(item) for item in value])  # noqa: C419  # faster so
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} has no canonical form")
+        return value == 0 or 1e-4 <= abs(value) < 1e16
+    if not isinstance(value, (bool, int, str, type(None))):
         raise TypeError(f"{type(value).__name__} has no canonical form")
+    return not isinstance(value, Enum)

@@ -7,12 +7,16 @@ keys of an earlier version is still found: a request knows that key too (`ChatRe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from pydantic import BaseModel
 
 from tracefactory.core.fingerprint import digest
 
 KEY_VERSION = 2
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def request_key(model: str, messages: str, params: Mapping[str, Any], sample: int) -> str:
@@ -25,8 +29,7 @@ def request_key(model: str, messages: str, params: Mapping[str, Any], sample: in
         sample: the number of the sample, from 0.
     """
     payload = {"key_version": KEY_VERSION, "request": "chat", "model": model, "messages": messages}
-    payload |= {"params": without_defaults(params), "sample": sample}
-    return digest(without_defaults(payload))
+    return digest(without_defaults({**payload, "params": params, "sample": sample}))
 
 
 def model_digest(identity: Mapping[str, Any]) -> str:
@@ -52,10 +55,40 @@ def stage_key(content: Mapping[str, Any]) -> str:
     return digest({"key_version": KEY_VERSION, **without_defaults(content)})
 
 
+@dataclass(frozen=True)
+class Later:
+    """Marks a parameter that came after the keys and ids it would be in: they leave it out while it is at its default.
+
+    Write it as `Annotated[int, Later()]`. It is needed only where parameters are pinned in full (see `pinned`).
+    """
+
+
+def pinned(params: BaseModel, names: Iterable[str] | None = None) -> dict[str, Any]:
+    """Return parameters as plain data, those at their default too, which ids and requests of version 1 hang on.
+
+    Args:
+        params: the parameters of a decoder or pruner.
+        names: those to return; None for all.
+    """
+    fields = type(params).model_fields
+    wanted = {name for name in (fields if names is None else names) if not _is_unset(params, name)}
+    return params.model_dump(mode="json", include=wanted)
+
+
+def _is_unset(params: BaseModel, name: str) -> bool:
+    field = type(params).model_fields[name]
+    is_later = any(isinstance(mark, Later) for mark in field.metadata)
+    return is_later and getattr(params, name) == field.get_default(call_default_factory=True)
+
+
 def without_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a mapping without the entries that say nothing: None, "", empty lists and mappings; 0 and False stay.
 
     Only entries of the mapping itself are looked at, and of mappings inside of it.
     """
-    found = {name: without_defaults(value) if isinstance(value, Mapping) else value for name, value in values.items()}
-    return {name: value for name, value in found.items() if value is not None and value not in ("", [], (), {})}
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        kept = without_defaults(value) if type(value) not in _PLAIN and isinstance(value, Mapping) else value
+        if kept or isinstance(kept, (bool, int, float)):
+            found[name] = kept
+    return found

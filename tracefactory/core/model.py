@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from pydantic import Field, GetCoreSchemaHandler, JsonValue, SecretStr, field_validator
 from pydantic_core import core_schema
@@ -227,6 +227,12 @@ class ChatRequest(Frozen):
     def has_prefill(self) -> bool:
         """Whether the last message is the beginning of the model's own turn."""
         return bool(self.messages) and self.messages[-1].get("role") == "assistant"
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; its key is computed anew."""
+        copied = super().model_copy(update=update, deep=deep)
+        vars(copied).pop("key", None)
+        return copied
 
 
 class Completion(Frozen):

@@ -98,6 +98,10 @@ class StageSpec(Frozen, Generic[P]):
         return tuple(found.name for found in find_refs(type(self.params), self.params) if found.kind == "model")
 
 
+AnyStageSpec = StageSpec[Any]
+"""A stage of any parameters; pydantic files the class in this module when it is made here, so that it pickles."""
+
+
 class PromptTemplate(Protocol):
     """What a stage sees of a prompt; see `text.prompts`."""
 

@@ -151,6 +151,7 @@ def frame_of(rows: Sequence[Row]) -> pl.DataFrame:
     owners = {row.id: problem_id_of(row) for row in rows}
     values = [judgement_of(one) for one in made]
     declared = [column_like(name, value) for one in values for name, value in one.values.items()]
+    declared += [VERDICT] if table is Table.TRACES else []  # rules look into it, also where no row has one
     judged = judged_table(values, owners, declared)
     columns = [name for name in judged.column_names if name not in BUILT_IN]
     return pl.concat([pl.DataFrame(made_table(table, made)), pl.DataFrame(judged.select(columns))], how="horizontal")
@@ -158,15 +159,14 @@ def frame_of(rows: Sequence[Row]) -> pl.DataFrame:
 
 def problems_from(frame: pl.DataFrame) -> list[Problem]:
     """Return the problems of a frame; the columns that stages added become measures and fields."""
-    return [Problem.model_validate({"answer": None, **_row(row, Problem)}) for row in frame.iter_rows(named=True)]
+    sort = _sorter(frame.columns, Problem)
+    return [Problem.model_validate({"answer": None, **sort(row)}) for row in frame.iter_rows()]
 
 
 def traces_from(frame: pl.DataFrame, problems: Mapping[str, Problem]) -> list[Trace]:
     """Return the traces of a frame with their problems, which are given by id."""
-    return [
-        Trace.model_validate({**_row(row, Trace), "problem": problems[row["problem_id"]]})
-        for row in frame.iter_rows(named=True)
-    ]
+    sort, owner = _sorter(frame.columns, Trace), frame.columns.index("problem_id")
+    return [Trace.model_validate({**sort(row), "problem": problems[row[owner]]}) for row in frame.iter_rows()]
 
 
 def _keys(problem_ids: list[str], ids: list[str]) -> dict[str, pa.Array]:
@@ -188,18 +188,25 @@ def _plain(value: Any, kind: pa.DataType) -> Any:
     return value
 
 
-def _row(row: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
-    """Sort the values of a row into the fields of its model, measures and parsed fields; null is the default."""
-    found: dict[str, Any] = {}
-    measures: dict[str, float] = {}
-    fields: dict[str, Any] = {}
-    for name, value in row.items():
-        if value is None or name in _NOT_A_FIELD:
-            continue
-        if name in model.model_fields:
-            found[name] = value
-        elif isinstance(value, (float, int)):
-            measures[name] = value
-        else:
-            fields[name] = tuple(value) if isinstance(value, list) else value
-    return {**found, "measures": measures, "fields": fields}
+def _sorter(columns: Sequence[str], model: type[BaseModel]) -> Callable[[Sequence[Any]], dict[str, Any]]:
+    """Return a function that sorts the values of a row into the fields of its model, measures and parsed fields.
+
+    Null is the default of its field, and no measure.
+    """
+    places = [(at, name) for at, name in enumerate(columns) if name not in _NOT_A_FIELD]
+    own = [(at, name) for at, name in places if name in model.model_fields]
+    others = [(at, name) for at, name in places if name not in model.model_fields]
+
+    def sort(row: Sequence[Any]) -> dict[str, Any]:
+        measures: dict[str, float] = {}
+        fields: dict[str, Any] = {}
+        for at, name in others:
+            value = row[at]
+            if isinstance(value, (float, int)):
+                measures[name] = value
+            elif value is not None:
+                fields[name] = tuple(value) if isinstance(value, list) else value
+        found = {name: row[at] for at, name in own if row[at] is not None}
+        return {**found, "measures": measures, "fields": fields}
+
+    return sort

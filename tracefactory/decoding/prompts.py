@@ -12,7 +12,7 @@ from tracefactory.students.spec import StudentSpec, local_path
 def decoder_of(request: ChatRequest) -> Decoder:
     """Return the decoder a request was made for (see `tracefactory.stages.sample.decoded`)."""
     kind = DECODERS.get(request.params["decoder"])
-    return kind.model_validate({name: request.params[name] for name in kind.model_fields})
+    return kind.model_validate({name: request.params[name] for name in kind.model_fields if name in request.params})
 
 
 def encoded_prompt(tokenizer: Any, request: ChatRequest) -> tuple[int, ...]:

@@ -73,8 +73,11 @@ def check_source(file: Path, tree: ast.Module) -> tuple[str, ...]:
         mistakes += _check_definition(file, function)
     mistakes += _check_inputs(file, tree)
     reasons: list[str] = []
+    imports = [one for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for one in node.names]
+    aliases = {one.asname: one.name for one in imports if one.asname}
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-        mistakes += _check_drop(file, call, reasons)
+        name = getattr(call.func, "id", "")
+        mistakes += _check_drop(file, aliases.get(name, name), call, reasons)
     if mistakes:
         raise UserError(sorted(mistakes, key=lambda mistake: mistake.line or 0))
     return tuple(dict.fromkeys(reasons))
@@ -169,13 +172,14 @@ def _check_definition(file: Path, function: Function) -> Iterator[Mistake]:
         yield Mistake(f"the filter {function.name!r} has no docstring", file, function.lineno, hint)
 
 
-def _check_drop(file: Path, call: ast.Call, reasons: list[str]) -> Iterator[Mistake]:
+def _check_drop(file: Path, name: str, call: ast.Call, reasons: list[str]) -> Iterator[Mistake]:
     """Check a `drop(...)` whose reason is written in place; one computed elsewhere is checked when it is called."""
-    place = {"drop": 0, "drop_if": 1}.get(getattr(call.func, "id", ""))
+    place = {"drop": 0, "drop_if": 1}.get(name)
     keywords = [k.value for k in call.keywords if k.arg in ("reason", "below", "above")]
-    if place is None and getattr(call.func, "id", "") != "band":
+    if place is None and name != "band":
         return
     if place is None:
+        reasons.append("not_measured")
         found: list[ast.expr | None] = list(keywords)
     else:
         found = [call.args[place] if len(call.args) > place else next(iter(keywords), None)]

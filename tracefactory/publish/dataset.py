@@ -105,7 +105,11 @@ class PublishDataset(Stage[PublishParams]):
     def write_range(self, stage: Spec, rows: RowReader, number: int, span: Span, services: Services) -> RangePart:
         batches = rows.batches(span, BATCH_PROBLEMS)
         folder = scratch_folder(services.pipeline, services.run_id)
-        return write_range(folder, number, stage.params.views, batches, list(rows.columns.values()))
+        try:
+            return write_range(folder, number, stage.params.views, batches, list(rows.columns.values()))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # there will be no release; other ranges may leave something yet
+            raise
 
     def release(self, stage: Spec, rows: RowReader, reports: Sequence[RangePart], services: Services) -> Decided:
         pipeline, params = services.pipeline, stage.params

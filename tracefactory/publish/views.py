@@ -55,6 +55,9 @@ class Tracked(Frozen):
     completion_tokens: int = Field(description="Tokens of the completion, as the teacher's server counted them.")
 
 
+_TRACKED = tuple(Tracked.model_fields)
+
+
 class Message(Frozen):
     """One message: `role` is system, user or assistant."""
 
@@ -64,7 +67,7 @@ class Message(Frozen):
 
 def tracking(trace: Trace) -> Row:
     """Return the values of `Tracked` for a trace."""
-    return {name: getattr(trace, name) for name in Tracked.model_fields}
+    return {name: getattr(trace, name) for name in _TRACKED}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,11 +20,11 @@ from tracefactory.core.columns import Column
 from tracefactory.core.digests import combined_digest, table_digest
 from tracefactory.core.errors import RunError
 from tracefactory.core.stage import Batch
-from tracefactory.publish.views import VIEWS, Group, Row, View, ViewError
+from tracefactory.publish.views import VIEWS, Group, Row, Rows, View, ViewError
 
 FILE_CHARACTERS = 160 << 20
 """Characters of reasoning and answers in one file at most, before compression; a view may double them."""
-_GROUP_BYTES = 64 << 20  # of rows in memory per row group; the Hub's viewer reads a row group at once
+_GROUP_BYTES = 32 << 20  # of rows in memory per row group; the Hub's viewer reads a row group at once
 _BATCH_ROWS = 512
 _CHUNKING = {"min_chunk_size": 256 * 2**10, "max_chunk_size": 2**20, "norm_level": 0}
 
@@ -71,13 +71,14 @@ def write_range(
     for batch in batches:
         for traces in batch.groups():
             group = Group(traces[0].problem, traces)
-            refused = _refused(group, views)
-            part.refused |= {trace_id: (error.reason, error.detail) for trace_id, error in refused.items()}
-            kept = Group(group.problem, [trace for trace in traces if trace.id not in refused]) if refused else group
-            for name in views if kept.traces else ():
-                made = VIEWS.get(name).rows(kept)
-                part.views[name].left_out.update(error.reason for error in made.refused.values())
-                writers[name].add(made.rows)
+            made = {name: VIEWS.get(name).rows(group) for name in views}
+            if refused := _refused(made):
+                part.refused |= {trace_id: (error.reason, error.detail) for trace_id, error in refused.items()}
+                kept = Group(group.problem, [trace for trace in traces if trace.id not in refused])
+                made = {name: VIEWS.get(name).rows(kept) for name in views if kept.traces}
+            for name, rows in made.items():
+                part.views[name].left_out.update(error.reason for error in rows.refused.values())
+                writers[name].add(rows.rows)
     for name, writer in writers.items():
         writer.close()
         part.views[name].file = writer.path if writer.rows else None
@@ -86,12 +87,12 @@ def write_range(
     return part
 
 
-def _refused(group: Group, views: Sequence[str]) -> dict[str, ViewError]:
+def _refused(made: Mapping[str, Rows]) -> dict[str, ViewError]:
     """Find the traces that some view cannot represent, so that all views but partial ones hold the same rows."""
     refused: dict[str, ViewError] = {}
-    for view in map(VIEWS.get, views):
-        if not view.partial:
-            refused = {**view.rows(group).refused, **refused}
+    for name, rows in made.items():
+        if not VIEWS.get(name).partial:
+            refused = {**rows.refused, **refused}
     return refused
 
 

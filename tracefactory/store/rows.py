@@ -197,7 +197,7 @@ def _united(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     if len(frames) == 1:
         return frames[0]
     merged = pl.concat(frames, how="diagonal_relaxed").sort(KEYS, maintain_order=True)
-    if merged["id"].is_duplicated().any():
+    if (merged["id"] == merged["id"].shift(1)).any():
         merged = merged.group_by(KEYS, maintain_order=True).agg(pl.all().drop_nulls().first())
     return merged
 

@@ -37,7 +37,9 @@ from tracefactory.core.tables import Table, schema_of
 
 FOOTER_KEY = b"tracefactory"
 GROUP_BYTES, GROUP_ROWS = 16 << 20, 4096
-"""What a row group holds at most: it is what is read at once."""
+"""What a row group of text holds at most: it is what is read at once."""
+JUDGED_ROWS = 1 << 16
+"""Rows in a group of a `judged` table, which holds no text."""
 _PART = re.compile(r"^([a-z]+)-(\d{5})-of-(\d{5})\.parquet$")
 
 
@@ -161,7 +163,7 @@ class StageFolder:
         footer = {FOOTER_KEY: record.model_dump_json().encode()}
         with whole_file(self.part(Table.JUDGED, index, count)) as temporary:
             table = judged.replace_schema_metadata(footer)
-            pq.write_table(table, temporary, compression="zstd", row_group_size=GROUP_ROWS, write_page_index=True)
+            pq.write_table(table, temporary, compression="zstd", row_group_size=JUDGED_ROWS)
         return record
 
 
@@ -227,7 +229,7 @@ class _RowWriter:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._whole = whole_file(path)
-        self._writer = pq.ParquetWriter(self._whole.__enter__(), schema, compression="zstd", write_page_index=True)
+        self._writer = pq.ParquetWriter(self._whole.__enter__(), schema, compression="zstd")
         self._held: list[pa.Table] = []
         self._rows = self._bytes = 0
         self._open = True

@@ -101,7 +101,7 @@ class Prompt(Frozen):
     @cached_property
     def digest(self) -> str:
         """The sha256 of what decides the messages and the style: not of the name, the description or the file."""
-        return digest(self.model_dump(exclude={"name", "description", "declared", "file"}))
+        return digest(self.model_dump(include={"style", "system", "examples", "prefill", "body"}))
 
     @property
     def opened_in_prompt(self) -> bool:

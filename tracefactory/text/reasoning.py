@@ -7,10 +7,11 @@ import re
 from tracefactory.core.rows import Thinking
 
 # Delimiters in public use: DeepSeek-R1, Qwen and most others `<think>`; `<thinking>`, `<reasoning>`, `<thought>` by
-# prompt; Sky-T1 and OpenThinker `<|begin_of_thought|>`. Matched whatever their case.
+# prompt; Sky-T1 and OpenThinker `<|begin_of_thought|>`. Matched whatever their case. All begin with one character that
+# stands first in the pattern: the search skips to it.
 _NAMES = "think|thinking|reasoning|thought"
 _TAG = re.compile(
-    rf"(?P<open><(?:{_NAMES})>|<\|begin_of_thought\|>)|(?P<close></(?:{_NAMES})>|<\|end_of_thought\|>)", re.IGNORECASE
+    rf"<(?:(?P<open>(?:{_NAMES})>|\|begin_of_thought\|>)|(?P<close>/(?:{_NAMES})>|\|end_of_thought\|>))", re.IGNORECASE
 )
 
 

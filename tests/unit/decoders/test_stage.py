@@ -4,39 +4,41 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tracefactory.stages.sample.decoded import BLOCKS, ReverseSpeculativeParams, SampleDecoded, refusal
 
 from tests.unit.decoders.checkpoints import save_pair
+from tests.unit.stages.conftest import unwatched
 from tracefactory.cli.explain import explain
-from tracefactory.config import Pipeline, load_pipeline
+from tracefactory.config import load_pipeline
+from tracefactory.core.decisions import KEEP
 from tracefactory.core.errors import UserError
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.model import Environment, EnvStr
+from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.rows import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.core.spans import Span
+from tracefactory.core.stage import stage_of
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.fused import FusedPair
 from tracefactory.decoding.pair import Pair
 from tracefactory.decoding.pairs import open_pair
 from tracefactory.decoding.provenance import Decoded
 from tracefactory.decoding.served import ServedPair
-from tracefactory.engine.executors import Executor
-from tracefactory.engine.flow import Flow
-from tracefactory.engine.plan import identities, make_plan
+from tracefactory.engine.plan import make_plan
 from tracefactory.engine.run import run_pipeline
 from tracefactory.engine.runs import RunOutcome
 from tracefactory.models.openai import OpenAISpec
 from tracefactory.models.transformers import TransformersSpec
 from tracefactory.models.vllm import VLLMSpec
 from tracefactory.serving.vllm.drafting import DraftingSpec, FusedSpec
+from tracefactory.stages.sample.family import BLOCKS, SampleDecoded
+from tracefactory.stages.sample.reverse_speculative import ReverseSpeculativeParams, decision_on
 from tracefactory.store.requests import RequestStore
-from tracefactory.store.stages import StageFolder
 
 PROMPT = "---\nstyle: rsd\nprefill: <think>\n---\n{{ question }}\n"
 PIPELINE = """\
@@ -77,11 +79,6 @@ def read(tmp_path: Path, pair: tuple[Path, Path]) -> Read:
     return lambda *sets: load_pipeline(file, sets=sets)
 
 
-@asynccontextmanager
-async def unwatched(flow: Flow, executor: Executor) -> AsyncIterator[None]:
-    yield
-
-
 def run(pipeline: Pipeline) -> Coroutine[Any, Any, RunOutcome]:
     return run_pipeline(pipeline, unwatched)
 
@@ -111,11 +108,9 @@ async def test_every_run_is_accounted_for_and_paid_once(read: Read) -> None:
 
 async def test_explain_marks_what_the_student_wrote(read: Read, capsys: pytest.CaptureFixture[str]) -> None:
     pipeline = read("stages.rsd.with.samples=1")
-    await run(pipeline)
+    outcome = await run(pipeline)
     root = pipeline.project.state_dir
-    folder = StageFolder(root, "mixed", identities(pipeline)["mixed"].key, pipeline.stage("mixed").op.gives)
-    trace = folder.read_shard(0, 1)[0]
-    assert isinstance(trace, Trace)
+    trace = stage(outcome, "mixed").rows(root).traces(Span.all())[0]
     decoded = Decoded.model_validate(RequestStore(root).get([trace.request_key])[trace.request_key]["completion"])
     assert decoded.provenance.by_student.sum() == 5
     explain(trace.id, project=pipeline.project.root)
@@ -156,7 +151,7 @@ def test_models_that_cannot_write_together_are_a_mistake_before_any_work(read: R
 
 
 PARAMS = ReverseSpeculativeParams(teacher="big", student="small", prompt="think")
-ACCEPTED: dict[str, Any] = {"finish_reason": "stop", "thinking": Thinking.CLOSED, "measures": {BLOCKS: 1.0}}
+ACCEPTED: dict[str, Any] = {"finish_reason": "stop", "thinking": Thinking.CLOSED, "measures": {BLOCKS.name: 1.0}}
 
 
 def verified(outcome: Outcome = Outcome.CORRECT, extracted: str | None = "4", **fields: Any) -> Trace:
@@ -168,23 +163,23 @@ def verified(outcome: Outcome = Outcome.CORRECT, extracted: str | None = "4", **
 @pytest.mark.parametrize(
     ("trace", "share", "reason"),
     [
-        (verified(), 0.5, ""),
+        (verified(), 0.5, None),
         (verified(), 0.5001, "fallback_share"),
         (verified(finish_reason="length"), 0.0, "not_finished"),
-        (verified(thinking=Thinking.OPEN, measures={BLOCKS: 0.0}), 0.0, "thinking_not_closed_once"),
-        (verified(measures={BLOCKS: 2.0}), 0.0, "thinking_not_closed_once"),
+        (verified(thinking=Thinking.OPEN, measures={BLOCKS.name: 0.0}), 0.0, "thinking_not_closed_once"),
+        (verified(measures={BLOCKS.name: 2.0}), 0.0, "thinking_not_closed_once"),
         (verified(Outcome.UNVERIFIABLE, None), 0.0, "no_answer"),
         (verified(Outcome.INCORRECT, "5"), 0.0, "incorrect"),
         (verified(Outcome.VERIFIER_ERROR), 0.0, "verifier_error"),
     ],
 )
-def test_a_run_is_accepted_by_the_five_conditions(trace: Trace, share: float, reason: str) -> None:
-    assert refusal(trace, PARAMS, share)[0] == reason
+def test_a_run_is_accepted_by_the_five_conditions(trace: Trace, share: float, reason: str | None) -> None:
+    assert decision_on(trace, PARAMS, share).reason == reason
 
 
 def test_thinking_can_be_left_out_of_the_conditions() -> None:
-    trace = verified(thinking=Thinking.NONE, measures={BLOCKS: 0.0})
-    assert refusal(trace, PARAMS.model_copy(update={"thinking": "any"}), 0.0) == ("", None)
+    trace = verified(thinking=Thinking.NONE, measures={BLOCKS.name: 0.0})
+    assert decision_on(trace, PARAMS.model_copy(update={"thinking": "any"}), 0.0) == KEEP
 
 
 def served(folder: Path, **changed: Any) -> str:
@@ -194,8 +189,9 @@ def served(folder: Path, **changed: Any) -> str:
 
 def identity(pipeline: Pipeline) -> str:
     stage = pipeline.stage("rsd")
-    assert isinstance(stage.op, SampleDecoded)
-    return digest(stage.op.model_identity(stage, pipeline, Environment(root=pipeline.project.root)))
+    op = stage_of(stage)
+    assert isinstance(op, SampleDecoded)
+    return digest(op.model_identity(stage, pipeline, Environment(root=pipeline.project.root)))
 
 
 def test_a_foreign_servers_tokenizer_decides_traces_and_not_its_chats(

@@ -5,8 +5,20 @@ import pickle
 import pytest
 from pydantic import ValidationError
 
-from tracefactory.filters import KEEP, Decision, FilterFailed, Params, drop, trace_filter
-from tracefactory.filters.api import mark_of
+from tracefactory.filters import (
+    KEEP,
+    Decision,
+    Files,
+    FilterFailed,
+    Params,
+    Rules,
+    column,
+    column_filter,
+    drop,
+    drop_if,
+    trace_filter,
+)
+from tracefactory.filters.api import FilterMark, mark_of
 
 
 def test_a_decision_has_no_truth_value():
@@ -30,26 +42,34 @@ def test_a_drop_carries_its_reason_and_detail():
 def test_a_reason_that_is_no_identifier_is_refused(reason: str):
     with pytest.raises(ValueError, match="not snake_case"):
         drop(reason)
+    with pytest.raises(ValueError, match="not snake_case"):
+        drop_if(column("cost") > 1, reason)
 
 
-def test_the_decorator_leaves_the_function_callable_and_notes_its_measure():
-    def measured(trace: object, params: object) -> dict[str, float]:
-        return {"x": 1.0}
+def test_the_decorators_leave_the_function_callable_and_note_what_it_is():
+    def unmarked(trace: object) -> Decision:
+        return KEEP
 
     @trace_filter
     def plain(trace: object) -> Decision:
         return KEEP
 
-    @trace_filter(measure=measured, needs=("student",))
-    def split(trace: object) -> Decision:
-        return drop("never")
+    @trace_filter(files=("names.txt",))
+    def reading(trace: object, *, files: Files) -> Decision:
+        return drop("never", files["names.txt"])
+
+    @column_filter
+    def ruled() -> Rules:
+        return [drop_if(column("cost") > 1, "dear")]
 
     assert plain(object()).keep
-    assert split(object()).reason == "never"
-    mark = mark_of(split)
-    assert mark is not None
-    assert (mark.measure, mark.needs) == (measured, ("student",))
-    assert mark_of(measured) is None
+    assert reading(object(), files={"names.txt": "x"}) == drop("never", "x")
+    (rule,) = ruled()
+    assert rule.reason == "dear"
+    assert mark_of(plain) == FilterMark(columns=False, files=())
+    assert mark_of(reading) == FilterMark(columns=False, files=("names.txt",))
+    assert mark_of(ruled) == FilterMark(columns=True, files=())
+    assert mark_of(unmarked) is None
 
 
 def test_parameters_are_frozen_strict_in_names_and_checked_in_their_defaults():
@@ -70,4 +90,4 @@ def test_parameters_are_frozen_strict_in_names_and_checked_in_their_defaults():
 
 def test_a_failure_travels_between_processes():
     failed = pickle.loads(pickle.dumps(FilterFailed("length", "t1", "ZeroDivisionError")))
-    assert (failed.name, failed.trace_id, failed.traceback_text) == ("length", "t1", "ZeroDivisionError")
+    assert (failed.name, failed.row_id, failed.traceback_text) == ("length", "t1", "ZeroDivisionError")

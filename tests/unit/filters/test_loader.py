@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tracefactory.core.errors import UserError
-from tracefactory.filters import FilterFailed, Params, apply, load_filters, measure
-from tracefactory.filters.testing import make_trace
+from tracefactory.core.rows import Kind
+from tracefactory.filters import FilterFailed, Params, apply, drop, load_filters
+from tracefactory.testing import make_trace
 
 GOOD = '''"""Drop what is short."""
 
@@ -64,7 +65,7 @@ def test_a_filter_is_found_by_its_file_and_decides(tmp_path: Path):
     short = filters["short"]
     assert short.doc == "Keep answers of at least `least` words."
     assert short.reasons == ("too_few_words",)
-    assert not short.measures
+    assert (short.on_columns, short.kind) == (False, Kind.TRACES)
     params = short.params_model.model_validate({"inner": {"least": 5}})
     assert apply(short, make_trace(answer_text="one two three four five"), params).keep
     decision = apply(short, make_trace(answer_text="one two"), params)
@@ -109,7 +110,7 @@ def test_everything_wrong_is_reported_at_once_with_file_and_line(tmp_path: Path)
         + "@trace_filter\ndef l_fstring(trace: Trace) -> Decision:\n    'Doc.'\n    return drop(f'x{1}')\n",
         m_async=HEAD + f"@trace_filter\nasync def m_async(trace: Trace) -> Decision:\n{body}",
         N_case=HEAD + f"@trace_filter\ndef N_case(trace: Trace) -> Decision:\n{body}",
-        o_needs=HEAD + f"@trace_filter(needs=('student',))\ndef o_needs(trace: Trace) -> Decision:\n{body}",
+        o_files=HEAD + f"@trace_filter\ndef o_files(trace: Trace, *, files: Files) -> Decision:\n{body}",
         p_first=HEAD + f"@trace_filter\ndef p_first(trace: str) -> Decision:\n{body}",
         conftest="",
     )
@@ -121,7 +122,7 @@ def test_everything_wrong_is_reported_at_once_with_file_and_line(tmp_path: Path)
         "c_two.py": (8, "a second filter, 'second'"),
         "d_name.py": (4, "the filter is called 'other', its file 'd_name'"),
         "e_doc.py": (4, "has no docstring"),
-        "f_args.py": (3, "takes a trace and"),
+        "f_args.py": (3, "takes a row and"),
         "g_params.py": (3, "is not a Params model"),
         "h_returns.py": (3, "returns a Decision"),
         "i_raises.py": (3, "ZeroDivisionError"),
@@ -130,8 +131,8 @@ def test_everything_wrong_is_reported_at_once_with_file_and_line(tmp_path: Path)
         "l_fstring.py": (6, "one fixed word"),
         "m_async.py": (4, "not async"),
         "N_case.py": (None, "no snake_case name"),
-        "o_needs.py": (3, "belongs to a measure"),
-        "p_first.py": (3, "is not a Trace"),
+        "o_files.py": (3, "files=(...) in its decorator"),
+        "p_first.py": (3, "is not a Trace or a Problem"),
         "conftest.py": (None, "no function is decorated"),
         "q_bytes.py": (None, "not Python"),
     }
@@ -210,7 +211,7 @@ def test_a_filter_that_raises_or_answers_wrongly_fails_for_that_row(tmp_path: Pa
     trace = make_trace()
     with pytest.raises(FilterFailed, match=r"return trace\.nothing") as caught:
         apply(filters["raises"], trace, Params())
-    assert caught.value.trace_id == trace.id
+    assert caught.value.row_id == trace.id
     assert isinstance(caught.value.__cause__, AttributeError)
     assert "loader.py" not in caught.value.traceback_text
     with pytest.raises(FilterFailed, match="returned True instead"):
@@ -219,38 +220,101 @@ def test_a_filter_that_raises_or_answers_wrongly_fails_for_that_row(tmp_path: Pa
         apply(filters["silent"], trace, Params())
 
 
-SPLIT = (
+READING = (
     HEAD
     + """
-class SplitParams(Params):
-    least: float = 0.5
-
-def rate(trace, params, *, student):
-    return {"rate": student(trace)}
-
-@trace_filter(measure=rate, needs=("student",))
-def split(trace: Trace, params: SplitParams) -> Decision:
-    'Keep what the student likes.'
-    return KEEP if trace.measures["split/rate"] >= params.least else drop("disliked")
+@trace_filter(files=("lists/names.txt",))
+def reading(trace: Trace, *, files: Files) -> Decision:
+    'Drop what asks for a name of the list.'
+    found = [name for name in files["lists/names.txt"].split() if name in trace.problem.question]
+    return drop("named", found[0]) if found else KEEP
 """
 )
 
 
-def test_a_filter_may_measure_apart_from_deciding(tmp_path: Path):
-    split = load_filters(write(tmp_path, split=SPLIT))["split"]
-    assert (split.measures, split.needs) == (True, ("student",))
-    trace, params = make_trace(), split.params_model()
-    measures = measure(split, trace, params, student=lambda _: 1)
-    assert measures == {"split/rate": 1.0}
-    assert apply(split, trace.model_copy(update={"measures": measures}), params).keep
-    strict = split.params_model.model_validate({"least": 2})
-    assert apply(split, trace.model_copy(update={"measures": measures}), strict).reason == "disliked"
-    with pytest.raises(FilterFailed, match="finite"):
-        measure(split, trace, params, student=lambda _: float("nan"))
-    with pytest.raises(FilterFailed, match="KeyError"):
-        measure(split, trace, params, student=lambda _: {}["x"])
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A project with a folder of filters and the file that READING declares; returns the folder of filters."""
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "names.txt").write_text("Anna Ben\n")
+    (tmp_path / "filters").mkdir()
+    return write(tmp_path / "filters", reading=READING)
 
 
-def test_a_measure_must_take_what_it_needs(tmp_path: Path):
-    source = SPLIT.replace("*, student", "*, teacher")
-    assert "must take (trace, params, student=)" in mistakes(write(tmp_path, split=source))[0][2]
+def test_a_filter_reads_the_files_it_declares_and_its_digest_follows_them(project: Path):
+    reading = load_filters(project)["reading"]
+    decision = apply(reading, make_trace(question="How old is Ben?"), Params())
+    assert (decision.reason, decision.detail) == ("named", "Ben")
+    assert apply(reading, make_trace(question="How old is Carl?"), Params()).keep
+    names = project.parent / "lists" / "names.txt"
+    names.write_text("Anna Ben Carl\n")
+    changed = load_filters(project)["reading"]
+    assert changed.digest != reading.digest
+    assert apply(changed, make_trace(question="How old is Carl?"), Params()).reason == "named"
+    names.write_text("Anna Ben\n")
+    assert load_filters(project)["reading"].digest == reading.digest
+
+
+def test_a_file_that_is_not_there_or_no_text_is_a_mistake_of_its_filter(project: Path):
+    names = project.parent / "lists" / "names.txt"
+    names.write_bytes(b"\xff")
+    assert mistakes(project) == [("reading.py", 5, "its file 'lists/names.txt' is no UTF-8 text: invalid start byte")]
+    names.rename(names.with_name("name.txt"))
+    with pytest.raises(UserError, match=r"did you mean 'name\.txt'"):
+        load_filters(project)
+
+
+RULED = (
+    HEAD
+    + """
+class RuledParams(Params):
+    dearest: float = 0.5
+
+@column_filter
+def ruled(params: RuledParams) -> Rules:
+    'Keep what is cheap and was measured.'
+    yield drop_if(column("s/tokens").is_null(), "not_measured", "no tokens")
+    yield drop_if(column("cost") > params.dearest, "dear", "{} dollars", column("cost"))
+    yield drop_if(column("cost") > 2, "dearest")
+"""
+)
+
+
+def test_the_first_rule_that_is_true_drops_a_row_and_an_absent_column_is_null(tmp_path: Path):
+    ruled = load_filters(write(tmp_path, ruled=RULED))["ruled"]
+    assert ruled.on_columns
+    assert ruled.kind is None
+    assert ruled.reasons == ("not_measured", "dear", "dearest")
+    params = ruled.params_model()
+    assert apply(ruled, make_trace(cost=9.0), params) == drop("not_measured", "no tokens")
+    measured = {"s/tokens": 3.0}
+    assert apply(ruled, make_trace(cost=9.0, measures=measured), params) == drop("dear", "9.0 dollars")
+    assert apply(ruled, make_trace(cost=0.5, measures=measured), params).keep
+    cheap = ruled.params_model.model_validate({"dearest": 0.1})
+    assert apply(ruled, make_trace(cost=0.5, measures=measured), cheap).reason == "dear"
+
+
+def test_a_column_filter_must_return_rules(tmp_path: Path):
+    source = RULED.replace("-> Rules", "-> Decision")
+    assert "returns Rules" in mistakes(write(tmp_path, ruled=source))[0][2]
+
+
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [
+        ("import os", "os"),
+        ("from pathlib import Path", "pathlib"),
+        ("import urllib.request", "urllib.request"),
+        ("import time", "time"),
+        ("import random", "random"),
+        ("import numpy as np\nLOTS = np.random.rand(3)", ".random"),
+        ("import polars as pl\nLIST = lambda: pl.read_csv('names.csv')", ".read_csv"),
+        ("LIST = lambda: open('names.txt')", "open()"),
+    ],
+)
+def test_a_filter_that_reads_what_is_in_no_key_is_refused(tmp_path: Path, code: str, named: str):
+    source = HEAD + code + "\n@trace_filter\ndef bare(trace: Trace) -> Decision:\n    'Keep.'\n    return KEEP\n"
+    found = mistakes(write(tmp_path, bare=source))
+    assert f"a filter may not use {named}: a stage would stay cached when what it reads changes" in [
+        message for _, _, message in found
+    ]

@@ -164,13 +164,13 @@ async def test_a_start_that_takes_too_long_is_ended(stand_in, client_of):
 OWNER = """
 import asyncio, os, sys
 from pathlib import Path
-from tracefactory.core.model import ChatRequest, Where
+from tracefactory.core.model import ChatRequest, Environment
 from tracefactory.serving.client import ChatClient
 from tracefactory.models.vllm import VLLMSpec
 
 async def main():
     spec = VLLMSpec.model_validate_json(sys.argv[1])
-    client = ChatClient.connect(spec, Path(sys.argv[2]) / "logs", Where(root=Path(sys.argv[2])))
+    client = ChatClient.connect(spec, Path(sys.argv[2]) / "logs", Environment(root=Path(sys.argv[2])))
     await client.complete(ChatRequest(model_identity={}, messages=({"role": "user", "content": "x"},)))
     print("up", flush=True)
     await asyncio.sleep(600)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracefactory.core.errors import RunError
-from tracefactory.core.rows import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.core.rows import Outcome, Parent, ParentRole, Problem, Thinking, Trace, Verdict
 from tracefactory.pruning import (
     Pair,
     PruneItem,
@@ -97,7 +97,8 @@ def row(item: PruneItem, result: PruneResult, verdict: Verdict | None = None) ->
     told = item.trace.model_copy(update={"derivation": derivation.model_dump_json(exclude_defaults=True)})
     if result.reason is not None:
         return told
-    made = {"id": "made", "parent_id": item.trace.id, "reasoning": result.reasoning, "answer_text": result.answer_text}
+    parents = (Parent(id=item.trace.id, role=ParentRole.PRUNED),)
+    made = {"id": "made", "parents": parents, "reasoning": result.reasoning, "answer_text": result.answer_text}
     return told.model_copy(update={**made, "thinking": Thinking.CLOSED, "verdict": verdict})
 
 

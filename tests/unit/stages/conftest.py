@@ -7,14 +7,16 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from tracefactory.config import load_pipeline
 from tracefactory.core.rows import Trace
+from tracefactory.core.spans import Span
 from tracefactory.engine.executors import Executor
 from tracefactory.engine.flow import Flow
 from tracefactory.engine.run import run_pipeline
-from tracefactory.engine.runs import RunOutcome
+from tracefactory.engine.runs import RunOutcome, StageOutcome
 from tracefactory.serving.fake_script import FakeScript
 from tracefactory.serving.fake_server import FakeServer
 
@@ -28,12 +30,16 @@ class Made:
     def __init__(self, outcome: RunOutcome, root: Path) -> None:
         self.outcome, self.root = outcome, root
 
-    def traces(self, stage_id: str) -> list[Trace]:
+    def stage(self, stage_id: str) -> StageOutcome:
         (stage,) = [one for one in self.outcome.stages if one.id == stage_id]
-        folder = stage.folder(self.root)
-        record = folder.record()
-        assert record is not None
-        return [row for row in folder.read_all() if isinstance(row, Trace)]
+        return stage
+
+    def traces(self, stage_id: str) -> list[Trace]:
+        return self.stage(stage_id).rows(self.root).traces(Span.all())
+
+    def judged(self, stage_id: str) -> pl.DataFrame:
+        """What a stage decided about every row that it made or was given."""
+        return self.stage(stage_id).rows(self.root).judged(Span.all())
 
     def paid(self) -> int:
         return int(sum(stage.paid.get("requests", 0) for stage in self.outcome.stages))

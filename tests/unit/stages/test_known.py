@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tracefactory.config import load_pipeline
+from tracefactory.core.columns import VERDICT
 from tracefactory.core.errors import UserError
+from tracefactory.core.tables import Table, schema_of
 from tracefactory.filters import load_filters
 from tracefactory.stages.measure.student import MeasureStudentParams
 from tracefactory.students.measures import MeasureParams, measure_names
@@ -132,22 +134,29 @@ def test_a_mistake_above_is_told_once(told) -> None:  # type: ignore[no-untyped-
     assert "unknown model 'pupl'" in only
 
 
-def test_every_shipped_filter_says_which_measures_it_reads() -> None:
-    """The names a filter says it reads are those it looks up: each is a measure that a stage can file."""
+def test_every_shipped_filter_reads_columns_that_rows_can_have() -> None:
+    """What a filter looks at is a column of the rows themselves, or a measure that a stage can file."""
     measured = {f"s/{name}" for name in measure_names(MeasureParams(), entropies=True)}
-    measured |= {"s/local_naturalness_w4", "*/pass_rate"}
+    measured |= {"s/local_naturalness_w4", "pass_rate", "s/any"}
     assert MeasureStudentParams.model_fields["measures"].default == MeasureParams()
     reading = set()
     for name, one in load_filters(ROOT / "filters").items():
         fields = one.params_model.model_fields
-        params = {"student": "s"} if "student" in fields else {}
-        params |= {"max": 1.0} if "max" in fields else {}
-        found = one.params_model.model_construct(**params).reads_measures()
-        assert set(found) <= measured, name
+        given = {"student": "s", "column": "s/any"} | {field: 1 for field in fields if field.startswith("max")}
+        params = one.params_model.model_construct(**{field: given[field] for field in fields if field in given})
+        found = set(params.reads_measures())
+        if one.on_columns:
+            expressions = [part for rule in one.rules(params) for part in (rule.when, rule.detail)]
+            found = {column for part in expressions for column in part.meta.root_names()}
+            assert found, name
+        else:
+            assert bool(found) == ("trace.measures" in one.source), name
+        found -= {*schema_of(Table.TRACES).names, VERDICT.name}
+        assert found <= measured, name
         if found:
             reading.add(name)
-    source = {file.stem for file in (ROOT / "filters").glob("*.py") if "trace.measures" in file.read_text()}
-    assert reading == source
+    of_students = {"local_naturalness", "rank_surprisal", "reverse_speculative", "student_surprise", "student_tokens"}
+    assert reading == {*of_students, "pass_rate", "band"}
 
 
 def test_a_divergence_from_teachers_that_report_nothing_is_refused(told) -> None:  # type: ignore[no-untyped-def]
@@ -162,8 +171,9 @@ def test_a_divergence_from_teachers_that_report_nothing_is_refused(told) -> None
     assert told(CHECKED + against + best, spoken) == []
 
 
-def test_steps_are_measures_by_their_number(told) -> None:  # type: ignore[no-untyped-def]
-    best = "  - {id: best, select: best, with: {measure: pupil/step_surprisal_1, best: lowest}}"
-    assert told(CHECKED + FITTED.replace("window: 3", "steps: sentence") + best) == []
+def test_steps_are_measured_where_they_are_asked_for(told) -> None:  # type: ignore[no-untyped-def]
+    best = "  - {id: best, select: best, with: {measure: pupil/steps, best: lowest}}"
+    with_steps = CHECKED + FITTED.replace("window: 3", "steps: sentence")
+    assert told(with_steps + best) == []
     (only,) = told(CHECKED + FITTED + best)
-    assert "no stage above measures 'pupil/step_surprisal_1'" in only
+    assert "no stage above measures 'pupil/steps'" in only

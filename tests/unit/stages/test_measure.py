@@ -39,7 +39,9 @@ async def test_a_student_measures_each_trace_once(run_stages: RunStages) -> None
         assert trace.measures["pupil/local_naturalness_w2"] < 0
         assert 0 <= trace.measures["pupil/teacher_sentences_r3"] <= 1
         assert trace.measures["pupil/sentences"] >= 3
-        curve = [trace.measures[f"pupil/step_surprisal_{n + 1}"] for n in range(int(trace.measures["pupil/steps"]))]
+        curve = trace.fields["pupil/step_surprisal"]
+        assert isinstance(curve, tuple)
+        assert len(curve) == trace.measures["pupil/steps"]
         assert min(curve) < trace.measures["pupil/mean_surprisal"] < max(curve)
     (view,) = life_of(fitted[0].id, made.outcome, made.root).students  # no forward pass: from the store
     assert view.student == "pupil"
@@ -65,9 +67,7 @@ async def test_a_student_measures_each_trace_once(run_stages: RunStages) -> None
     assert {trace.problem_id: trace.measures["pupil/rank_surprisal"] for trace in chosen} == best
     assert len(made.traces("banded")) == 6
     more = await run_stages(STAGES.replace("SAMPLES", "3"), sums, more_models=PUPIL, teacher={})
-    assert [step.surprisal for step in view.steps] == pytest.approx(
-        [fitted[0].measures[f"pupil/step_surprisal_{n + 1}"] for n in range(len(view.steps))]
-    )
+    assert [step.surprisal for step in view.steps] == pytest.approx(list(fitted[0].fields["pupil/step_surprisal"]))
     numbers = {one.id: one.tally.numbers for one in more.outcome.stages}["fitted"]
     assert numbers == {"scored": 9.0, "scored_now": 3.0}  # the six are not scored again
 

@@ -9,19 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracefactory.stages.mix.long_short import Mixed, MixParams, mix
+from tracefactory.core.fingerprint import digest
+from tracefactory.core.stage import Decided
+from tracefactory.stages.mix.long_short import MixParams, mix
+
+
+def row_id(name: str) -> str:
+    return digest(name)[:16]
 
 
 def frame(rows: list[tuple[str, str, int, str]]) -> pl.DataFrame:
     """Rows of (problem, style, tokens, outcome); ids are made from their places."""
     columns: dict[str, list[Any]] = {
-        "id": [f"t{number}" for number in range(len(rows))],
-        "problem": [row[0] for row in rows],
+        "problem_id": [row_id(row[0]) for row in rows],
+        "id": [row_id(f"t{number}") for number in range(len(rows))],
         "style": [row[1] for row in rows],
         "tokens": [row[2] for row in rows],
         "outcome": [row[3] for row in rows],
     }
-    types = {"id": pl.String, "problem": pl.String, "style": pl.String, "tokens": pl.Int64, "outcome": pl.String}
+    types = {"problem_id": pl.String, "id": pl.String, "style": pl.String, "tokens": pl.Int64, "outcome": pl.String}
     return pl.DataFrame(columns, schema=types)
 
 
@@ -35,8 +41,12 @@ def solved_by_both(problems: int) -> pl.DataFrame:
     )
 
 
-def chosen(mixed: Mixed, traces: pl.DataFrame) -> pl.DataFrame:
-    return traces.filter(pl.col("id").is_in(mixed.chosen))
+def kept(mixed: Decided) -> set[str]:
+    return set(mixed.frame.filter("kept")["id"])
+
+
+def chosen(mixed: Decided, traces: pl.DataFrame) -> pl.DataFrame:
+    return traces.filter(pl.col("id").is_in(kept(mixed)))
 
 
 ROWS = st.lists(
@@ -56,14 +66,14 @@ def test_every_trace_is_chosen_or_has_a_reason(
 ) -> None:
     traces = frame(rows)
     mixed = mix(traces, MixParams(long=long, short=1 - long, seed=seed, unit=unit, size=size))
-    assert set(traces["id"]) == set(mixed.chosen) | set(mixed.reasons)
-    assert not set(mixed.chosen) & set(mixed.reasons)
+    assert mixed.frame.select("problem_id", "id").equals(traces.select("problem_id", "id"))
+    assert mixed.frame["kept"].equals(mixed.frame["reason"].is_null(), check_names=False)
     picked = chosen(mixed, traces)
-    assert picked["problem"].n_unique() == picked.height  # each problem once
+    assert picked["problem_id"].n_unique() == picked.height  # each problem once
     assert set(picked["outcome"]) <= {"correct"}
     solved = traces.filter(pl.col("outcome") == "correct")
-    both = set(solved.filter(pl.col("style") == "long")["problem"]) & set(
-        solved.filter(pl.col("style") == "short")["problem"]
+    both = set(solved.filter(pl.col("style") == "long")["problem_id"]) & set(
+        solved.filter(pl.col("style") == "short")["problem_id"]
     )
     assert picked.height == min(len(both), size or len(both))
 
@@ -87,21 +97,21 @@ def test_a_share_of_tokens() -> None:
 
 def test_another_seed_draws_other_problems_and_the_same_seed_the_same() -> None:
     traces = solved_by_both(100)
-    draws = [mix(traces, MixParams(seed=seed)).chosen for seed in (1, 1, 2)]
+    draws = [kept(mix(traces, MixParams(seed=seed))) for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
 
 
 def test_more_problems_move_few_others() -> None:
     before = mix(solved_by_both(100), MixParams(seed=5))
     after = mix(solved_by_both(110), MixParams(seed=5))
-    assert len(before.chosen - after.chosen) <= 10
+    assert len(kept(before) - kept(after)) <= 10
 
 
 def test_a_shortfall_is_said() -> None:
     traces = frame([("a", "long", 9, "correct"), ("a", "short", 3, "correct"), ("b", "long", 9, "correct")])
     mixed = mix(traces, MixParams(size=5))
     assert "shortfall: asked for 5 problems, 4 too few were solved by both styles" in mixed.notes
-    assert mixed.reasons["t2"] == "only_long_solved"
+    assert mixed.frame["reason"][2] == "only_long_solved"
 
 
 def test_nothing_to_mix_is_said() -> None:

@@ -11,11 +11,13 @@ import pytest
 from tests.unit.stages.conftest import ROOT, RunStages
 from tracefactory.config import load_pipeline
 from tracefactory.core.errors import UserError
-from tracefactory.core.rows import Outcome, Thinking
-from tracefactory.engine.plan import identities, make_plan
+from tracefactory.core.rows import Outcome, ParentRole, Thinking, Trace
+from tracefactory.core.stage import STAGES
+from tracefactory.engine.identity import identities
+from tracefactory.engine.plan import make_plan
 from tracefactory.engine.worker import Worker
 from tracefactory.pruning import PRUNERS, read_derivation, restored
-from tracefactory.stages import OPS, prune
+from tracefactory.stages.prune import family
 from tracefactory.text.steps import segment
 from tracefactory.text.steps.words import count_words
 
@@ -38,6 +40,10 @@ def trace(thought: str = THOUGHT, said: str = RIGHT, **rest: str) -> str:
     return line(f"<think>\n{thought}\n</think>\n\n{said}", **rest)
 
 
+def parent_of(row: Trace) -> str | None:
+    return row.parent(ParentRole.PRUNED)
+
+
 def project(tmp_path: Path, stages: str) -> Path:
     """Write a project with the shipped prompts and return its pipeline file."""
     (tmp_path / "pipelines").mkdir(exist_ok=True)
@@ -53,7 +59,7 @@ def project(tmp_path: Path, stages: str) -> Path:
 
 
 def test_every_pruner_is_an_operation() -> None:
-    assert [name for name in OPS if name.startswith("prune:")] == [f"prune:{name}" for name in PRUNERS]
+    assert [name for name in STAGES if name.startswith("prune:")] == [f"prune:{name}" for name in PRUNERS]
     assert len(list(PRUNERS)) == 6
 
 
@@ -65,26 +71,26 @@ async def test_rules_alone_prune_what_comes_after_the_answer(run_stages: RunStag
         trace() + unclosed + wrong,
     )
     whole, cut_off, lost = (row.id for row in made.traces("raw"))
-    ids = {row.parent_id or row.id: row for row in made.traces("cut")}
+    ids = {parent_of(row) or row.id: row for row in made.traces("cut")}
     assert len(ids) == 3
     by_text = {row.reasoning: row for row in made.traces("raw")}
     closed, open_row = by_text[THOUGHT], next(row for row in by_text.values() if row.thinking is Thinking.OPEN)
     for parent in (closed, open_row):
         row = ids[parent.id]
         assert row.reasoning == THOUGHT[: THOUGHT.index("\n\nLet me check")]
-        assert (row.parent_id, row.op, row.stage, row.thinking) == (parent.id, "prune:after_answer", "cut", "closed")
+        assert (parent_of(row), row.op, row.stage, row.thinking) == (parent.id, "prune:after_answer", "cut", "closed")
         assert row.finish_reason == "stop"
         assert row.verdict is not None
         assert row.verdict.outcome is Outcome.CORRECT
         assert row.measures["prune_characters_saved"] == len(parent.text) - len(row.text)
     assert ids[open_row.id].answer_text == "The final answer is \\boxed{42}."
     assert {whole, cut_off, lost} == ids.keys()
-    (fell,) = [row for row in ids.values() if row.parent_id is None]
+    (fell,) = [row for row in ids.values() if not row.parents]
     derivation = read_derivation(fell)
     assert derivation is not None
     assert derivation.fallback == "answer_not_stated"
     assert fell.reasoning == THOUGHT.replace("42", "41")
-    (check_free,) = [row for row in made.traces("checks") if row.parent_id]
+    (check_free,) = [row for row in made.traces("checks") if row.parents]
     assert "Let me check" not in check_free.reasoning
     assert check_free.reasoning.endswith("So the answer is 42.")
 
@@ -111,8 +117,8 @@ async def test_a_student_that_is_never_right_leaves_the_trace_as_it_is(run_stage
         parent.answer_text,
         parent.verdict,
     )
-    (stage,) = [one for one in made.outcome.stages if one.id == "cut"]
-    assert stage.tally.numbers["stands_never_valid"] == 1
+    stage = made.stage("cut")
+    assert stage.tally.numbers["unchanged_never_valid"] == 1
     assert stage.tally.numbers["calls"] == row.measures["prune_calls"] <= 4
 
 
@@ -132,17 +138,17 @@ async def test_a_request_that_may_yet_succeed_is_an_error_row_and_one_that_will_
     stages = SOURCE + "  - {id: cut, prune: binary_cut, with: {model: student}}"
     rows = trace() + trace(said="So \\boxed{42}.")
     made = await run_stages(stages, rows, student={"rate_500": 1.0, "max_faults": 99})
-    (stage,) = [one for one in made.outcome.stages if one.id == "cut"]
-    assert (stage.tally.kept, stage.tally.errors, stage.tally.retryable) == (0, 2, 2)
+    stage = made.stage("cut")
+    assert (stage.tally.kept, stage.tally.errors, stage.tally.owed) == (0, 2, 2)
     again = await run_stages(stages, rows, student={"reply": RIGHT})
-    assert [bool(row.parent_id) for row in again.traces("cut")] == [True, True]
+    assert [bool(row.parents) for row in again.traces("cut")] == [True, True]
 
 
 async def test_a_rewrite_is_asked_for_in_words_and_verified(run_stages: RunStages) -> None:
     stages = SOURCE + "  - {id: new, prune: rewrite, with: {model: writer, target: 0.5}}"
     made = await run_stages(stages, trace(), writer={"reply": "<thinking>\nSix times seven is 42.\n</thinking>"})
     (row,) = made.traces("new")
-    assert (row.reasoning, row.answer_text, row.parent_id is not None) == ("Six times seven is 42.", RIGHT, True)
+    assert (row.reasoning, row.answer_text, bool(row.parents)) == ("Six times seven is 42.", RIGHT, True)
     journal = "".join(path.read_text() for path in (made.root / "requests").glob("*.jsonl"))
     assert f"in about {round(count_words(THOUGHT) / 2)} words" in journal
 
@@ -155,7 +161,7 @@ async def test_stages_follow_each_other_and_every_parent_comes_back(run_stages: 
 """
     made = await run_stages(SOURCE + stages, trace(), student={"reply": "It is \\boxed{42}."})
     (raw,), (first,), (second,), (third,) = (made.traces(name) for name in ("checked", "first", "second", "third"))
-    assert (first.parent_id, second.parent_id) == (raw.id, first.id)
+    assert (parent_of(first), parent_of(second)) == (raw.id, first.id)
     assert third.id == second.id
     derivation = read_derivation(third)
     assert derivation is not None
@@ -170,7 +176,7 @@ async def test_a_model_may_say_what_the_steps_are(run_stages: RunStages) -> None
     stages = SOURCE + "  - {id: cut, prune: verification_steps, with: {types: {model: typist}}}\n"
     made = await run_stages(stages, trace(), typist={"reply": "4: derivation"})
     (row,) = made.traces("cut")
-    numbers = next(stage.tally.numbers for stage in made.outcome.stages if stage.id == "cut")
+    numbers = made.stage("cut").tally.numbers
     assert (numbers["steps_typed_by_model"], numbers["steps_typed_by_rules"]) == (1, 5)
     derivation = read_derivation(row)
     assert derivation is not None
@@ -178,14 +184,14 @@ async def test_a_model_may_say_what_the_steps_are(run_stages: RunStages) -> None
     assert [kind.value for kind in derivation.kinds][3:5] == ["conclusion", "derivation"]
     stages = stages.replace("id: cut", "id: cut2")
     made = await run_stages(stages, trace(), typist={"rate_500": 1.0, "max_faults": 99, "seed": 2})
-    assert [stage.tally.errors for stage in made.outcome.stages if stage.id == "cut2"] == [0]  # paid for already
+    assert made.stage("cut2").tally.errors == 0  # paid for already
 
 
 async def test_steps_that_could_not_be_typed_are_tried_again(run_stages: RunStages) -> None:
     stages = SOURCE + "  - {id: cut, prune: verification_steps, with: {types: {model: typist}}}\n"
     made = await run_stages(stages, trace(), typist={"rate_500": 1.0, "max_faults": 99})
-    (stage,) = [one for one in made.outcome.stages if one.id == "cut"]
-    assert (stage.tally.kept, stage.tally.errors, stage.tally.retryable) == (0, 1, 1)
+    stage = made.stage("cut")
+    assert (stage.tally.kept, stage.tally.errors, stage.tally.owed) == (0, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +235,7 @@ def test_what_changes_rows_is_in_the_key(tmp_path: Path, monkeypatch: pytest.Mon
     prompt = tmp_path / "prompts" / "prune_conclude.md"
     prompt.write_text(prompt.read_text() + "\nBe quick.\n")
     keys.append(key())
-    monkeypatch.setattr(prune, "STEPS_VERSION", "next")
+    monkeypatch.setattr(family, "STEPS_VERSION", "next")
     keys.append(key())
     monkeypatch.setattr(PRUNERS.get("binary_cut"), "version", "next")
     keys.append(key())
@@ -277,7 +283,7 @@ async def test_what_is_asked_stays_within_what_was_announced(
     monkeypatch.setattr(Worker, "complete", complete)
     stages = SOURCE + "  - {id: cut, prune: binary_cut, with: {model: student}}"
     made = await run_stages(stages, trace(), student={"reply": "It is \\boxed{41}."})
-    (stage,) = [one for one in made.outcome.stages if one.id == "cut"]
+    stage = made.stage("cut")
     assert announced[0] == 4 >= stage.tally.numbers["requests"] > 1
 
 

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 
 from tests.unit.stages.conftest import ROOT, RunStages
-from tests.unit.stages.test_prune import SOURCE, THOUGHT, project, trace
+from tests.unit.stages.test_prune import SOURCE, THOUGHT, parent_of, project, trace
 from tests.unit.students.conftest import gguf
 from tracefactory.config import load_pipeline
 from tracefactory.core.errors import UserError
 from tracefactory.core.rows import Outcome, Problem, Trace, Verdict
 from tracefactory.pruners.low_information import LowInformation
 from tracefactory.pruning import PruneItem, Tools
-from tracefactory.stages import measure, prune
+from tracefactory.stages.measure import student as measuring
+from tracefactory.stages.prune import family
 from tracefactory.stages.prune._student import with_scores
 from tracefactory.store.scores import ScoreStore
 from tracefactory.students.render import Rendered
@@ -93,16 +94,19 @@ async def test_a_stage_prunes_by_what_a_measure_stage_stored(
 
     made = await run_stages(SOURCE, trace())
     stub = Stub()
-    monkeypatch.setattr(measure, "open_student", lambda spec: None)
-    monkeypatch.setattr(measure, "InProcess", lambda student: stub)
-    monkeypatch.setattr(measure, "check_template", lambda spec: None)
-    monkeypatch.setattr(prune, "renderer", lambda spec: stub)
-    monkeypatch.setattr(prune, "token_counter", lambda spec: lambda text: len(text.split()))
+    monkeypatch.setattr(measuring, "open_student", lambda spec: None)
+    monkeypatch.setattr(measuring, "InProcess", lambda student: stub)
+    monkeypatch.setattr(measuring, "check_template", lambda spec: None)
+    monkeypatch.setattr(family, "renderer", lambda spec: stub)
+    monkeypatch.setattr(family, "token_counter", lambda spec: lambda text: len(text.split()))
     stages = MEASURED + "  - {id: low, prune: low_information, with: {student: pupil, drop: 0.3}}"
     (row,) = (await run_stages(stages, trace(), more_models=PUPIL)).traces("low")
     assert row.reasoning == THOUGHT.replace("Let me check: 42 / 6 = 7, which fits.\n\n", "")
     assert row.op == "prune:low_information"
     assert row.measures["prune_tokens_saved"] == 10
+    # What was measured of its parent's text is not of this text; the pass rate of its problem is.
+    assert not [name for name in row.measures if name.startswith("pupil/")]
+    assert row.measures["pass_rate"] == 1.0
     assert row.verdict is not None
     assert row.verdict.outcome is Outcome.CORRECT
 
@@ -124,14 +128,14 @@ async def test_real_students_say_which_steps_say_little(run_stages: RunStages, n
         found = made.traces(way)
         assert len(found) == 2
         for row in found:
-            assert row.parent_id in parents, row.derivation
-            whole = parents[row.parent_id]
+            assert parent_of(row) in parents, row.derivation
+            whole = parents[parent_of(row) or ""]
             lost = len(whole.reasoning) - len(row.reasoning)
             assert 0 < row.measures["prune_tokens_saved"] <= drop * whole.measures["pupil/tokens"]
             assert lost > 0
             assert row.reasoning.endswith("So the answer is 42.")
     # What was said before is what a student expects most.
-    (repeats,) = [row for row in made.traces("by_mean") if parents[row.parent_id or ""].reasoning == said_again]
+    (repeats,) = [row for row in made.traces("by_mean") if parents[parent_of(row) or ""].reasoning == said_again]
     assert repeats.reasoning.count(said) < 2
 
 

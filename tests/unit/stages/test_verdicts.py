@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.unit.stages.conftest import RunStages
 from tracefactory.config import load_pipeline
+from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.core.rows import Outcome
+from tracefactory.core.stage import Answer
 from tracefactory.engine.plan import make_plan
+from tracefactory.engine.worker import Worker
 from tracefactory.verification.pass_rates import wilson
 
 SOURCE = "  - {id: problems, source: files, with: {paths: problems.jsonl, question: q, answer: GOLD, verifier: math}}\n"
@@ -41,6 +46,8 @@ async def test_every_trace_knows_the_pass_rate_of_its_problem(run_stages: RunSta
             trace.measures["teacher/pass_rate_low"] == rate.low <= rate.rate <= trace.measures["teacher/pass_rate_high"]
         )
         assert trace.measures["teacher/pass_samples"] == 5
+        for name in ("pass_rate", "pass_rate_low", "pass_rate_high", "pass_samples"):  # of the trace's own teacher
+            assert trace.measures[name] == trace.measures[f"teacher/{name}"]
 
 
 async def test_a_judge_decides_what_rules_leave_open_and_no_more(run_stages: RunStages) -> None:
@@ -91,14 +98,41 @@ async def test_a_judge_asked_about_everything_reports_its_disagreement(run_stage
     assert made.paid() > 2  # the votes are counted besides the two samples
 
 
-async def test_a_failed_vote_is_a_verifier_error_and_costs_no_sibling(run_stages: RunStages) -> None:
+async def test_a_vote_that_may_yet_succeed_is_an_owed_verifier_error_and_costs_no_sibling(
+    run_stages: RunStages,
+) -> None:
     judged = stages("  - {id: judged, verify: judge, with: {model: judge, votes: 1, ask: all}}", samples=4)
     sums = problems(*((f"What is {n} + 5?", str(n + 5)) for n in range(8)))
     script = {"rate_500": 0.5, "max_faults": 99, "reply": "[SAME]"}
     made = await run_stages(judged, sums, teacher={"accuracy": 0.5}, judge=script)
-    outcomes = [trace.verdict.outcome for trace in made.traces("judged") if trace.verdict]
-    assert set(outcomes) == {Outcome.CORRECT, Outcome.VERIFIER_ERROR}
-    assert made.outcome.stages[-1].tally.retryable == outcomes.count(Outcome.VERIFIER_ERROR)
+    assert {trace.verdict and trace.verdict.outcome for trace in made.traces("judged")} == {Outcome.CORRECT}
+    failed = made.judged("judged").filter("failed")
+    assert failed["owed"].all()
+    assert set(failed["reason"]) == {"server_error"}
+    assert set(failed["verdict"].struct.field("outcome")) == {Outcome.VERIFIER_ERROR.value}
+    tally = made.stage("judged").tally
+    assert tally.owed == tally.errors == failed.height > 0
+    assert tally.kept + tally.errors == tally.rows_in == 32
+
+
+async def test_a_vote_that_will_never_be_had_is_a_verdict_and_nothing_is_owed(
+    run_stages: RunStages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Worker.complete
+
+    async def complete(self: Worker, model: str, requests: Sequence[ChatRequest], *rest: Any) -> list[Answer]:
+        if model != "judge":
+            return await real(self, model, requests, *rest)
+        return [RequestFailed("bad_request", "too long", attempts=1, retryable=False) for _ in requests]
+
+    monkeypatch.setattr(Worker, "complete", complete)
+    judged = stages("  - {id: judged, verify: judge, with: {model: judge, votes: 1, ask: all}}", samples=2)
+    made = await run_stages(judged, problems(("What is 2 + 5?", "7")), teacher={}, judge={})
+    verdicts = [trace.verdict for trace in made.traces("judged")]
+    assert [verdict and (verdict.outcome, verdict.verifier) for verdict in verdicts] == [
+        (Outcome.VERIFIER_ERROR, "judge/judge")
+    ] * 2
+    assert (made.stage("judged").tally.kept, made.stage("judged").tally.owed) == (2, 0)
 
 
 async def test_the_majority_stands_for_a_missing_gold(run_stages: RunStages) -> None:

@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from tracefactory.filters.testing import make_trace
+from tracefactory.core.rows import Parent, ParentRole
 from tracefactory.serving.logprobs import packed
 from tracefactory.students.against_teacher import DivergenceParams, divergence_measures, stored_logprobs
 from tracefactory.students.scores import TokenScores
+from tracefactory.testing import make_trace
 
 BODY = "Half of 84 is 42. So the answer is 42. That is all."
 PARAMS = DivergenceParams()
@@ -52,7 +53,7 @@ def test_sentences_are_compared_across_tokenizers() -> None:
 
 def test_a_trace_that_cannot_be_compared_says_why() -> None:
     scores, spoken = student([0.5] * 3), teacher(BODY, 0.5)
-    derived = make_trace(reasoning=BODY, op="prune", parent_id="other")
+    derived = make_trace(reasoning=BODY, op="prune", parents=(Parent(id="other", role=ParentRole.PRUNED),))
     assert divergence_measures(derived, scores, spoken, PARAMS) == "derived"
     trace = make_trace(reasoning=BODY)
     assert divergence_measures(trace, scores, None, PARAMS) == "no_teacher_logprobs"

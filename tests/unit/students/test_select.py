@@ -2,43 +2,49 @@ from __future__ import annotations
 
 import random
 
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tracefactory.filters.testing import make_trace
-from tracefactory.students.select import best_per_problem, by_measure
+from pydantic import ValidationError
 
-from tracefactory.core.rows import Trace
-
-
-def trace(trace_id: str, question: str, value: float | None) -> Trace:
-    return make_trace(id=trace_id, question=question, measures={} if value is None else {"s/rank_surprisal": value})
+from tracefactory.stages._best import best_of_each
+from tracefactory.stages.select.best import SelectParams
 
 
-VALUE = by_measure("s/rank_surprisal")
+def frame(*rows: tuple[str, str, float | None]) -> pl.DataFrame:
+    """Rows of (id, problem, value)."""
+    types = {"id": pl.String, "problem_id": pl.String, "value": pl.Float64}
+    return pl.DataFrame(list(rows), schema=types, orient="row")
+
+
+def kept(decided: pl.DataFrame) -> list[str]:
+    return decided.filter("kept")["id"].to_list()
 
 
 def test_the_best_of_each_problem_are_kept_in_the_order_given() -> None:
-    traces = [trace("a", "q", 3), trace("b", "q", 1), trace("c", "r", 9), trace("d", "q", 2), trace("e", "q", None)]
-    lowest = best_per_problem(traces, VALUE, 2, "lowest")
-    assert [kept.id for kept in lowest.kept] == ["b", "c", "d"]
-    assert [(row.trace.id, row.reason, row.detail) for row in lowest.dropped] == [
-        ("a", "not_among_best", "3 is place 3 of 3"),
-        ("e", "not_measured", "the measure to select by is missing"),
+    rows = frame(("a", "q", 3), ("b", "q", 1), ("c", "r", 9), ("d", "q", 2), ("e", "q", None))
+    lowest = best_of_each(rows, "value", 2, "lowest")
+    assert lowest["id"].to_list() == ["a", "b", "c", "d", "e"]
+    assert kept(lowest) == ["b", "c", "d"]
+    assert lowest.filter(~pl.col("kept")).select("id", "reason", "detail").rows() == [
+        ("a", "not_among_best", "3.0 is place 3 of 3"),
+        ("e", "not_measured", "the row has no such value"),
     ]
-    assert [kept.id for kept in best_per_problem(traces, VALUE, 1, "highest").kept] == ["a", "c"]
+    assert lowest.filter("kept").select("reason", "detail").unique().rows() == [(None, None)]
+    assert kept(best_of_each(rows, "value", 1, "highest")) == ["a", "c"]
 
 
 def test_an_unmeasured_trace_is_not_selected_even_when_there_is_room() -> None:
-    selection = best_per_problem([trace("a", "q", float("nan")), trace("b", "q", None)], VALUE, 5, "lowest")
-    assert selection.kept == ()
-    assert {row.reason for row in selection.dropped} == {"not_measured"}
+    decided = best_of_each(frame(("a", "q", float("nan")), ("b", "q", None)), "value", 5, "lowest")
+    assert kept(decided) == []
+    assert set(decided["reason"]) == {"not_measured"}
 
 
 def test_ties_go_to_the_smaller_id_either_way() -> None:
-    tied = [trace(name, "q", 1.0) for name in "cab"]
-    assert [kept.id for kept in best_per_problem(tied, VALUE, 1, "lowest").kept] == ["a"]
-    assert [kept.id for kept in best_per_problem(tied, VALUE, 1, "highest").kept] == ["a"]
+    tied = frame(*((name, "q", 1.0) for name in "cab"))
+    assert kept(best_of_each(tied, "value", 1, "lowest")) == ["a"]
+    assert kept(best_of_each(tied, "value", 1, "highest")) == ["a"]
 
 
 @given(
@@ -50,18 +56,19 @@ def test_ties_go_to_the_smaller_id_either_way() -> None:
 def test_no_row_is_lost_and_the_order_of_rows_does_not_matter(
     rows: list[tuple[str, float | None]], count: int, best: str, seed: int
 ) -> None:
-    traces = [trace(f"{index:02}", question, value) for index, (question, value) in enumerate(rows)]
-    selection = best_per_problem(traces, VALUE, count, best)  # type: ignore[arg-type]
-    kept = {row.id for row in selection.kept}
-    assert kept | {row.trace.id for row in selection.dropped} == {row.id for row in traces}
-    assert len(selection.kept) + len(selection.dropped) == len(traces)
+    traces = [(f"{index:02}", question, value) for index, (question, value) in enumerate(rows)]
+    decided = best_of_each(frame(*traces), "value", count, best)  # type: ignore[arg-type]
+    assert decided["id"].to_list() == [row_id for row_id, _, _ in traces]
+    assert decided["kept"].null_count() == 0
+    assert decided["kept"].equals(decided["reason"].is_null(), check_names=False)
+    found = set(kept(decided))
     for question in "qrs":
         measured = [index for index, (asked, value) in enumerate(rows) if asked == question and value is not None]
-        assert sum(f"{index:02}" in kept for index in measured) == min(count, len(measured))
+        assert sum(f"{index:02}" in found for index in measured) == min(count, len(measured))
     shuffled = random.Random(seed).sample(traces, len(traces))
-    assert {row.id for row in best_per_problem(shuffled, VALUE, count, best).kept} == kept  # type: ignore[arg-type]
+    assert set(kept(best_of_each(frame(*shuffled), "value", count, best))) == found  # type: ignore[arg-type]
 
 
 def test_none_per_problem_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        best_per_problem([], VALUE, 0, "lowest")
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        SelectParams(measure="s/rank_surprisal", best="lowest", n=0)

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from tracefactory.filters import Decision, FilterSet, load_filters
-from tracefactory.filters.testing import make_trace
+from tracefactory.testing import make_trace
 
 FILTERS = next(parent / "filters" for parent in Path(__file__).parents if (parent / "pyproject.toml").exists())
 
@@ -67,7 +67,7 @@ def test_reverse_speculative_decides_at_the_cut_offs_it_is_given(filters: Filter
 
 
 def test_pass_rate_is_of_the_teacher_unless_a_model_is_named(filters: FilterSet) -> None:
-    measures = {"big/pass_rate": 1.0, "small/pass_rate": 0.0}
+    measures = {"pass_rate": 1.0, "big/pass_rate": 1.0, "small/pass_rate": 0.0}
     assert reason(filters, "pass_rate", measures, max=0.9) == "too_easy"
     assert reason(filters, "pass_rate", measures, model="small", max=0.9) is None
     assert reason(filters, "pass_rate", measures, model="small", min=0.1) == "too_hard"

@@ -3,11 +3,11 @@ from __future__ import annotations
 import random
 
 import pytest
-from tracefactory.filters.testing import make_trace
 
 from tracefactory.core.rows import Outcome, Trace
 from tracefactory.students.measures import dataset_rank_surprisal
 from tracefactory.students.ranking import By, Tried, rank_teachers, remarks
+from tracefactory.testing import make_trace
 
 
 def trace(question: str, rank: float, surprisal: float, outcome: Outcome = Outcome.CORRECT, cost: float = 0.0) -> Trace:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tracefactory.config import Pipeline, load_pipeline
+from tracefactory.config import load_pipeline
 from tracefactory.core.errors import UserError
-from tracefactory.engine.trial import MEASURED, Trial, trial_of
+from tracefactory.core.model import ChatRequest, Environment, RequestFailed
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.stage import Answer, Batch, stage_of
+from tracefactory.engine.trial import MEASURED, trial_of
+from tracefactory.stages._sampling import SampleStage
 from tracefactory.stages.measure.student import MeasureStudentParams
-from tracefactory.stages.sample.chat import SampleOp
 
 ROOT = Path(__file__).parents[3]
 PIPELINE = """\
@@ -48,18 +53,25 @@ def load(tmp_path: Path) -> Callable[..., Pipeline]:
     return make
 
 
-def asked(trial: Trial, pipeline: Pipeline) -> dict[str, list[str]]:
-    """Return the keys of the requests of every candidate."""
-    keys = {}
-    for one in trial.candidates:
-        assert isinstance(one.stage.op, SampleOp)
-        source = trial.pipeline.stage("problems")
-        problems = source.op.problems(source, pipeline)[0]  # type: ignore[attr-defined]
-        keys[one.stage.id] = [draw.request.key for draw in one.stage.op.draws(one.stage, trial.pipeline, problems)]
-    return keys
+async def sampled(stage: StageSpec[Any], pipeline: Pipeline) -> dict[str, str]:
+    """Return the traces that a stage samples, by the key of their requests, in the order they are asked for."""
+    op, source, keys = stage_of(stage), pipeline.stage("problems"), []
+    assert isinstance(op, SampleStage)
+
+    async def complete(model: str, requests: Sequence[ChatRequest], *rest: Any) -> list[Answer]:
+        keys.extend(request.key for request in requests)
+        return [RequestFailed("down", "nobody is asked here", attempts=1, retryable=True) for _ in requests]
+
+    environment = Environment(root=pipeline.project.root)
+    services: Any = SimpleNamespace(
+        pipeline=pipeline, environment=environment, complete=complete, client=lambda name: None
+    )
+    problems = [made.row for made in stage_of(source).read(source, pipeline, environment)]
+    made, _ = await op.sample(stage, Batch(problems=problems), services)
+    return dict(zip(keys, [one.row.id for one in made], strict=True))
 
 
-def test_a_trial_asks_for_the_first_sample_of_what_a_run_asks_for(load: Callable[..., Pipeline]) -> None:
+async def test_a_trial_asks_for_the_first_sample_of_what_a_run_asks_for(load: Callable[..., Pipeline]) -> None:
     pipeline = load(MEASURE)
     trial = trial_of(pipeline, 50)
     assert [(one.stage.id, one.model) for one in trial.candidates] == [
@@ -69,18 +81,12 @@ def test_a_trial_asks_for_the_first_sample_of_what_a_run_asks_for(load: Callable
     ]
     assert trial.pipeline.limit == 50
     assert trial.judged
-    keys = asked(trial, pipeline)
-    for name in ("long", "short"):
-        stage = pipeline.stage(name)
-        assert isinstance(stage.op, SampleOp)
-        source = pipeline.stage("problems")
-        draws = stage.op.draws(stage, pipeline, source.op.problems(source, pipeline)[0])  # type: ignore[attr-defined]
-        assert keys[name] == [draw.request.key for draw in draws if draw.index == 0]
-        mine = trial.pipeline.stage(name)
-        assert isinstance(mine.op, SampleOp)
-        first = mine.op.draws(mine, trial.pipeline, [draws[0].problem])[0]
-        assert first.trace_id(mine) == draws[0].trace_id(stage)  # so its scores are found again
-    assert trial.pipeline.stage("teacher-spare").params.max_tokens == 99  # type: ignore[attr-defined]
+    for name, samples in (("long", 8), ("short", 4)):
+        whole = await sampled(pipeline.stage(name), pipeline)
+        assert len(whole) == samples  # of one problem
+        (first,) = (await sampled(trial.pipeline.stage(name), trial.pipeline)).items()
+        assert first == next(iter(whole.items()))  # the same trace, so its scores are found again
+    assert trial.pipeline.stage("teacher-spare").params.max_tokens == 99
     params = trial.pipeline.stage(MEASURED).params
     assert isinstance(params, MeasureStudentParams)
     assert params.measures.top_k == (5,)  # measured as the pipeline measures

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tracefactory.core.rows import Problem, Thinking, Trace
-from tracefactory.publish.views import VIEWS
+from tracefactory.publish.views import VIEWS, Group
 from tracefactory.text.chat_templates import check_rendering
 
 pytest.importorskip("transformers")
@@ -43,7 +43,7 @@ def tokenizer(template: str) -> Any:
 
 
 def conversation(view: str) -> list[dict[str, Any]]:
-    row = VIEWS.get(view).rows(TRACE)
+    (row,) = VIEWS.get(view).rows(Group(TRACE.problem, [TRACE])).rows
     return list(row["messages"]) if view == "chat" else [*row["prompt"], *row["completion"]]
 
 

@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import json
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from tracefactory.core.rows import Outcome, Problem, Thinking, Trace, Verdict
+from tracefactory.core.columns import column_like
+from tracefactory.core.rows import Outcome, Parent, ParentRole, Problem, StepLabel, Thinking, Trace, Verdict
+from tracefactory.core.stage import Batch
 from tracefactory.pruning import PruneItem, PruneResult, Ruler, derive
 from tracefactory.pruning.base import parent
-from tracefactory.publish.views import TRACKING, VIEWS, ViewError, tables
+from tracefactory.publish.views import VIEWS, Group, Row, Tracked, ViewError
+from tracefactory.publish.writing import write_range
 from tracefactory.text.steps import Granularity
 
-PROBLEM = Problem.make(question="2 + 2?", answer="4", verifier="math", source="here", licence="mit", meta='{"a":1}')
+PROBLEM = Problem.make(
+    question="2 + 2?",
+    answer="4",
+    verifier="math",
+    source="here",
+    licence="mit",
+    meta='{"a":1}',
+    measures={"level": 3.0},
+    fields={"tags": ("x",)},
+)
 VERDICT = Verdict(outcome=Outcome.CORRECT, extracted="4", method="exact", verifier="math", version="1", seconds=0.25)
 LONG = Trace(
     id="t1",
     problem=PROBLEM,
-    parent_id="t0",
+    parents=(Parent(id="t0", role=ParentRole.REVISES),),
     teacher="long",
     model="org/big",
     revision="abc",
@@ -47,7 +61,8 @@ def pruned(trace: Trace) -> Trace:
         id=trace.id, kept=(0, 2), reasoning="Two and two.\n\nSo the answer is 4.", answer_text="So it is 4."
     )
     found = derive(item, result, pruner="p", granularity=Granularity.STEP, ruler=Ruler.of(item.trace, None))
-    made = {"reasoning": result.reasoning, "answer_text": result.answer_text, "parent_id": f"raw-{trace.id}"}
+    parents = (Parent(id=f"raw-{trace.id}", role=ParentRole.PRUNED),)
+    made = {"reasoning": result.reasoning, "answer_text": result.answer_text, "parents": parents}
     return item.trace.model_copy(update={**made, "derivation": found.model_dump_json(exclude_defaults=True)})
 
 
@@ -64,40 +79,70 @@ def changed(**fields: Any) -> Trace:
     return LONG.model_copy(update=fields)
 
 
+def row_of(name: str, trace: Trace) -> Row:
+    """Return the one row that a view has of a trace, or raise why it has none."""
+    made = VIEWS.get(name).rows(Group(trace.problem, [trace]))
+    for error in made.refused.values():
+        raise error
+    (row,) = made.rows
+    return row
+
+
 def test_sft_puts_reasoning_inline() -> None:
-    rows = VIEWS.get("sft").rows
-    assert rows(LONG)["prompt"] == [{"role": "user", "content": "2 + 2?"}]
-    assert rows(LONG)["completion"] == [{"role": "assistant", "content": "<think>\nTwo and two.\n</think>\n\nIt is 4."}]
-    assert rows(SHORT)["completion"] == [{"role": "assistant", "content": "It is 4."}]
+    row = row_of("sft", LONG)
+    assert row["prompt"] == [{"role": "user", "content": "2 + 2?"}]
+    assert row["completion"] == [{"role": "assistant", "content": "<think>\nTwo and two.\n</think>\n\nIt is 4."}]
+    assert row_of("sft", SHORT)["completion"] == [{"role": "assistant", "content": "It is 4."}]
 
 
 def test_chat_keeps_reasoning_in_its_field() -> None:
-    question, answer = VIEWS.get("chat").rows(LONG)["messages"]
+    question, answer = row_of("chat", LONG)["messages"]
     assert question == {"role": "user", "content": "2 + 2?", "reasoning_content": None}
     assert answer == {"role": "assistant", "content": "It is 4.", "reasoning_content": "Two and two."}
-    assert VIEWS.get("chat").rows(SHORT)["messages"][1]["reasoning_content"] is None
+    assert row_of("chat", SHORT)["messages"][1]["reasoning_content"] is None
 
 
 def test_raw_has_every_field_but_wall_time() -> None:
-    row = VIEWS.get("raw").rows(LONG)
+    row = row_of("raw", LONG)
     expected = json.loads(LONG.model_dump_json())
-    del expected["verdict"]["seconds"]
-    expected |= {"problem_id": PROBLEM.id, "measures": '{"a":1.0,"b":2.0}'}
+    del expected["verdict"]["seconds"], expected["problem"]["measures"], expected["problem"]["fields"]
+    # What stages measured of the problem and of the trace stands together.
+    expected |= {"problem_id": PROBLEM.id, "measures": {"a": 1.0, "b": 2.0, "level": 3.0}, "fields": {"tags": ("x",)}}
     assert row == expected
     slower = changed(verdict=VERDICT.model_copy(update={"seconds": 9.0}))
-    assert VIEWS.get("raw").rows(slower) == row
+    assert row_of("raw", slower) == row
+
+
+def test_raw_has_the_columns_that_stages_declared() -> None:
+    columns = [column_like("b", 1.0), column_like("a", 1.0), column_like("tags", ("x",)), column_like("verdict", None)]
+    schema = VIEWS.get("raw").schema(columns)
+    assert schema.field("measures").type == pa.struct([("a", pa.float64()), ("b", pa.float64())])
+    assert schema.field("fields").type == pa.struct([("tags", pa.list_(pa.string()))])
+    assert [name for name in schema.names if name not in ("measures", "fields")] == VIEWS.get("raw").schema().names
+    assert VIEWS.get("sft").schema(columns) == VIEWS.get("sft").schema()
 
 
 @pytest.mark.parametrize("name", list(VIEWS))
-def test_rows_fit_the_declared_schema_and_can_be_traced(name: str) -> None:
+def test_rows_fit_the_declared_schema_and_can_be_traced(name: str, tmp_path: Path) -> None:
     view = VIEWS.get(name)
-    refused: list[Any] = []
-    traces = [pruned(LONG), pruned(SHORT)] if name == "preference" else [LONG, SHORT]
-    (table,) = tables(view, traces, lambda *found: refused.append(found))
-    assert not refused
-    assert table.schema.equals(view.schema)
-    assert table.to_pylist() == [view.rows(trace) for trace in traces]
-    assert {column: table[column][0].as_py() for column in TRACKING} == {
+    step = StepLabel(start=0, end=3, label="correct", source="me")
+    traces = {
+        "preference": [pruned(LONG), pruned(SHORT)],
+        "steps": [one.model_copy(update={"steps": (step,)}) for one in (LONG, SHORT)],
+    }.get(name, [LONG, SHORT])
+    columns = [*(column_like(column, 1.0) for column in ("a", "b", "level")), column_like("tags", ("x",))]
+    part = write_range(tmp_path, 0, [name], [Batch(traces=traces)], columns)
+    assert (part.refused, part.views[name].left_out) == ({}, {})
+    assert part.views[name].file is not None
+    table = pq.read_table(part.views[name].file)
+    rows = view.rows(Group(PROBLEM, traces)).rows
+    schema = view.schema(columns)
+    assert table.schema.equals(schema)
+    assert table.to_pylist() == [{**row, **_as_lists(row)} for row in rows]
+    assert len(rows) == (1 if name == "rlvr" else 2)
+    assert set(rows[0]) == set(schema.names)
+    assert not any(pa.types.is_null(field.type) for field in schema)
+    tracked = {
         "id": "t1",
         "problem_id": PROBLEM.id,
         "style": "long",
@@ -105,15 +150,21 @@ def test_rows_fit_the_declared_schema_and_can_be_traced(name: str) -> None:
         "prompt_tokens": 10,
         "completion_tokens": 20,
     }
-    assert set(view.rows(traces[0])) == set(view.schema.names)
-    assert not any(pa.types.is_null(field.type) for field in view.schema)
+    assert tracked.keys() == Tracked.model_fields.keys()
+    if name == "rlvr":  # of the problem, whoever wrote of it
+        tracked = {"id": PROBLEM.id, "problem_id": PROBLEM.id}
+    assert {column: table[column][0].as_py() for column in tracked} == tracked
 
 
-@pytest.mark.parametrize("name", ["sft", "chat", "masked", "preference"])
+def _as_lists(row: Row) -> Row:
+    """Return the fields of a row as they are read back: a tuple is a list then."""
+    return {"fields": {name: list(value) for name, value in row["fields"].items()}} if "fields" in row else {}
+
+
+@pytest.mark.parametrize("name", ["sft", "chat", "masked", "preference", "tool_use"])
 @pytest.mark.parametrize(
     ("trace", "reason"),
     [
-        (changed(error="timeout"), "failed_sample"),
         (changed(refusal="I cannot"), "refused_sample"),
         (changed(thinking=Thinking.OPEN), "thinking_open"),
         (changed(answer_text=" \n"), "answer_empty"),
@@ -123,23 +174,18 @@ def test_rows_fit_the_declared_schema_and_can_be_traced(name: str) -> None:
 )
 def test_what_a_student_must_not_learn_is_refused(name: str, trace: Trace, reason: str) -> None:
     with pytest.raises(ViewError) as caught:
-        VIEWS.get(name).rows(trace)
+        row_of(name, trace)
     assert caught.value.reason == reason
-    assert VIEWS.get("raw").rows(trace)["id"] == "t1"
-
-
-def test_a_measure_that_json_cannot_hold_is_refused() -> None:
-    with pytest.raises(ViewError, match=r"measure_not_finite.* loss"):
-        VIEWS.get("raw").rows(changed(measures={"loss": float("nan"), "ok": 1.0}))
+    assert row_of("raw", trace)["id"] == "t1"
 
 
 def test_refused_traces_are_handed_over_and_the_rest_goes_on() -> None:
-    refused: list[tuple[str, str]] = []
     many = [changed(id=f"t{number}", answer_text="" if number % 10 == 3 else "4") for number in range(1000)]
-    batches = list(tables(VIEWS.get("sft"), many, lambda trace, error: refused.append((trace.id, error.reason))))
-    assert refused == [(f"t{number}", "answer_empty") for number in range(3, 1000, 10)]
-    assert sum(batch.num_rows for batch in batches) == 900
-    assert len(batches) > 1
+    made = VIEWS.get("sft").rows(Group(PROBLEM, many))
+    assert [(trace_id, error.reason) for trace_id, error in made.refused.items()] == [
+        (f"t{number}", "answer_empty") for number in range(3, 1000, 10)
+    ]
+    assert [row["id"] for row in made.rows] == [f"t{number}" for number in range(1000) if number % 10 != 3]
 
 
 def test_errors_survive_pickling() -> None:
@@ -148,29 +194,44 @@ def test_errors_survive_pickling() -> None:
 
 
 def test_masked_holds_the_raw_text_and_where_it_was_pruned() -> None:
-    row = VIEWS.get("masked").rows(pruned(LONG))
+    row = row_of("masked", pruned(LONG))
     text = row["completion"][0]["content"]
     assert text == f"<think>\n{STEPS}\n</think>\n\nSo it is 4."
     assert [text[span["start"] : span["end"]] for span in row["masked"]] == ["Let me check: 2 + 2 = 4.\n\n"]
-    assert VIEWS.get("masked").rows(stands(LONG))["masked"] == []
-    assert VIEWS.get("masked").rows(stands(LONG))["completion"] == VIEWS.get("sft").rows(LONG)["completion"]
+    assert row_of("masked", stands(LONG))["masked"] == []
+    assert row_of("masked", stands(LONG))["completion"] == row_of("sft", LONG)["completion"]
 
 
 def test_masked_leaves_out_what_is_no_selection_of_the_raw_text() -> None:
     item = PruneItem.of(LONG)
     result = PruneResult(id="t1", kept=(), reasoning="2 + 2.", added="2 + 2.", answer_text="4")
     found = derive(item, result, pruner="p", granularity=Granularity.STEP, ruler=Ruler.of(LONG, None))
-    rewritten = changed(reasoning="2 + 2.", derivation=found.model_dump_json())
+    parents = (Parent(id="t0", role=ParentRole.PRUNED),)
+    rewritten = changed(reasoning="2 + 2.", parents=parents, derivation=found.model_dump_json())
     with pytest.raises(ViewError, match="not_a_selection"):
-        VIEWS.get("masked").rows(rewritten)
+        row_of("masked", rewritten)
 
 
 def test_preference_has_both_texts_and_how_long_they_are() -> None:
-    row = VIEWS.get("preference").rows(pruned(LONG))
+    row = row_of("preference", pruned(LONG))
     assert row["chosen"][0]["content"] == "<think>\nTwo and two.\n\nSo the answer is 4.\n</think>\n\nSo it is 4."
     assert row["rejected"][0]["content"] == f"<think>\n{STEPS}\n</think>\n\nIt is 4."
     assert (row["chosen_outcome"], row["rejected_outcome"]) == ("correct", "correct")
     assert row["chosen_length"] < row["rejected_length"] == LONG.completion_tokens
     assert row["length_unit"] == "estimated_tokens"
     with pytest.raises(ViewError, match="never_valid"):
-        VIEWS.get("preference").rows(stands(LONG))
+        row_of("preference", stands(LONG))
+
+
+def test_preference_has_right_traces_over_wrong_ones_of_their_problem() -> None:
+    wrong = VERDICT.model_copy(update={"outcome": Outcome.INCORRECT})
+    group = [changed(id=f"t{n}", answer_text=f"Answer {n}.", verdict=wrong if n % 2 else VERDICT) for n in range(5)]
+    made = VIEWS.get("preference").rows(Group(PROBLEM, group))
+    assert [(row["id"], row["rejected_id"], row["kind"]) for row in made.rows] == [
+        ("t0", "t1", "verdict"),
+        ("t2", "t3", "verdict"),
+    ]
+    assert made.rows[0]["chosen"][0]["content"] == "<think>\nTwo and two.\n</think>\n\nAnswer 0."
+    assert made.rows[0]["rejected"][0]["content"] == "<think>\nTwo and two.\n</think>\n\nAnswer 1."
+    assert (made.rows[0]["chosen_outcome"], made.rows[0]["rejected_outcome"]) == ("correct", "incorrect")
+    assert {trace_id: error.reason for trace_id, error in made.refused.items()} == {"t4": "no_partner"}

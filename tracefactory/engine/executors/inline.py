@@ -23,6 +23,7 @@ class InlineExecutor:
         self.worker = Worker(
             setup, verifier_processes=setup.pipeline.run.workers or os.cpu_count() or 1, placement=LocalPlacement()
         )
+        self._ranges = asyncio.Semaphore(os.cpu_count() or 1)  # each takes memory for a row group of every view
         self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MODEL_SHARDS))
 
     async def run_shard(self, stage: StageSpec[Any], index: int, layouts: Layouts) -> ShardRecord | None:
@@ -35,7 +36,8 @@ class InlineExecutor:
         return await self.worker.run_whole(stage.id, layouts, inputs, reports)
 
     async def write_range(self, stage: StageSpec[Any], layouts: Layouts, number: int, span: Span) -> Any:
-        return await self.worker.write_range(stage.id, layouts, number, span)
+        async with self._ranges:
+            return await self.worker.write_range(stage.id, layouts, number, span)
 
     async def progress(self) -> Mapping[str, Mapping[str, float]]:
         return self.worker.progress()

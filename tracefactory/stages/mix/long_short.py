@@ -75,6 +75,7 @@ def mix(traces: pl.DataFrame, params: MixParams) -> Decided:
         traces: one row per trace: problem_id, id, style, tokens, outcome.
         params: shares, unit, size, pick and seed.
     """
+    # What is drawn stands for the ids below: two ids never draw the same, and numbers are faster to join than text.
     ranked = traces.with_columns(
         lot=pl.Series(draws(traces["id"].to_arrow(), params.seed)),
         place=pl.Series(draws(traces["problem_id"].to_arrow(), params.seed)),
@@ -82,22 +83,22 @@ def mix(traces: pl.DataFrame, params: MixParams) -> Decided:
     solved = ranked.filter(pl.col("outcome") == Outcome.CORRECT.value, pl.col("style").is_in(["long", "short"]))
     order = {"drawn": ["lot"], "shortest": ["tokens", "lot"], "longest": ["tokens", "lot"]}[params.pick]
     descending = [params.pick == "longest" and name == "tokens" for name in order]
-    best = solved.sort(order, descending=descending).unique(["problem_id", "style"], keep="first", maintain_order=True)
+    best = solved.sort(order, descending=descending).unique(["place", "style"], keep="first", maintain_order=True)
     both = (
         best.filter(pl.col("style") == "long")
-        .join(best.filter(pl.col("style") == "short"), on="problem_id", suffix="_short")
-        .sort("place", "problem_id")
+        .join(best.filter(pl.col("style") == "short"), on="place", suffix="_short")
+        .sort("place")
     )
     used = both.head(params.size) if params.size else both
     long = _how_many_long(used, params)
     longs, shorts = used.head(long), used.tail(used.height - long)
     drawn = pl.concat(
         [
-            longs.select("problem_id", drawn=pl.lit("long"), chosen="id"),
-            shorts.select("problem_id", drawn=pl.lit("short"), chosen="id_short"),
+            longs.select("place", drawn=pl.lit("long"), chosen="lot"),
+            shorts.select("place", drawn=pl.lit("short"), chosen="lot_short"),
         ]
     )
-    decided = _decided(ranked, drawn, both.select("problem_id", solved_by_both=pl.lit(value=True)))
+    decided = _decided(ranked, drawn, both.select("place", solved_by_both=pl.lit(value=True)))
     return Decided(decided, notes=_notes(params, traces, best, used, longs, shorts))
 
 
@@ -113,12 +114,12 @@ def _how_many_long(used: pl.DataFrame, params: MixParams) -> int:
 
 def _decided(traces: pl.DataFrame, drawn: pl.DataFrame, both: pl.DataFrame) -> pl.DataFrame:
     """Return the decision on every trace, in the order of `traces`."""
-    joined = traces.join(drawn, on="problem_id", how="left", maintain_order="left").join(
-        both, on="problem_id", how="left", maintain_order="left"
+    joined = traces.join(drawn, on="place", how="left", maintain_order="left").join(
+        both, on="place", how="left", maintain_order="left"
     )
     style = pl.col("style")
     reason = (
-        pl.when(pl.col("id") == pl.col("chosen"))
+        pl.when(pl.col("lot") == pl.col("chosen"))
         .then(None)
         .when(~style.is_in(["long", "short"]))
         .then(pl.lit("other_style"))
@@ -145,7 +146,7 @@ def _notes(
     shorts: pl.DataFrame,
 ) -> tuple[str, ...]:
     """Say what was asked for and what is in the mix, exactly."""
-    styles = best.group_by("problem_id").agg(pl.len().alias("styles"), pl.col("style").first())
+    styles = best.group_by("place").agg(pl.len().alias("styles"), pl.col("style").first())
     counts = {
         "both": styles.filter(pl.col("styles") == 2).height,
         **{one: styles.filter(pl.col("styles") == 1, pl.col("style") == one).height for one in ("long", "short")},

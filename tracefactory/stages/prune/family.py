@@ -17,6 +17,7 @@ from tracefactory.core.columns import DERIVATION, VERDICT, Column
 from tracefactory.core.decisions import KEEP, REPLACED, Decision, Judgement, Made, fail
 from tracefactory.core.errors import Mistake
 from tracefactory.core.fingerprint import digest
+from tracefactory.core.keys import pinned
 from tracefactory.core.model import Environment
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import ID_DIGITS, Kind, Parent, ParentRole, Problem, Thinking, Trace, Verdict
@@ -165,7 +166,7 @@ class _Rows:
             return Judgement(trace.id, KEEP, {DERIVATION.name: derived, **found}), None
         lengths = derivation.edit.lengths
         share = lengths.pruned / lengths.parent if lengths.parent else 1.0
-        made_by = {"parent": trace.id, "pruner": name, "with": self.params.model_dump(mode="json")}
+        made_by = {"parent": trace.id, "pruner": name, "with": pinned(self.params)}
         kept = {
             name: value for name, value in trace.measures.items() if any(one.covers(name) for one in self.inherited)
         }

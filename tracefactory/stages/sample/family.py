@@ -10,6 +10,7 @@ from pydantic import Field, create_model
 
 from tracefactory.core.columns import Column
 from tracefactory.core.errors import Mistake
+from tracefactory.core.keys import pinned
 from tracefactory.core.model import Completion, Environment, ModelSpec
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Trace
@@ -69,7 +70,7 @@ class SampleDecoded(SampleStage[D]):
         }
 
     def sampling(self, stage: StageSpec[D], seed: int) -> dict[str, Any]:
-        given = stage.params.model_dump(mode="json", include=set(self.decoder.model_fields))
+        given = pinned(stage.params, self.decoder.model_fields)
         return {**given, "decoder": self.decoder.name, "max_tokens": stage.params.max_tokens, "seed": seed}
 
     def temperature(self, stage: StageSpec[D]) -> float:

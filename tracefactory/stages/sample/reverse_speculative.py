@@ -65,9 +65,7 @@ class SampleReverseSpeculative(SampleDecoded[ReverseSpeculativeParams]):
         written = [one.row for one in made if one.decision.keep]
         verdicts = await verdicts_by_rule(written, services)
         runs = {run.id: run.model_copy(update={"verdict": one}) for run, one in zip(written, verdicts, strict=True)}
-        decisions = {
-            run.id: refusal(run, stage.params, run.measures[share_name(stage)]) or KEEP for run in runs.values()
-        }
+        decisions = {run.id: decision_on(run, stage.params, run.measures[share_name(stage)]) for run in runs.values()}
         if stage.params.keep == "shortest":
             decisions |= _not_shortest([run for run in runs.values() if decisions[run.id].keep])
         kept = [run for run in runs.values() if decisions[run.id].keep]
@@ -81,8 +79,8 @@ class SampleReverseSpeculative(SampleDecoded[ReverseSpeculativeParams]):
         )
 
 
-def refusal(run: Trace, params: ReverseSpeculativeParams, share: float) -> Decision | None:
-    """Return why a verified run is not accepted; None when it is.
+def decision_on(run: Trace, params: ReverseSpeculativeParams, share: float) -> Decision:
+    """Return whether a verified run is accepted, and why not.
 
     The order is that of the authors' code; `share` is the share of its tokens that the student wrote.
     """
@@ -97,7 +95,7 @@ def refusal(run: Trace, params: ReverseSpeculativeParams, share: float) -> Decis
         return drop("no_answer", run.verdict.method)
     if run.verdict.outcome is not Outcome.CORRECT:
         return drop(run.verdict.outcome.value, f"found {run.verdict.extracted}")
-    return None
+    return KEEP
 
 
 def _not_shortest(accepted: Sequence[Trace]) -> dict[str, Decision]:

@@ -1,0 +1,116 @@
+"""`publish: dataset`: a version is put in place whole, once, and never changed; what is left lying about is removed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.stages.conftest import RunStages
+from tests.unit.stages.test_prune import line, trace
+from tracefactory.core.errors import UserError
+from tracefactory.publish import dataset
+from tracefactory.publish.release import read_manifest
+from tracefactory.store.leases import RunLock
+
+STAGES = """\
+  - {id: raw, source: traces, with: {paths: problems.jsonl, question: q, answer: a, model: someone}}
+  - {id: dataset, publish: dataset, with: {views: [sft, raw], licence: LICENCE}}
+"""
+ROWS = trace() + trace(question="What is 40 + 2?")
+
+
+def stages(licence: str = "mit") -> str:
+    return STAGES.replace("LICENCE", licence)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where the versions of the pipeline `t` are published."""
+    return tmp_path / "project" / "out" / "t"
+
+
+def times(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+async def test_publishing_again_is_a_no_op_and_other_content_is_refused(run_stages: RunStages, out: Path) -> None:
+    made = await run_stages(stages(), ROWS)
+    assert made.stage("dataset").tally.notes == ("published: out/t/1",)
+    before, manifest = times(out), read_manifest(out / "1")
+    assert {view: found.rows for view, found in manifest.configs.items()} == {"sft": 2, "raw": 2}
+    assert list(manifest.stages) == list(manifest.recipe) == ["raw"]
+    for folder in (made.root / "stages").glob("dataset-*"):
+        shutil.rmtree(folder)
+    again = await run_stages(stages(), ROWS)
+    assert not again.stage("dataset").cached
+    assert again.stage("dataset").tally.notes == ("published: out/t/1",)
+    with pytest.raises(UserError, match=r"exists in .* with other content \(raw: .*raise `version:`"):
+        await run_stages(stages(), ROWS + trace(question="What is 6 * 7?"))
+    with pytest.raises(UserError, match="raise `version:`"):
+        await run_stages(stages("cc-by-4.0"), ROWS)
+    assert times(out) == before
+    assert names(out) == ["1"]
+
+
+async def test_a_failure_while_writing_leaves_nothing(
+    run_stages: RunStages, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = dataset.write_range
+
+    def failing(*given: Any) -> Any:
+        real(*given)
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(dataset, "write_range", failing)
+        with pytest.raises(OSError, match="disk is full"):
+            await run_stages(stages(), ROWS)
+    assert names(out) == []
+
+
+async def test_a_failure_while_assembling_leaves_nothing(
+    run_stages: RunStages, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*given: Any, **rest: Any) -> Any:
+        raise OSError("the disk is full")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(dataset, "assemble", failing)
+        with pytest.raises(OSError, match="disk is full"):
+            await run_stages(stages(), ROWS)
+    assert names(out) == []
+
+
+async def test_what_a_killed_run_left_is_removed(run_stages: RunStages, out: Path) -> None:
+    leftover = out / ".1.tmp-dead" / "sft"
+    leftover.mkdir(parents=True)
+    (leftover / "00000.parquet").write_bytes(b"PAR1")
+    await run_stages(stages(), ROWS)
+    assert names(out) == ["1"]
+
+
+async def test_what_another_run_is_writing_is_left_alone(run_stages: RunStages, out: Path, tmp_path: Path) -> None:
+    busy = out / ".1.tmp-theirs"
+    busy.mkdir(parents=True)
+    (busy / "kept").touch()
+    lock = RunLock(tmp_path / "project" / ".tracefactory", "theirs")
+    await run_stages(stages(), ROWS)
+    assert (busy / "kept").exists()
+    lock.close()
+
+
+async def test_a_trace_that_no_view_can_hold_is_dropped_with_the_views_reason(run_stages: RunStages, out: Path) -> None:
+    made = await run_stages(stages(), ROWS + line("<think>\nHm, which", question="Which?"))
+    judged = made.judged("dataset")
+    dropped = judged.filter(~judged["kept"])
+    assert dropped["reason"].to_list() == ["thinking_open"]
+    tally = made.stage("dataset").tally
+    assert (tally.rows_in, tally.kept, tally.dropped) == (3, 2, 1)
+    assert {view: found.rows for view, found in read_manifest(out / "1").configs.items()} == {"sft": 2, "raw": 2}

@@ -1,0 +1,35 @@
+"""How a source becomes a stage: sorted shards, however much of it fits in memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from tests.unit.stages.conftest import RunStages
+from tests.unit.stages.test_prune import line
+from tracefactory.engine import sources
+
+STAGES = "  - {id: raw, source: traces, with: {paths: problems.jsonl, question: q, answer: a, model: someone}}\n"
+LINES = "".join(line(f"It is {n % 7}.", str(n % 7), f"Which number is {n // 3}?") for n in range(600))
+
+
+async def test_what_does_not_fit_in_memory_is_sorted_on_disk(
+    run_stages: RunStages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = await run_stages(STAGES, LINES)
+    expected = held.traces("raw")
+    assert len(expected) == 600
+    assert [(one.problem_id, one.id) for one in expected] == sorted((one.problem_id, one.id) for one in expected)
+    shutil.rmtree(held.root / "stages")
+    spilled: list[str] = []
+    real = sources.pa.ipc.new_file
+    monkeypatch.setattr(sources, "_BATCH_ROWS", 50)
+    monkeypatch.setattr(sources, "_HELD_BYTES", 20_000)
+    monkeypatch.setattr(sources.pa.ipc, "new_file", lambda path, schema: (spilled.append(path), real(path, schema))[1])
+    made = await run_stages(STAGES, LINES)
+    assert len(spilled) > 3
+    assert made.traces("raw") == expected
+    assert made.stage("raw").digest == held.stage("raw").digest
+    assert not [name for name in os.listdir(made.stage("raw").rows(made.root).folder.path) if name.startswith(".tmp")]
