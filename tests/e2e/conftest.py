@@ -165,7 +165,7 @@ def kill_tree(pid: int) -> None:
             continue
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 180) -> None:
     """Wait for something that must come true."""
     end = time.monotonic() + seconds
     while not condition():

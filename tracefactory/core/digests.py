@@ -129,8 +129,9 @@ def _list_hashes(array: pa.Array) -> Hashes:
 def _bits(array: pa.Array) -> NDArray[np.uint64]:
     kind = array.type
     if pa.types.is_floating(kind):
-        filled = array.cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False)
-        bits: NDArray[np.uint64] = (filled + 0.0).view(np.uint64)  # -0.0 is 0.0
+        filled = array.cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False) + 0.0  # -0.0 is 0.0
+        filled[np.isnan(filled)] = np.nan  # which has many bit patterns: what is computed on x86 has its sign set
+        bits: NDArray[np.uint64] = filled.view(np.uint64)
         return bits
     signed = array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
     numbers: NDArray[np.uint64] = signed.astype(np.int64).view(np.uint64)

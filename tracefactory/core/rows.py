@@ -153,6 +153,15 @@ class Turn(Frozen):
     name: str = ""
     call_id: str = ""
 
+    def message(self) -> dict[str, Any]:
+        """Return the turn as chat completions write it, without its reasoning, and without what it does not have."""
+        calls = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in self.tool_calls
+        ]
+        besides = {"tool_calls": calls, "tool_call_id": self.call_id, "name": self.name}
+        return {"role": self.role, "content": self.content, **{name: value for name, value in besides.items() if value}}
+
 
 class StepLabel(Frozen):
     """A label on the characters [start, end) of the reasoning: a judged step, its value, and who says so."""

@@ -9,6 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from pydantic import computed_field
+
 from tracefactory.core.files import read_json
 from tracefactory.core.model import Environment
 from tracefactory.core.pipeline import Pipeline, StageSpec
@@ -70,6 +72,7 @@ class Plan(Frozen):
     stages: tuple[PlannedStage, ...]
     rebuilt: int = 0
 
+    @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
     @property
     def requests(self) -> int:
         """The requests to pay: at most so many, where a stage has only a bound."""

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
-from tracefactory.core.columns import Column, column_for
+from tracefactory.core.columns import VERDICT, Column, column_for
 from tracefactory.core.decisions import REPLACED
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Kind, problem_id_of
@@ -108,7 +108,7 @@ async def work_on_rows(job: ShardJob, services: Services, live: MutableMapping[s
 def work_on_columns(job: ShardJob) -> ShardRecord:
     """Have a stage decide about a shard from columns alone."""
     wanted = job.op.reads(job.stage, job.pipeline)
-    frame = columns_of(job.input_rows, job.span, wanted)
+    frame = columns_of(job.input_rows, job.span, wanted, known_columns(job))
     decided = job.op.decide(job.stage, frame, job.pipeline)
     if not decided.frame["id"].equals(frame["id"]):
         raise AssertionError(f"{job.stage.id}: its decisions are not about the rows it was given: rows were lost")
@@ -125,8 +125,11 @@ def write_decided(job: ShardJob, decided: Decided) -> ShardRecord:
         return job.rows.folder.write_shard(job.index, job.rows.shards, tables, job.run, job.inputs)
 
 
-def columns_of(rows: StageRows, span: Span, wanted: Iterable[str]) -> pl.DataFrame:
-    """Return columns of the rows of a span, those of their problems under `problem.<name>`; absent ones are null."""
+def columns_of(rows: StageRows, span: Span, wanted: Iterable[str], declared: Iterable[Column] = ()) -> pl.DataFrame:
+    """Return columns of the rows of a span, those of their problems under `problem.<name>`.
+
+    Absent ones are null, of the type that they are declared with.
+    """
     wanted = frozenset(wanted)
     of_problem = frozenset(name.removeprefix("problem.") for name in wanted if name.startswith("problem."))
     frame = rows.frame(span, wanted)
@@ -135,8 +138,11 @@ def columns_of(rows: StageRows, span: Span, wanted: Iterable[str]) -> pl.DataFra
             "problem_id", *(pl.col(name).alias(f"problem.{name}") for name in sorted(of_problem))
         )
         frame = frame.join(problems, on="problem_id", how="left", maintain_order="left")
-    absent = [pl.lit(None, pl.Float64).alias(name) for name in sorted(wanted - set(frame.columns))]
-    return frame.with_columns(absent)
+    # A shard without rows has no columns of its own; an expression on a null of another type would fail.
+    known = {column.name: column for column in (VERDICT, *declared)}
+    types = pl.DataFrame(schema_of(Table.JUDGED, known.values()).empty_table()).schema
+    absent = sorted(wanted - set(frame.columns))
+    return frame.with_columns(pl.lit(None, types.get(name, pl.Float64())).alias(name) for name in absent)
 
 
 def known_columns(job: ShardJob) -> list[Column]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
 from pydantic import Field, JsonValue
 
-from tracefactory.core.rows import Frozen, Problem
+from tracefactory.core.rows import Frozen, Passage, Problem, Tool
 from tracefactory.reading.base import Rejected, json_text
 from tracefactory.reading.extract import EXTRACTORS, AnswerFrom
 from tracefactory.reading.records import Record
@@ -27,6 +28,10 @@ class FieldMapping(Frozen):
     )
     answer: str | None = Field("answer", description="Field of the answer; null for problems without a known one.")
     answer_from: AnswerFrom = Field("field", description="Where in that field the answer stands.")
+    answers: str | None = Field(None, description="Field of further answers that are as good: a list.")
+    context: str | None = Field(None, description="Field of passages: texts, or objects with title, text and source.")
+    tests: str | None = Field(None, description="Field of programs that test an answer: a list.")
+    tools: str | None = Field(None, description="Field of tools that may be called, as chat completions list them.")
     choices: str | None = Field(None, description="Field of the options of a multiple-choice question.")
     id: str | None = Field(None, description="Field of the data set's own id; it is kept in meta.")
     domain: str = Field("", description="Domain of every problem.")
@@ -47,6 +52,7 @@ class FieldMapping(Frozen):
         """Return every field that a row is expected to have."""
         questions = [self.question] if isinstance(self.question, str) else list(self.question)
         single = [self.answer, self.choices, self.id, self.domain_field, self.licence_field]
+        single += [self.answers, self.context, self.tests, self.tools]
         return [*questions, *(field for field in single if field is not None), *self.meta]
 
 
@@ -82,12 +88,15 @@ def to_problem(record: Record, mapping: FieldMapping, source: str) -> Problem | 
             "domain": mapping.domain if mapping.domain_field is None else _text(lookup(row, mapping.domain_field)),
             "licence": mapping.licence if mapping.licence_field is None else _text(lookup(row, mapping.licence_field)),
         }
+        besides: dict[str, Any] = {
+            name: read(lookup(row, field))
+            for name, read in _BESIDES.items()
+            if (field := getattr(mapping, name)) is not None
+        }
     except _UnusableError as error:
         return record.reject(error.reason, error.detail)
     if options is not None:
         question = "\n".join([f"{question}\n", *(f"{label}) {text}" for label, text in options.items())])
-    if not _is_utf8(question, answer or "", *(text or "" for text in texts.values())):
-        return record.reject("bad_encoding", "holds half a surrogate pair, which no UTF-8 text can")
     return Problem.make(
         question=question,
         answer=answer,
@@ -96,6 +105,7 @@ def to_problem(record: Record, mapping: FieldMapping, source: str) -> Problem | 
         source=source,
         meta=json_text(_meta(record, mapping)),
         **{name: text or "" for name, text in texts.items()},
+        **besides,
     )
 
 
@@ -138,9 +148,9 @@ def _label(answer: str, value: Any, options: Mapping[str, str]) -> str:
 def _options(value: Any) -> dict[str, str]:
     """Return label -> text, from a list of texts, from {label: text}, or from {"label": [...], "text": [...]} (ARC)."""
     if isinstance(value, Mapping) and isinstance(value.get("text"), list) and isinstance(value.get("label"), list):
-        pairs = list(zip(map(str, value["label"]), value["text"], strict=False))
+        pairs = [(_text(label) or "", text) for label, text in zip(value["label"], value["text"], strict=False)]
     elif isinstance(value, Mapping):
-        pairs = [(str(label), text) for label, text in value.items()]
+        pairs = [(_text(label) or "", text) for label, text in value.items()]
     elif isinstance(value, (list, tuple)) and len(value) <= len(_LETTERS):
         labelled = [_LABELLED.fullmatch(item) if isinstance(item, str) else None for item in value]
         own = [match[1] for match in labelled if match]
@@ -165,6 +175,10 @@ def _text(value: Any) -> str | None:
     if isinstance(value, (list, tuple)) and len(value) == 1:
         value = value[0]
     if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise _UnusableError("bad_encoding", "holds half a surrogate pair, which no UTF-8 text can") from error
         return value.strip()
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return None
@@ -177,11 +191,49 @@ def _text(value: Any) -> str | None:
     return str(value)
 
 
-def _is_utf8(*texts: str) -> bool:
+def _items(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    return tuple(text for text in map(_text, _items(value)) if text)
+
+
+def _passages(value: Any) -> tuple[Passage, ...]:
+    found = []
+    for item in _items(value):
+        parts = item if isinstance(item, Mapping) else {"text": item}
+        text = _text(parts.get("text"))
+        if not text:
+            raise _UnusableError("bad_context", "a passage without text")
+        found.append(Passage(text=text, **{name: _text(parts.get(name)) or "" for name in ("title", "source")}))
+    return tuple(found)
+
+
+def _tools(value: Any) -> tuple[Tool, ...]:
+    """Read tools as chat completions list them: {"type": "function", "function": {...}}, or the function alone."""
     try:
-        return all(text.isascii() or text.encode() for text in texts)
-    except UnicodeEncodeError:
-        return False
+        items = _items(json.loads(value) if isinstance(value, str) else value)
+    except ValueError as error:
+        raise _UnusableError("bad_tools", f"no JSON: {error}") from error
+    found = []
+    for item in items:
+        function = item.get("function", item) if isinstance(item, Mapping) else {}
+        name = _text(function.get("name")) if isinstance(function, Mapping) else None
+        if not name:
+            raise _UnusableError("bad_tools", "a tool without a name")
+        described = _text(function.get("description")) or ""
+        found.append(Tool(name=name, description=described, parameters=json_text(function.get("parameters") or {})))
+    return tuple(found)
+
+
+_BESIDES: Mapping[str, Callable[[Any], Any]] = {
+    "answers": _texts,
+    "context": _passages,
+    "tests": _texts,
+    "tools": _tools,
+}
+"""What a problem may have besides question and answer, and how each is read."""
 
 
 def _meta(record: Record, mapping: FieldMapping) -> dict[str, Any]:

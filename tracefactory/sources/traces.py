@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.rows import Problem, Thinking, Trace
+from tracefactory.core.rows import ID_DIGITS, Problem, Thinking, Trace, Turn
 from tracefactory.reading.base import SOURCES, Rejected
+from tracefactory.reading.conversation import BadConversation, read_conversation
 from tracefactory.reading.mapping import lookup, to_problem
 from tracefactory.reading.records import Record
 from tracefactory.sources.files import Files, FilesParams, labelled_records
@@ -21,6 +24,11 @@ class TraceFilesParams(FilesParams):
 
     response: str = Field("response", description="Field of the completion, or of the answer text beside `reasoning`.")
     reasoning: str | None = Field(None, description="Field of the reasoning, where it is not inside the completion.")
+    messages: str | None = Field(
+        None,
+        description="Field of a conversation from the question to the last answer, as chat completions write it; it "
+        "stands for `response` and `reasoning`, and its first user message must be the question.",
+    )
     tags: tuple[str, str] | None = Field(None, description="What opens and closes reasoning, where it is not <think>.")
     model_field: str | None = Field(None, description="Field of the name of the model that wrote the trace.")
     model: str = Field("", description="Name of the model that wrote every trace.")
@@ -29,7 +37,8 @@ class TraceFilesParams(FilesParams):
 
     def fields(self) -> list[str]:
         """Return every field that a row is expected to have."""
-        own = [self.response, self.reasoning, self.model_field, self.finish_reason]
+        text = [self.response, self.reasoning] if self.messages is None else [self.messages]
+        own = [*text, self.model_field, self.finish_reason]
         return [*super().fields(), *(field for field in own if field is not None)]
 
 
@@ -52,36 +61,68 @@ class TraceFiles(Files):
             yield row
 
 
+@dataclass(frozen=True)
+class _Written:
+    """What a row says was written: the last turn, and what stood before it."""
+
+    reasoning: str
+    answer: str
+    thinking: Thinking
+    turns: tuple[Turn, ...] = ()
+    system: str | None = None
+
+
 def _trace(record: Record, params: TraceFilesParams, label: str, samples: dict[str, int]) -> Trace | Rejected:
     problem = to_problem(record, params, label)
     if not isinstance(problem, Problem):
         return problem
-    response = lookup(record.values, params.response)
-    apart = None if params.reasoning is None else lookup(record.values, params.reasoning)
-    if not isinstance(response, str) or not (response.strip() or apart):
-        return record.reject("no_response", f"no text in {params.response}")
-    if apart is not None and not isinstance(apart, str):
-        return record.reject("no_reasoning", f"no text in {params.reasoning}")
-    if params.tags is not None:
-        response = response.replace(params.tags[0], "<think>").replace(params.tags[1], "</think>")
-    reasoning, answer, thinking = split_reasoning(response, apart, opened_in_prompt=False)
+    written = _written(record, params, problem)
+    if isinstance(written, Rejected):
+        return written
     said = None if params.finish_reason is None else lookup(record.values, params.finish_reason)
     wrote = params.model if params.model_field is None else lookup(record.values, params.model_field)
-    index = samples.get(problem.id, 0)
+    key: dict[str, Any] = {"problem": problem.id, "reasoning": written.reasoning, "answer": written.answer}
+    if written.turns:
+        key["turns"] = [turn.model_dump() for turn in written.turns]
     try:
-        key = digest({"problem": problem.id, "reasoning": reasoning, "answer": answer})
+        trace_id = digest(key)[:ID_DIGITS]
     except UnicodeEncodeError:
         return record.reject("bad_encoding", "holds half a surrogate pair, which no UTF-8 text can")
     return Trace(
-        id=key[:16],
+        id=trace_id,
         problem=problem,
         op="import",
         teacher=str(wrote or ""),
         model=str(wrote or ""),
         style=params.style,
-        sample_index=index,
-        reasoning=reasoning,
-        answer_text=answer,
-        thinking=thinking,
-        finish_reason=str(said) if said else "length" if thinking is Thinking.OPEN else "stop",
+        sample_index=samples.get(problem.id, 0),
+        system=written.system,
+        reasoning=written.reasoning,
+        answer_text=written.answer,
+        turns=written.turns,
+        thinking=written.thinking,
+        finish_reason=str(said) if said else "length" if written.thinking is Thinking.OPEN else "stop",
     )
+
+
+def _written(record: Record, params: TraceFilesParams, problem: Problem) -> _Written | Rejected:
+    before: tuple[Turn, ...] = ()
+    system = None
+    if params.messages is None:
+        response = lookup(record.values, params.response)
+        apart = None if params.reasoning is None else lookup(record.values, params.reasoning)
+        if not isinstance(response, str) or not (response.strip() or apart):
+            return record.reject("no_response", f"no text in {params.response}")
+        if apart is not None and not isinstance(apart, str):
+            return record.reject("no_reasoning", f"no text in {params.reasoning}")
+    else:
+        try:
+            system, question, before, last = read_conversation(lookup(record.values, params.messages))
+        except BadConversation as error:
+            return record.reject("no_conversation", f"{params.messages}: {error}")
+        if question.strip() != problem.question:
+            return record.reject("other_question", f"the first user message of {params.messages} is not the question")
+        response, apart = last.content, last.reasoning or None
+    if params.tags is not None:
+        response = response.replace(params.tags[0], "<think>").replace(params.tags[1], "</think>")
+    return _Written(*split_reasoning(response, apart, opened_in_prompt=False), before, system)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from tracefactory.core.fingerprint import digest
 from tracefactory.core.keys import messages_digest, model_digest, request_key, request_key_v1
 from tracefactory.core.model import ChatRequest, Completion, Environment, RequestFailed
 from tracefactory.core.pipeline import Pipeline, StageSpec
-from tracefactory.core.rows import ID_DIGITS, Frozen, Kind, Parent, ParentRole, Row, Trace
+from tracefactory.core.rows import ID_DIGITS, Frozen, Kind, Parent, ParentRole, Row, Trace, Turn
 from tracefactory.core.stage import (
     Answer,
     Batch,
@@ -40,6 +40,11 @@ class SampleParams(Frozen):
     seed: int = Field(default=0, ge=0, description="Start of the seed that each sample has of its own.")
     role: ParentRole = Field(
         default=ParentRole.REVISES, description="What the new traces are to the traces they are sampled from."
+    )
+    writes: Literal["trace", "turn"] = Field(
+        default="trace",
+        description="Of a stage on traces: `trace` asks anew, with the prompt alone; `turn` goes on with the "
+        "conversation, the prompt being the user's next message and the reply its next answer.",
     )
 
 
@@ -115,13 +120,18 @@ class SampleStage(Stage[S]):
     def check(self, stage: StageSpec[S], pipeline: Pipeline) -> list[Mistake]:
         inputs = {pipeline.stage(name).verb for name in stage.inputs}
         kind = Kind.PROBLEMS if inputs == {"source"} else Kind.TRACES
-        return list(pipeline.prompts[stage.params.prompt].check(kind))
+        mistakes = list(pipeline.prompts[stage.params.prompt].check(kind))
+        if stage.params.writes == "turn" and kind is Kind.PROBLEMS:
+            mistakes.append(Mistake("writes: a problem has no conversation to go on with", hint="leave it out"))
+        return mistakes
 
     def draws(self, stage: StageSpec[S], pipeline: Pipeline, rows: Sequence[Row]) -> Iterator[Draw]:
         """Yield every sample this stage takes of some rows: what `plan` counts and `run` pays for."""
         params, prompt = stage.params, pipeline.prompts[stage.params.prompt]
         for row in rows:
             messages = prompt.messages_for(row)
+            if params.writes == "turn" and isinstance(row, Trace):
+                messages = continued(row, messages)
             for index in range(params.samples):
                 sampling = self.sampling(stage, _seed(params.seed, row, row.id, index))
                 yield Draw(row, index, messages, sampling, params.seed)
@@ -197,12 +207,17 @@ class SampleStage(Stage[S]):
         key = request.key if record is None else record.get("key_v1", request.key)
         problem = draw.row.problem if isinstance(draw.row, Trace) else draw.row
         of = problem.id if key == request.key else problem.id_v1
-        parents = (Parent(id=draw.row.id, role=params.role),) if isinstance(draw.row, Trace) else ()
+        parents: tuple[Parent, ...] = ()
+        turns: tuple[Turn, ...] = ()
+        if isinstance(draw.row, Trace):
+            parents = (Parent(id=draw.row.id, role=params.role),)
+            turns = _turns(draw.row, draw.messages) if params.writes == "turn" else ()
         first = draw.messages[0]
         return Trace(
             id=digest({"stage": stage.id, "problem": of, "request": key})[:ID_DIGITS],
             problem=problem,
             parents=parents,
+            turns=turns,
             stage=stage.id,
             teacher=name,
             model=spec.model,
@@ -217,6 +232,27 @@ class SampleStage(Stage[S]):
             request_key=key,
             **written,
         )
+
+
+def continued(trace: Trace, prompted: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the conversation of a trace and a prompt's messages after it; reasoning is left out, as servers do.
+
+    The system message is the prompt's, or else the one that the trace was written under; worked examples of the prompt
+    stand where it puts them, after the conversation.
+    """
+    system = [message for message in prompted if message["role"] == "system"]
+    if not system and trace.system is not None:
+        system = [{"role": "system", "content": trace.system}]
+    said = [turn.message() for turn in trace.messages]
+    return [*system, *said, *(message for message in prompted if message["role"] != "system")]
+
+
+def _turns(trace: Trace, messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
+    """Return the turns between the question and the reply to `messages`, which go on with the trace."""
+    written = (*trace.messages[1:],)
+    asked = [message for message in messages if message["role"] != "system"][1 + len(written) :]
+    prefill = bool(asked) and asked[-1]["role"] == "assistant"
+    return (*written, *(Turn(role=one["role"], content=one["content"]) for one in (asked[:-1] if prefill else asked)))
 
 
 @dataclass(frozen=True)

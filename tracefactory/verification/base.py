@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import ValidationError
@@ -79,6 +79,23 @@ class Verifier(ABC):
 
 VERIFIERS: Registry[Verifier] = registry("verifier")
 """Every verifier by name."""
+
+_BEST_FIRST = (Outcome.CORRECT, Outcome.VERIFIER_ERROR, Outcome.UNVERIFIABLE, Outcome.INCORRECT)
+
+
+def per_gold(task: VerifyTask) -> Sequence[VerifyTask]:
+    """Return the task once for each gold answer of its problem."""
+    problem = task.problem
+    if not problem.answers:
+        return (task,)
+    golds = (problem.answer, *problem.answers)
+    each = [problem.model_copy(update={"answer": gold, "answers": ()}) for gold in golds if gold is not None]
+    return [task.model_copy(update={"problem": one}) for one in each]
+
+
+def best_of(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return the verdict that holds over several gold answers: right by any of them, wrong only by all of them."""
+    return min(verdicts, key=lambda one: _BEST_FIRST.index(one.outcome))
 
 
 def verifier(kind: type[V]) -> type[V]:

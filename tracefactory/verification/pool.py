@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from tracefactory.core.errors import UserError
 from tracefactory.core.rows import Outcome, Verdict
-from tracefactory.verification.base import Verifier, VerifyTask, resolve
+from tracefactory.verification.base import Verifier, VerifyTask, best_of, per_gold, resolve
 
 START_SECONDS = 120.0
 """How long a worker may take to import what it needs on a busy machine; not part of an item's deadline."""
@@ -191,7 +191,12 @@ class VerifierPool:
         self._finalizer = weakref.finalize(self, _end, self._processes, self._threads)
 
     async def verify(self, tasks: Sequence[VerifyTask]) -> list[Verdict]:
-        """Return one verdict per task, in order. Never raises for an item."""
+        """Return one verdict per task, in order, by the gold answer of its problem that suits best. Never raises."""
+        by_gold = [one for task in tasks for one in per_gold(task)]
+        found = iter(await self._each(by_gold))
+        return [best_of([next(found) for _ in per_gold(task)]) for task in tasks]
+
+    async def _each(self, tasks: Sequence[VerifyTask]) -> list[Verdict]:
         verdicts: list[Verdict | None] = []
         waiting: dict[int, Future[Verdict]] = {}
         try:
@@ -211,7 +216,7 @@ class VerifierPool:
 
     def verify_now(self, task: VerifyTask) -> Verdict:
         """Return the verdict of one task, waiting for it; for callers without an event loop."""
-        return self._quick(task) or self._threads.submit(self._slow, task).result()
+        return best_of([self._quick(one) or self._threads.submit(self._slow, one).result() for one in per_gold(task)])
 
     def close(self) -> None:
         """End every worker and wait for it; running items become `verifier_error`. Closing twice is fine."""

@@ -30,10 +30,10 @@ class CodeParams(Frozen):
     """How to test a program.
 
     `tests`: statements to run after it, such as assertions (MBPP) or a `check` function (HumanEval; it is called with
-    `entry_point` unless the tests call it). `setup` runs between the program and its tests, as in
-    MBPP (Austin et al. 2021). `prompt`: the beginning of the program, put before an
-    answer that only continues it. `cases`: input and output pairs, instead of tests. `seconds` of processor time and
-    `memory_mb` are the limits of each run.
+    `entry_point` unless the tests call it); by default those of the problem. `setup` runs between the program and
+    its tests, as in MBPP (Austin et al. 2021). `prompt`: the beginning of the program, put before an answer that only
+    continues it. `cases`: input and output pairs, instead of tests. `seconds` of processor time and `memory_mb` are the
+    limits of each run.
     """
 
     tests: tuple[str, ...] = ()
@@ -57,6 +57,7 @@ class CodeVerifier(Verifier):
     Params = CodeParams
 
     def quick(self, task: VerifyTask, params: CodeParams) -> Verdict | None:
+        params = _with_tests(task, params)
         if not params.tests and not params.cases:
             return self.verdict(Outcome.UNVERIFIABLE, "no_tests")
         if self._program(task, params) is None:
@@ -67,6 +68,7 @@ class CodeVerifier(Verifier):
         return max(1, len(params.cases)) * (params.limits().wall_seconds + _OVERHEAD)
 
     def full(self, task: VerifyTask, params: CodeParams) -> Verdict:
+        params = _with_tests(task, params)
         program = self._program(task, params)
         if program is None:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
@@ -99,6 +101,10 @@ class CodeVerifier(Verifier):
             return self.verdict(Outcome.CORRECT, method, shown)
         method = "output_limit" if run.ended == "output" else method
         return self.verdict(Outcome.INCORRECT, method, shown, (run.stderr.strip()[-300:] or f"exit code {run.code}"))
+
+
+def _with_tests(task: VerifyTask, params: CodeParams) -> CodeParams:
+    return params if params.tests else params.model_copy(update={"tests": task.problem.tests})
 
 
 def whole_program(code: str, params: CodeParams) -> str:

@@ -52,21 +52,8 @@ class ToolUseRow(Tracked):
 def tool_use(trace: Trace) -> Row:
     """Return the conversation as messages of the OpenAI protocol; keys that a message does not need are null."""
     require_trainable(trace)
-    messages = [
-        {
-            "role": turn.role,
-            "content": turn.content,
-            "reasoning_content": turn.reasoning or None,
-            "tool_calls": [
-                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for call in turn.tool_calls
-            ]
-            or None,
-            "tool_call_id": turn.call_id or None,
-            "name": turn.name or None,
-        }
-        for turn in trace.messages
-    ]
+    absent = dict.fromkeys(("tool_calls", "tool_call_id", "name"))
+    messages = [{**absent, **turn.message(), "reasoning_content": turn.reasoning or None} for turn in trace.messages]
     tools = [
         {
             "type": "function",
