@@ -86,7 +86,8 @@ async def work_on_rows(job: ShardJob, services: Services, live: MutableMapping[s
             add_result(tables, op, result, batch, declared)
 
         try:
-            for batch in job.input_rows.batches(job.span, BATCH_PROBLEMS[op.host]):
+            batches = job.input_rows.batches(job.span, BATCH_PROBLEMS[op.host])
+            while (batch := await asyncio.to_thread(next, batches, None)) is not None:
                 bound = sum(one.requests for one in op.at_most(job.stage, job.pipeline, batch).values())
                 live["at_most"] += bound
                 running.append((batch, bound, asyncio.create_task(op.run(job.stage, batch, services))))

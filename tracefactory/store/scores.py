@@ -8,15 +8,37 @@ A row counts only while the trace still has the tokens it was scored on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from tracefactory.core.files import whole_file
 from tracefactory.students.scores import TOKEN_SCORES_SCHEMA, WORDS, TokenScores, scores_from_table, scores_to_table
+
+
+class _Index:
+    """Which file holds the scores of which traces; a file is looked into once, and never changes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ids: dict[str, pa.Array] = {}
+
+    def files_with(self, trace_ids: pa.Array) -> list[str]:
+        """Return the files that hold scores of any of these traces, in the order of their names."""
+        for path in map(str, self._folder.glob("part-*.parquet")):
+            if path not in self._ids:
+                self._ids[path] = pq.read_table(path, columns=["trace_id"])["trace_id"].combine_chunks()
+        return sorted(path for path, ids in self._ids.items() if pc.any(pc.is_in(ids, value_set=trace_ids)).as_py())
+
+
+@lru_cache(maxsize=16)
+def _index(folder: Path) -> _Index:
+    return _Index(folder)
 
 
 class ScoreStore:
@@ -31,10 +53,10 @@ class ScoreStore:
 
         With `words` also the text, and what the student would have said instead, as far as they are stored.
         """
-        files = sorted(str(path) for path in self.folder.glob("part-*.parquet"))
+        wanted = pa.array(list(trace_ids), pa.string())
+        files = _index(self.folder).files_with(wanted)
         if not files:
             return {}
-        wanted = pa.array(list(trace_ids), pa.string())
         columns = [name for name in TOKEN_SCORES_SCHEMA.names if words or name not in WORDS]
         dataset = ds.dataset(files, schema=TOKEN_SCORES_SCHEMA)
         table = dataset.to_table(columns=columns, filter=ds.field("trace_id").isin(wanted))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tracefactory.core.errors import UserError
 from tracefactory.publish import dataset
 from tracefactory.publish.release import read_manifest
 from tracefactory.store.leases import RunLock
+from tracefactory.verification.base import VERIFIERS
 
 STAGES = """\
   - {id: raw, source: traces, with: {paths: problems.jsonl, question: q, answer: a, model: someone}}
@@ -114,3 +116,44 @@ async def test_a_trace_that_no_view_can_hold_is_dropped_with_the_views_reason(ru
     tally = made.stage("dataset").tally
     assert (tally.rows_in, tally.kept, tally.dropped) == (3, 2, 1)
     assert {view: found.rows for view, found in read_manifest(out / "1").configs.items()} == {"sft": 2, "raw": 2}
+
+
+VERIFIED = """\
+  - {id: raw, source: traces, with: {paths: problems.jsonl, question: q, answer: a, model: someone}}
+  - {id: checked, verify: auto}
+  - {id: dataset, publish: dataset, with: {views: [sft], licence: mit}}
+"""
+
+
+async def test_another_version_of_a_verifier_that_was_not_used_runs_nothing_again(
+    run_stages: RunStages, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run_stages(VERIFIED, ROWS)
+    before = times(out)
+    monkeypatch.setattr(VERIFIERS.get("choice"), "version", "99")
+    again = await run_stages(VERIFIED, ROWS)
+    assert all(stage.cached for stage in again.outcome.stages)
+    assert times(out) == before
+
+
+@pytest.mark.parametrize(
+    ("views", "note"),
+    [
+        ("[sft]", "published: out/t/1"),  # it holds no verdict: its content is the same
+        (
+            "[sft, raw]",
+            "published: out/t/1, as tracefactory .* made it; this version would make it otherwise .*math: 2 -> 99.*",
+        ),
+    ],
+)
+async def test_an_upgrade_publishes_nothing_anew_and_says_what_would_change(
+    run_stages: RunStages, out: Path, monkeypatch: pytest.MonkeyPatch, views: str, note: str
+) -> None:
+    stages = VERIFIED.replace("[sft]", views)
+    await run_stages(stages, ROWS)
+    before = times(out)
+    monkeypatch.setattr(VERIFIERS.get("math"), "version", "99")
+    made = await run_stages(stages, ROWS)
+    assert [stage.cached for stage in made.outcome.stages] == [True, False, False]
+    assert re.fullmatch(note, made.stage("dataset").tally.notes[0])
+    assert times(out) == before

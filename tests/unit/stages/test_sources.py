@@ -33,3 +33,10 @@ async def test_what_does_not_fit_in_memory_is_sorted_on_disk(
     assert made.traces("raw") == expected
     assert made.stage("raw").digest == held.stage("raw").digest
     assert not [name for name in os.listdir(made.stage("raw").rows(made.root).folder.path) if name.startswith(".tmp")]
+
+
+async def test_a_source_of_traces_without_a_single_usable_row_is_an_empty_stage(run_stages: RunStages) -> None:
+    more = "  - {id: checked, verify: auto}\n  - {id: right, filter: verdict}\n"
+    made = await run_stages(STAGES + more, line("", "1", "Which number is 1?") * 3)
+    assert made.stage("raw").tally.reasons == {"no_response": 3}
+    assert made.traces("right") == []

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from tracefactory.store.scores import ScoreStore
 from tracefactory.students.scores import TOKEN_SCORES_SCHEMA, TokenScores, scores_from_table, scores_to_table
@@ -44,6 +45,23 @@ def test_the_store_reads_words_when_asked_and_files_that_have_none(tmp_path: Pat
     assert [told[name][0].text for name in ("new", "old")] == ["text 1", None]
     assert told["new"][0].instead == (None, "a", "a", None)
     np.testing.assert_array_equal(told["old"][0].ranks, random_scores(3, 2).ranks)
+
+
+def test_what_another_writer_adds_is_found_and_a_file_is_looked_into_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ScoreStore(tmp_path, "0123456789abcdef0123")
+    assert store.get(["t0"]) == {}
+    for number in range(30):
+        store.put({f"t{number}": random_scores(3, number)})
+    looked: list[object] = []
+    real = pq.read_table
+    monkeypatch.setattr(pq, "read_table", lambda path, **rest: (looked.append(path), real(path, **rest))[1])
+    other = ScoreStore(tmp_path, "0123456789abcdef0123")
+    for number in range(30):
+        (found,) = other.get([f"t{number}", "nobody"])[f"t{number}"]
+        np.testing.assert_array_equal(found.ranks, random_scores(3, number).ranks)
+    assert len(looked) == 30
 
 
 def test_a_slice_of_a_table_reads_its_own_rows() -> None:
