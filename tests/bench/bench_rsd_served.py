@@ -35,10 +35,10 @@ from tracefactory.core.model import Environment
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.pace import expected_tokens
 from tracefactory.decoding.served import ServedPair, Side
+from tracefactory.decoding.vllm_specs import DraftingSpec
 from tracefactory.models.vllm import VLLMSpec
 from tracefactory.serving.client import ChatClient
-from tracefactory.serving.vllm.drafting import DraftingSpec
-from tracefactory.students import StudentSpec
+from tracefactory.students import Checkpoint
 
 pytestmark = pytest.mark.bench
 
@@ -73,7 +73,7 @@ class SlowServer(TokenServer):
 def stand_ins(folder: Path) -> tuple[Side, Side]:
     folders = save_pair(folder)
     servers: list[Any] = [SlowServer(Bigrams(spread), by_noise) for spread in (0.0, 0.6)]
-    specs = [StudentSpec(model=str(one)) for one in folders]
+    specs = [Checkpoint(model=str(one)) for one in folders]
     return Side("big", servers[0], specs[0]), Side("small", servers[1], specs[1])
 
 
@@ -85,7 +85,7 @@ async def sides(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     specs = real_servers(tmp_path)
     clients = [ChatClient.connect(spec, tmp_path / str(number), Environment()) for number, spec in enumerate(specs)]
     big, small = (
-        Side(n, c, s.student(Environment())) for n, c, s in zip(("big", "small"), clients, specs, strict=True)
+        Side(n, c, s.checkpoint(Environment())) for n, c, s in zip(("big", "small"), clients, specs, strict=True)
     )
     yield big, small
     await asyncio.gather(*(client.close() for client in clients))

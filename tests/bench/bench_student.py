@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tracefactory.students import StudentSpec, open_student
+from tracefactory.students import Checkpoint, open_student
 from tracefactory.students.head import peak_bytes
 from tracefactory.students.render import Rendered
 from tracefactory.students.student import Student, length_batches
@@ -48,7 +48,7 @@ def smollm_file() -> Path:
 def student() -> Iterator[Student]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield open_student(StudentSpec(model=str(smollm_file()), max_batch_tokens=1024))
+    yield open_student(Checkpoint(model=str(smollm_file()), max_batch_tokens=1024))
     torch.set_num_threads(threads)
 
 
@@ -132,9 +132,9 @@ def peak_of(statement: str) -> int:
         "import resource, sys, torch",
         f"sys.path.insert(0, {str(Path(__file__).parent)!r})",
         "import bench_student as bench",
-        "from tracefactory.students import StudentSpec, open_student",
+        "from tracefactory.students import Checkpoint, open_student",
         "torch.set_num_threads(1)",
-        "student = open_student(StudentSpec(model=str(bench.smollm_file()), max_batch_tokens=1024, chunk=64))",
+        "student = open_student(Checkpoint(model=str(bench.smollm_file()), max_batch_tokens=1024, chunk=64))",
         "student.score(bench.traces(student, [900]))",
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss",
         statement,

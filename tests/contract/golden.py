@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tracefactory.config import load_pipeline
+from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.columns import VERDICT, Column
 from tracefactory.core.decisions import KEEP, Made
 from tracefactory.core.digests import table_digest
@@ -33,7 +34,6 @@ from tracefactory.pruning import PRUNERS
 from tracefactory.publish.views import VIEWS
 from tracefactory.reading.base import SOURCES
 from tracefactory.stages._sampling import SampleStage
-from tracefactory.students.spec import StudentSpec
 from tracefactory.verification.base import VERIFIERS
 
 HERE = Path(__file__).parent
@@ -81,7 +81,7 @@ def golden() -> dict[str, Any]:
         },
         "models": {name: {"identity": model_digest(_model(name).identity(Environment()))} for name in MODELS},
         "scores": {
-            "student": StudentSpec(model="org/student", revision=COMMIT).key(),
+            "student": Checkpoint(model="org/student", revision=COMMIT).key(),
             **{name: _model(name).scores_key(Environment()) for name in ("transformers", "vllm")},
         },
         "operations": {name: _described(STAGES.get(name).version, STAGES.get(name).Params) for name in STAGES},

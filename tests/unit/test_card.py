@@ -8,10 +8,10 @@ from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 from pydantic import ValidationError
 
+from tracefactory.engine.lengths import LengthLine
 from tracefactory.publish.card import (
     CardInputs,
     ConfigLine,
-    LengthLine,
     MixLine,
     ModelLine,
     PromptLine,

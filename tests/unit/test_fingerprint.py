@@ -66,11 +66,13 @@ ANYTHING = st.recursive(
     | ANY_FLOAT.map(Share)
     | ANY_TEXT
     | ANY_TEXT.map(Text),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.lists(inner, max_size=3).map(tuple)
-    | st.builds(Pair, inner, inner)
-    | st.dictionaries(ANY_TEXT | ANY_TEXT.map(Text) | st.just(Word.WORD), inner, max_size=3)
-    | st.dictionaries(ANY_TEXT, inner, max_size=3).map(OrderedDict),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.builds(Pair, inner, inner)
+        | st.dictionaries(ANY_TEXT | ANY_TEXT.map(Text) | st.just(Word.WORD), inner, max_size=3)
+        | st.dictionaries(ANY_TEXT, inner, max_size=3).map(OrderedDict)
+    ),
     max_leaves=8,
 )
 

@@ -17,7 +17,7 @@ from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.decoding.decoder import DECODERS
 from tracefactory.decoding.prompts import decoder_of, encoded_prompt
 from tracefactory.decoding.provenance import Decoded
-from tracefactory.students import StudentSpec
+from tracefactory.students import Checkpoint
 
 NOISE = 0.1
 QUESTIONS = (
@@ -94,5 +94,5 @@ class Judge:
         return compared
 
 
-def in_process(folder: Path | str) -> StudentSpec:
-    return StudentSpec(model=str(folder), dtype="float32")
+def in_process(folder: Path | str) -> Checkpoint:
+    return Checkpoint(model=str(folder), dtype="float32")

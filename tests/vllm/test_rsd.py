@@ -14,9 +14,9 @@ from tracefactory.core.model import Environment
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.pair import Pair
 from tracefactory.decoding.served import ServedPair, Side
+from tracefactory.decoding.vllm_specs import DraftingSpec
 from tracefactory.models.vllm import VLLMSpec
 from tracefactory.serving.client import ChatClient
-from tracefactory.serving.vllm.drafting import DraftingSpec
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
 TIE = 5e-3  # nats: two engines in float32 that add up in different orders
@@ -36,7 +36,7 @@ async def sides(folders, tmp_path_factory):
     specs = [DraftingSpec.model_validate(fields(folders[0])), VLLMSpec.model_validate(fields(folders[1]))]
     logs = tmp_path_factory.mktemp("logs")
     clients = [ChatClient.connect(spec, logs / str(number), Environment()) for number, spec in enumerate(specs)]
-    found = (Side(n, c, s.student(Environment())) for n, c, s in zip(("big", "small"), clients, specs, strict=True))
+    found = (Side(n, c, s.checkpoint(Environment())) for n, c, s in zip(("big", "small"), clients, specs, strict=True))
     yield tuple(found)
     await asyncio.gather(*(client.close() for client in clients))
 

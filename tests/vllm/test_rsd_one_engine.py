@@ -12,9 +12,9 @@ from tracefactory.core.model import Environment
 from tracefactory.decoding.fused import FusedPair
 from tracefactory.decoding.pair import Pair
 from tracefactory.decoding.served import Side
+from tracefactory.decoding.vllm_specs import FusedSpec
 from tracefactory.models.vllm import VLLMSpec
 from tracefactory.serving.client import ChatClient
-from tracefactory.serving.vllm.drafting import FusedSpec
 
 pytestmark = pytest.mark.vllm
 TIE = 5e-3  # nats: two engines in float32 that add up in different orders
@@ -28,8 +28,8 @@ async def test_one_engine_parts_from_in_process_runs_only_at_near_ties(vllm_envi
     specs = [VLLMSpec.model_validate(one) for one in (fields(teacher), fields(student, **length))]
     spec = FusedSpec.of(specs[1], specs[0], Environment())
     client = ChatClient.connect(spec, tmp_path / "logs", Environment())
-    side = Side("small", client, specs[1].student(Environment()))
-    pair = FusedPair(side, ("big", specs[0].student(Environment())), spec.drafted)
+    side = Side("small", client, specs[1].checkpoint(Environment()))
+    pair = FusedPair(side, ("big", specs[0].checkpoint(Environment())), spec.drafted)
     requests = asked(COUNT, TOKENS, p=0.05)
     try:
         together = await asyncio.gather(*map(pair.complete, requests))

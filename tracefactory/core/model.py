@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import Field, GetCoreSchemaHandler, JsonValue, SecretStr, field_validator
 from pydantic_core import core_schema
 
+from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.keys import messages_digest, model_digest, request_key, request_key_v1
 from tracefactory.core.registry import Registry, registry
@@ -128,6 +129,50 @@ class ModelSpec(Frozen, ABC):
     @abstractmethod
     def provider_label(self) -> str:
         """Who serves the model: the same weights behind another provider may answer differently."""
+
+    in_process: ClassVar[bool] = False
+    """Whether the weights are loaded into the worker: nothing serves the model over HTTP, and it tells entropies."""
+    scores_tokens: ClassVar[bool] = False
+    """Whether it tells the log-probability of every token of a given text (see `checkpoint`, `scores_key`)."""
+    runs_plugins: ClassVar[bool] = False
+    """Whether its servers are vLLM servers that this package starts, with plugins of its own and shared by runs."""
+
+    @property
+    def exchanges_tokens(self) -> bool:
+        """Whether it takes and gives token ids, as decoding together with another model needs."""
+        return self.scores_tokens
+
+    @property
+    def longest_prompt(self) -> int | None:
+        """The most tokens of a text that is scored; None where the servers decide."""
+        return None
+
+    def checkpoint(self, environment: Environment) -> Checkpoint | None:
+        """Return whose tokenizer and chat template render text for this model; None when they are not at hand.
+
+        Raises:
+            UserError: for an unset environment variable or missing weights.
+        """
+        return None
+
+    def require_checkpoint(self, environment: Environment) -> Checkpoint:
+        """Return `checkpoint`, where a stage cannot do without it.
+
+        Raises:
+            UserError: when it is not at hand.
+        """
+        found = self.checkpoint(environment)
+        if found is None:
+            raise UserError(f"the `use: {self.use}` model {self.model!r} has no tokenizer at hand")
+        return found
+
+    def scores_key(self, environment: Environment) -> str:
+        """Return the key under which this model's token scores are stored."""
+        raise TypeError(f"a `use: {self.use}` model scores no tokens")
+
+    def token_identity(self, environment: Environment) -> dict[str, Any]:
+        """Return what decides the model's tokens: of a server that is not ours, its tokenizer and template too."""
+        return self.identity(environment)
 
     @property
     def workers(self) -> int:

@@ -297,6 +297,14 @@ class Stage(ABC, Generic[P]):
         """Return the model that the stage asks first: its shards run on that model's worker; None for none."""
         return None
 
+    def scored_by(self, stage: StageSpec[P]) -> frozenset[str]:
+        """Return the students whose token scores the stage stores for every row it passes on."""
+        return frozenset()
+
+    def reports_logprobs(self, stage: StageSpec[P]) -> bool | None:
+        """Tell whether the traces that the stage samples have log-probabilities; None where it samples none."""
+        return None
+
     def wanted(self, stage: StageSpec[P], pipeline: Pipeline, batch: Batch) -> Iterator[Wanted] | None:
         """Yield every request the stage will make about some rows; None when it depends on the answers."""
         return None

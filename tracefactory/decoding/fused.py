@@ -11,6 +11,7 @@ import math
 import time
 from typing import Any
 
+from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.errors import RunError, UserError
 from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import Role, Written
@@ -19,10 +20,9 @@ from tracefactory.decoding.provenance import Decoded
 from tracefactory.decoding.run import Run, Script
 from tracefactory.decoding.served import Side, server_limit
 from tracefactory.decoding.vocabulary import Vocabulary, compare
+from tracefactory.serving.loading import load_tokenizer
 from tracefactory.serving.tokens import Drawn, TokenClient, TokenRow
 from tracefactory.serving.vllm.plugins.fused_decoding import ARGUMENT, NO_DRAFT
-from tracefactory.students.load import load_tokenizer
-from tracefactory.students.spec import StudentSpec
 
 _LIKELIEST = 2  # so many that the entry which holds the teacher's logarithm is among them, whatever the rank
 
@@ -30,7 +30,7 @@ _LIKELIEST = 2  # so many that the entry which holds the teacher's logarithm is 
 class FusedPair:
     """A student that vLLM serves with its teacher as draft model; `room` is how many tokens a draft has."""
 
-    def __init__(self, student: Side, teacher: tuple[str, StudentSpec], room: int) -> None:
+    def __init__(self, student: Side, teacher: tuple[str, Checkpoint], room: int) -> None:
         self.side, self.teacher, self.room = student, teacher, room
         self._opening = asyncio.Lock()
         self._opened: tuple[Any, Vocabulary, frozenset[int], int] | None = None

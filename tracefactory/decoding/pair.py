@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.engine import Engine
@@ -17,8 +18,7 @@ from tracefactory.decoding.prompts import decoder_of, encoded_prompt, stops_of
 from tracefactory.decoding.provenance import Decoded
 from tracefactory.decoding.run import Run, Script
 from tracefactory.decoding.vocabulary import compare
-from tracefactory.students.load import load_model, load_tokenizer
-from tracefactory.students.spec import StudentSpec
+from tracefactory.serving.loading import load_model, load_tokenizer
 from tracefactory.students.student import check_head
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Pair:
     a thread, so that the worker goes on meanwhile. All requests come from one event loop.
     """
 
-    def __init__(self, teacher: StudentSpec, student: StudentSpec, rows: int, names: tuple[str, str]) -> None:
+    def __init__(self, teacher: Checkpoint, student: Checkpoint, rows: int, names: tuple[str, str]) -> None:
         self.teacher, self.student, self.rows, self.names = teacher, student, rows, names
         # one thread for all passes: torch keeps a pool of its own for every thread that calls it
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")

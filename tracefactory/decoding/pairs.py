@@ -7,19 +7,13 @@ servers; and `fused.py`, with both in one vLLM server that runs a plugin.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.model import ChatRequest, ModelSpec
 from tracefactory.core.stage import Services
 from tracefactory.decoding.provenance import Decoded
-from tracefactory.models.openai import OpenAISpec
-from tracefactory.models.transformers import TransformersSpec
-from tracefactory.models.vllm import VLLMSpec
-from tracefactory.serving.vllm.drafting import DraftingSpec, FusedSpec
-
-if TYPE_CHECKING:
-    from tracefactory.serving.client import ChatClient
+from tracefactory.decoding.vllm_specs import DraftingSpec, FusedSpec
 
 
 class Writers(Protocol):
@@ -42,13 +36,11 @@ def check_pair(teacher: tuple[str, ModelSpec], student: tuple[str, ModelSpec]) -
     """Return what keeps two models (name, spec) from decoding together, as far as their specs say."""
     mistakes = []
     for name, spec in dict((teacher, student)).items():
-        if not isinstance(spec, TransformersSpec | VLLMSpec | OpenAISpec):
-            said = f"model {name!r} is `use: {spec.use}`; models that write together are both `use: transformers`"
-            mistakes.append(Mistake(f"{said} (in this process), or both `use: vllm` or `use: openai` (vLLM servers)"))
-        elif isinstance(spec, OpenAISpec) and not spec.tokenizer:
-            said = f"model {name!r} has no `tokenizer:`: models that write together exchange tokens, not text"
-            mistakes.append(Mistake(said, hint="name the folder of the served checkpoint, or its id and revision"))
-    inside = [name for name, spec in (teacher, student) if isinstance(spec, TransformersSpec)]
+        if not spec.exchanges_tokens:
+            said = f"model {name!r} (`use: {spec.use}`) takes no tokens: models that write together are `use: transformers`"
+            hint = "a vLLM server that runs already is `use: openai` with a `tokenizer:`"
+            mistakes.append(Mistake(f"{said} (in this process) or `use: vllm`, both of them", hint=hint))
+    inside = [name for name, spec in (teacher, student) if spec.in_process]
     if not mistakes and len(inside) == 1:
         served = student[0] if inside[0] == teacher[0] else teacher[0]
         said = f"{inside[0]!r} is in this process (`use: transformers`) and {served!r} is served"
@@ -61,7 +53,7 @@ def check_one_server(teacher: tuple[str, ModelSpec], student: tuple[str, ModelSp
     return [
         Mistake(f"model {name!r} is `use: {spec.use}`; `servers: one` needs two models that are `use: vllm`")
         for name, spec in dict((teacher, student)).items()
-        if not isinstance(spec, VLLMSpec)
+        if not spec.runs_plugins
     ]
 
 
@@ -71,34 +63,25 @@ def open_pair(teacher: str, student: str, services: Services, *, one_server: boo
     Raises:
         UserError: when the `student` extra is not installed.
     """
-    specs = services.pipeline.models
+    environment, specs = services.environment, services.pipeline.models
     one, other = specs[teacher], specs[student]
+    checkpoints = (one.require_checkpoint(environment), other.require_checkpoint(environment))
     try:
-        if isinstance(one, TransformersSpec) and isinstance(other, TransformersSpec):
+        if one.in_process:
             from tracefactory.decoding.pair import Pair
 
-            inside = (one.student(services.environment), other.student(services.environment))
-            return Pair(*inside, one.concurrency, (teacher, student))
+            return Pair(*checkpoints, one.concurrency, (teacher, student))
         from tracefactory.decoding.fused import FusedPair
         from tracefactory.decoding.served import ServedPair, Side
     except ModuleNotFoundError as error:
         raise UserError(f"decoding together needs {error.name}: pip install 'tracefactory[student]'") from error
     if one_server:
-        assert isinstance(one, VLLMSpec)
-        assert isinstance(other, VLLMSpec)
-        fused = FusedSpec.of(other, one, services.environment)
-        side = Side(student, services.client(student, (f"with-{teacher}", fused)), other.student(services.environment))
-        return FusedPair(side, (teacher, one.student(services.environment)), fused.drafted)
-    assert isinstance(one, VLLMSpec | OpenAISpec)
-    assert isinstance(other, VLLMSpec | OpenAISpec)
+        fused = FusedSpec.of(other, one, environment)
+        side = Side(student, services.client(student, (f"with-{teacher}", fused)), checkpoints[1])
+        return FusedPair(side, (teacher, checkpoints[0]), fused.drafted)
+    # Servers of our own that draft know the noise that will decide.
+    drafting = ("drafting", DraftingSpec.of(one)) if one.runs_plugins else None
     return ServedPair(
-        Side(teacher, _drafting(teacher, one, services), one.student(services.environment)),
-        Side(student, services.client(student), other.student(services.environment)),
+        Side(teacher, services.client(teacher, drafting), checkpoints[0]),
+        Side(student, services.client(student), checkpoints[1]),
     )
-
-
-def _drafting(name: str, spec: ModelSpec, services: Services) -> ChatClient:
-    """Return the client of a model that drafts: servers of our own know the noise that will decide."""
-    drafting = ("drafting", DraftingSpec.of(spec)) if isinstance(spec, VLLMSpec) else None
-    client: ChatClient = services.client(name, drafting)
-    return client

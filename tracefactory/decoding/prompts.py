@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from tracefactory.core.checkpoint import Checkpoint, local_path
 from tracefactory.core.model import ChatRequest
 from tracefactory.decoding.decoder import DECODERS, Decoder
-from tracefactory.students.spec import StudentSpec, local_path
 
 
 def decoder_of(request: ChatRequest) -> Decoder:
@@ -29,7 +29,7 @@ def stops_of(named: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
     return frozenset(token for token in (tokenizer.eos_token_id, *listed) if token is not None)
 
 
-def served_stops(spec: StudentSpec, tokenizer: Any) -> frozenset[int]:
+def served_stops(spec: Checkpoint, tokenizer: Any) -> frozenset[int]:
     """Return the tokens that end the turn of a student whose weights are elsewhere; the same as `stops_of` its model.
 
     Where the folder or repository holds a tokenizer alone, they are the tokenizer's.

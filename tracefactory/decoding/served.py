@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.errors import UserError
 from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import Role, Turn
@@ -32,9 +33,8 @@ from tracefactory.sampling.acceptance import decide
 from tracefactory.sampling.candidates import NO_TOKEN, Pools, pools_between
 from tracefactory.sampling.noise import STUDENT, TEACHER, Noise
 from tracefactory.serving.client import ChatClient
+from tracefactory.serving.loading import load_tokenizer
 from tracefactory.serving.tokens import Likeliest, TokenClient
-from tracefactory.students.load import load_tokenizer
-from tracefactory.students.spec import StudentSpec
 
 _LIKELIEST = 20
 _WIDE = 1000
@@ -49,7 +49,7 @@ class Side:
 
     name: str
     client: ChatClient
-    tokenizer: StudentSpec
+    tokenizer: Checkpoint
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from tracefactory.engine.executors import Executor
+from tracefactory.engine.executors.base import Executor
 from tracefactory.engine.flow import Flow, StageRun
 from tracefactory.engine.report import FunnelLine, funnel
 

@@ -20,7 +20,7 @@ from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Kind
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import Stage, Work, kinds_of, stage_of
-from tracefactory.engine.executors import Executor
+from tracefactory.engine.executors.base import Executor
 from tracefactory.engine.identity import Identity, rows_of
 from tracefactory.engine.plan import is_current
 from tracefactory.engine.runs import RunFolder

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tracefactory.core.stage import UNCHANGED
-from tracefactory.publish.card import LengthLine
+from tracefactory.engine.lengths import LengthLine
 from tracefactory.store.stages import Tally
 
 _BARS = " ▁▂▃▄▅▆▇█"

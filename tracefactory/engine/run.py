@@ -19,7 +19,8 @@ from tracefactory.core.errors import UserError
 from tracefactory.core.model import env_names
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.stage import stage_of
-from tracefactory.engine.executors import Executor, open_executor
+from tracefactory.engine.executors import open_executor
+from tracefactory.engine.executors.base import Executor
 from tracefactory.engine.flow import Flow, StageRun
 from tracefactory.engine.identity import identities
 from tracefactory.engine.plan import Plan, State, make_plan

@@ -15,15 +15,10 @@ from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.model import Environment, ModelSpec, env_names
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen
-from tracefactory.core.stage import stage_of
-from tracefactory.models.transformers import TransformersSpec
-from tracefactory.stages._sampling import SampleStage
-from tracefactory.stages.measure.student import MeasureStudent, MeasureStudentParams
-from tracefactory.stages.sample.chat import ChatParams, SampleChat
-from tracefactory.stages.verify.auto import VerifyAuto, VerifyParams
-from tracefactory.stages.verify.judge import VerifyJudge
+from tracefactory.core.stage import STAGES, stage_of
 
 CHECKED, MEASURED = "teachers-checked", "teachers-measured"
+CHAT, VERIFY, JUDGE, MEASURE = "sample:chat", "verify:auto", "verify:judge", "measure:student"
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ class Trial:
     @property
     def judged(self) -> bool:
         """Whether a model is asked about verdicts besides, which costs what is known once it was asked."""
-        return any(stage.verb == "verify" and stage.name == VerifyJudge.name for stage in self.pipeline.stages)
+        return any(stage.op == JUDGE for stage in self.pipeline.stages)
 
 
 def trial_of(
@@ -92,7 +87,7 @@ def trial_of(
 
 def _student(pipeline: Pipeline, named: str | None, mistakes: list[Mistake]) -> str | None:
     models = pipeline.models
-    loaded = sorted(name for name, spec in models.items() if isinstance(spec, TransformersSpec))
+    loaded = sorted(name for name, spec in models.items() if spec.in_process)
     measured = list(dict.fromkeys(params.student for params in _measures(pipeline)))
     if named is not None and named not in models:
         hint = nearest(named, loaded or models)
@@ -110,14 +105,14 @@ def _student(pipeline: Pipeline, named: str | None, mistakes: list[Mistake]) -> 
 def _candidates(
     pipeline: Pipeline, only: Sequence[str], student: str | None, mistakes: list[Mistake]
 ) -> tuple[Candidate, ...]:
-    sampling = [stage for stage in pipeline.stages if isinstance(stage_of(stage), SampleStage)]
+    sampling = [stage for stage in pipeline.stages if stage.verb == "sample"]
     if not sampling:
         mistakes.append(Mistake("no teacher to try: no stage samples", pipeline.file))
         return ()
-    found = [Candidate(_once(stage), _billed(stage)) for stage in sampling]
-    chat = next((stage for stage in sampling if isinstance(stage_of(stage), SampleChat)), None)
+    found = [Candidate(_once(stage), stage_of(stage).asks(stage, pipeline) or "") for stage in sampling]
+    chat = next((stage for stage in sampling if stage.op == CHAT), None)
     used = {name for stage in pipeline.stages for name in stage.model_names}
-    others = [name for name, spec in pipeline.models.items() if not isinstance(spec, TransformersSpec)]
+    others = [name for name, spec in pipeline.models.items() if not spec.in_process]
     if chat is not None:
         asked = [name for name in others if name not in {*used, student} or name in only]
         there = {one.model for one in found}
@@ -129,12 +124,6 @@ def _candidates(
     return tuple(one for one in found if not only or one.model in only)
 
 
-def _billed(stage: StageSpec[Any]) -> str:
-    op = stage_of(stage)
-    assert isinstance(op, SampleStage)
-    return op.billed_model(stage)
-
-
 def _once(stage: StageSpec[Any]) -> StageSpec[Any]:
     """Return a sample stage that takes the first of its samples."""
     return stage.model_copy(update={"params": stage.params.model_copy(update={"samples": 1})})
@@ -142,40 +131,34 @@ def _once(stage: StageSpec[Any]) -> StageSpec[Any]:
 
 def _like(stage: StageSpec[Any], model: str) -> StageSpec[Any]:
     """Return a stage that samples from another model as `stage` does from its own."""
-    assert isinstance(stage.params, ChatParams)
     once = _once(stage)
     return once.model_copy(update={"id": f"teacher-{model}", "params": once.params.model_copy(update={"model": model})})
 
 
 def _verifying(pipeline: Pipeline, inputs: tuple[str, ...]) -> Iterator[StageSpec[Any]]:
     """Yield the pipeline's own verification, put behind the teachers on trial."""
-    policies = [stage.params for stage in pipeline.stages if isinstance(stage_of(stage), VerifyAuto)]
-    yield _stage(pipeline, CHECKED, VerifyAuto, policies[0] if policies else VerifyParams(), inputs)
-    judges = [stage.params for stage in pipeline.stages if isinstance(stage_of(stage), VerifyJudge)]
+    policies = [stage.params for stage in pipeline.stages if stage.op == VERIFY]
+    yield _stage(pipeline, CHECKED, VERIFY, policies[0] if policies else STAGES.get(VERIFY).Params(), inputs)
+    judges = [stage.params for stage in pipeline.stages if stage.op == JUDGE]
     if judges:
-        yield _stage(pipeline, "teachers-judged", VerifyJudge, judges[0], (CHECKED,))
+        yield _stage(pipeline, "teachers-judged", JUDGE, judges[0], (CHECKED,))
 
 
 def _measuring(pipeline: Pipeline, student: str, window: int | None, checked: str) -> StageSpec[Any]:
     own = [params for params in _measures(pipeline) if params.student == student]
-    params = own[0] if own else MeasureStudentParams(student=student)
+    params = own[0] if own else STAGES.get(MEASURE).Params(student=student)
     if window is not None:
         params = params.model_copy(update={"window": window})
-    return _stage(pipeline, MEASURED, MeasureStudent, params, (checked,))
+    return _stage(pipeline, MEASURED, MEASURE, params, (checked,))
 
 
-def _measures(pipeline: Pipeline) -> list[MeasureStudentParams]:
-    return [stage.params for stage in pipeline.stages if isinstance(stage.params, MeasureStudentParams)]
+def _measures(pipeline: Pipeline) -> list[Any]:
+    return [stage.params for stage in pipeline.stages if stage.op == MEASURE]
 
 
-def _stage(
-    pipeline: Pipeline,
-    stage_id: str,
-    op: type[VerifyAuto | VerifyJudge | MeasureStudent],
-    params: Frozen,
-    inputs: tuple[str, ...],
-) -> StageSpec[Any]:
-    return StageSpec(id=stage_id, verb=op.verb, name=op.name, inputs=inputs, params=params, file=pipeline.file, line=1)
+def _stage(pipeline: Pipeline, stage_id: str, op: str, params: Frozen, inputs: tuple[str, ...]) -> StageSpec[Any]:
+    verb, _, name = op.partition(":")
+    return StageSpec(id=stage_id, verb=verb, name=name, inputs=inputs, params=params, file=pipeline.file, line=1)
 
 
 def _lacks(name: str, spec: ModelSpec, environment: Environment) -> Iterator[Mistake]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.fingerprint import digest_file
 from tracefactory.core.model import MODELS, ChatRequest, Endpoint, Environment, EnvStr, ModelSpec
@@ -68,6 +69,10 @@ class LocalSpec(ModelSpec):
     def recorded_revision(self, environment: Environment) -> str:
         """Return the revision as declared, or else the digest of the weights."""
         return self.revision or str(self.identity(environment)["model"])
+
+    def checkpoint(self, environment: Environment) -> Checkpoint:
+        """Return the weights file, which holds the tokenizer too."""
+        return Checkpoint(model=str(self.weights(environment)))
 
     def weights(self, environment: Environment) -> Path:
         """Return the weights file.

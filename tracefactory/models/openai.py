@@ -6,9 +6,9 @@ from typing import Any, Literal, Self
 
 from pydantic import SecretStr, field_validator, model_validator
 
+from tracefactory.core.checkpoint import Checkpoint, local_path
 from tracefactory.core.model import MODELS, ChatRequest, Endpoint, Environment, EnvStr, ModelSpec
 from tracefactory.serving.managed import FixedEndpoint
-from tracefactory.students.spec import StudentSpec, local_path
 
 
 @MODELS.register("openai")
@@ -75,16 +75,28 @@ class OpenAISpec(ModelSpec):
         urls = (self.base_url,) if isinstance(self.base_url, EnvStr) else self.base_url
         return FixedEndpoint([url.resolve(environment.environ) for url in urls])
 
-    def student(self, environment: Environment) -> StudentSpec:
-        """Return whose tokenizer and chat template make prompts for this model.
+    @property
+    def exchanges_tokens(self) -> bool:
+        """Whether its tokenizer is named."""
+        return bool(self.tokenizer)
+
+    def checkpoint(self, environment: Environment) -> Checkpoint | None:
+        """Return the named tokenizer, None where none is named.
 
         Raises:
             UserError: for an unset environment variable.
         """
+        if not self.tokenizer:
+            return None
         name = self.tokenizer.resolve(environment.environ)
         path = local_path(name)
         model = name if path is None else str(environment.root / path)
-        return StudentSpec(model=model, revision=self.tokenizer_revision or None)
+        return Checkpoint(model=model, revision=self.tokenizer_revision or None)
+
+    def token_identity(self, environment: Environment) -> dict[str, Any]:
+        """Return the identity with that of the named tokenizer."""
+        named = self.checkpoint(environment)
+        return self.identity(environment) | ({} if named is None else {"tokens": named.identity()})
 
     def secret(self, environment: Environment) -> SecretStr | None:
         """Return the key from the environment, None when the server asks for none."""

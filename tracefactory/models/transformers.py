@@ -7,10 +7,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from tracefactory.core.checkpoint import Checkpoint, local_path
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.model import MODELS, Endpoint, Environment, EnvStr, ModelSpec
 from tracefactory.models.local import PACKAGED, packaged_weights
-from tracefactory.students.spec import StudentSpec, local_path
 
 
 @MODELS.register("transformers")
@@ -20,12 +20,14 @@ class TransformersSpec(ModelSpec):
     `model` is a Hugging Face id with a pinned `revision`, the folder of a checkpoint, a `.gguf` file (a path: absolute,
     or beginning with `.` or `~`, or ending in `.gguf`; from the project's folder; env:NAME works), or
     `packaged:smollm2-135m`. The other
-    fields are those of `StudentSpec`. On Ray, `replicas` workers hold the model, each with `gpus` GPUs of its own; the
+    fields are those of `Checkpoint`. On Ray, `replicas` workers hold the model, each with `gpus` GPUs of its own; the
     inline executor has one, on whatever is there. Two models that decode together live on the teacher's workers.
     `concurrency` is how many traces are decoded together by each. In float32 and below, the
     rounding of a pass depends on what it is batched with, so that two runs can part at near-ties; float64 is exact to
     the token, at about twice the time. Nothing serves this model over HTTP, so `sample: chat` cannot use it.
     """
+
+    in_process = scores_tokens = True
 
     use: Literal["transformers"] = "transformers"
     model: EnvStr
@@ -64,7 +66,7 @@ class TransformersSpec(ModelSpec):
         """The GPUs of one replica."""
         return self.gpus
 
-    def student(self, environment: Environment) -> StudentSpec:
+    def checkpoint(self, environment: Environment) -> Checkpoint:
         """Return what to load, with paths and environment variables resolved.
 
         Raises:
@@ -76,7 +78,7 @@ class TransformersSpec(ModelSpec):
         model = _placed(self.model.resolve(environment.environ), environment)
         if local_path(model) is None and not self.revision:
             raise UserError(f"model {model!r} needs a revision: a name alone can change under the dataset")
-        return StudentSpec(
+        return Checkpoint(
             model=model,
             revision=self.revision or None,
             tokenizer=None if self.tokenizer is None else _placed(self.tokenizer, environment),
@@ -86,11 +88,11 @@ class TransformersSpec(ModelSpec):
 
     def scores_key(self, environment: Environment) -> str:
         """Return the key under which this student's token scores are stored."""
-        return self.student(environment).key()
+        return self.checkpoint(environment).key()
 
     def identity(self, environment: Environment | None = None) -> dict[str, Any]:
         """Return what decides tokens: digests of local files, name and revision of remote ones, the arithmetic."""
-        student = self.student(environment or Environment())
+        student = self.checkpoint(environment or Environment())
         path = local_path(student.model)
         stamp = (path.stat().st_size, path.stat().st_mtime_ns) if path is not None and path.is_file() else None
         return {**_identity(student, stamp), "provider": self.provider_label}
@@ -99,7 +101,7 @@ class TransformersSpec(ModelSpec):
         """Return whether the checkpoint is missing; an unset variable is somebody else's to report."""
         if self.model.env_name is not None and self.model.env_name not in environment.environ:
             return []
-        path = local_path(self.student(environment).model)
+        path = local_path(self.checkpoint(environment).model)
         return [] if path is None or path.exists() else [Mistake(f"there is no checkpoint {path}")]
 
     def endpoint(self, environment: Environment) -> Endpoint:
@@ -122,6 +124,6 @@ def _placed(name: str, environment: Environment) -> str:
 
 
 @lru_cache(maxsize=64)
-def _identity(student: StudentSpec, stamp: tuple[int, int] | None) -> dict[str, Any]:
+def _identity(student: Checkpoint, stamp: tuple[int, int] | None) -> dict[str, Any]:
     """Return the identity of a student; a file of the same size and time is not read again."""
     return student.identity()

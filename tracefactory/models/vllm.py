@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
+from tracefactory.core.checkpoint import Checkpoint, local_path
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.fingerprint import digest, digest_all, digest_file
 from tracefactory.core.model import MODELS, ChatRequest, Environment, EnvStr, ModelSpec
@@ -19,7 +20,6 @@ from tracefactory.serving.vllm.endpoint import VLLMEndpoint
 from tracefactory.serving.vllm.placement import LocalPlacement
 from tracefactory.serving.vllm.replica import ServerPlan
 from tracefactory.serving.vllm.shared import SharedLookup, identity_label
-from tracefactory.students.spec import StudentSpec, local_path
 
 # Set from other fields, or needed by the watching of the servers.
 _OURS = frozenset(
@@ -64,11 +64,13 @@ class VLLMSpec(ModelSpec):
     vLLM's API server, `max_model_len: 32768` for `--max-model-len 32768`; `environ` adds environment variables
     (env:NAME for secrets). `reasoning_parser` names vLLM's parser that splits reasoning from answer; `chat_template`
     is a Jinja file in the project.
-    For a student, `reasoning` says how it will be trained to write it (see `StudentSpec`).
+    For a student, `reasoning` says how it will be trained to write it (see `Checkpoint`).
 
     `concurrency` counts requests in flight over all replicas. A server has `start_timeout_s` seconds to load, counts as
     hung after `hang_s` seconds without a sign of life, and is started again at most `restarts` times.
     """
+
+    scores_tokens = runs_plugins = True
 
     use: Literal["vllm"] = "vllm"
     model: EnvStr
@@ -128,7 +130,7 @@ class VLLMSpec(ModelSpec):
         """Return the revision as declared, or else the digest of the checkpoint."""
         return self.revision or str(self.identity(environment)["model"])
 
-    def student(self, environment: Environment) -> StudentSpec:
+    def checkpoint(self, environment: Environment) -> Checkpoint:
         """Return whose tokenizer and chat template render traces for this model.
 
         Raises:
@@ -136,7 +138,7 @@ class VLLMSpec(ModelSpec):
         """
         name = self.model.resolve(environment.environ)
         folder = _folder(name, environment)
-        return StudentSpec(
+        return Checkpoint(
             model=name if folder is None else str(folder),
             revision=self.revision or None,
             chat_template=self._template(environment) if self.chat_template else None,

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import html
 import json
-import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from huggingface_hub import DatasetCardData
 from pydantic import Field, model_validator
 
 from tracefactory.core.rows import Frozen
+from tracefactory.engine.lengths import LengthLine
 
 # The identifiers that the Hub knows as `license:` (https://huggingface.co/docs/hub/repositories-licenses) and that are
 # in use for data and models; any other is written as `other` with a name.
@@ -88,31 +88,6 @@ class MixLine(Frozen):
     unit: str
     asked: float = Field(ge=0, le=1)
     got: int = Field(ge=0)
-
-
-class LengthLine(Frozen):
-    """Lengths of one group of published traces, in completion tokens as the teacher's server counted them."""
-
-    group: str
-    rows: int
-    min: int
-    p10: int
-    median: int
-    p90: int
-    max: int
-
-    @classmethod
-    def of(cls, group: str, lengths: Iterable[int]) -> LengthLine:
-        """Summarise lengths (tokens); percentiles are nearest-rank, so every number is the length of some row.
-
-        Raises:
-            ValueError: when there are no lengths.
-        """
-        ordered = sorted(lengths)
-        if not ordered:
-            raise ValueError(f"{group}: no lengths to summarise")
-        p10, median, p90 = (ordered[math.ceil(share * len(ordered)) - 1] for share in (0.1, 0.5, 0.9))
-        return cls(group=group, rows=len(ordered), min=ordered[0], p10=p10, median=median, p90=p90, max=ordered[-1])
 
 
 class ModelLine(Frozen):

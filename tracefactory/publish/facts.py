@@ -12,9 +12,9 @@ from tracefactory.core.pipeline import StageSpec
 from tracefactory.core.refs import find_refs
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import RowReader, Services, stage_of
+from tracefactory.engine.lengths import LengthLine
 from tracefactory.publish.card import (
     CardInputs,
-    LengthLine,
     MeasureLine,
     MixLine,
     ModelLine,

@@ -12,8 +12,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
+from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.errors import UserError
-from tracefactory.students.spec import StudentSpec
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 # Text with what tokenizers get wrong: runs of spaces, code, digits, letters beyond ASCII, an emoji of several tokens.
@@ -30,10 +30,10 @@ def convert(gguf: Path, folder: Path, dtype: Dtype = "float32") -> None:
     if folder.exists():
         raise UserError(f"{folder} exists; name a new folder")
     try:
-        from tracefactory.students.load import load_model, load_tokenizer
+        from tracefactory.serving.loading import load_model, load_tokenizer
     except ModuleNotFoundError as error:
         raise UserError(f"reading a GGUF file needs {error.name}: pip install 'tracefactory[student]'") from error
-    spec = StudentSpec(model=str(gguf.resolve()), dtype=dtype, device="cpu")
+    spec = Checkpoint(model=str(gguf.resolve()), dtype=dtype, device="cpu")
     tokenizer = load_tokenizer(spec)
     model = load_model(spec)
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from uuid import uuid4
 import orjson
 
 from tracefactory.core.errors import RunError
+from tracefactory.core.files import TEMPORARY
 
 PREFIX, SUFFIX = "journal-", ".jsonl"
 _KEY = slice(8, 72)  # behind {"key":"
@@ -53,8 +54,11 @@ class Journal:
     def create(cls, folder: Path) -> Journal:
         """Create a journal and lock it for as long as it may still be written."""
         path = folder / f"{PREFIX}{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}{SUFFIX}"
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+        # It has its name once it is locked: a compaction would take an unlocked one for a closed one and remove it.
+        unnamed = folder / f"{TEMPORARY}{path.name}"
+        descriptor = os.open(unnamed, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.rename(unnamed, path)
         return cls(path, descriptor)
 
     def append(self, key: str, record: Mapping[str, Any], near: str) -> tuple[int, int]:

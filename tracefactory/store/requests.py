@@ -58,16 +58,17 @@ class RequestStore:
 
     def refresh(self) -> None:
         """Take in what has been written since the last look."""
-        names = {path.name for path in self.folder.glob("*.parquet")}
-        for name in names - self._segments.keys():
-            self._segments[name] = Segment(self.folder / name)
-            self._has_v1 |= self._segments[name].has_v1_keys
         journals = {path.name: path for path in self.folder.glob(f"{PREFIX}*{SUFFIX}")}
         if gone := self._read_until.keys() - journals.keys():  # compacted: the keys are in a segment now
             self._lines = {key: place for key, place in self._lines.items() if place.file not in gone}
             self._read_until = {name: end for name, end in self._read_until.items() if name not in gone}
         for path in journals.values():
             self._index(path)
+        # Segments last: a journal that went since it was listed is in one of them.
+        names = {path.name for path in self.folder.glob("[!.]*.parquet")}
+        for name in names - self._segments.keys():
+            self._segments[name] = Segment(self.folder / name)
+            self._has_v1 |= self._segments[name].has_v1_keys
 
     @property
     def has_v1_keys(self) -> bool:
@@ -148,7 +149,7 @@ class RequestStore:
                 self._has_v1 |= is_v1
                 position = start + length
         except FileNotFoundError:
-            return  # compacted since it was listed; its segment is there at the next look
+            return  # compacted since it was listed; its segment is there already
         self._read_until[path.name] = position
 
     def _get(self, wanted: Sequence[str]) -> dict[str, Mapping[str, Any]]:

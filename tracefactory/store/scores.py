@@ -18,7 +18,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from tracefactory.core.files import whole_file
-from tracefactory.students.scores import TOKEN_SCORES_SCHEMA, WORDS, TokenScores, scores_from_table, scores_to_table
+from tracefactory.core.token_scores import TOKEN_SCORES_SCHEMA, WORDS, TokenScores, scores_from_table, scores_to_table
 
 
 class _Index:

@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from tracefactory.core.errors import RunError
 from tracefactory.core.files import whole_file
 
 SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False), pa.field("record", pa.string(), nullable=False)])
@@ -67,7 +68,10 @@ class Segment:
             wanted = int(np.searchsorted(self._ends, row, side="right"))
             if wanted != group or table is None:
                 group, first = wanted, int(self._ends[wanted - 1]) if wanted else 0
-                table = self._file.read_row_group(group)
+                try:
+                    table = self._file.read_row_group(group)
+                except (OSError, pa.ArrowInvalid) as error:
+                    raise RunError(f"{self.path} is damaged ({error})") from error
             yield row, table["key"][row - first].as_py(), table["record"][row - first].as_py()
 
     def close(self) -> None:
@@ -76,7 +80,10 @@ class Segment:
 
     @cached_property
     def _file(self) -> pq.ParquetFile:
-        return pq.ParquetFile(self.path, memory_map=True)
+        try:
+            return pq.ParquetFile(self.path, memory_map=True, page_checksum_verification=True)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise RunError(f"{self.path} is damaged ({error})") from error
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
@@ -99,7 +106,8 @@ def write_segment(folder: Path, records: list[tuple[str, str, bytes]], key_versi
         digest.update(hashlib.sha256(record).digest())
     path = folder / f"{digest.hexdigest()}.parquet"
     schema = SCHEMA.with_metadata({_KEY_VERSIONS: ",".join(map(str, sorted(key_versions))).encode()})
-    with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    options = {"compression": "zstd", "write_page_checksum": True}
+    with whole_file(path) as temporary, pq.ParquetWriter(temporary, schema, **options) as writer:
         for group in _groups(ordered):
             columns = {"key": [key for _, key, _ in group], "record": [record.decode() for _, _, record in group]}
             writer.write_table(pa.Table.from_pydict(columns, schema=schema), row_group_size=len(group))

@@ -8,32 +8,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.errors import UserError
-from tracefactory.students.spec import StudentSpec
 
 if TYPE_CHECKING:
     from tracefactory.serving.client import ChatClient
     from tracefactory.students.served import ServedStudent
     from tracefactory.students.student import Student
 
-__all__ = ["StudentSpec", "check_template", "open_served", "open_student"]
+__all__ = ["Checkpoint", "check_template", "open_served", "open_student"]
 
 
-def check_template(spec: StudentSpec) -> None:
+def check_template(spec: Checkpoint) -> None:
     """Check, with the tokenizer alone, that the student's chat template keeps the reasoning.
 
     Raises:
         UserError: when it drops it, with what to do, or when the `student` extra is missing.
     """
     try:
-        from tracefactory.students.load import load_tokenizer
+        from tracefactory.serving.loading import load_tokenizer
         from tracefactory.students.render import Renderer
     except ModuleNotFoundError as error:
         raise _no_extra(error) from error
     Renderer(load_tokenizer(spec), spec.reasoning).check()
 
 
-def open_student(spec: StudentSpec) -> Student:
+def open_student(spec: Checkpoint) -> Student:
     """Load the student and check that its chat template keeps the reasoning.
 
     Raises:
@@ -49,7 +49,7 @@ def open_student(spec: StudentSpec) -> Student:
     return student
 
 
-def open_served(spec: StudentSpec, client: ChatClient, max_tokens: int | None) -> ServedStudent:
+def open_served(spec: Checkpoint, client: ChatClient, max_tokens: int | None) -> ServedStudent:
     """Return a student that vLLM serves, with the tokenizer of `spec`; its chat template is checked likewise.
 
     Raises:

@@ -11,9 +11,9 @@ from pydantic import Field
 
 from tracefactory.core.columns import Column
 from tracefactory.core.rows import Frozen, Trace
+from tracefactory.core.token_scores import TokenScores
 from tracefactory.serving.logprobs import unpacked
 from tracefactory.students.divergence import align_teacher, sentence_divergence, teacher_sentence_share
-from tracefactory.students.scores import TokenScores
 from tracefactory.text.steps import Granularity, segment
 
 

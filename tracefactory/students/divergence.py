@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tracefactory.students.scores import Ints, Span, TokenScores
+from tracefactory.core.token_scores import Ints, Span, TokenScores
 from tracefactory.students.steps import token_ranges
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tracefactory.students.scores import Floats, Ints
+from tracefactory.core.token_scores import Floats, Ints
 
 
 class ScoringHead:

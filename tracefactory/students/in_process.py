@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tracefactory.core.model import RequestFailed
+from tracefactory.core.token_scores import TokenScores
 from tracefactory.students.render import Rendered
-from tracefactory.students.scores import TokenScores
 
 if TYPE_CHECKING:
     from tracefactory.students.student import Student

@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 
 from tracefactory.core.model import RequestFailed
+from tracefactory.core.token_scores import Span, TokenScores
 from tracefactory.students.measures import mean_surprisal
 from tracefactory.students.render import Rendered
-from tracefactory.students.scores import Span, TokenScores
 from tracefactory.students.steps import token_ranges
 
 

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from tracefactory.core.columns import Column
 from tracefactory.core.rows import Frozen
+from tracefactory.core.token_scores import Span, TokenScores
 from tracefactory.students.names import acceptance_name
-from tracefactory.students.scores import Span, TokenScores
 
 RANK_CLIP = 100
 _LEAST_NLL = 1e-12

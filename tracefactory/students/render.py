@@ -9,7 +9,7 @@ import jinja2
 import numpy as np
 
 from tracefactory.core.errors import UserError
-from tracefactory.students.scores import Ints
+from tracefactory.core.token_scores import Ints
 
 _REMEDY = (
     'use `reasoning: inline` ("<think>" text inside the message, which a plain chat template keeps) '

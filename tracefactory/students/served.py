@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.model import RequestFailed
+from tracefactory.core.token_scores import TokenScores
 from tracefactory.serving.client import ChatClient
+from tracefactory.serving.loading import load_tokenizer
 from tracefactory.serving.tokens import TokenClient, TokenRow
-from tracefactory.students.load import load_tokenizer
 from tracefactory.students.render import Rendered, Renderer
-from tracefactory.students.scores import TokenScores
-from tracefactory.students.spec import StudentSpec
 
 
 class ServedStudent:
@@ -29,7 +29,7 @@ class ServedStudent:
     exactly ties as better, where the student in process counts it as equal.
     """
 
-    def __init__(self, tokenizer: StudentSpec, client: ChatClient, max_tokens: int | None, chunk: int = 512) -> None:
+    def __init__(self, tokenizer: Checkpoint, client: ChatClient, max_tokens: int | None, chunk: int = 512) -> None:
         self.max_tokens = max_tokens
         self._renderer = Renderer(load_tokenizer(tokenizer), tokenizer.reasoning)
         self._tokens = TokenClient(client)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracefactory.core.columns import Column, Type
+from tracefactory.core.token_scores import Floats, Ints, Span, TokenScores
 from tracefactory.students.measures import RANK_CLIP
-from tracefactory.students.scores import Floats, Ints, Span, TokenScores
 from tracefactory.text.steps import Granularity, segment
 
 Curve = NDArray[np.float64]

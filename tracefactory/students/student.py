@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.errors import UserError
+from tracefactory.core.token_scores import Ints, TokenScores
+from tracefactory.serving.loading import load_model, load_tokenizer
 from tracefactory.students.head import ScoringHead, to_host
-from tracefactory.students.load import load_model, load_tokenizer
 from tracefactory.students.render import Rendered, Renderer
-from tracefactory.students.scores import Ints, TokenScores
-from tracefactory.students.spec import StudentSpec
 
 
 class Student:
@@ -27,7 +27,7 @@ class Student:
     final hidden states.
     """
 
-    def __init__(self, spec: StudentSpec) -> None:
+    def __init__(self, spec: Checkpoint) -> None:
         self.spec = spec
         self.key = spec.key()
         self.tokenizer = load_tokenizer(spec)

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tracefactory.core.rows import Frozen
+from tracefactory.core.token_scores import Span, TokenScores
 from tracefactory.students.measures import least_likely, mean_surprisal, rank_surprisal
-from tracefactory.students.scores import Span, TokenScores
 from tracefactory.students.steps import step_curves
 from tracefactory.text.steps import segment
 

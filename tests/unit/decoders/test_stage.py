@@ -29,13 +29,13 @@ from tracefactory.decoding.pair import Pair
 from tracefactory.decoding.pairs import open_pair
 from tracefactory.decoding.provenance import Decoded
 from tracefactory.decoding.served import ServedPair
+from tracefactory.decoding.vllm_specs import DraftingSpec, FusedSpec
 from tracefactory.engine.plan import make_plan
 from tracefactory.engine.run import run_pipeline
 from tracefactory.engine.runs import RunOutcome
 from tracefactory.models.openai import OpenAISpec
 from tracefactory.models.transformers import TransformersSpec
 from tracefactory.models.vllm import VLLMSpec
-from tracefactory.serving.vllm.drafting import DraftingSpec, FusedSpec
 from tracefactory.stages.sample.family import BLOCKS, SampleDecoded
 from tracefactory.stages.sample.reverse_speculative import ReverseSpeculativeParams, decision_on
 from tracefactory.store.requests import RequestStore
@@ -137,8 +137,8 @@ async def test_unrelated_vocabularies_are_the_users_mistake(
 @pytest.mark.parametrize(
     ("big", "said"),
     [
-        ("use: fake, model: x", "'big' is `use: fake`; models that write together are both `use: transformers`"),
-        ("use: openai, model: x, base_url: 'http://a/v1'", "'big' has no `tokenizer:`"),
+        ("use: fake, model: x", "'big' .`use: fake`. takes no tokens"),
+        ("use: openai, model: x, base_url: 'http://a/v1'", "'big' .`use: openai`. takes no tokens.*`tokenizer:`"),
         (
             "use: openai, model: x, base_url: 'http://a/v1', tokenizer: ./t",
             "'small' is in this process .* 'big' is served",

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tracefactory.serving.vllm.drafting import DraftingSpec, FusedSpec
+from tracefactory.decoding.vllm_specs import DraftingSpec, FusedSpec
 from tracefactory.serving.vllm.plugins.environment import PACKAGE, PLUGINS, write_site
 
 
@@ -36,7 +36,7 @@ def test_a_fused_server_has_the_student_as_target_and_the_teacher_as_draft_model
         speculative = json.loads(option(plan, "--speculative-config"))
         assert speculative == {
             "method": "draft_model",
-            "model": teacher.student(environment).model,
+            "model": teacher.checkpoint(environment).model,
             "num_speculative_tokens": length,
         }
         assert "--no-async-scheduling" in plan.arguments

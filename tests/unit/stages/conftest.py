@@ -13,7 +13,7 @@ import pytest
 from tracefactory.config import load_pipeline
 from tracefactory.core.rows import Trace
 from tracefactory.core.spans import Span
-from tracefactory.engine.executors import Executor
+from tracefactory.engine.executors.base import Executor
 from tracefactory.engine.flow import Flow
 from tracefactory.engine.run import run_pipeline
 from tracefactory.engine.runs import RunOutcome, StageOutcome

@@ -15,6 +15,7 @@ from tests.unit.students.conftest import gguf
 from tracefactory.config import load_pipeline
 from tracefactory.core.errors import UserError
 from tracefactory.core.rows import Outcome, Problem, Trace, Verdict
+from tracefactory.core.token_scores import TokenScores
 from tracefactory.pruners.low_information import LowInformation
 from tracefactory.pruning import PruneItem, Tools
 from tracefactory.stages.measure import student as measuring
@@ -22,7 +23,6 @@ from tracefactory.stages.prune import family
 from tracefactory.stages.prune._student import with_scores
 from tracefactory.store.scores import ScoreStore
 from tracefactory.students.render import Rendered
-from tracefactory.students.scores import TokenScores
 
 PUPIL = '  pupil: {use: transformers, model: "packaged:smollm2-135m"}\n'
 

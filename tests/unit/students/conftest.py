@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tracefactory.students import StudentSpec, open_student
-from tracefactory.students.load import load_tokenizer
+from tracefactory.serving.loading import load_tokenizer
+from tracefactory.students import Checkpoint, open_student
 from tracefactory.students.student import Student
 
 
@@ -36,20 +36,20 @@ def packaged_gguf() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def smollm_spec() -> StudentSpec:
-    return StudentSpec(model=str(gguf("smollm2-135m")), max_batch_tokens=600, chunk=64)
+def smollm_spec() -> Checkpoint:
+    return Checkpoint(model=str(gguf("smollm2-135m")), max_batch_tokens=600, chunk=64)
 
 
 @pytest.fixture(scope="session")
-def smollm(smollm_spec: StudentSpec) -> Student:
+def smollm(smollm_spec: Checkpoint) -> Student:
     return open_student(smollm_spec)
 
 
 @pytest.fixture(scope="session")
-def smollm_tokenizer(smollm_spec: StudentSpec) -> Any:
+def smollm_tokenizer(smollm_spec: Checkpoint) -> Any:
     return load_tokenizer(smollm_spec)
 
 
 @pytest.fixture(scope="session")
 def qwen() -> Student:
-    return open_student(StudentSpec(model=str(gguf("qwen2.5-coder-0.5b")), max_batch_tokens=600, chunk=64))
+    return open_student(Checkpoint(model=str(gguf("qwen2.5-coder-0.5b")), max_batch_tokens=600, chunk=64))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tracefactory.core.rows import Parent, ParentRole
+from tracefactory.core.token_scores import TokenScores
 from tracefactory.serving.logprobs import packed
 from tracefactory.students.against_teacher import DivergenceParams, divergence_measures, stored_logprobs
-from tracefactory.students.scores import TokenScores
 from tracefactory.testing import make_trace
 
 BODY = "Half of 84 is 42. So the answer is 42. That is all."

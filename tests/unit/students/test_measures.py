@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from tracefactory.core.token_scores import TokenScores
 from tracefactory.students.measures import (
     MeasureParams,
     acceptance,
@@ -16,7 +17,6 @@ from tracefactory.students.measures import (
     token_span,
     trace_measures,
 )
-from tracefactory.students.scores import TokenScores
 
 
 def scores(p: list[float], ranks: list[int] | None = None, entropies: list[float] | None = None) -> TokenScores:

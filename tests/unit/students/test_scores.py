@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tracefactory.core.token_scores import TOKEN_SCORES_SCHEMA, TokenScores, scores_from_table, scores_to_table
 from tracefactory.store.scores import ScoreStore
-from tracefactory.students.scores import TOKEN_SCORES_SCHEMA, TokenScores, scores_from_table, scores_to_table
 
 INTS = ("token_ids", "starts", "ends", "ranks")
 FLOATS = ("logprobs", "entropies")

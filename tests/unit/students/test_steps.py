@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tracefactory.students.scores import TokenScores
+from tracefactory.core.token_scores import TokenScores
 from tracefactory.students.steps import step_curves, token_ranges
 from tracefactory.students.student import Student
 from tracefactory.text.steps import Granularity, segment

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from tracefactory.core.errors import UserError
-from tracefactory.students import StudentSpec, open_student
+from tracefactory.core.token_scores import TokenScores
+from tracefactory.students import Checkpoint, open_student
 from tracefactory.students.render import Rendered
-from tracefactory.students.scores import TokenScores
 from tracefactory.students.student import Student, length_batches
 
 TRACES = [
@@ -129,7 +129,7 @@ def test_logits_changed_behind_the_output_layer_are_refused(smollm: Student, tmp
     Gemma2ForCausalLM(capped).save_pretrained(tmp_path)
     smollm.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="changes its logits behind the output layer"):
-        open_student(StudentSpec(model=str(tmp_path)))
+        open_student(Checkpoint(model=str(tmp_path)))
 
 
 def test_a_tokenizer_with_more_words_than_the_student_is_refused(smollm: Student, tmp_path: Path) -> None:
@@ -138,26 +138,26 @@ def test_a_tokenizer_with_more_words_than_the_student_is_refused(smollm: Student
     Gemma2ForCausalLM(Gemma2Config(vocab_size=1_000, **sizes, **heads)).save_pretrained(tmp_path)
     smollm.tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="49152 tokens, the student's output layer only 1000"):
-        open_student(StudentSpec(model=str(tmp_path)))
+        open_student(Checkpoint(model=str(tmp_path)))
 
 
 def test_a_missing_file_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.gguf: no such file"):
-        open_student(StudentSpec(model=str(tmp_path / "none.gguf")))
+        open_student(Checkpoint(model=str(tmp_path / "none.gguf")))
 
 
 def test_a_hub_model_needs_a_revision_and_a_file_does_not() -> None:
     with pytest.raises(ValidationError, match="needs a revision"):
-        StudentSpec(model="Qwen/Qwen2.5-0.5B-Instruct")
-    assert StudentSpec(model="models/some.gguf").revision is None
+        Checkpoint(model="Qwen/Qwen2.5-0.5B-Instruct")
+    assert Checkpoint(model="models/some.gguf").revision is None
     with pytest.raises(ValidationError, match="needs a tokenizer_revision"):
-        StudentSpec(model="./some.gguf", tokenizer="Qwen/Qwen2.5-0.5B-Instruct")
+        Checkpoint(model="./some.gguf", tokenizer="Qwen/Qwen2.5-0.5B-Instruct")
 
 
 def test_the_key_follows_what_decides_scores_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "a.gguf"
     file.write_bytes(b"one")
-    spec = StudentSpec(model=str(file))
+    spec = Checkpoint(model=str(file))
     file.rename(tmp_path / "b.gguf")
     moved = spec.model_copy(update={"model": str(tmp_path / "b.gguf"), "max_batch_tokens": 1, "chunk": 1})
     key = moved.key()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tracefactory.cli.student_text import marked, told
-from tracefactory.students.scores import TokenScores
+from tracefactory.core.token_scores import TokenScores
 from tracefactory.students.view import StudentView, view_of
 
 BODY = "Half of 84 is 42.\n\nWait, is that so? Yes."

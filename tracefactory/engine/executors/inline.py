@@ -10,7 +10,7 @@ from typing import Any
 
 from tracefactory.core.pipeline import StageSpec
 from tracefactory.core.spans import Span
-from tracefactory.engine.executors import MODEL_SHARDS, Layouts, host_of
+from tracefactory.engine.executors.base import MODEL_SHARDS, Layouts, host_of
 from tracefactory.engine.worker import Worker, WorkerSetup
 from tracefactory.serving.vllm.placement import LocalPlacement
 from tracefactory.store.stages import ShardRecord

@@ -21,7 +21,7 @@ from tracefactory.core.errors import UserError
 from tracefactory.core.pipeline import StageSpec
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import stage_of
-from tracefactory.engine.executors import MODEL_HOST, MODEL_SHARDS, Layouts, host_of
+from tracefactory.engine.executors.base import MODEL_HOST, MODEL_SHARDS, Layouts, host_of
 from tracefactory.engine.worker import Worker, WorkerSetup
 from tracefactory.serving.vllm.replica import LOOPBACK, PlacedReplica, Replica, ReplicaState, ServerPlan
 from tracefactory.store.stages import ShardRecord

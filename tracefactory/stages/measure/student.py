@@ -14,10 +14,8 @@ from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.model import Environment, RequestFailed
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen, Trace
-from tracefactory.core.stage import STAGES, Batch, Host, ModelName, Result, Services, Stage
-from tracefactory.models.transformers import TransformersSpec
-from tracefactory.models.vllm import VLLMSpec
-from tracefactory.stages.sample.chat import ChatParams
+from tracefactory.core.stage import STAGES, Batch, Host, ModelName, Result, Services, Stage, stage_of
+from tracefactory.core.token_scores import TokenScores
 from tracefactory.store.scores import ScoreStore
 from tracefactory.students import check_template, open_served, open_student
 from tracefactory.students.against_teacher import (
@@ -31,7 +29,6 @@ from tracefactory.students.local import local_naturalness
 from tracefactory.students.measures import MeasureParams, measure_columns, trace_measures
 from tracefactory.students.names import local_name
 from tracefactory.students.render import Rendered, RenderError
-from tracefactory.students.scores import TokenScores
 from tracefactory.students.steps import step_columns, step_measures
 from tracefactory.text.steps import Granularity, segment
 
@@ -104,9 +101,9 @@ class MeasureStudent(Stage[MeasureStudentParams]):
     host = Host.MODEL
 
     def uses(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> Mapping[str, Any]:
-        model = _model(stage, pipeline)
+        model = pipeline.models[stage.params.student]
         environment = Environment(root=pipeline.project.root)
-        student = {**model.identity(environment), "reasoning": model.reasoning}
+        student = {**model.identity(environment), "reasoning": model.require_checkpoint(environment).reasoning}
         return {"student": student, "scores": model.scores_key(environment)}
 
     def asks(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> str | None:
@@ -114,8 +111,8 @@ class MeasureStudent(Stage[MeasureStudentParams]):
 
     def columns(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> Sequence[Column]:
         params = stage.params
-        in_process = isinstance(pipeline.models[params.student], TransformersSpec)
-        columns = measure_columns(params.student, params.measures, entropies=in_process)
+        entropies = pipeline.models[params.student].in_process
+        columns = measure_columns(params.student, params.measures, entropies=entropies)
         if params.window is not None:
             columns.append(
                 Column(
@@ -131,15 +128,19 @@ class MeasureStudent(Stage[MeasureStudentParams]):
 
     def check(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> list[Mistake]:
         model = pipeline.models[stage.params.student]
-        if isinstance(model, TransformersSpec | VLLMSpec):
+        if model.scores_tokens:
             return _check_divergence(stage, pipeline)
         message = f"student: {stage.params.student!r} is `use: {model.use}`; scores need `use: transformers` or `vllm`"
         return [Mistake(message)]
 
+    def scored_by(self, stage: StageSpec[MeasureStudentParams]) -> frozenset[str]:
+        return frozenset({stage.params.student})
+
     def refusal(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> Mistake | None:
         """Refuse, before anything is paid for, a student whose chat template drops what it should be trained on."""
         try:
-            check_template(_model(stage, pipeline).student(Environment(root=pipeline.project.root)))
+            environment = Environment(root=pipeline.project.root)
+            check_template(pipeline.models[stage.params.student].require_checkpoint(environment))
         except UserError as error:
             return Mistake(f"stage {stage.id!r}: {error}", stage.file, stage.line)
         return None
@@ -206,18 +207,18 @@ def _divergence(
 
 def _check_divergence(stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> list[Mistake]:
     """Refuse to compare with teachers of whom none reports its log-probabilities."""
-    above = [one.params for one in pipeline.above(stage) if isinstance(one.params, ChatParams)]
-    if stage.params.divergence is None or not above or any(params.logprobs for params in above):
+    reported = {stage_of(one).reports_logprobs(one) for one in pipeline.above(stage)} - {None}
+    if stage.params.divergence is None or not reported or True in reported:
         return []
     return [Mistake("divergence: no stage above samples with `logprobs: true`", hint="set it there: it costs nothing")]
 
 
 def _open(stage: StageSpec[MeasureStudentParams], services: Services) -> ScoredStudent:
     """Return the student of a stage: loaded into this worker, or reached through its servers."""
-    model = _model(stage, services.pipeline)
-    spec = model.student(services.environment)
+    model = services.pipeline.models[stage.params.student]
+    spec = model.require_checkpoint(services.environment)
     store = ScoreStore(services.state_dir, model.scores_key(services.environment))
-    if isinstance(model, TransformersSpec):
+    if model.in_process:
         return ScoredStudent(InProcess(open_student(spec)), store)
     client = services.client(stage.params.student)
     return ScoredStudent(open_served(spec, client, model.longest_prompt), store)
@@ -244,12 +245,6 @@ def _rendered(traces: Sequence[Trace], student: ScoredStudent) -> tuple[dict[str
 
 def _body(trace: Trace) -> str:
     return trace.reasoning or trace.answer_text
-
-
-def _model(stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> TransformersSpec | VLLMSpec:
-    model = pipeline.models[stage.params.student]
-    assert isinstance(model, TransformersSpec | VLLMSpec)
-    return model
 
 
 STAGES.register("measure:student")(MeasureStudent())

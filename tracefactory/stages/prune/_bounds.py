@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tracefactory.core.pipeline import Pipeline
-from tracefactory.core.rows import Frozen
 from tracefactory.core.stage import AtMost
 from tracefactory.pruning import PruneItem
-from tracefactory.stages.prune._params import JudgeParams, as_asking, as_pruner, as_stage, prompts_of
+from tracefactory.stages.prune._params import asked_model, prompts_of
 from tracefactory.text.prompts import Prompt
 from tracefactory.text.steps.label import label_items
 
 
-def bounds(params: Frozen, items: Sequence[PruneItem], pipeline: Pipeline) -> Mapping[str, AtMost]:
+def bounds(params: Any, items: Sequence[PruneItem], pipeline: Pipeline) -> Mapping[str, AtMost]:
     """Return, by model, the most that pruning `items` asks.
 
     Every prompt is taken to show the whole reasoning, and without the model's tokenizer a prompt is bounded by its
@@ -28,19 +27,19 @@ def bounds(params: Frozen, items: Sequence[PruneItem], pipeline: Pipeline) -> Ma
     return dict(found)
 
 
-def _typing(params: Frozen, item: PruneItem, pipeline: Pipeline) -> Iterator[tuple[str, AtMost]]:
-    types = as_stage(params).types
+def _typing(params: Any, item: PruneItem, pipeline: Pipeline) -> Iterator[tuple[str, AtMost]]:
+    types, trace = params.types, item.trace
     if types is None:
         return
-    prompt, trace = pipeline.prompts[types.prompt], item.trace
+    prompt = pipeline.prompts[types.prompt]
     for shown in label_items(trace.id, trace.problem.question, trace.reasoning, item.steps):
         size = _bytes(prompt, question=shown.question, reasoning=shown.numbered())
         yield types.model, AtMost(1, size, types.max_tokens)
 
 
-def _pruning(params: Frozen, item: PruneItem, pipeline: Pipeline) -> Iterator[tuple[str, AtMost]]:
-    asking, asks = as_asking(params), as_pruner(params).asks_at_most(item)
-    if asking is None:
+def _pruning(params: Any, item: PruneItem, pipeline: Pipeline) -> Iterator[tuple[str, AtMost]]:
+    model, asks = asked_model(params), params.asks_at_most(item)
+    if model is None:
         return
     trace = item.trace
     values = {
@@ -50,11 +49,11 @@ def _pruning(params: Frozen, item: PruneItem, pipeline: Pipeline) -> Iterator[tu
         "words": len(trace.reasoning),
     }
     named = prompts_of(params)
-    counted = [(asks.answers, named["prompt"], asking.max_tokens)]
-    if isinstance(asking, JudgeParams):
-        counted.append((asks.continuations, asking.continue_prompt, asking.continue_max_tokens))
+    counted = [(asks.answers, named["prompt"], params.max_tokens)]
+    if asks.continuations:
+        counted.append((asks.continuations, params.continue_prompt, params.continue_max_tokens))
     for count, name, most in counted:
-        yield asking.model, AtMost(count, count * _bytes(pipeline.prompts[name], **values), count * most)
+        yield model, AtMost(count, count * _bytes(pipeline.prompts[name], **values), count * most)
 
 
 def _bytes(prompt: Prompt, **values: Any) -> int:

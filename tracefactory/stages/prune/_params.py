@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from pydantic import Field, create_model
 
-from tracefactory.core.errors import Mistake
+from tracefactory.core.errors import Mistake, UserError
+from tracefactory.core.model import Environment, ModelSpec
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.rows import Frozen
 from tracefactory.core.stage import ModelName, PromptName
-from tracefactory.models.transformers import TransformersSpec
 from tracefactory.pruning import PRUNERS, Pruner
-from tracefactory.stages.prune._student import has_tokenizer
 from tracefactory.text.prompts import Prompt
 from tracefactory.text.steps import Granularity
 
@@ -76,45 +79,72 @@ _BY_NEED: dict[str, type[AskParams]] = {"student": ConcludeParams, "judge": Judg
 
 # What a prompt may use. The gold answer is in none: a student that is shown it proves nothing.
 _VALUES = {
-    "prune_conclude": frozenset({"question", "reasoning"}),
-    "prune_rewrite": frozenset({"question", "reasoning", "answer_text", "words"}),
+    "student": frozenset({"question", "reasoning"}),
+    "writer": frozenset({"question", "reasoning", "answer_text", "words"}),
 }
 
 
 def params_of(name: str) -> type[Frozen]:
     """Return the parameters of `prune: <name>`: one flat model, which is itself the pruner."""
     pruner = PRUNERS.get(name)
+    _check_needs(name, pruner)
     asked = tuple(_BY_NEED[need] for need in sorted(pruner.needs) if need in _BY_NEED)
     bases: tuple[type[Frozen], ...] = (StageParams, *asked, pruner)
     return create_model(f"{pruner.__name__}Params", __base__=bases, __doc__=pruner.__doc__)
 
 
-def prompts_of(params: Frozen) -> dict[str, str]:
+def _check_needs(name: str, pruner: type[Pruner]) -> None:
+    """Refuse a pruner that asks for a model it does not declare: its stage would have no parameter to name one."""
+    source = inspect.getsource(inspect.getmodule(pruner) or pruner)
+    for tool, needs in (("student", {"student", "judge"}), ("writer", {"writer"})):
+        if re.search(rf"\btools\.(the_)?{tool}\b", source) and not pruner.needs & needs:
+            raise UserError(
+                Mistake(
+                    f"the pruner {name!r} asks a {tool} and does not say so",
+                    Path(inspect.getfile(pruner)),
+                    inspect.getsourcelines(pruner)[1],
+                    hint=f"add to its class: needs = frozenset({{{sorted(needs)[-1]!r}}})",
+                )
+            )
+
+
+def asked_model(params: Any) -> str | None:
+    """Return the model that the pruner asks, None where it asks none."""
+    found: str | None = getattr(params, "model", None)
+    return found
+
+
+def prompts_of(params: Any) -> dict[str, str]:
     """Return the names of the prompts that the parameters name, by the parameter."""
     named = {key: getattr(params, key) for key in ("prompt", "continue_prompt") if hasattr(params, key)}
-    types = params.types if isinstance(params, StageParams) else None
-    return named if types is None else {**named, "types": types.prompt}
+    return named if params.types is None else {**named, "types": params.types.prompt}
 
 
-def mistakes(params: Frozen, pipeline: Pipeline) -> Iterator[Mistake]:
+def mistakes(params: Any, pipeline: Pipeline) -> Iterator[Mistake]:
     """Yield what is wrong with prompts, models and files, which the types of the parameters cannot say."""
     yield from _wrong_prompts(params, pipeline)
-    student = as_stage(params).student
-    if student is not None:
-        if not has_tokenizer(pipeline.models[student]):
+    if params.student is not None:
+        if not _has_tokenizer(pipeline.models[params.student], pipeline):
             hint = "a model with `use: local` or `use: transformers` has"
-            yield Mistake(f"student: {student!r} has no tokenizer at hand", hint=hint)
+            yield Mistake(f"student: {params.student!r} has no tokenizer at hand", hint=hint)
         if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
             yield Mistake("student: counting its tokens needs: pip install 'tracefactory[student]'")
-    asking = as_asking(params)
-    if asking is not None and isinstance(pipeline.models[asking.model], TransformersSpec):
-        yield Mistake(f"model: {asking.model!r} is `use: transformers`, which is not served: use `local` or `vllm`")
+    asked = asked_model(params)
+    if asked is not None and pipeline.models[asked].in_process:
+        yield Mistake(f"model: {asked!r} is `use: transformers`, which is not served: use `local` or `vllm`")
 
 
-def _wrong_prompts(params: Frozen, pipeline: Pipeline) -> Iterator[Mistake]:
+def _has_tokenizer(model: ModelSpec, pipeline: Pipeline) -> bool:
+    try:
+        return model.checkpoint(Environment(root=pipeline.project.root)) is not None
+    except UserError:  # weights that are missing, or a variable that is not set, are reported where they are written
+        return True
+
+
+def _wrong_prompts(params: Any, pipeline: Pipeline) -> Iterator[Mistake]:
     for key, name in prompts_of(params).items():
         prompt = pipeline.prompts[name]
-        known = _VALUES["prune_rewrite" if isinstance(params, RewriteParams) else "prune_conclude"]
+        known = _VALUES["writer" if "writer" in params.needs and key == "prompt" else "student"]
         for variable in sorted(prompt.variables - known):
             given = ", ".join(sorted(known))
             yield Mistake(f"{key}: {name!r} uses {variable!r}, which has no value here", hint=f"there are: {given}")
@@ -124,23 +154,3 @@ def _wrong_prompts(params: Frozen, pipeline: Pipeline) -> Iterator[Mistake]:
 
 def _continues(prompt: Prompt) -> bool:
     return prompt.opened_in_prompt and (prompt.prefill or "").rstrip().endswith("{{ reasoning }}")
-
-
-# One object is all of these; each function names the side of it that its caller needs.
-
-
-def as_pruner(params: Frozen) -> Pruner:
-    """Return the parameters of a prune stage as the pruner they are."""
-    assert isinstance(params, Pruner)
-    return params
-
-
-def as_stage(params: Frozen) -> StageParams:
-    """Return the parameters of a prune stage as those of every prune stage."""
-    assert isinstance(params, StageParams)
-    return params
-
-
-def as_asking(params: Frozen) -> AskParams | None:
-    """Return the parameters of a prune stage as what a model is asked with, None where none is."""
-    return params if isinstance(params, AskParams) else None

@@ -1,4 +1,4 @@
-"""The student of a prune stage where it is not asked: its tokenizer, and its stored token scores gathered by step."""
+"""The stored token scores of a prune stage's student, gathered by step."""
 
 from __future__ import annotations
 
@@ -6,34 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tracefactory.core.model import Environment, ModelSpec
 from tracefactory.core.rows import Trace
-from tracefactory.models.local import LocalSpec
-from tracefactory.models.transformers import TransformersSpec
-from tracefactory.models.vllm import VLLMSpec
+from tracefactory.core.token_scores import TokenScores
 from tracefactory.pruning import PruneItem, StepScores
 from tracefactory.store.scores import ScoreStore
 from tracefactory.students.render import Rendered
-from tracefactory.students.scores import TokenScores
-from tracefactory.students.spec import StudentSpec
 from tracefactory.students.steps import step_curves
-
-
-def has_tokenizer(model: ModelSpec) -> bool:
-    """Tell whether a model's tokenizer is at hand: its weights are, or its checkpoint is named."""
-    return isinstance(model, LocalSpec | TransformersSpec | VLLMSpec)
-
-
-def student_of(model: ModelSpec, environment: Environment) -> StudentSpec:
-    """Return what to load a tokenizer from.
-
-    Raises:
-        UserError: when its weights are missing.
-    """
-    if isinstance(model, TransformersSpec | VLLMSpec):
-        return model.student(environment)
-    assert isinstance(model, LocalSpec)
-    return StudentSpec(model=str(model.weights(environment)))
 
 
 def with_scores(items: Sequence[PruneItem], store: ScoreStore, render: Callable[[Trace], Rendered]) -> list[PruneItem]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.columns import DERIVATION, VERDICT, Column
 from tracefactory.core.decisions import KEEP, REPLACED, Decision, Judgement, Made, fail
 from tracefactory.core.errors import Mistake
@@ -22,27 +23,15 @@ from tracefactory.core.model import Environment
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import ID_DIGITS, Kind, Parent, ParentRole, Problem, Thinking, Trace, Verdict
 from tracefactory.core.stage import UNCHANGED, AtMost, Batch, Host, Result, Services, Stage, stage_of, verify
-from tracefactory.models.transformers import TransformersSpec
-from tracefactory.models.vllm import VLLMSpec
 from tracefactory.pruning import PRUNERS, PruneItem, PruneResult, Ruler, Tools, derive, measures, reverify
 from tracefactory.pruning.measures import COLUMNS
 from tracefactory.stages._sampling import spent
 from tracefactory.stages._verdicts import verifier_versions
-from tracefactory.stages.measure.student import MeasureStudentParams
-from tracefactory.stages.prune._asking import ServedModel
 from tracefactory.stages.prune._bounds import bounds
-from tracefactory.stages.prune._params import (
-    StageParams,
-    as_asking,
-    as_pruner,
-    as_stage,
-    mistakes,
-    params_of,
-    prompts_of,
-)
-from tracefactory.stages.prune._student import student_of, with_scores
+from tracefactory.stages.prune._models import ServedModel
+from tracefactory.stages.prune._params import asked_model, mistakes, params_of, prompts_of
+from tracefactory.stages.prune._student import with_scores
 from tracefactory.store.scores import ScoreStore
-from tracefactory.students.spec import StudentSpec
 from tracefactory.students.tokens import renderer, token_counter
 from tracefactory.text.steps import VERSION as STEPS_VERSION
 from tracefactory.text.steps.label import MODEL_RULE, relabel
@@ -64,8 +53,8 @@ class Prune(Stage[Any]):
         self.Params = params_of(name)  # type: ignore[misc]
 
     def asks(self, stage: StageSpec[Any], pipeline: Pipeline) -> str | None:
-        asking, types = as_asking(stage.params), as_stage(stage.params).types
-        return asking.model if asking is not None else None if types is None else types.model
+        types = stage.params.types
+        return asked_model(stage.params) or (None if types is None else types.model)
 
     def uses(self, stage: StageSpec[Any], pipeline: Pipeline) -> Mapping[str, Any]:
         environment = Environment(root=pipeline.project.root)
@@ -85,12 +74,12 @@ class Prune(Stage[Any]):
 
     def check(self, stage: StageSpec[Any], pipeline: Pipeline) -> list[Mistake]:
         found = list(mistakes(stage.params, pipeline))
-        student = as_stage(stage.params).student
+        student = stage.params.student
         if self._goes_by_scores and student not in _measured(stage, pipeline):
             hint = "name the student of a `measure: student` stage that it works on"
             found.append(Mistake(f"student: {student!r} is not measured above" if student else "no student", hint=hint))
         entropy = self._goes_by_scores and getattr(stage.params, "score", None) == "entropy"
-        if entropy and student and isinstance(pipeline.models[student], VLLMSpec):
+        if entropy and student and not pipeline.models[student].in_process:
             hint = "go by `surprisal`, or measure it with `use: transformers`"
             found.append(Mistake(f"score: a served student ({student!r}) tells no entropies", hint=hint))
         return found
@@ -98,7 +87,7 @@ class Prune(Stage[Any]):
     def at_most(self, stage: StageSpec[Any], pipeline: Pipeline, batch: Batch) -> Mapping[str, AtMost]:
         if self.asks(stage, pipeline) is None:
             return {}
-        items = [PruneItem.of(trace, as_stage(stage.params).granularity) for trace in batch.traces]
+        items = [PruneItem.of(trace, stage.params.granularity) for trace in batch.traces]
         return bounds(stage.params, items, pipeline)
 
     @property
@@ -106,7 +95,7 @@ class Prune(Stage[Any]):
         return "scores" in PRUNERS.get(self.name).needs
 
     async def run(self, stage: StageSpec[Any], batch: Batch, services: Services) -> Result:
-        params, asking = as_stage(stage.params), as_asking(stage.params)
+        params = stage.params
         owners = {trace.id: trace.problem_id for trace in batch.traces}
         items = [PruneItem.of(trace, params.granularity) for trace in batch.traces]
         if self._goes_by_scores:
@@ -114,9 +103,9 @@ class Prune(Stage[Any]):
         labeller = None if params.types is None else ServedModel(params.types, stage.id, services, owners)
         if labeller is not None:
             items = await _typed(items, labeller)
-        model = None if asking is None else ServedModel(asking, stage.id, services, owners)
+        model = None if asked_model(params) is None else ServedModel(params, stage.id, services, owners)
         check = _verifier(services)
-        results = await as_pruner(stage.params).prune(items, Tools(verify=check, student=model, writer=model))
+        results = await params.prune(items, Tools(verify=check, student=model, writer=model))
         checked = await reverify(items, results, check)
         rows = _Rows(stage, params, await _tokenizer(params, services), _problem_columns(stage, services.pipeline))
         judged: list[Judgement] = []
@@ -152,7 +141,7 @@ class _Rows:
     """Makes the rows of one stage. `inherited` are the columns that a pruned trace has of its parent's problem."""
 
     stage: StageSpec[Any]
-    params: StageParams
+    params: Any
     tokenizer: Callable[[str], int] | None
     inherited: Sequence[Column]
 
@@ -191,12 +180,7 @@ class _Rows:
 
 
 def _models(params: Any) -> list[str | None]:
-    asking, stage = as_asking(params), as_stage(params)
-    return [
-        None if asking is None else asking.model,
-        None if stage.types is None else stage.types.model,
-        stage.student,
-    ]
+    return [asked_model(params), None if params.types is None else params.types.model, params.student]
 
 
 def _problem_columns(stage: StageSpec[Any], pipeline: Pipeline) -> list[Column]:
@@ -219,36 +203,34 @@ def _verifier(services: Services) -> Callable[[list[tuple[Problem, str]]], Any]:
     return check
 
 
-async def _scored(items: Sequence[PruneItem], params: StageParams, services: Services) -> list[PruneItem]:
+async def _scored(items: Sequence[PruneItem], params: Any, services: Services) -> list[PruneItem]:
     """Return the items with the scores of their steps under the measured student."""
-    assert params.student is not None
     model = services.pipeline.models[params.student]
-    assert isinstance(model, TransformersSpec | VLLMSpec)
     store = ScoreStore(services.state_dir, model.scores_key(services.environment))
     written = await asyncio.to_thread(renderer, _student(params, services))
     return with_scores(items, store, lambda one: written.render(one.problem.question, one.reasoning, one.answer_text))
 
 
-async def _tokenizer(params: StageParams, services: Services) -> Callable[[str], int] | None:
+async def _tokenizer(params: Any, services: Services) -> Callable[[str], int] | None:
     """Return what counts in the student's tokens; a tokenizer takes seconds to read, so other shards go on."""
     if params.student is None:
         return None
     return await asyncio.to_thread(token_counter, _student(params, services))
 
 
-def _student(params: StageParams, services: Services) -> StudentSpec:
-    assert params.student is not None
-    return student_of(services.pipeline.models[params.student], services.environment)
+def _student(params: Any, services: Services) -> Checkpoint:
+    return services.pipeline.models[params.student].require_checkpoint(services.environment)
 
 
-def _measured(stage: StageSpec[Any], pipeline: Pipeline) -> set[str]:
+def _measured(stage: StageSpec[Any], pipeline: Pipeline) -> frozenset[str]:
     """Return the students under which every trace that reaches the stage was scored."""
     ways = []
     for source in map(pipeline.stage, stage.inputs):
-        own = {source.params.student} if isinstance(source.params, MeasureStudentParams) else set()
-        # A pruned trace is another one, so its scores are too.
-        ways.append(own if source.verb == "prune" else own | _measured(source, pipeline))
-    return set.intersection(*ways) if ways else set()
+        op = stage_of(source)
+        # A trace that was written anew, such as a pruned one, has no scores yet.
+        above = frozenset[str]() if op.makes is Kind.TRACES else _measured(source, pipeline)
+        ways.append(op.scored_by(source) | above)
+    return frozenset.intersection(*ways) if ways else frozenset()
 
 
 def _outcomes(results: Sequence[PruneResult], checked_results: Sequence[PruneResult]) -> Mapping[str, float]:

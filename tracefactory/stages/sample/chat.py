@@ -60,6 +60,9 @@ class SampleChat(SampleStage[ChatParams]):
         # One alternative that is not kept: llama.cpp reads a request for none as no request for log-probabilities.
         return sampling | ({"logprobs": True, "top_logprobs": 1} if params.logprobs else {})
 
+    def reports_logprobs(self, stage: StageSpec[ChatParams]) -> bool:
+        return stage.params.logprobs
+
     def temperature(self, stage: StageSpec[ChatParams]) -> float:
         return stage.params.temperature
 

@@ -11,14 +11,13 @@ from pydantic import Field, create_model
 from tracefactory.core.columns import Column
 from tracefactory.core.errors import Mistake
 from tracefactory.core.keys import pinned
-from tracefactory.core.model import Completion, Environment, ModelSpec
+from tracefactory.core.model import Completion, Environment
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Trace
 from tracefactory.core.stage import Batch, Completer, Facts, ModelName, Result, Services
 from tracefactory.decoding.decoder import DECODERS, Decoder
 from tracefactory.decoding.pairs import check_one_server, check_pair, open_pair
 from tracefactory.decoding.provenance import Decoded
-from tracefactory.models.openai import OpenAISpec
 from tracefactory.stages._sampling import SampleParams, SampleStage
 
 BLOCKS = Column(
@@ -64,8 +63,8 @@ class SampleDecoded(SampleStage[D]):
         params = stage.params
         return {
             "model": f"{self.decoder.name} {self.decoder.version}",
-            "teacher": _identity(pipeline.models[params.teacher], environment),
-            "student": _identity(pipeline.models[params.student], environment),
+            "teacher": pipeline.models[params.teacher].token_identity(environment),
+            "student": pipeline.models[params.student].token_identity(environment),
             **({"servers": "one"} if self.one_server(stage) else {}),
         }
 
@@ -133,12 +132,6 @@ def token_counts(runs: Sequence[Trace], kept: Sequence[Trace], stage: StageSpec[
 def _share(numbers: Mapping[str, float], of: str) -> str:
     tokens = numbers[f"tokens_of_{of}"]
     return f"{numbers[f'student_tokens_of_{of}'] / tokens:.1%}" if tokens else "none"
-
-
-def _identity(spec: ModelSpec, environment: Environment) -> dict[str, Any]:
-    """Return what decides a model's tokens: of a foreign server, its tokenizer and chat template too."""
-    known = {"tokens": spec.student(environment).identity()} if isinstance(spec, OpenAISpec) else {}
-    return {**spec.identity(environment), **known}
 
 
 def make(name: str) -> SampleDecoded[Any]:

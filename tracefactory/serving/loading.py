@@ -10,11 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
 from transformers.utils import logging
 
+from tracefactory.core.checkpoint import Checkpoint, existing, local_path
 from tracefactory.core.errors import UserError
-from tracefactory.students.spec import StudentSpec, existing, local_path
 
 
-def load_tokenizer(spec: StudentSpec) -> Any:
+def load_tokenizer(spec: Checkpoint) -> Any:
     """Return the student's tokenizer, with the template override in place.
 
     Raises:
@@ -31,7 +31,7 @@ def load_tokenizer(spec: StudentSpec) -> Any:
     return tokenizer
 
 
-def load_model(spec: StudentSpec) -> Any:
+def load_model(spec: Checkpoint) -> Any:
     """Return the student in evaluation mode, in `spec.dtype` on its device. A GGUF file is dequantized on loading.
 
     Raises:

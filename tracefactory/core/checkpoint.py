@@ -12,7 +12,7 @@ from tracefactory.core.fingerprint import digest, digest_all, digest_file
 from tracefactory.core.rows import Frozen
 
 
-class StudentSpec(Frozen):
+class Checkpoint(Frozen):
     """A causal language model to score traces under.
 
     `model` is a Hugging Face id with a pinned `revision`, a local checkpoint folder, or a local `.gguf` file (a path:

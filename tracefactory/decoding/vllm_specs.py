@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.model import Environment
+from tracefactory.core.model import Environment, ModelSpec
 from tracefactory.models.vllm import VLLMSpec
 from tracefactory.serving.vllm.replica import ServerPlan
 
@@ -17,7 +17,7 @@ class DraftingSpec(VLLMSpec):
     """A `use: vllm` model with the plugin `noise` in its servers; never one of `tracefactory serve`, which lack it."""
 
     @classmethod
-    def of(cls, spec: VLLMSpec) -> DraftingSpec:
+    def of(cls, spec: ModelSpec) -> DraftingSpec:
         """Return the same model, served so."""
         return cls.model_validate(spec.model_dump())
 
@@ -48,9 +48,9 @@ class FusedSpec(VLLMSpec):
     teacher_revision: str = ""
 
     @classmethod
-    def of(cls, student: VLLMSpec, teacher: VLLMSpec, environment: Environment) -> FusedSpec:
+    def of(cls, student: ModelSpec, teacher: ModelSpec, environment: Environment) -> FusedSpec:
         """Return the student, served so."""
-        told = teacher.student(environment)
+        told = teacher.require_checkpoint(environment)
         return cls.model_validate(
             {**student.model_dump(), "teacher": told.model, "teacher_revision": told.revision or ""}
         )

@@ -1,0 +1,54 @@
+"""What an executor is, and which worker the shards of a stage belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.spans import Span
+from tracefactory.core.stage import stage_of
+from tracefactory.store.stages import ShardRecord
+
+Layouts = Mapping[str, int]
+"""The number of shards of every stage."""
+
+
+class Executor(Protocol):
+    """Runs shards somewhere. None for a shard means that it stopped because the run is being drained."""
+
+    async def run_shard(self, stage: StageSpec[Any], index: int, layouts: Layouts) -> ShardRecord | None: ...
+
+    async def run_whole(
+        self, stage: StageSpec[Any], layouts: Layouts, inputs: Mapping[str, str], reports: Sequence[Any] = ()
+    ) -> list[ShardRecord]: ...
+
+    async def write_range(self, stage: StageSpec[Any], layouts: Layouts, number: int, span: Span) -> Any: ...
+
+    async def progress(self) -> Mapping[str, Mapping[str, float]]:
+        """Return live numbers by stage id."""
+        ...
+
+    async def notices(self) -> Mapping[str, str]:
+        """Return by model what a person waiting for it should know, such as how far its servers' start is."""
+        ...
+
+    async def drain(self) -> None:
+        """Send no further requests; those in flight are finished and stored."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+MODEL_SHARDS = 8
+"""Shards of one model's stages that are under way together: enough to keep its slots busy over stragglers."""
+
+
+MODEL_HOST = "model:"
+"""Begins the name of a host that belongs to a model."""
+
+
+def host_of(stage: StageSpec[Any], pipeline: Pipeline) -> str:
+    """Return which worker a stage's shards belong to: its model's, or any CPU's."""
+    model = stage_of(stage).asks(stage, pipeline)
+    return "cpu" if model is None else f"{MODEL_HOST}{model}"
