@@ -1,45 +1,101 @@
 """The command line. Results go to stdout, progress to stderr.
 
 Exit status: 0 ok, 1 a failed run, 2 the user's mistake, 130 interrupted.
+
+A command is a function in the file of its name, which is imported when the command is asked for: `--help` and shell
+completion answer without loading anything else.
 """
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperGroup
 
-from tracefactory.cli.check import check
-from tracefactory.cli.diff import diff
-from tracefactory.cli.explain import explain
-from tracefactory.cli.filters import filters
-from tracefactory.cli.init import init
-from tracefactory.cli.measures import measures
-from tracefactory.cli.new import new
-from tracefactory.cli.plan import plan
-from tracefactory.cli.publish import publish
-from tracefactory.cli.run import run
-from tracefactory.cli.serve import serve
-from tracefactory.cli.show import show
-from tracefactory.cli.teachers import teachers
-from tracefactory.cli.verify import verify
-from tracefactory.core.errors import Interrupted, RunError, UserError
+from tracefactory import __version__
+from tracefactory.core.errors import Interrupted, Mistake, RunError, UserError, nearest
+
+COMMANDS = {
+    "init": "Make a project: pipelines, prompts and filters to start from.",
+    "check": "Check one pipeline, or everything in a project. Sends nothing.",
+    "plan": "Say what a run would do, and the requests, tokens and cost it would pay.",
+    "run": "Make the dataset of a pipeline; nothing is made or paid for twice.",
+    "serve": "Start the vLLM servers of one model and keep them until Ctrl-C.",
+    "show": "Print the funnel of a finished run, with the lengths of its traces.",
+    "explain": "Tell where a row comes from: problem, request, verdict, every stage.",
+    "measures": "Print what a run measured under its students.",
+    "teachers": "Try every teacher on a few problems and rank them for the student.",
+    "diff": "Compare the rows of two published versions.",
+    "publish": "Push a finished version to the Hub as one commit and one tag.",
+    "filters": "List the filters of the project with parameters and reasons.",
+    "new": "Write a file to start from: a filter, a prompt, a pipeline.",
+    "verify": "Check one answer against the right one, or the pairs of a file.",
+}
+"""Every command with the line that `--help` shows."""
+
+_OPTIONS: dict[str, Any] = {"pretty_exceptions_enable": False, "rich_markup_mode": None, "add_completion": False}
+
+
+class _Completion(NamedTuple):
+    """A completion as shells are told it."""
+
+    value: str
+    help: str
+    type: str = "plain"
+
+
+class _Commands(TyperGroup):
+    """The commands by name; the module of one is imported when it is run, or its own help is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in COMMANDS:
+            raise UserError(Mistake(f"there is no command {cmd_name!r}", hint=nearest(cmd_name, COMMANDS)))
+        one = typer.Typer(**_OPTIONS)
+        one.command(cmd_name)(getattr(import_module(f"tracefactory.cli.{cmd_name}"), cmd_name))
+        return typer.main.get_command(one)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        names = [_Completion(name, text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return names or super().shell_complete(ctx, incomplete)
+
 
 app = typer.Typer(
+    cls=_Commands,
     help="Sample, verify, prune, fit, mix and publish reasoning traces for a named student model.",
     no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    add_completion=False,
+    **{**_OPTIONS, "add_completion": True},
 )
-for _command in (init, check, plan, run, serve, show, explain, measures, teachers, diff, publish, filters, new, verify):
-    app.command()(_command)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"tracefactory {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Sample, verify, prune, fit, mix and publish reasoning traces for a named student model."""
 
 
 def main() -> None:
     """Run the command line and end the process."""
     try:
-        app(standalone_mode=True)
+        app(standalone_mode=True, prog_name="tracefactory")
     except UserError as error:
         print(*error.mistakes, sep="\n", file=sys.stderr)
         sys.exit(2)

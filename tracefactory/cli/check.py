@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from tracefactory.config import check_project, load_pipeline
-from tracefactory.config.project import find_project, pipeline_files
 from tracefactory.core.errors import UserError
 
 
@@ -16,6 +14,9 @@ def check(
     path: Annotated[Path, typer.Argument(help="A pipeline, or a folder of the project.")] = Path(),
 ) -> None:
     """Check one pipeline, or every pipeline, prompt and filter of a project. Sends nothing, starts nothing."""
+    from tracefactory.config import check_project, load_pipeline
+    from tracefactory.config.project import find_project, pipeline_files
+
     if path.is_file():
         loaded = load_pipeline(path)
         print(f"{path}: {len(loaded.stages)} stages, {len(loaded.models)} models: fine")

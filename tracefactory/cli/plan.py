@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from tracefactory.cli.options import Json, Limit, PipelineFile, Profile, Sets
-from tracefactory.cli.show import stdout_console
-from tracefactory.config import load_pipeline
-from tracefactory.engine.plan import Plan, PlannedStage, make_plan
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from tracefactory.engine.plan import Plan, PlannedStage
 
 
 def plan(
     pipeline: PipelineFile, profile: Profile = None, sets: Sets = None, limit: Limit = None, json: Json = False
 ) -> None:
     """Say what a run would do: what is done, what is not and why, and the requests, tokens and cost still to pay."""
+    from tracefactory.cli.show import stdout_console
+    from tracefactory.config import load_pipeline
+    from tracefactory.engine.plan import make_plan
+
     loaded = load_pipeline(pipeline, profile=profile, sets=sets or (), limit=limit)
     made = make_plan(loaded, loaded.project.state_dir)
     if json:
@@ -23,6 +29,8 @@ def plan(
 
 
 def _table(plan: Plan) -> Table:
+    from rich.table import Table
+
     title = f"{plan.pipeline} {plan.version}: {'at most ' if plan.bound else ''}{plan.requests:,} requests to pay"
     table = Table(title=title, title_justify="left", header_style="bold")
     for name in ("stage", "does", "state"):

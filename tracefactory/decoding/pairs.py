@@ -37,7 +37,9 @@ def check_pair(teacher: tuple[str, ModelSpec], student: tuple[str, ModelSpec]) -
     mistakes = []
     for name, spec in dict((teacher, student)).items():
         if not spec.exchanges_tokens:
-            said = f"model {name!r} (`use: {spec.use}`) takes no tokens: models that write together are `use: transformers`"
+            said = (
+                f"model {name!r} (`use: {spec.use}`) takes no tokens: two that write together are `use: transformers`"
+            )
             hint = "a vLLM server that runs already is `use: openai` with a `tokenizer:`"
             mistakes.append(Mistake(f"{said} (in this process) or `use: vllm`, both of them", hint=hint))
     inside = [name for name, spec in (teacher, student) if spec.in_process]

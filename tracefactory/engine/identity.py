@@ -56,5 +56,6 @@ def rows_of(
         gives=kinds_of(pipeline)[stage_id],
         makes=op.makes,
         judges=op.judges,
-        inputs=tuple(rows_of(source, pipeline, root, keys, layouts) for source in stage.inputs),
+        # In the order they are read back from disk: it decides whose value a row has that comes twice.
+        inputs=tuple(rows_of(source, pipeline, root, keys, layouts) for source in sorted(stage.inputs)),
     )

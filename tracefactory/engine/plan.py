@@ -265,7 +265,7 @@ class _Planner:
 
     def _rows(self, stage: StageSpec[Any]) -> StageRows:
         op = stage_of(stage)
-        inputs = tuple(stored_rows(self.root, one, self.identities[one].key) for one in stage.inputs)
+        inputs = tuple(stored_rows(self.root, one, self.identities[one].key) for one in sorted(stage.inputs))
         return StageRows(self.folder(stage.id), 1, self.kinds[stage.id], op.makes, op.judges, inputs)
 
     def _is_local_source(self, stage: StageSpec[Any]) -> bool:

@@ -141,7 +141,7 @@ def columns_of(rows: StageRows, span: Span, wanted: Iterable[str], declared: Ite
         frame = frame.join(problems, on="problem_id", how="left", maintain_order="left")
     # A shard without rows has no columns of its own; an expression on a null of another type would fail.
     known = {column.name: column for column in (VERDICT, *declared)}
-    types = pl.DataFrame(schema_of(Table.JUDGED, known.values()).empty_table()).schema
+    types = pl.Schema(schema_of(Table.JUDGED, known.values()))
     absent = sorted(wanted - set(frame.columns))
     return frame.with_columns(pl.lit(None, types.get(name, pl.Float64())).alias(name) for name in absent)
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import SecretStr
 
@@ -24,7 +24,6 @@ from tracefactory.core.stage import Answer, Closing, Completer, Kept, Record, Wo
 from tracefactory.engine.identity import rows_of
 from tracefactory.engine.shards import ShardJob, work_on_columns, work_on_rows, write_decided
 from tracefactory.engine.sources import read_source
-from tracefactory.serving.client import ChatClient
 from tracefactory.serving.vllm.replica import Placement
 from tracefactory.store.leases import RunLock
 from tracefactory.store.requests import RequestStore
@@ -32,6 +31,9 @@ from tracefactory.store.stages import ShardRecord, input_token
 from tracefactory.verification.pool import VerifierPool
 
 FATAL = frozenset({"auth", "not_found"})  # failures of the endpoint, not of a request
+
+if TYPE_CHECKING:
+    from tracefactory.serving.client import ChatClient
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,10 @@ class Worker:
         name = model if served_as is None else f"{model}-{served_as[0]}"
         if name not in self._clients:
             spec = self.pipeline.models[model] if served_as is None else served_as[1]
+            from tracefactory.serving.client import (
+                ChatClient,  # it takes half a second: not for a run that asks nothing
+            )
+
             self._clients[name] = ChatClient.connect(spec, self.setup.log_dir / name, self.environment)
         return self._clients[name]
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from huggingface_hub import DatasetCardData
 from pydantic import Field, model_validator
 
 from tracefactory.core.rows import Frozen
@@ -219,6 +218,8 @@ def metadata(inputs: CardInputs, configs: tuple[ConfigLine, ...]) -> str:
     licence = (inputs.licence or "").strip()
     known = licence.lower() if licence.lower() in _HUB_LICENCES else "other"
     extra: dict[str, Any] = {"license_name": _slug(licence)} if licence and known == "other" else {}
+    from huggingface_hub import DatasetCardData  # it takes a tenth of a second
+
     data = DatasetCardData(
         language=list(inputs.languages) or None,
         license=known if licence else None,

@@ -21,7 +21,6 @@ from tracefactory.core.spans import Span
 from tracefactory.core.stage import STAGES, Decided, RowReader, Services, Stage, Work
 from tracefactory.engine.plan import make_plan
 from tracefactory.publish.facts import card_inputs
-from tracefactory.publish.hub import push
 from tracefactory.publish.recipe import compare, recipe_of
 from tracefactory.publish.release import MANIFEST, Manifest, assemble, check_version, put_in_place, verify_release
 from tracefactory.publish.release import read_manifest as read
@@ -134,6 +133,8 @@ class PublishDataset(Stage[PublishParams]):
         if params.hub is not None:
             token = None if params.token is None else services.secret(params.token)
             version = release_version(pipeline)
+            from tracefactory.publish.hub import push  # it brings the Hub's client, which most runs do not need
+
             receipt = push(folder, repo=params.hub, version=version, private=params.private, token=token)
             write_json(receipt_file(pipeline), receipt.model_dump(mode="json"))
             notes.append(f"published: {receipt.url}")

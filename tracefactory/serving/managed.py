@@ -10,8 +10,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import aiohttp
-
 from tracefactory.core.errors import RunError
 from tracefactory.core.processes import Child
 
@@ -122,6 +120,8 @@ class ManagedEndpoint:
         return child
 
     async def _await_health(self, child: Child, deadline: float) -> None:
+        import aiohttp  # a tenth of a second: not for models that are only looked up
+
         url = f"http://127.0.0.1:{child.facts['port']}/health"
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
             while child.alive:

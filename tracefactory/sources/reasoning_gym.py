@@ -6,6 +6,7 @@ arXiv:2505.24760.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 from pydantic import Field, JsonValue
 
 from tracefactory.core.errors import RunError, UserError, nearest
+from tracefactory.core.fingerprint import digest
 from tracefactory.core.rows import Frozen, Problem
 from tracefactory.reading import gym
 from tracefactory.reading.base import SOURCES, Rejected, Source, json_text, take
@@ -68,13 +70,29 @@ class ReasoningGym(Source[ReasoningGymParams]):
 
     def check(self, params: ReasoningGymParams, base_dir: Path) -> list[str]:
         """Check names and values, then make one problem of every task and score it as a verifier will."""
-        if mistakes := _check_names(params):
-            return mistakes
-        return [
+        checked = _checked_file(params)
+        if checked.exists():
+            return []
+        mistakes = _check_names(params) or [
             f"{task.task}: {wrong}"
             for task in params.tasks
             if (wrong := gym.try_out(task.task, task.params, params.seed))
         ]
+        if not mistakes:
+            with contextlib.suppress(OSError):
+                checked.parent.mkdir(parents=True, exist_ok=True)
+                checked.touch()
+        return mistakes
+
+
+def _checked_file(params: ReasoningGymParams) -> Path:
+    """Return the file in the user's cache that says these tasks were found right: importing the package takes seconds.
+
+    It is of this version of reasoning_gym, and not of the number of problems.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    asked = digest({"version": installed_version("reasoning-gym"), "tasks": params.model_dump(mode="json")["tasks"]})
+    return cache / "tracefactory" / "reasoning_gym" / f"{asked[:32]}-{params.seed}.checked"
 
 
 def interleave(weights: Sequence[float], size: int) -> Iterator[int]:

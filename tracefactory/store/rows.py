@@ -63,10 +63,7 @@ class StageRows:
         rows = self._rows(span, wanted)
         judged = self._read(Table.JUDGED, span, None if wanted is None else wanted | {"kept"})
         if not rows["id"].equals(judged["id"]):
-            raise RunError(
-                f"{self.folder.path}: its judged table does not fit the rows of {span.first} to {span.last}: "
-                "remove the folder and run again; nothing is paid again"
-            )
+            raise self._damaged(f"its judged table does not fit the rows of {span.first} to {span.last}")
         return _overlaid(rows, judged.drop(KEYS))
 
     def problems(self, span: Span, wanted: Iterable[str] | None = None) -> pl.DataFrame:
@@ -129,7 +126,13 @@ class StageRows:
         ends = (span.parts(self.shards)[0], span.parts(self.shards)[-1])
         if not all(span.covers(index, self.shards) for index in ends):
             lazy = lazy.filter(pl.col("problem_id").is_between(pl.lit(span.first), pl.lit(span.last)))
-        return lazy.collect()
+        try:
+            return lazy.collect()
+        except (FileNotFoundError, pl.exceptions.ComputeError) as error:
+            raise self._damaged(f"a part of its {table} table is missing or damaged ({error})") from error
+
+    def _damaged(self, what: str) -> RunError:
+        return RunError(f"{self.folder.path}: {what}: remove the folder and run again; nothing is paid again")
 
     def columns_of(self, table: Table, span: Span) -> dict[str, pl.DataType]:
         """Return the columns of one table and their types."""
@@ -141,7 +144,7 @@ class StageRows:
             else:
                 parts = (self.folder.shard_record(index, self.shards) for index in span.parts(self.shards))
                 declared = {one.name: one for part in parts if part is not None for one in part.columns}.values()
-        return dict(pl.DataFrame(schema_of(table, declared).empty_table()).schema)
+        return dict(pl.Schema(schema_of(table, declared)))
 
     def _chunks(self, span: Span) -> Iterator[Span]:
         """Yield spans that each hold about as much as is to be read at once."""

@@ -14,7 +14,6 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from tracefactory.core.files import whole_file
@@ -54,6 +53,8 @@ class ScoreStore:
         With `words` also the text, and what the student would have said instead, as far as they are stored.
         """
         wanted = pa.array(list(trace_ids), pa.string())
+        import pyarrow.dataset as ds  # it imports pandas, where that is installed
+
         files = _index(self.folder).files_with(wanted)
         if not files:
             return {}

@@ -13,19 +13,20 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import aiohttp
 from pydantic import Field
 
 from tracefactory.core.errors import RunError
 from tracefactory.core.processes import Child, kill_group
 from tracefactory.core.rows import Frozen
-from tracefactory.serving.vllm.health import SignsOfLife
 from tracefactory.serving.vllm.log import first_error, last_words
 
 LOOPBACK = "127.0.0.1"
 _GUARD_READY_S = 120.0  # for the guard process to say that it has started vLLM, not for vLLM to be ready
+if TYPE_CHECKING:
+    import aiohttp
+
 _POLL_S = 0.5
 _GRACE_S = 10.0  # more than the guard gives vLLM
 _PAUSE_CAP_S = 60.0
@@ -157,6 +158,8 @@ class Replica:
         self._child = child = await Child.spawn(
             self.plan.name, command, self.log_file, ready_timeout_s=_GUARD_READY_S, environ=self._environ
         )
+        import aiohttp  # a tenth of a second: not for models that are only looked up
+
         url = f"http://{self.host}:{child.facts['port']}"
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10), trust_env=False) as session:
             while child.alive:
@@ -171,6 +174,8 @@ class Replica:
         """Return, once the server is no good any more, why."""
         child = self._child
         assert child is not None
+        from tracefactory.serving.vllm.health import SignsOfLife
+
         async with SignsOfLife(url, self.plan.model, self.plan.hang_s) as signs:
             while child.alive:
                 if (trouble := await signs.trouble()) is not None:
@@ -188,6 +193,8 @@ class Replica:
 
 
 async def _is_healthy(session: aiohttp.ClientSession, url: str) -> bool:
+    import aiohttp
+
     try:
         async with session.get(f"{url}/health") as response:
             return response.status == 200
