@@ -21,6 +21,7 @@ from tracefactory.core.spans import Span
 from tracefactory.core.stage import STAGES, Decided, RowReader, Services, Stage, Work
 from tracefactory.engine.plan import make_plan
 from tracefactory.publish.facts import card_inputs
+from tracefactory.publish.loading import check_loads
 from tracefactory.publish.recipe import compare, recipe_of
 from tracefactory.publish.release import MANIFEST, Manifest, assemble, check_version, put_in_place, verify_release
 from tracefactory.publish.release import read_manifest as read
@@ -126,6 +127,7 @@ class PublishDataset(Stage[PublishParams]):
                 recipe=recipe_of(stage, pipeline),
                 keys={one: key for one, key in services.keys.items() if one in above},
             )
+            check_loads(scratch, manifest.configs)
             notes = _put(scratch, folder, manifest, stage, pipeline)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

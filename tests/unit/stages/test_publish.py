@@ -11,8 +11,8 @@ import pytest
 
 from tests.unit.stages.conftest import RunStages
 from tests.unit.stages.test_prune import line, trace
-from tracefactory.core.errors import UserError
-from tracefactory.publish import dataset
+from tracefactory.core.errors import RunError, UserError
+from tracefactory.publish import dataset, release
 from tracefactory.publish.release import read_manifest
 from tracefactory.store.leases import RunLock
 from tracefactory.verification.base import VERIFIERS
@@ -157,3 +157,17 @@ async def test_an_upgrade_publishes_nothing_anew_and_says_what_would_change(
     assert [stage.cached for stage in made.outcome.stages] == [True, False, False]
     assert re.fullmatch(note, made.stage("dataset").tally.notes[0])
     assert times(out) == before
+
+
+async def test_a_release_that_does_not_load_is_not_put_in_place(
+    run_stages: RunStages, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card names the files of each configuration: a card that names others is what this check is for."""
+    real = release.render
+    broken = [("data/raw", "data/sft"), ("config_name: raw", "config_name: sft2"), ("data/sft/*", "data/nothing/*")]
+    for old, new in broken:
+        with monkeypatch.context() as patched:
+            patched.setattr(release, "render", lambda *a, _o=old, _n=new, **k: real(*a, **k).replace(_o, _n))
+            with pytest.raises(RunError, match="`datasets`"):
+                await run_stages(stages(), ROWS)
+        assert names(out) == []
