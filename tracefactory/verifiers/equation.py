@@ -1,0 +1,128 @@
+"""Answers that are equations: what they say of the unknown is worked out with sympy and compared with the gold answer.
+
+The equation-of-thought traces of Mix Thoughts (Zhu et al. 2024, "Distilling Mathematical Reasoning Capabilities into
+Small Language Models") are of this kind: the model sets up the equations and a solver does the arithmetic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import pairwise
+
+from pydantic import Field
+
+from tracefactory.answers.extract import Extraction
+from tracefactory.answers.normalize import normalize
+from tracefactory.core.rows import Frozen, Outcome, Verdict
+from tracefactory.maths.equations import Equation, symbols_of, values_of
+from tracefactory.maths.expression import parse_expression
+from tracefactory.maths.tokens import UnparsedError
+from tracefactory.maths.vocabulary import FUNCTIONS
+from tracefactory.verification.base import Verifier, VerifyTask, verifier
+from tracefactory.verifiers.math import gold_reading
+from tracefactory.verifiers.numeric import number_in
+
+MOST_EQUATIONS = 64
+_BLOCK = re.compile(r"```[^\n]*\n(.*?)```", re.DOTALL)
+_BREAK = re.compile(r"\n|\\\\|;|\\begin\{[a-z*]+\}|\\end\{[a-z*]+\}")
+_NAME = re.compile(r"(?<![\\\w])[A-Za-z]\w+")
+_PROSE = re.compile(r"^[^=]*[A-Za-z]\w*\s+(?=[A-Za-z])")  # the words before the name on the left side
+_ASKED = ("answer", "ans", "result")
+_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class EquationParams(Frozen):
+    """Which unknown is the answer, and how close its value must be."""
+
+    unknown: str = Field(
+        default="", description="Name of the unknown that is asked for; by default answer, ans, result or the only one."
+    )
+    rel_tol: float = Field(default=1e-9, ge=0, lt=1, description="Largest difference, relative to the gold answer.")
+
+
+@verifier
+class EquationVerifier(Verifier):
+    """Solve the equations that an answer states: those in its last code block, or else every line that is one."""
+
+    name = "equation"
+    version = "1"
+    Params = EquationParams
+
+    def quick(self, task: VerifyTask, params: EquationParams) -> Verdict | None:
+        if number_in(gold_reading(task.problem.answer or "")) is None:
+            return self.verdict(Outcome.UNVERIFIABLE, "gold_is_no_number")
+        return None if "=" in task.answer_text else self.verdict(Outcome.UNVERIFIABLE, "no_answer")
+
+    def prepare(self) -> None:
+        import sympy  # noqa: F401  # a second, which is not part of the deadline
+
+    def full(self, task: VerifyTask, params: EquationParams) -> Verdict:
+        blocks = list(_BLOCK.finditer(task.answer_text))
+        text, start = (blocks[-1][1], blocks[-1].start(1)) if blocks else (task.answer_text, 0)
+        shown = Extraction(text.strip(), start, start + len(text), "equations")
+        try:
+            names, equations = read_equations(text, strict=bool(blocks))
+            unknown = _unknown(params.unknown, names, equations)
+            values = None if unknown is None else values_of(unknown, equations)
+        except UnparsedError as error:
+            return self.verdict(Outcome.UNVERIFIABLE, "not_an_equation", shown, str(error)[:200])
+        if unknown is None:
+            return self.verdict(Outcome.UNVERIFIABLE, "which_unknown", shown)
+        if values is None:
+            return self.verdict(Outcome.UNVERIFIABLE, "not_determined", shown)
+        gold = number_in(gold_reading(task.problem.answer or "")) or Fraction(0)
+        close = [abs(value - gold) <= abs(gold) * Fraction(params.rel_tol) for value in values]
+        detail = ", ".join(str(value) for value in values) or "no solution"
+        if len(values) > 1 and any(close):
+            return self.verdict(Outcome.UNVERIFIABLE, "several_solutions", shown, detail)
+        return self.verdict(Outcome.CORRECT if any(close) else Outcome.INCORRECT, "solved", shown, detail)
+
+
+def read_equations(text: str, *, strict: bool) -> tuple[dict[str, str], list[Equation]]:
+    """Return the equations of a text, and the letter that stands for each name of several letters.
+
+    Args:
+        text: lines, or parts of them between semicolons and LaTeX line breaks.
+        strict: whether a part with an equals sign must be an equation; otherwise one that is none is left out.
+
+    Raises:
+        UnparsedError: for too many equations or names, and where `strict` for a part that is no equation.
+    """
+    free = [letter for letter in _LETTERS if not re.search(rf"(?<!\w){letter}(?!\w)", text)]
+    names: dict[str, str] = {}
+    found: list[Equation] = []
+    for part in _BREAK.split(text):
+        if "=" not in part:
+            continue
+        if not strict:
+            part = _PROSE.sub("", part)
+        for name in _NAME.findall(part):
+            if name not in names and name not in FUNCTIONS:
+                if len(names) == len(free):
+                    raise UnparsedError("too many names")
+                names[name] = free[len(names)]
+        try:
+            found += _chain(_NAME.sub(lambda match: names.get(match[0], match[0]), part))
+        except UnparsedError:
+            if strict:
+                raise
+        if len(found) > MOST_EQUATIONS:
+            raise UnparsedError(f"more than {MOST_EQUATIONS} equations")
+    return names, found
+
+
+def _chain(part: str) -> Iterator[Equation]:
+    """Yield the equations of `a = b = c`."""
+    sides = [parse_expression(normalize(side.strip(" $&.,"))) for side in part.split("=")]
+    yield from pairwise(sides)
+
+
+def _unknown(named: str, names: dict[str, str], equations: list[Equation]) -> str | None:
+    present = symbols_of(equations)
+    wanted = [named] if named else list(_ASKED)
+    found = [letter for name in wanted if (letter := names.get(name, name)) in present]
+    if found or named:
+        return found[0] if found else None
+    return next(iter(present)) if len(present) == 1 else None
