@@ -10,6 +10,7 @@ from rich.table import Table
 
 from tracefactory.cli.options import Json
 from tracefactory.cli.show import stdout_console
+from tracefactory.engine.report import plain_table
 from tracefactory.publish.compare import Difference, ViewDifference, compare
 
 _SHOWN = 5
@@ -31,7 +32,7 @@ def diff(first: Folder, second: Folder, json: Json = False) -> None:
 
 def _table(found: Difference) -> Table:
     title = f"{found.first} and {found.second}: {'the same rows' if found.identical else 'rows by id'}"
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = plain_table(title)
     table.add_column("view")
     for name in ("same", "changed", "only in the first", "only in the second"):
         table.add_column(name, justify="right")

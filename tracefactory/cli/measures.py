@@ -17,6 +17,7 @@ from tracefactory.config.project import find_project
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.rows import Frozen, Trace
 from tracefactory.engine.lineage import views_of
+from tracefactory.engine.report import plain_table
 from tracefactory.engine.runs import RunOutcome, load_outcome
 from tracefactory.students.measures import dataset_rank_surprisal
 from tracefactory.students.view import StudentView
@@ -101,7 +102,7 @@ def _spreads(traces: Sequence[Trace], student: str) -> Iterator[Spread]:
 
 def _table(fit: Fit) -> Table:
     title = f"under {fit.student} ({fit.stage}); rank-surprisal of the set {fit.rank_surprisal:.3f}"
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = plain_table(title)
     table.add_column("measure")
     for name in ("traces", "min", "p10", "median", "p90", "max"):
         table.add_column(name, justify="right")
@@ -112,7 +113,7 @@ def _table(fit: Fit) -> Table:
 
 
 def _tokens(fit: Fit) -> Table:
-    table = Table(title=f"least likely to {fit.student}", title_justify="left", header_style="bold")
+    table = plain_table(f"least likely to {fit.student}")
     table.add_column("trace", no_wrap=True)
     for name in ("tokens", "surprisal", "rank-surprisal"):
         table.add_column(name, justify="right")

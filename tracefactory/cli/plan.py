@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tracefactory.cli.options import Json, Limit, PipelineFile, Profile, Sets
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from tracefactory.engine.plan import Plan, PlannedStage
 
@@ -28,24 +28,28 @@ def plan(
     stdout_console().print(_table(made), highlight=False)
 
 
-def _table(plan: Plan) -> Table:
-    from rich.table import Table
+def _table(plan: Plan) -> RenderableType:
+    from rich.console import Group
+    from rich.text import Text
 
-    title = f"{plan.pipeline} {plan.version}: {'at most ' if plan.bound else ''}{plan.requests:,} requests to pay"
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for name in ("stage", "does", "state"):
+    from tracefactory.engine.plan import State
+    from tracefactory.engine.report import plain_table
+
+    at_most = "at most " if plan.bound else ""
+    table = plain_table(f"{plan.pipeline} {plan.version}: {at_most}{plan.requests:,} requests to pay")
+    for name in ("stage", "state"):
         table.add_column(name, no_wrap=True)
-    table.add_column("why", max_width=60)
     for name in ("paid", "to pay", "tokens", "cost $"):
         table.add_column(name, justify="right")
     for stage in plan.stages:
-        table.add_row(stage.id, stage.op.replace(":", ": "), stage.state.value, stage.why, *_to_pay(stage))
-    return table
+        cached = stage.state is State.CACHED
+        table.add_row(stage.id, f"cached, {stage.why}" if cached else stage.state.value, *_to_pay(stage))
+    return Group(table, *(Text(f"• {one.id}: {one.why}") for one in plan.stages if one.state is not State.CACHED))
 
 
 def _to_pay(stage: PlannedStage) -> list[str]:
     if stage.unknown:
-        return ["", "known once read", "", ""]
+        return ["", "not known yet", "", ""]
     pay = stage.to_pay
     if pay is None:
         return [""] * 4

@@ -17,7 +17,7 @@ from tracefactory.core.spans import Span
 from tracefactory.engine.report import FunnelLine, funnel, lengths, with_notes
 from tracefactory.engine.runs import RunOutcome, StageOutcome, load_outcome
 
-WIDTH = 160  # of a table that goes to a file or a pipe
+WIDTH = 80  # of a table that goes to a file or a pipe
 
 
 def stdout_console() -> Console:
@@ -42,9 +42,7 @@ def print_outcome(outcome: RunOutcome, root: Path, *, as_json: bool) -> None:
         return
     console = stdout_console()
     seconds = outcome.finished - outcome.started
-    lines = [
-        FunnelLine(one.id, one.op, one.tally, one.paid, "cached" if one.cached else "done") for one in outcome.stages
-    ]
+    lines = [FunnelLine(one.id, one.tally, one.paid, "cached" if one.cached else "done") for one in outcome.stages]
     notes = list(dict.fromkeys(note for one in outcome.stages for note in one.tally.notes))
     paid = sum(one.paid.get("requests", 0) for one in outcome.stages)
     cost = sum(one.paid.get("cost", 0) for one in outcome.stages)

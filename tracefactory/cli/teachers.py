@@ -18,7 +18,7 @@ from tracefactory.config import load_pipeline
 from tracefactory.core.rows import Frozen, Trace
 from tracefactory.engine.display import Display
 from tracefactory.engine.plan import Plan, make_plan
-from tracefactory.engine.report import with_notes
+from tracefactory.engine.report import plain_table, with_notes
 from tracefactory.engine.run import run_pipeline
 from tracefactory.engine.runs import RunOutcome
 from tracefactory.engine.trial import CHECKED, MEASURED, Trial, trial_of
@@ -128,7 +128,7 @@ def _traces(outcome: RunOutcome, stage_id: str, root: Path) -> list[Trace]:
 
 def _table(ranking: Ranking) -> Table:
     title = f"teachers for {ranking.student} ({ranking.model}): {ranking.of} on {ranking.problems} problems"
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = plain_table(title)
     for name in ("", "stage", "teacher"):
         table.add_column(name, overflow="fold")
     for name in (f"{ranking.by} (95%)", "first", "used", "pass rate (95%)", "tokens, median", "all", "$ per right one"):

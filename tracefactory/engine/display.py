@@ -84,7 +84,7 @@ def render(flow: Flow, progress: Mapping[str, Mapping[str, float]]) -> Renderabl
 def _line(run: StageRun, live: Mapping[str, float], flow: Flow) -> FunnelLine:
     seconds = time.time() - run.started if run.started else 0.0
     paid = run.paid if run.record.done() else {**live, "seconds": seconds}
-    return FunnelLine(run.stage.id, f"{run.stage.verb}: {run.stage.name}", run.tally, paid, _state(run, live, flow))
+    return FunnelLine(run.stage.id, run.tally, paid, _state(run, live, flow))
 
 
 def _state(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -21,44 +22,46 @@ class FunnelLine:
     """One stage of the funnel; `paid` are the numbers of this run alone, `state` is a word or a time left."""
 
     id: str
-    op: str
     tally: Tally
     paid: Mapping[str, float]
     state: str
 
 
-def funnel(title: str, lines: Iterable[FunnelLine]) -> Table:
-    """Return the funnel table: rows in, kept, dropped by reason and errors, then requests, tokens and cost paid."""
-    table = Table(title=title, title_justify="left", header_style="bold", expand=False)
+def plain_table(title: str) -> Table:
+    """Return an empty table without frames, which leaves room for what is in it."""
+    return Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+
+
+def funnel(title: str, lines: Iterable[FunnelLine]) -> Group:
+    """Return the funnel: rows in, kept, dropped and failed by stage with what was paid, then the reasons by stage.
+
+    It fits 80 columns where stage ids have up to 16 characters and numbers up to 7 digits.
+    """
+    table = plain_table(title)
     table.add_column("stage", no_wrap=True)
-    table.add_column("does", no_wrap=True)
-    for name in ("in", "kept", "dropped", "errors"):
-        table.add_column(name, justify="right")
-    table.add_column("why dropped", max_width=44)
-    for name in ("paid requests", "tokens", "tok/s", "cost $"):
-        table.add_column(name, justify="right")
-    table.add_column("", no_wrap=True)
+    for name in ("in", "kept", "dropped", "errors", "paid", "tokens", "cost $"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("state")
+    reasons: list[Text] = []
     for line in lines:
         table.add_row(*_cells(line))
-    return table
+        if why := _reasons(line.tally):
+            reasons.append(Text(f"• {line.id}: {why}"))
+    return Group(table, *reasons)
 
 
 def _cells(line: FunnelLine) -> list[str]:
     tally, paid = line.tally, line.paid
-    reasons = ", ".join(f"{name} {count}" for name, count in sorted(tally.reasons.items(), key=lambda kv: -kv[1])[:4])
-    if len(tally.reasons) > 4:
-        reasons += f", {len(tally.reasons) - 4} more"
-    reasons = "; ".join(text for text in (reasons, _unchanged(tally)) if text)
     counts = [f"{n:,}" for n in (tally.rows_in, tally.kept, tally.dropped, tally.errors)]
-    samples = "requests" in tally.numbers
     tokens = paid.get("prompt_tokens", 0) + paid.get("completion_tokens", 0)
-    speed = paid.get("completion_tokens", 0) / paid["seconds"] if paid.get("seconds") else 0
-    spent = (
-        [f"{paid.get('requests', 0):,.0f}", f"{tokens:,.0f}", f"{speed:,.0f}", f"{paid.get('cost', 0):.4f}"]
-        if samples
-        else [""] * 4
-    )
-    return [line.id, line.op, *counts, reasons, *spent, line.state]
+    spent = [f"{paid.get('requests', 0):,.0f}", f"{tokens:,.0f}", f"{paid.get('cost', 0):.4f}"]
+    return [line.id, *counts, *(spent if "requests" in tally.numbers else [""] * 3), line.state]
+
+
+def _reasons(tally: Tally) -> str:
+    found = [f"{name} {count:,}" for name, count in sorted(tally.reasons.items(), key=lambda one: -one[1])]
+    dropped = f"dropped {', '.join(found)}" if found else ""
+    return "; ".join(text for text in (dropped, _unchanged(tally)) if text)
 
 
 def _unchanged(tally: Tally) -> str:
@@ -66,13 +69,13 @@ def _unchanged(tally: Tally) -> str:
     found = {name.removeprefix(UNCHANGED): n for name, n in tally.numbers.items() if name.startswith(UNCHANGED)}
     if not found:
         return ""
-    most = ", ".join(f"{reason} {n:.0f}" for reason, n in sorted(found.items(), key=lambda kv: -kv[1])[:4])
+    most = ", ".join(f"{reason} {n:.0f}" for reason, n in sorted(found.items(), key=lambda one: -one[1]))
     return f"unchanged {sum(found.values()):.0f}: {most}"
 
 
 def lengths(by_style: Mapping[str, Sequence[int]]) -> RenderableType:
     """Return the distribution of completion tokens by style: quantiles and a histogram on one common scale."""
-    table = Table(title="completion tokens of the published traces", title_justify="left", header_style="bold")
+    table = plain_table("completion tokens of the published traces")
     for name in ("style", "rows", "min", "p10", "median", "p90", "max"):
         table.add_column(name, justify="left" if name == "style" else "right")
     longest = max((max(found) for found in by_style.values()), default=0)
@@ -84,7 +87,7 @@ def lengths(by_style: Mapping[str, Sequence[int]]) -> RenderableType:
     return table
 
 
-def histogram(values: Sequence[int], top: int, width: int = 40) -> str:
+def histogram(values: Sequence[int], top: int, width: int = 24) -> str:
     """Draw counts of `values` over `width` equal bins of 0..top with block characters."""
     bins = [0] * width
     for value in values:
