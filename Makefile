@@ -43,7 +43,10 @@ types: dev ## check the types of the package, strictly
 
 .PHONY: test
 test: dev ## run the tests
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q --durations=20
+
+.PHONY: check
+check: lint types test ## everything that must pass before a change lands: what CI runs
 
 .PHONY: test-slow
 test-slow: dev ## run the heavier checks: kills at random moments, training, real models
@@ -65,6 +68,11 @@ test-vllm: dev $(VLLM_VENV)/vllm.stamp ## run the tests against a real vLLM on t
 .PHONY: bench
 bench: dev ## measure speed, as ratios within one run
 	$(BIN)/pytest -q -m bench -s
+
+.PHONY: mutants
+mutants: dev ## change a package in small ways and count what its tests notice: PACKAGE=tracefactory/pruners
+	$(PIP) --constraint constraints.txt mutmut
+	$(BIN)/python -m tests.mutants $(PACKAGE)
 
 .PHONY: agreement
 agreement: dev ## compare verdicts with labels, ours and math-verify's: PAIRS="pairs.jsonl ..."

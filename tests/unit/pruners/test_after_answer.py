@@ -39,6 +39,16 @@ async def test_an_unclosed_trace_gets_an_ending_from_what_it_stated(lab: SimpleN
     assert len(result.reasoning) < 120
 
 
+async def test_thinking_that_stops_at_the_answer_without_being_closed_is_closed(lab: SimpleNamespace) -> None:
+    """A closed one with nothing after its answer is left alone; an open one would never be trained on."""
+    text = "We need 6 * 7.\n\nSo the answer is 42."
+    (closed,) = await after(lab, lab.trace(text))
+    assert closed.reason == "nothing_after_answer"
+    (opened,) = await after(lab, lab.trace(text, "", thinking=Thinking.OPEN))
+    assert (opened.reason, opened.closed, opened.reasoning) == (None, True, text)
+    assert opened.answer_text == "The final answer is \\boxed{42}."
+
+
 async def test_a_chinese_trace_ends_in_chinese(lab: SimpleNamespace) -> None:
     text = "六乘以七等于四十二。\n\n所以答案是42。\n\n等等，让我再想想这道题目的条件是不是都用上了。\n\n重新考虑一下"
     (result,) = await after(lab, lab.trace(text, "", thinking=Thinking.OPEN))

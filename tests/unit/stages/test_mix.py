@@ -114,6 +114,25 @@ def test_a_shortfall_is_said() -> None:
     assert mixed.frame["reason"][2] == "only_long_solved"
 
 
+def test_problems_beyond_the_size_are_told_from_those_drawn_in_the_other_style() -> None:
+    traces = solved_by_both(10)
+    mixed = mix(traces, MixParams(long=0.5, short=0.5, size=4))
+    reasons = mixed.frame.group_by("problem_id").agg(pl.col("reason").unique())
+    in_the_mix = [found for found in reasons["reason"].to_list() if None in found]
+    left_out = [found for found in reasons["reason"].to_list() if None not in found]
+    assert (len(in_the_mix), len(left_out)) == (4, 6)
+    assert all(found == ["over_size"] for found in left_out)
+    drawn = mixed.frame.filter(pl.col("reason").is_in(["drawn_long", "drawn_short"])).join(traces, on="id")
+    assert sorted(drawn.select("reason", "style").rows()) == 2 * [("drawn_long", "short")] + 2 * [
+        ("drawn_short", "long")
+    ]
+
+
+def test_an_answer_that_is_not_right_is_said_to_be_so_whatever_its_style_lacks() -> None:
+    rows = [("a", "long", 9, "correct"), ("a", "short", 3, "incorrect"), ("a", "judge", 3, "correct")]
+    assert mix(frame(rows), MixParams()).frame["reason"].to_list() == ["only_long_solved", "not_correct", "other_style"]
+
+
 def test_nothing_to_mix_is_said() -> None:
     assert "shortfall: no problem was solved by both styles, so the mix is empty" in mix(frame([]), MixParams()).notes
 
