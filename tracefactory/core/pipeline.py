@@ -9,6 +9,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 from pydantic import ConfigDict, Field, SerializeAsAny, field_validator
 
 from tracefactory.core.model import ModelSpec
+from tracefactory.core.plugins import ProjectPlugins
 from tracefactory.core.refs import find_refs
 from tracefactory.core.rows import Frozen
 
@@ -52,7 +53,11 @@ class StageOptions(Frozen):
 class RunOptions(Frozen):
     """How a pipeline is run. Nothing here can change its rows, so nothing of it is in a key."""
 
-    executor: Literal["ray", "inline"] = Field(default="ray", description="Ray actors, or everything in one process.")
+    executor: Literal["auto", "ray", "inline"] = Field(
+        default="auto",
+        description="Ray actors, or everything in one process; auto takes Ray for a cluster, for models that have workers "
+        "or GPUs of their own, and on machines with more than four CPUs.",
+    )
     workers: int | None = Field(default=None, ge=1, description="CPU worker processes; null is one per CPU.")
     ray_address: str | None = Field(
         default=None, description="The Ray cluster to join; null starts one on this machine."
@@ -137,7 +142,8 @@ class PromptTemplate(Protocol):
 class Pipeline(Frozen):
     """One pipeline, ready to be planned: profile and `--set` applied, every name it uses known to exist.
 
-    `limit` restricts every source to its first rows; `prompts` and `filters` are all those of the project.
+    `limit` restricts every source to its first rows; `prompts`, `filters` and `plugins` are all those of the project,
+    the plugins as their sources by path.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -154,6 +160,16 @@ class Pipeline(Frozen):
     profile: str | None = None
     prompts: Mapping[str, Any]
     filters: Mapping[str, Any]
+    plugins: Mapping[str, str] = Field(default_factory=dict)
+
+    @property
+    def project_plugins(self) -> ProjectPlugins:
+        """The plugins with the project that they are of; see `core.plugins.use`."""
+        return ProjectPlugins(self.project.root, self.plugins)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The plugins come first: parameters and models that follow are of classes that the plugins define.
+        return _unpickled, (self.project_plugins, type(self), self.__getstate__())
 
     def stage(self, stage_id: str) -> StageSpec[Any]:
         """Return the stage called `stage_id`; KeyError when there is none."""
@@ -174,3 +190,9 @@ class Pipeline(Frozen):
         """Return the prompt called `name`."""
         found: PromptTemplate = self.prompts[name]
         return found
+
+
+def _unpickled(plugins: ProjectPlugins, kind: type[Pipeline], state: dict[Any, Any]) -> Pipeline:
+    made = kind.__new__(kind)
+    made.__setstate__(state)
+    return made
