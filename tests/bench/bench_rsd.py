@@ -25,10 +25,10 @@ import torch
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.decoders.teacher_prefix import TeacherPrefix
 from tracefactory.decoding.decoder import Decoder, Role
+from tracefactory.decoding.draft_schedule import DraftPlan, DraftScheduler, expected_tokens
 from tracefactory.decoding.engine import Engine
-from tracefactory.decoding.lane import Lane
-from tracefactory.decoding.pace import Pace, Plan, expected_tokens
-from tracefactory.decoding.run import Script
+from tracefactory.decoding.kv_cache import CachedModel
+from tracefactory.decoding.rollout import RolloutSpec
 from tracefactory.decoding.vocabulary import compare
 from tracefactory.serving.loading import load_model, load_tokenizer
 from tracefactory.students import Checkpoint
@@ -73,17 +73,19 @@ def models(request: pytest.FixtureRequest) -> tuple[Any, Any, Any]:
     return teacher, student, load_tokenizer(Checkpoint(model=str(file)))
 
 
-def speed(models: tuple[Any, Any, Any], decoder: Decoder, pace: Pace, rows: int = ROWS) -> tuple[float, Engine]:
+def speed(
+    models: tuple[Any, Any, Any], decoder: Decoder, scheduler: DraftScheduler, rows: int = ROWS
+) -> tuple[float, Engine]:
     """Return tokens per second of `rows` traces that are decoded together; prompts are not counted."""
     teacher, student, tokenizer = models
-    lanes = {Role.TEACHER: Lane(teacher, rows), Role.STUDENT: Lane(student, rows)}
+    models = {Role.TEACHER: CachedModel(teacher, rows), Role.STUDENT: CachedModel(student, rows)}
     vocabulary = compare(tokenizer, tokenizer).sized(teacher.get_output_embeddings().out_features)
-    engine = Engine(lanes, vocabulary, tokenizer, frozenset(), pace)
+    engine = Engine(models, vocabulary, tokenizer, frozenset(), scheduler)
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
     )
     prompt = tuple(tokenizer.encode(text, add_special_tokens=False))
-    runs = [engine.add(Script(prompt, decoder, key, TOKENS)) for key in range(rows)]
+    runs = [engine.add(RolloutSpec(prompt, decoder, key, TOKENS)) for key in range(rows)]
     engine.round()
     before, start = sum(len(run.tokens) for run in runs), time.perf_counter()
     while engine.busy:
@@ -93,34 +95,35 @@ def speed(models: tuple[Any, Any, Any], decoder: Decoder, pace: Pace, rows: int 
 
 def test_chunks_against_token_by_token_and_against_the_teacher_alone(models: tuple[Any, Any, Any]) -> None:
     rule = ReverseSpeculative()
-    chunked = Pace()
+    chunked = DraftScheduler()
     speed(models, rule, chunked)  # it learns what passes cost
     contenders = {
         "chunked": (rule, chunked),
-        "token by token": (rule, Pace(Plan(Role.TEACHER, 1))),
-        "teacher drafts 4": (rule, Pace(Plan(Role.TEACHER, 4))),
-        "student drafts 4": (rule, Pace(Plan(Role.STUDENT, 4))),
-        "teacher alone": (TeacherPrefix(tokens=TOKENS + 1), Pace(Plan(Role.TEACHER, 4))),
+        "token by token": (rule, DraftScheduler(DraftPlan(Role.TEACHER, 1))),
+        "teacher drafts 4": (rule, DraftScheduler(DraftPlan(Role.TEACHER, 4))),
+        "student drafts 4": (rule, DraftScheduler(DraftPlan(Role.STUDENT, 4))),
+        "teacher alone": (TeacherPrefix(tokens=TOKENS + 1), DraftScheduler(DraftPlan(Role.TEACHER, 4))),
     }
     best = dict.fromkeys(contenders, 0.0)
     for _ in range(2):
-        for name, (decoder, pace) in contenders.items():
-            best[name] = max(best[name], speed(models, decoder, pace)[0])
-    singly, _ = speed(models, rule, Pace(Plan(Role.TEACHER, 1)), rows=1)
-    learned = Pace()
+        for name, (decoder, scheduler) in contenders.items():
+            best[name] = max(best[name], speed(models, decoder, scheduler)[0])
+    singly, _ = speed(models, rule, DraftScheduler(DraftPlan(Role.TEACHER, 1)), rows=1)
+    learned = DraftScheduler()
     speed(models, rule, learned, rows=1)
     chunked_singly, _ = speed(models, rule, learned, rows=1)
     plan = chunked.plan(ROWS)
     print(f"\n{ROWS} traces of {TOKENS} tokens; plan {plan}; tokens/s: {best}; one at a time {singly:.2f}")
-    for name, pace in (
+    for name, scheduler in (
         ("teacher drafts 4", contenders["teacher drafts 4"][1]),
         ("student drafts 4", contenders["student drafts 4"][1]),
     ):
-        front = Role.TEACHER if name.startswith("teacher") else Role.STUDENT
-        told = ROWS * pace.rate(Plan(front, 4), ROWS)
+        drafter = Role.TEACHER if name.startswith("teacher") else Role.STUDENT
+        told = ROWS * scheduler.rate(DraftPlan(drafter, 4), ROWS)
         print(
-            f"  {name}: agreement {pace.agreement(front):.3f}, {expected_tokens(pace.agreement(front), 4):.2f} tokens "
-            f"per round; formula {told:.2f} tokens/s, measured {best[name]:.2f}"
+            f"  {name}: agreement {scheduler.agreement(drafter):.3f}, "
+            f"{expected_tokens(scheduler.agreement(drafter), 4):.2f} tokens per round; "
+            f"formula {told:.2f} tokens/s, measured {best[name]:.2f}"
         )
     ratios = {name: best["chunked"] / best[name] for name in ("token by token", "teacher alone")}
     print(

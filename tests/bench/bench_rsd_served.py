@@ -1,7 +1,7 @@
 """Speed of reverse speculative decoding by two servers, as ratios within one run, beside what the formula says.
 
 A draft request takes a seconds and b more per token drafted, a score c seconds. Asking both servers for one token at a
-time, at the same time, as scripts do, makes
+time, at the same time, as specs do, makes
 
     1 / max(a + b, c)    tokens per second and trace,
 
@@ -33,8 +33,8 @@ from tests.unit.decoders.token_server import TokenServer, by_noise
 from tests.vllm.rsd import asked, fields, save_student
 from tracefactory.core.model import Environment
 from tracefactory.decoding.decoder import Role
-from tracefactory.decoding.pace import expected_tokens
-from tracefactory.decoding.served import ServedPair, Side
+from tracefactory.decoding.draft_schedule import expected_tokens
+from tracefactory.decoding.served import ServedModel, ServedPair
 from tracefactory.decoding.vllm_specs import DraftingSpec
 from tracefactory.models.vllm import VLLMSpec
 from tracefactory.serving.client import ChatClient
@@ -70,22 +70,22 @@ class SlowServer(TokenServer):
         return await super().ask(path, body, read, near=near)
 
 
-def stand_ins(folder: Path) -> tuple[Side, Side]:
+def stand_ins(folder: Path) -> tuple[ServedModel, ServedModel]:
     folders = save_pair(folder)
     servers: list[Any] = [SlowServer(Bigrams(spread), by_noise) for spread in (0.0, 0.6)]
     specs = [Checkpoint(model=str(one)) for one in folders]
-    return Side("big", servers[0], specs[0]), Side("small", servers[1], specs[1])
+    return ServedModel("big", servers[0], specs[0]), ServedModel("small", servers[1], specs[1])
 
 
 @pytest.fixture(params=["stand-in", "vllm"])
-async def sides(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[Side, Side]]:
+async def sides(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[tuple[ServedModel, ServedModel]]:
     if request.param == "stand-in":
         yield stand_ins(tmp_path)
         return
     specs = real_servers(tmp_path)
     clients = [ChatClient.connect(spec, tmp_path / str(number), Environment()) for number, spec in enumerate(specs)]
     big, small = (
-        Side(n, c, s.checkpoint(Environment())) for n, c, s in zip(("big", "small"), clients, specs, strict=True)
+        ServedModel(n, c, s.checkpoint(Environment())) for n, c, s in zip(("big", "small"), clients, specs, strict=True)
     )
     yield big, small
     await asyncio.gather(*(client.close() for client in clients))
@@ -101,7 +101,7 @@ def real_servers(folder: Path) -> list[VLLMSpec]:
     return [kind.model_validate({**fields(one), "env": str(env)}) for kind, one in kinds]
 
 
-async def speed(sides: tuple[Side, Side], drafted: int | None, seed: int) -> tuple[float, ServedPair]:
+async def speed(sides: tuple[ServedModel, ServedModel], drafted: int | None, seed: int) -> tuple[float, ServedPair]:
     """Return tokens per second of all traces together; what is opened once is not counted."""
     pair = ServedPair(*sides, drafted)
     requests = [
@@ -114,21 +114,24 @@ async def speed(sides: tuple[Side, Side], drafted: int | None, seed: int) -> tup
     return sum(one.completion_tokens for one in answers) / (time.perf_counter() - started), pair
 
 
-async def test_drafts_against_one_token_requests(sides: tuple[Side, Side]) -> None:
+async def test_drafts_against_one_token_requests(sides: tuple[ServedModel, ServedModel]) -> None:
     await speed(sides, DRAFTED, 1000)  # both servers are warm, and have the prompts in their caches
     singly, one = await speed(sides, 1, 0)
     drafted, many = await speed(sides, DRAFTED, 0)
     paced, free = await speed(sides, None, 0)
-    pace, single = many.paces[Role.TEACHER, True], one.paces[Role.TEACHER, True]
-    tokens = expected_tokens(pace.agreement, DRAFTED)
+    scheduler, single = many.schedulers[Role.TEACHER, True], one.schedulers[Role.TEACHER, True]
+    tokens = expected_tokens(scheduler.agreement, DRAFTED)
     again = many.widened / (TRACES * TOKENS) * single.draft_s(1)
     told = (
-        1 / ((pace.draft_s(DRAFTED) + pace.score_s) / tokens + again),
+        1 / ((scheduler.draft_s(DRAFTED) + scheduler.score_s) / tokens + again),
         1 / (max(single.draft_s(1), single.score_s) + again),
     )
     rows = (("one token at a time", singly, told[1]), (f"drafts of {DRAFTED}", drafted, told[0]))
-    print(f"\n{TRACES} traces of up to {TOKENS} tokens; agreement {pace.agreement:.3f}, {tokens:.1f} tokens per draft,")
-    print(f"  {many.widened} places asked again; paced: {free.paces[Role.TEACHER, True].length()} tokens")
+    print(
+        f"\n{TRACES} traces of up to {TOKENS} tokens; agreement {scheduler.agreement:.3f}, "
+        f"{tokens:.1f} tokens per draft,"
+    )
+    print(f"  {many.widened} places asked again; paced: {free.schedulers[Role.TEACHER, True].length()} tokens")
     print(f"  {'':24}{'measured':>12}{'formula':>12}  tokens/s per trace")
     for name, measured, formula in rows:
         print(f"  {name:24}{measured / TRACES:12.2f}{formula:12.2f}")

@@ -158,7 +158,7 @@ def test_failed_requests_are_rows_and_are_tried_again(
     (long,) = (stage for stage in outcome["stages"] if stage["id"] == "long")
     assert long["tally"]["reasons"] == {"server_error": errors["long"]}
     assert long["tally"]["kept"] + errors["long"] == 40
-    assert f"{errors['long']} failed rows to try again" in project.run("plan", str(project.pipeline))
+    assert f"{errors['long']} failed rows to retry" in project.run("plan", str(project.pipeline))
 
 
 def test_the_dataset_loads(

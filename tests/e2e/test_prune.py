@@ -162,7 +162,7 @@ def test_a_student_that_is_down_makes_error_rows_that_are_tried_again(
     first = by_id(project.make(*none))["cut"]["tally"]
     assert first["errors"] == first["owed"] == first["reasons"]["server_error"] > 0
     assert first["kept"] + first["errors"] == first["rows_in"]
-    assert "failed rows to try again" in project.run("plan", str(project.pipeline), *none)
+    assert "failed rows to retry" in project.run("plan", str(project.pipeline), *none)
     assert by_id(project.make("--set", "version=2"))["cut"]["tally"]["errors"] == 0
 
 

@@ -451,7 +451,7 @@ def test_a_broken_filter_is_not_also_an_unknown_one(project: Maker) -> None:
         ("models.teacher=", "model 'teacher' must be a mapping, found nothing"),
         ("models=x", "name a model"),
         ("profiles.laptop.run.workers=1", "nothing called 'profiles' can be set"),
-        ("run.executor=rya", "run.executor must be 'auto', 'ray' or 'inline', found the text 'rya' (did you mean 'ray'?)"),
+        ("run.executor=rya", "must be 'auto', 'ray' or 'inline', found the text 'rya' (did you mean 'ray'?)"),
         ("samples", "write it as path=value"),
         ("stages..x=1", "write it as path=value"),
     ],

@@ -7,6 +7,7 @@ import fcntl
 import multiprocessing
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -107,14 +108,14 @@ SHARED = [digest(["shared", number]) for number in range(400)]
 def _write_shared(root: Path, first: int) -> None:
     async def write() -> None:
         store = RequestStore(root)
-        while not (root / "compacting").exists():
-            await asyncio.sleep(0.01)
         for number in range(first, len(SHARED), 2):
             await asyncio.sleep(0.003)
             await store.put(SHARED[number], record(number), f"{number % 9:016x}")
         store.close()
 
     requests.ROTATE_BYTES = 2000  # a journal of some twenty records
+    while not (root / "compacting").exists():
+        time.sleep(0.01)
     asyncio.run(write())
 
 
@@ -216,6 +217,9 @@ async def compacted(root: Path, numbers: range) -> Path:
         lambda whole: whole[:16],
         lambda whole: whole + b"\0",
         lambda whole: b"tfindex1" + whole[8:],
+        lambda whole: whole[:40] + bytes([whole[40] ^ 1]) + whole[41:],
+        lambda whole: whole[:-1] + bytes([whole[-1] ^ 128]),
+        lambda whole: whole[:10],
         lambda whole: whole[:8] + (51).to_bytes(8, "little") + whole[16:],
     ],
 )
@@ -259,7 +263,7 @@ async def test_a_segment_with_a_flipped_bit_is_named(tmp_path: Path, column: str
         RequestStore(tmp_path).get(KEYS)
 
 
-def _as_v1(journal: Path) -> None:
+def as_v1(journal: Path) -> None:
     """Write a journal as version 1 wrote it: without checksum and problem."""
     lines = (orjson.loads(line) for line in journal.read_bytes().splitlines())
     journal.write_bytes(b"".join(orjson.dumps({"key": one["key"], "record": one["record"]}) + b"\n" for one in lines))
@@ -271,7 +275,7 @@ async def test_completions_under_keys_of_version_1_are_known_as_such_wherever_th
     assert not RequestStore(tmp_path).has_v1_keys
     (await fill(tmp_path, range(5))).close()
     (journal,) = (tmp_path / "requests").glob("journal-*")
-    _as_v1(journal)
+    as_v1(journal)
     early = RequestStore(tmp_path)
     assert early.get(KEYS) == expected
     assert early.has_v1_keys
@@ -291,6 +295,12 @@ async def test_segments_of_version_1_are_read_as_they_are(tmp_path: Path) -> Non
     store = RequestStore(tmp_path)
     assert store.get(KEYS) == {KEYS[n]: record(n) for n in range(20)}
     assert store.has_v1_keys
+
+
+async def test_a_key_that_begins_like_a_stored_one_is_another(tmp_path: Path) -> None:
+    await compacted(tmp_path, range(10))
+    alike = KEYS[3][:16] + "0" * 48
+    assert RequestStore(tmp_path).get([alike, KEYS[4]]) == {KEYS[4]: record(4)}
 
 
 def test_asking_for_many_keys_reads_no_completion(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tracefactory.core.columns import Column, column_like
-from tracefactory.core.decisions import KEEP, Made, drop
+from tracefactory.core.decisions import KEEP, Judgement, Made, drop
 from tracefactory.core.digests import combined_digest, table_digest
 from tracefactory.core.errors import RunError
 from tracefactory.core.rows import Kind, Problem, Trace, problem_id_of
@@ -120,12 +120,37 @@ def test_wall_times_are_not_part_of_a_row(traces: list[Trace]) -> None:
     assert digest(0.1) == digest(9.0)
 
 
+def test_a_later_value_of_a_column_stands_where_there_is_one(tmp_path: Path, traces: list[Trace]) -> None:
+    source, judging = StageFolder(tmp_path, "s", "0" * 64), StageFolder(tmp_path, "j", "1" * 64)
+    write(source, traces, 2, lucky=True)
+    ordered = rows_of(source, 2).traces(Span.all())
+    values: list[dict[str, float]] = [{"x/y": -1.0}, {}, {"new": 2.0}, {"x/y": 0.0, "new": 3.0}]
+    said = {trace.id: values[at % 4] for at, trace in enumerate(ordered)}
+    declared = [Column(name="x/y"), Column(name="new")]
+    judging.reopen(1)
+    with Tables(judging, 0, 1) as tables:
+        owners = {trace.id: trace.problem_id for trace in ordered}
+        tables.add_judged(
+            judged_table([Judgement(one, values=said[one]) for one in owners], owners, declared), declared
+        )
+        judging.write_shard(0, 1, tables, "run", {})
+    rows = StageRows(judging, 1, Kind.TRACES, Kind.NONE, judges=True, inputs=(rows_of(source, 2),))
+    assert [trace.measures for trace in rows.traces(Span.all())] == [one.measures | said[one.id] for one in ordered]
+    assert {tuple(trace.measures) for trace in ordered} == {
+        (),
+        ("x/y",),
+    }  # some have an older value, and some have none
+    narrow = rows.frame(Span.all(), ["x/y"])
+    assert narrow.columns == ["problem_id", "id", "x/y"]
+    assert narrow["x/y"].equals(rows.frame(Span.all())["x/y"])
+
+
 def test_a_table_that_does_not_fit_its_rows_is_refused(folder: StageFolder, traces: list[Trace]) -> None:
     write(folder, traces[:20], 1)
     foreign = folder.part(Table.JUDGED, 0, 1).read_bytes()
     write(folder, traces[20:], 1)
     folder.part(Table.JUDGED, 0, 1).write_bytes(foreign)
-    with pytest.raises(RunError, match="its judged table does not fit the rows"):
+    with pytest.raises(RunError, match="its judged table does not match the rows"):
         rows_of(folder, 1).traces(Span.all())
 
 

@@ -12,8 +12,8 @@ import torch
 from tests.vllm.rsd import Judge, asked, fields, in_process, save_student
 from tracefactory.core.model import Environment
 from tracefactory.decoding.decoder import Role
-from tracefactory.decoding.pair import Pair
-from tracefactory.decoding.served import ServedPair, Side
+from tracefactory.decoding.in_process import InProcessPair
+from tracefactory.decoding.served import ServedModel, ServedPair
 from tracefactory.decoding.vllm_specs import DraftingSpec
 from tracefactory.models.vllm import VLLMSpec
 from tracefactory.serving.client import ChatClient
@@ -36,14 +36,16 @@ async def sides(folders, tmp_path_factory):
     specs = [DraftingSpec.model_validate(fields(folders[0])), VLLMSpec.model_validate(fields(folders[1]))]
     logs = tmp_path_factory.mktemp("logs")
     clients = [ChatClient.connect(spec, logs / str(number), Environment()) for number, spec in enumerate(specs)]
-    found = (Side(n, c, s.checkpoint(Environment())) for n, c, s in zip(("big", "small"), clients, specs, strict=True))
+    found = (
+        ServedModel(n, c, s.checkpoint(Environment())) for n, c, s in zip(("big", "small"), clients, specs, strict=True)
+    )
     yield tuple(found)
     await asyncio.gather(*(client.close() for client in clients))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def expected(folders):
-    pair = Pair(*map(in_process, folders), COUNT, ("big", "small"))
+    pair = InProcessPair(*map(in_process, folders), COUNT, ("big", "small"))
     answers = await asyncio.gather(*map(pair.complete, asked(COUNT, TOKENS, p=0.05)))
     await pair.close()
     return answers
@@ -70,7 +72,7 @@ async def test_every_draft_length_and_number_of_traces_parts_from_in_process_run
         answers = await asyncio.gather(*map(one, requests))
         compared = judge.compare(requests, answers, expected)
         draws = np.concatenate([answer.provenance.column("draws") for answer in answers])
-        first, agreement = float((draws == 1).mean()), pair.paces[Role.TEACHER, True].agreement
+        first, agreement = float((draws == 1).mean()), pair.schedulers[Role.TEACHER, True].agreement
         found[fixed, together] = (compared, round(agreement, 3), round(first, 3), pair.widened)
         print(fixed, together, found[fixed, together])
         assert all(margin < TIE for margin in compared.margins), found
@@ -84,7 +86,7 @@ async def test_the_small_decoders_run_on_servers_as_they_are(sides, folders):
     requests = asked(2, 24, "student_prefix", tokens=8, student_temperature=0.0, teacher_temperature=0.0)
     pair = ServedPair(*sides)
     served = await asyncio.gather(*map(pair.complete, requests))
-    inside = Pair(*map(in_process, folders), 2, ("big", "small"))
+    inside = InProcessPair(*map(in_process, folders), 2, ("big", "small"))
     expected = await asyncio.gather(*map(inside.complete, requests))
     await inside.close()
     assert [one.content for one in served] == [one.content for one in expected]

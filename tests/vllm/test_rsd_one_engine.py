@@ -10,8 +10,8 @@ import pytest
 from tests.vllm.rsd import Judge, asked, fields, in_process, save_student
 from tracefactory.core.model import Environment
 from tracefactory.decoding.fused import FusedPair
-from tracefactory.decoding.pair import Pair
-from tracefactory.decoding.served import Side
+from tracefactory.decoding.in_process import InProcessPair
+from tracefactory.decoding.served import ServedModel
 from tracefactory.decoding.vllm_specs import FusedSpec
 from tracefactory.models.vllm import VLLMSpec
 from tracefactory.serving.client import ChatClient
@@ -28,15 +28,15 @@ async def test_one_engine_parts_from_in_process_runs_only_at_near_ties(vllm_envi
     specs = [VLLMSpec.model_validate(one) for one in (fields(teacher), fields(student, **length))]
     spec = FusedSpec.of(specs[1], specs[0], Environment())
     client = ChatClient.connect(spec, tmp_path / "logs", Environment())
-    side = Side("small", client, specs[1].checkpoint(Environment()))
-    pair = FusedPair(side, ("big", specs[0].checkpoint(Environment())), spec.drafted)
+    side = ServedModel("small", client, specs[1].checkpoint(Environment()))
+    pair = FusedPair(side, ("big", specs[0].checkpoint(Environment())), spec.draft_length)
     requests = asked(COUNT, TOKENS, p=0.05)
     try:
         together = await asyncio.gather(*map(pair.complete, requests))
         alone = [await pair.complete(requests[0])]
     finally:
         await client.close()
-    inside = Pair(in_process(teacher), in_process(student), COUNT, ("big", "small"))
+    inside = InProcessPair(in_process(teacher), in_process(student), COUNT, ("big", "small"))
     expected = await asyncio.gather(*map(inside.complete, requests))
     await inside.close()
     judge = Judge(teacher, student)

@@ -116,5 +116,5 @@ async def test_a_prompt_that_does_not_fit_is_a_failure_that_is_not_tried_again(t
     with pytest.raises(RequestFailed) as caught:
         await tokens.draw([5] * 1100, max_tokens=1, temperature=0.0)
     assert not caught.value.retryable
-    with pytest.raises(ValueError, match="cannot score from token 0"):
+    with pytest.raises(ValueError, match=r"cannot score .* from token 0"):
         await tokens.score([5, 6], start=0)

@@ -1,7 +1,7 @@
-"""Phrases that announce an answer, in the languages models answer in, and where what they announce stands.
+"""Find phrases that announce an answer, in several languages, and the statements they announce.
 
-A strong phrase ("final answer:", "####", a heading, an `<answer>` tag) is always meant. A weak one ("the answer is",
-"... is the answer") may stand in a question, a guess or a sub-problem, so its clause is looked at.
+A strong phrase ("final answer:", "####", a heading, an `<answer>` tag) always announces an answer. A weak phrase ("the
+answer is", "... is the answer") can be part of a question, a guess or a sub-problem, so its clause is checked.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ _LAST_VALUE = re.compile(
 _NUMBERED = re.compile(r"\s*(?:(?:step|part|case)\b|\d+[.)]\s)", re.IGNORECASE)
 _DENIED = re.compile(r"\s*(?:is|are|was)?\s*(?:not\b|n't)", re.IGNORECASE)
 _LONGEST_LINE = 600
-_MOST = 200
-"""How many announcements are looked at, from the end of the text."""
+_MAX_ANNOUNCEMENTS = 200
+"""How many announcements are checked, counted from the end of the text."""
 _HEDGE = re.compile(
     r"\b(?:maybe|perhaps|might|could|possibly|if|suppose|assuming|assume|would|whether|unless|guess|not|supposed|"
     r"expected|claims?|says?|let|let's|hmm|next|(?:need|needs|want|have)\s+to\s+(?:find|compute|calculate|determine|check|show)|try|trying|consider|check|checking|verify|sure)\b|n't\b|可能|也许|如果|假设|假如|是否|是不是|难道|不是|设",
@@ -60,7 +60,7 @@ _HEDGE = re.compile(
 
 @dataclass(frozen=True)
 class Announcement:
-    """A phrase and the statement it announces: `start` and `end` of the phrase, and the range of the statement."""
+    """A phrase, from `start` to `end`, and the range of the statement that it announces."""
 
     start: int
     end: int
@@ -69,18 +69,18 @@ class Announcement:
 
 
 def announcements(body: str, start: int, *, after_box: bool) -> Iterator[Announcement]:
-    """Yield the announcements from `start` on, the last one first."""
+    """Yield the announcements from `start` on, last first."""
     found = [(match, True) for match in _STRONG.finditer(body, start)]
     found += [(match, False) for match in _WEAK.finditer(body, start)]
     found += [(match, False) for match in _REVERSE.finditer(body, start)]
-    for match, strong in sorted(found, key=lambda pair: (pair[0].end(), pair[1]), reverse=True)[:_MOST]:
+    for match, strong in sorted(found, key=lambda pair: (pair[0].end(), pair[1]), reverse=True)[:_MAX_ANNOUNCEMENTS]:
         one = _strong(body, match) if strong else _weak(body, match, after_box=after_box)
         if one is not None:
             yield one
 
 
 def hedged(text: str) -> bool:
-    """Whether a clause guesses, supposes, denies or tries rather than states."""
+    """Return whether a clause is a guess, an assumption, a negation or an attempt, and not a statement."""
     return _HEDGE.search(text) is not None
 
 
@@ -90,14 +90,14 @@ def _strong(body: str, match: re.Match[str]) -> Announcement | None:
         close = body.lower().find("</answer>", end)
         return None if close < 0 else Announcement(match.start(), end, Span(end, close), strong=True)
     if match["hashes"] is not None and (_NUMBERED.match(body, end) or not _is_line_value(body, end)):
-        return None  # a heading of the fourth level
+        return None  # a level 4 heading
     if _DENIED.match(body, end):
         return None
     return Announcement(match.start(), end, Span(end, statement_end(body, end)), strong=True)
 
 
 def _is_line_value(body: str, start: int) -> bool:
-    """Whether the line after `####` is a value, or a word or two that end the text."""
+    """Return whether the line after `####` is a value, or one or two words at the end of the text."""
     piece = body[start : start + _LONGEST_LINE].lstrip(" \t")
     line = piece.split("\n", 1)[0]
     span = bare(line, Span(0, len(line)))
@@ -118,7 +118,7 @@ def _weak(body: str, match: re.Match[str], *, after_box: bool) -> Announcement |
 
 
 def _reverse(body: str, match: re.Match[str], *, only_option: bool) -> Announcement | None:
-    """Read `3 is the answer`, `I get 3 as the answer`, `(B) is correct`."""
+    """Parse `3 is the answer`, `I get 3 as the answer`, `(B) is correct`."""
     start = clause_start(body, match.start())
     value = _LAST_VALUE.search(body, start, match.start())
     if value is None or hedged(body[start : match.start()]):
@@ -130,6 +130,6 @@ def _reverse(body: str, match: re.Match[str], *, only_option: bool) -> Announcem
 
 
 def clause_start(body: str, position: int) -> int:
-    """Return where the sentence that holds `position` starts, looking back at most 120 characters."""
+    """Return the start of the sentence that contains `position`, at most 120 characters before it."""
     start = max(body.rfind(sign, max(0, position - 120), position) for sign in ".!?\n。！？;；")
     return max(start + 1, position - 120)

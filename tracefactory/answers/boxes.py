@@ -1,4 +1,4 @@
-"""Boxed answers in LaTeX: brace-matched, nested, several, unclosed or without braces."""
+"""Find boxed answers in LaTeX: brace-matched, nested, several, unclosed or without braces."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Box:
 
 
 def find_boxes(text: str) -> list[Box]:
-    """Return the last boxes of a text in order; of nested boxes the innermost, empty ones left out."""
+    """Return the last non-empty boxes of a text in order; nested boxes count once, with the innermost content."""
     found: list[Box] = []
     for match in list(_BOX.finditer(text))[-_KEPT:]:
         box = _read(text, match)
@@ -65,7 +65,7 @@ def _read(text: str, match: re.Match[str]) -> Box | None:
 
 
 def _unclosed(text: str, match: re.Match[str], start: int) -> Box | None:
-    """Read a box whose brace never closes: up to the end of its line or of its mathematics."""
+    """Parse a box whose brace is never closed, up to the end of its line or of its formula."""
     end = re.compile(r"\n|\$|\\\]|\\\)|\\end|(?<!\d)\.\s|$").search(text, start)
     stop = end.start() if end else len(text)
     if stop - start > _UNCLOSED_REACH:
@@ -74,8 +74,8 @@ def _unclosed(text: str, match: re.Match[str], start: int) -> Box | None:
     return Box(match.start(), start + len(inner), start, start + len(inner), inner.rstrip(".,"), closed=False)
 
 
-def joined(text: str, boxes: list[Box]) -> list[Box]:
-    """Return the boxes that stand next to the last one, it included, in order."""
+def adjacent_boxes(text: str, boxes: list[Box]) -> list[Box]:
+    """Return the group of adjacent boxes that ends with the last one, in order."""
     group = [boxes[-1]]
     for box in reversed(boxes[:-1]):
         if _BETWEEN.fullmatch(text, box.end, group[0].start) is None:

@@ -1,7 +1,7 @@
-"""Whether two typed values are the same answer. Symmetric in its arguments.
+"""Compare two typed values as answers; the comparison is symmetric.
 
-Structure decides first (a set is not a tuple, a point is not an interval), then the parts. What exact arithmetic and
-identity testing cannot decide raises `UndecidedError`, and the caller may ask a computer algebra system.
+Structure is compared first (a set is not a tuple, a point is not an interval), then the parts. When exact arithmetic
+and identity testing cannot decide, `UndecidedError` is raised, and the caller may use a computer algebra system.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from tracefactory.answers.values import (
 from tracefactory.maths.expression import Node
 
 PROSE_WORDS = 6
-"""A gold answer of more words than this is prose: rules can confirm it, but not refute a rewording of it."""
+"""A gold answer with more words is prose: rules can confirm an equal text, but cannot reject a paraphrase."""
 
 
 class ProseError(Exception):
-    """Both answers are prose and differ: rules cannot tell whether they say the same."""
+    """Both answers are prose and differ, so rules cannot decide whether they mean the same."""
 
 
 class Comparison:
-    """One comparison of a gold answer with another; `method` tells which rule decided."""
+    """One comparison of a gold answer with an answer; `method` is the rule that decided."""
 
     def __init__(self, params: MathParams, symbolic: Symbolic | None = None) -> None:
         self.params = params
@@ -46,10 +46,10 @@ class Comparison:
         self.method = "structure"
 
     def readings(self, gold: Reading, answer: Reading) -> bool:
-        """Compare two answers over all their readings.
+        """Compare two answers in all their readings.
 
         Raises:
-            UndecidedError: when rules cannot tell and there is no computer algebra to ask.
+            UndecidedError: when rules cannot decide and there is no computer algebra.
             ProseError: when both are prose and differ.
         """
         if squash(gold.text) == squash(answer.text) and self._letters_agree(gold, answer):
@@ -65,18 +65,18 @@ class Comparison:
                     undecided = undecided or error
         if undecided is not None:
             raise undecided
-        return self._unread(gold, answer)
+        return self._unparsed(gold, answer)
 
-    def _unread(self, gold: Reading, answer: Reading) -> bool:
-        """Ask about two different kinds of mathematics when the grammar could not read one of them."""
+    def _unparsed(self, gold: Reading, answer: Reading) -> bool:
+        """Compare the texts by computer algebra when one of them is mathematics outside the grammar."""
         values = (*gold.values[:1], *answer.values[:1])
-        unread = [isinstance(value, Quantity) and value.node is None for value in values]
-        if any(unread) and not all(unread) and not any(isinstance(value, Text | Clock | Day) for value in values):
+        unparsed = [isinstance(value, Quantity) and value.node is None for value in values]
+        if any(unparsed) and not all(unparsed) and not any(isinstance(value, Text | Clock | Day) for value in values):
             return self._numbers(Quantity(gold.text, None), Quantity(answer.text, None))
         return False
 
     def _letters_agree(self, gold: Reading, answer: Reading) -> bool:
-        """Case carries meaning in mathematics (x and X) but not in words or single option letters."""
+        """Return whether the letter case agrees where it matters: in mathematics, not in words or option letters."""
         one, two = (re.sub(r"[\s{}]", "", reading.text) for reading in (gold, answer))
         if one == two:
             return True
@@ -85,7 +85,7 @@ class Comparison:
         )
 
     def equal(self, gold: Value, answer: Value) -> bool:
-        """Whether two values are the same answer."""
+        """Return whether two values are the same answer."""
         if isinstance(gold, Relation) or isinstance(answer, Relation):
             return self._relation(gold, answer)
         if _is_region(gold) or _is_region(answer):
@@ -113,7 +113,7 @@ class Comparison:
                 return True
             if relations.is_equation(gold) and relations.is_equation(answer):
                 return self._equations(gold, answer)
-            one, two = regions.of(gold), regions.of(answer)
+            one, two = regions.spans_of(gold), regions.spans_of(answer)
             if one is not None and two is not None and relations.same_variable(gold, answer):
                 return regions.equal(one, two)
             if relations.is_equation(gold) or relations.is_equation(answer):
@@ -132,7 +132,7 @@ class Comparison:
         assert isinstance(relation, Relation)
         if isinstance(other, Sequence) and other.kind in ("list", "set") and len(other.items) > 1:
             listed = relations.named_value(relation)
-            if listed is None and regions.of(relation) is None:
+            if listed is None and regions.spans_of(relation) is None:
                 return False
         value = relations.named_value(relation)
         if value is not None:
@@ -151,11 +151,11 @@ class Comparison:
         return decided
 
     def _ask(self, gold: Relation, answer: Relation) -> bool:
-        """Ask about two relations whose sides the grammar does not know."""
-        return self._numbers(Quantity(relations.spelled(gold), None), Quantity(relations.spelled(answer), None))
+        """Compare two relations by computer algebra, because their sides are outside the grammar."""
+        return self._numbers(Quantity(relations.to_latex(gold), None), Quantity(relations.to_latex(answer), None))
 
     def _regions(self, gold: Value, answer: Value) -> bool:
-        one, two = regions.of(gold), regions.of(answer)
+        one, two = regions.spans_of(gold), regions.spans_of(answer)
         if one is not None and two is not None:
             return regions.equal(one, two)
         return regions.same_as_written(gold, answer, self.equal)
@@ -215,7 +215,7 @@ class Comparison:
                 answer, Matrix
             ):
                 return False
-            one, two = ([[value for row in rows for value in row]] for rows in (one, two))  # a row, written as a tuple
+            one, two = ([[value for row in rows for value in row]] for rows in (one, two))  # a row written as a tuple
             if len(one[0]) != len(two[0]):
                 return False
         return all(
@@ -287,7 +287,7 @@ def _is_region(value: Value) -> bool:
 
 
 def _flat(value: Value) -> Sequence | None:
-    """Return a sequence with lists inside lists (from ± and `x = 1, 2`) opened up; None for a single value."""
+    """Return a sequence with nested lists (from ± and `x = 1, 2`) flattened, None for a single value."""
     if not isinstance(value, Sequence):
         return None
     if value.kind == "tuple":
@@ -305,7 +305,7 @@ def _flat(value: Value) -> Sequence | None:
 
 
 def _by_name(value: Sequence) -> Sequence:
-    """Put `y = 3, x = 2` in the order of its names, as the point (x, y) would be."""
+    """Sort `y = 3, x = 2` by its names, into the order of the point (x, y)."""
     named = [relations.name_of(item) for item in value.items if isinstance(item, Relation)]
     names = [name for name in named if name is not None and len(name) == 1]
     if value.kind != "list" or len(names) != len(value.items) or len(set(names)) != len(names):

@@ -1,8 +1,8 @@
-"""Find the answer a completion states, and where; a number that only passes by is no answer.
+"""Extract the answer that a completion states, with its position; numbers in passing are not answers.
 
 An answer is stated by a box (`\\boxed{}`), by a phrase that announces it ("the final answer is", "####", "答案是") or
-by a concluding last sentence. The last statement counts. In a text that was cut off or loops, a statement that the
-text goes on to question is no conclusion.
+by a concluding last sentence. The last statement counts. In a truncated or looping text, a statement that the text then
+questions does not count.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 
 from tracefactory.answers.announce import announcements, hedged
-from tracefactory.answers.boxes import Box, find_boxes, joined
+from tracefactory.answers.boxes import Box, adjacent_boxes, find_boxes
 from tracefactory.answers.normalize import strip_markup
 from tracefactory.answers.sentences import Span, bare, is_formula, is_value, last_sentences, value_in
 
@@ -41,10 +41,10 @@ _NOT_AN_ANSWER = re.compile(
 )
 _DELIMITED = re.compile(r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\(((?:(?!\\\)).)+)\\\)|\\\[((?:(?!\\\]).)+)\\\]", re.DOTALL)
 _LONG = 200
-"""A bare answer of more characters is searched from its last sentence backwards."""
+"""A bare answer with more characters is searched from its last sentence backwards."""
 _NAME_WORDS = 4
 _NEAR_END = 200
-"""Words with a number in them, announced this close to the end of a text, are its conclusion."""
+"""An announced phrase with a number counts as the conclusion within this many characters from the end."""
 _STATES = re.compile(
     r"\b(?:therefore|thus|hence|so|finally|in\s+(?:total|conclusion)|(?:the|my|our)\s+[\w\s'-]{1,60}?\s(?:is|are|was|equals)|"
     r"we\s+(?:get|have|obtain|find|conclude)|there\s+(?:is|are)|(?:he|she|it|they|i)\s+\w+|(?:solutions?|results?|total|output|a)\s*(?:\*\*)?\s*[:：=])"
@@ -71,10 +71,10 @@ _TERMINAL = tuple(".!?。！？}])$`*\"'>)）】”")
 
 @dataclass(frozen=True)
 class Extraction:
-    """An answer as stated: its text, the [start, end) range of that text, and how it was stated.
+    """An extracted answer: its text, the [start, end) range of that text, and how it was stated.
 
-    `boxes` are all boxes up to the one that was taken, of which the last `adjacent` stand side by side. `parts` are the
-    contents of several boxes taken as one answer.
+    `boxes` are all boxes up to the chosen one; the last `adjacent` of them are next to each other. `parts` are the
+    contents of several boxes that form one answer.
     """
 
     text: str
@@ -87,13 +87,13 @@ class Extraction:
 
     @property
     def value(self) -> str:
-        """What is compared: the text, or several boxes as a list."""
+        """The value to compare: the text, or the contents of several boxes as a list."""
         return ", ".join(self.parts) or self.text
 
 
 @dataclass(frozen=True)
 class Completion:
-    """A completion split at its thinking: `answer` starts at `offset`; `open` says the thinking never ended."""
+    """A completion split into reasoning and answer; `open` means that the thinking was not closed."""
 
     reasoning: str
     answer: str
@@ -101,7 +101,7 @@ class Completion:
 
 
 def split_thinking(text: str) -> Completion:
-    """Split a whole completion at the last end of thinking."""
+    """Split a completion at the last end of thinking."""
     first_open = last_open = last_close = None
     for match in _THINK.finditer(text):
         if match["open"]:
@@ -117,7 +117,7 @@ def split_thinking(text: str) -> Completion:
 
 
 def loops(text: str) -> bool:
-    """Whether the text ends in a repetition: its last characters occurred many times just before."""
+    """Return whether the text ends in a loop: its last characters occur many times shortly before."""
     tail = text.rstrip()[-_LOOP_WINDOW:]
     unit = tail[-_LOOP_UNIT:]
     if len(unit) < _LOOP_UNIT or len(set(unit)) < 3:
@@ -126,11 +126,11 @@ def loops(text: str) -> bool:
 
 
 def extract(text: str, *, cut_off: bool = False) -> Extraction | None:
-    """Return the answer `text` states, or None when it states none.
+    """Return the answer that `text` states, None when it states none.
 
     Args:
         text: the completion after its thinking.
-        cut_off: whether the server stopped it at a length limit, or its thinking never ended.
+        cut_off: whether the completion reached the length limit, or its thinking was not closed.
     """
     body = _body(text)
     stated = _last_statement(body, cut_off)
@@ -146,7 +146,7 @@ def extract(text: str, *, cut_off: bool = False) -> Extraction | None:
 
 
 def extract_bare(text: str) -> Extraction:
-    """Return the answer in a text that is an answer, perhaps with words around it; the whole text when in doubt."""
+    """Return the answer in a text that is an answer, possibly with words around it; the whole text when in doubt."""
     body = _body(text)
     stated = _last_statement(body, cut_off=False)
     if stated is not None:
@@ -164,8 +164,8 @@ def extract_bare(text: str) -> Extraction:
     return _extraction(body, span, "whole" if found is None else "value")
 
 
-def whole(text: str) -> Extraction:
-    """Return a text without its markup as the answer."""
+def extract_whole(text: str) -> Extraction:
+    """Return a text, without its markup, as the answer."""
     return _extraction(text, _trimmed(text, Span(0, len(text)), spoken=False), "whole")
 
 
@@ -176,10 +176,10 @@ def _may_be_words(body: str) -> bool:
     return not is_value(strip_markup(body))
 
 
-def several(text: str, stated: Extraction, count: int | None = None) -> Extraction | None:
-    """Return the boxes that stand side by side as one answer, or the last `count` boxes wherever they stand.
+def extract_several(text: str, stated: Extraction, count: int | None = None) -> Extraction | None:
+    """Return the adjacent boxes as one answer, or the last `count` boxes even if they are not adjacent.
 
-    None when there is only one, or fewer than `count`.
+    None when there is only one box, or fewer than `count`.
     """
     group = stated.boxes[-(count or stated.adjacent) :]
     if len(group) < (count or 2) or len({box.text.strip() for box in group}) < 2:
@@ -213,7 +213,7 @@ def _boxed(body: str, boxes: list[Box]) -> Extraction:
     if _SENTENCE_INSIDE.search(last.text):
         span = _trimmed(body, value_in(body, span, lenient=False) or span)
     found = _extraction(body, span, "boxed")
-    return replace(found, boxes=tuple(boxes), adjacent=len(joined(body, boxes)))
+    return replace(found, boxes=tuple(boxes), adjacent=len(adjacent_boxes(body, boxes)))
 
 
 def _last_announced(body: str, boxes: list[Box], cut_off: bool) -> Extraction | None:
@@ -236,9 +236,9 @@ def _last_announced(body: str, boxes: list[Box], cut_off: bool) -> Extraction | 
 
 
 def _conclusion(body: str, *, open_ended: bool) -> Extraction | None:
-    """Return the value of the last sentence, if the text ends by stating one.
+    """Return the value of the last sentence, if that sentence states one.
 
-    An `open_ended` text, with no full stop at its end, must say that it concludes, and end in the value.
+    In an `open_ended` text, without final punctuation, the sentence must be a conclusion and end with the value.
     """
     for sentence in last_sentences(body, 1):
         text = body[sentence.start : sentence.end]
@@ -259,7 +259,7 @@ def _conclusion(body: str, *, open_ended: bool) -> Extraction | None:
 
 
 def _word(body: str, sentence: Span) -> Span | None:
-    """Return the yes or no a sentence opens with, or the name it ends in: `The day is Tuesday.`"""
+    """Return the yes or no at the start of a sentence, or the name at its end: `The day is Tuesday.`"""
     match = _OPENING.match(body, sentence.start, sentence.end) or _NAME_AT_END.search(
         body, sentence.start, sentence.end
     )
@@ -283,7 +283,7 @@ def _cell(body: str, row: Span) -> Span:
 
 
 def _lone_value(body: str) -> Extraction | None:
-    """Return a short text that is nothing but a value, such as `42` or `x = 3`, or a name."""
+    """Return a short text that is only a value, such as `42` or `x = 3`, or a name."""
     stripped = body.strip()
     fence = _ONLY_FENCE.fullmatch(stripped)
     if fence and is_value(fence[1]):
@@ -308,7 +308,7 @@ def _lone_value(body: str) -> Extraction | None:
 
 
 def _trimmed(body: str, span: Span, *, spoken: bool = True) -> Span:
-    """Shrink a range to what `strip_markup` would leave of it; in a `spoken` sentence, `3!` at the end is glad."""
+    """Shrink a range as `strip_markup` would. In a `spoken` sentence, `3!` is 3 with an exclamation mark."""
     span = bare(body, span)
     text = body[span.start : span.end]
     inner = strip_markup(text)

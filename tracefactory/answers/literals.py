@@ -1,4 +1,4 @@
-"""Numbers, times and dates as people write them, read exactly."""
+"""Parse numbers, times and dates exactly."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ _WEEKDAY = re.compile(r"^(?:mon|tues|wednes|thurs|fri|satur|sun)day\s*,?\s+", re
 
 
 def read_number(text: str) -> Number | None:
-    """Read a literal: plain, grouped, scientific, repeating, in a base or in words; None when it is none of them."""
+    """Parse a literal: plain, grouped, scientific, repeating, in a base or in words; return None for other text."""
     text = text.strip()
     for pattern in _NUMBERS:
         match = pattern.match(text)
@@ -124,7 +124,7 @@ def read_number(text: str) -> Number | None:
 
 
 def read_decimal_comma(text: str) -> Number | None:
-    """Read `1,22` or `1000,99` as a decimal with a comma; None where a list of two is as likely (`1,2`, `3,456`)."""
+    """Parse `1,22` or `1000,99` as a decimal with a comma; return None where a list is as likely (`1,2`, `3,456`)."""
     match = _COMMA.match(text.strip())
     if match is None:
         return None
@@ -201,7 +201,7 @@ def _in_words(text: str) -> Number | None:
 
 
 def _counted(words: list[str]) -> int | None:
-    """Read English number words such as `two thousand one hundred and five`."""
+    """Parse English number words such as `two thousand one hundred and five`."""
     total = current = last = 0
     for index, word in enumerate(words):
         if word == "and" and 0 < index < len(words) - 1 and last >= 100:
@@ -241,7 +241,7 @@ def _in_chinese(text: str) -> Number | None:
 
 
 def read_clock(text: str) -> Clock | None:
-    """Read a time of day; a bare number is none."""
+    """Parse a time of day; return None for a bare number."""
     text = text.strip()
     if text.casefold() in ("noon", "midnight"):
         return Clock(43200 if text.casefold() == "noon" else 0, "pm" if text.casefold() == "noon" else "am")
@@ -266,7 +266,7 @@ def _clock(hour: int, minute: int, second: int, half: str) -> Clock | None:
 
 
 def read_day(text: str) -> Day | None:
-    """Read a calendar date in one of the usual spellings."""
+    """Parse a calendar date in one of the common formats."""
     text = _WEEKDAY.sub("", text.strip()).replace("\\", " ").strip()
     for pattern in _DATES:
         match = pattern.match(text)

@@ -1,8 +1,7 @@
-"""One spelling for mathematical answers: Unicode, LaTeX typesetting and plain text become one small LaTeX-like
-language.
+"""Normalise mathematical answers: Unicode, LaTeX and plain text become one small LaTeX-like language.
 
-What carries meaning stays (braces, fractions, units as words); what only carries looks goes (`\\left`, `\\,`,
-`\\dfrac`).
+Commands that affect the meaning are kept (braces, fractions, units as words); those that affect only the layout are
+removed (`\\left`, `\\,`, `\\dfrac`).
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import re
 
 MAX_CHARS = 4000
-"""Longer answers are compared as strings only: no answer to a checkable question needs more."""
+"""Longer answers are compared only as strings; answers to checkable questions are shorter."""
 
 _VULGAR = {
     "½": (1, 2),
@@ -215,16 +214,16 @@ _ESCAPED_TWICE = re.compile(
     r"(?<!\\)\\\\(?=(?:[dtc]?frac|sqrt|left|right|text|boxed|pi|cdot|times|infty|cup|pm|circ|mathrm|mathbf|overline|begin|end|leq?|"
     r"geq?|quad|in|theta|alpha|angle|binom|mathbb)(?![a-zA-Z]))"
 )
-"""LaTeX that went through a JSON or Python string once too often: `\\\\frac` for `\\frac`."""
+"""LaTeX that was escaped twice in a JSON or Python string: `\\\\frac` for `\\frac`."""
 _SAME_COMMAND = re.compile(r"\\(" + "|".join(sorted(_SAME, key=len, reverse=True)) + r")(?![a-zA-Z])")
 _LOST_BACKSLASH = re.compile(r"(?<![\\a-zA-Z])(d?frac\{|sqrt\{|boxed\{)")
 _OUTER_MATH = re.compile(r"\\[()\[\]]")
 DOLLAR = "USD "
-"""What a currency dollar sign becomes: a prefix word the units know."""
+"""The replacement of a currency dollar sign, a name in the table of units."""
 
 
 def normalize(text: str) -> str:
-    """Return `text` in the one spelling; idempotent for what it produces. Linear in its length."""
+    """Return the normalised `text`. Idempotent on its own output, and linear in the length."""
     if "\\" not in text and "$" not in text and "{,}" not in text and text.isascii():
         return _plain(text)
     text = _VULGAR_RUN.sub(_vulgar, text)
@@ -266,7 +265,7 @@ def _same(match: re.Match[str]) -> str:
 
 
 def dollars(text: str) -> str:
-    """Take away mathematics delimiters and turn the other dollar signs into a currency word."""
+    """Remove math delimiters and replace the other dollar signs by a currency name."""
     text = text.replace(r"\$", "\x02")
     text = _OUTER_MATH.sub(" ", text)
     signs = text.count("$")
@@ -285,7 +284,7 @@ def _plain(text: str) -> str:
 
 
 def strip_markup(text: str) -> str:
-    """Take Markdown emphasis, code fences, quotes and a closing full stop off a short answer."""
+    """Remove Markdown emphasis, code fences, quotes and a final full stop from a short answer."""
     text = text.strip()
     fence = re.fullmatch(r"```[a-zA-Z]*\s*(.*?)\s*```", text, re.DOTALL)
     if fence:
@@ -301,9 +300,9 @@ def strip_markup(text: str) -> str:
 
 
 def squash(text: str) -> str:
-    """Return the letters, digits and operators of a normalised answer with no spaces, case folded: for equality.
+    """Return a normalised answer without spaces, braces and backslashes, case-folded, to compare it as a string.
 
-    A space between two digits stays as a sign of its own: `1 2` is not `12`.
+    A space between two digits is kept as a separate character: `1 2` is not `12`.
     """
     text = re.sub(r"(?<=\d)\s+(?=\d)", "_", text)
     return re.sub(r"[\s{}]|\\(?=[a-zA-Z])", "", text).casefold().strip(".,;:")

@@ -1,4 +1,4 @@
-"""Read a number or expression with its sign of currency, percent sign, unit or counted noun."""
+"""Parse a number or expression with its currency sign, percent sign, unit or counted noun."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _TAIL = re.compile(
 _ONLY_WORDS = re.compile(r"[A-Za-z]{3,}|[A-Za-z]{2,}(?: [A-Za-z]{2,})+")
 _COMMAND = re.compile(r"\\[a-zA-Z]+|(?<![a-zA-Z])(?:sqrt|sin|cos|tan|log|ln|exp|pi)(?![a-zA-Z])")
 _WORD_HEAD = re.compile(r"(?<![A-Za-z{_])[A-Za-z]{2,}(?=[\s,]|$)")
-"""A word of prose before the unit: then the text is a sentence, not a quantity."""
+"""A word of prose before the unit, which makes the text a sentence and not a quantity."""
 _TRIGONOMETRIC = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _LONGEST_TAIL = 80
 _AMBIGUOUS = frozenset("mgshLlNJKWVA")
@@ -41,13 +41,13 @@ _WORDS = re.compile(r"[A-Za-z]{3,}|[\u4e00-\u9fff]")
 
 
 def number_quantity(source: str, number: Number) -> Quantity:
-    """Wrap a literal."""
+    """Return a literal as a quantity."""
     node = Node("num", value=number.value)
     return Quantity(source, node, decimals=number.decimals, digits=number.digits, base=number.base)
 
 
 def read_quantity(text: str) -> Quantity | Text:
-    """Read a quantity; words without a number are `Text`, and mathematics the grammar does not know has no node."""
+    """Parse a quantity. Words without a number become `Text`; mathematics outside the grammar has no node."""
     counted = _counted_words(text.strip())
     if counted is not None:
         return counted
@@ -77,7 +77,7 @@ def read_quantity(text: str) -> Quantity | Text:
 
 
 def _counted_words(text: str) -> Quantity | None:
-    """Read a number in words before what it counts: `five apples`, `二十四个苹果`."""
+    """Parse a number in words followed by what it counts: `five apples`, `二十四个苹果`."""
     match = _COUNTED_WORDS.match(text) or _COUNTED_CHINESE.match(text)
     number = None if match is None else read_number(match[1])
     if match is None or number is None:
@@ -111,7 +111,7 @@ def _with_unit(source: str, text: str, head: str, unit: Unit | None, nouns: froz
 
 
 def _split_unit(text: str) -> tuple[str, Unit | None, frozenset[str], bool] | None:
-    """Split a trailing unit or noun off; None where there is none."""
+    """Split off a trailing unit or noun; return None when there is none."""
     for start in _TAIL_START.finditer(text):
         head, tail = text[: start.start()].strip(), text[start.start() :].strip().rstrip(".")
         if not head or len(tail) > _LONGEST_TAIL or not _TAIL.fullmatch(tail) or re.search(r"[-+*/^=(\\]$", head):
@@ -138,7 +138,7 @@ def _split_unit(text: str) -> tuple[str, Unit | None, frozenset[str], bool] | No
 
 
 def _may_be_unit(head: str, tail: str, glued: bool) -> bool:
-    """Whether a letter that may be a variable is a unit: only after a plain number and a space, or as m²."""
+    """Return whether a letter is a unit and not a variable: only after a plain number and a space, or as m²."""
     letter = re.match(r"([A-Za-z])(?![A-Za-z])", tail)
     if letter is None:
         return not (glued and re.match(r"[a-z]{2}$", tail) and tail not in UNITS)
@@ -148,7 +148,7 @@ def _may_be_unit(head: str, tail: str, glued: bool) -> bool:
 
 
 def _degrees_inside(head: str, tail: str) -> bool:
-    """Whether a degree sign belongs to the argument of a function: `\\sin 30°`."""
+    """Return whether a degree sign belongs to the argument of a function: `\\sin 30°`."""
     return tail.startswith("°") and _TRIGONOMETRIC.search(head) is not None
 
 
@@ -163,7 +163,7 @@ def _is_words(text: str) -> bool:
 
 
 def _expression(text: str) -> Node | None:
-    if _upper_case_word(text):
+    if re.fullmatch(r"[A-Z]{2,}", text.strip()):
         return None
     text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times ", text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
@@ -173,7 +173,3 @@ def _expression(text: str) -> Node | None:
         return parse_expression(text)
     except UnparsedError:
         return None
-
-
-def _upper_case_word(text: str) -> bool:
-    return re.fullmatch(r"[A-Z]{2,}", text.strip()) is not None

@@ -1,4 +1,4 @@
-"""Numbers and expressions with units, percent signs and rounding: when two of them are the same answer."""
+"""Rules for the equality of two quantities: numbers and expressions with units, percent signs and rounding."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tracefactory.maths.expression import Node
 
 
 class UndecidedError(Exception):
-    """Exact rules cannot tell; `left` and `right` are the texts of the parts they stopped at."""
+    """Exact rules cannot decide; `left` and `right` are the texts of the parts that they cannot compare."""
 
     def __init__(self, left: str, right: str) -> None:
         super().__init__(f"{left} ? {right}")
@@ -35,23 +35,30 @@ class UndecidedError(Exception):
 
 
 class MathParams(Frozen):
-    """Policies of mathematical equivalence.
+    """The policy of mathematical equivalence."""
 
-    `units`: whether an answer may leave out the unit of the gold answer (a different unit is always wrong).
-    `convert_units`: whether 1 km equals 1000 m. `percent`: with "either", 12.5% equals both 12.5 and 0.125; with
-    "strict" only 0.125. `ordered`: whether bare lists (`1, 2`) keep their order; tuples always do and sets never.
-    `digits`: significant digits from which a decimal may stand for a number it rounds (or cuts) to. `decimals`: when
-    given, the answer is right if it equals the gold answer after rounding to that many decimals. `tolerance`: relative
-    difference that counts as equal.
-    """
-
-    units: Literal["optional", "required"] = "optional"
-    convert_units: bool = True
-    percent: Literal["either", "strict"] = "either"
-    ordered: bool = False
-    digits: int = Field(default=6, ge=1)
-    decimals: int | None = Field(default=None, ge=0)
-    tolerance: float = Field(default=0.0, ge=0, lt=1)
+    units: Literal["optional", "required"] = Field(
+        default="optional",
+        description="Whether an answer may leave out the unit of the gold answer; a different unit is always wrong.",
+    )
+    convert_units: bool = Field(default=True, description="Whether 1 km equals 1000 m.")
+    percent: Literal["either", "strict"] = Field(
+        default="either", description="either: 12.5% equals both 12.5 and 0.125; strict: only 0.125."
+    )
+    ordered: bool = Field(
+        default=False, description="Whether bare lists (1, 2) keep their order; tuples always do and sets never."
+    )
+    digits: int = Field(
+        default=6,
+        ge=1,
+        description="Significant digits from which a decimal may stand for a number that it rounds (or cuts) to.",
+    )
+    decimals: int | None = Field(
+        default=None,
+        ge=0,
+        description="The answer is right if it equals the gold answer after rounding to so many decimals.",
+    )
+    tolerance: float = Field(default=0.0, ge=0, lt=1, description="Relative difference that counts as equal.")
 
 
 _DIGITS = re.compile(r"[\d\s]+")
@@ -61,7 +68,7 @@ _RADIAN: Unit = UNITS["rad"]
 
 
 class QuantityRules:
-    """Compares quantities under a policy; `method` tells which rule decided last."""
+    """Compares quantities under a policy; `method` is the rule that decided last."""
 
     def __init__(self, params: MathParams, symbolic: Symbolic | None) -> None:
         self.params = params
@@ -87,11 +94,15 @@ class QuantityRules:
         return self.params.percent == "either" and self._same_number(gold, answer, scale)
 
     def ask(self, gold: Quantity, answer: Quantity) -> bool:
-        """Ask computer algebra about two texts, or raise when there is none to ask."""
+        """Compare two texts by computer algebra.
+
+        Raises:
+            UndecidedError: when there is no computer algebra.
+        """
         if squash(gold.source) == squash(answer.source):
             return True
         if _DIGITS.fullmatch(gold.source) and _DIGITS.fullmatch(answer.source):
-            return False  # `1 2` is no number, and not 12
+            return False  # `1 2` is not 12
         if self.symbolic is None:
             raise UndecidedError(gold.source, answer.source)
         self.method = "symbolic"
@@ -103,7 +114,7 @@ class QuantityRules:
         return not ((gold.nouns and answer.unit is not None) or (answer.nouns and gold.unit is not None))
 
     def _unit_scale(self, gold: Quantity, answer: Quantity) -> Fraction | None:
-        """Return how many answer units one gold unit is; None when the units are of different kinds."""
+        """Return one unit of the gold answer in units of the answer, None when the dimensions differ."""
         if gold.unit is None or answer.unit is None:
             symbolic = any(quantity.unit is None and symbols(node_of(quantity)) for quantity in (gold, answer))
             if symbolic and gold.unit is not answer.unit:
@@ -118,7 +129,7 @@ class QuantityRules:
         return gold.unit.factor / answer.unit.factor
 
     def _as_symbols(self, gold: Quantity, answer: Quantity) -> bool:
-        """Read unit letters as variables when that makes two expressions of the same variables."""
+        """Compare with unit letters as variables, if both expressions then have the same variables."""
         if gold.as_symbols is None and answer.as_symbols is None:
             return False
         one, two = gold.as_symbols or node_of(gold), answer.as_symbols or node_of(answer)
@@ -127,7 +138,7 @@ class QuantityRules:
         return symbols(one) == symbols(two) and bool(symbols(one)) and self._identical(one, two, gold, answer)
 
     def _angle(self, gold: Quantity, answer: Quantity) -> bool:
-        """An angle in degrees equals the same angle in radians, written with or without its unit."""
+        """Compare an angle in degrees with one in radians, written with or without its unit."""
         for one, two in ((gold, answer), (answer, gold)):
             if one.unit == _DEGREE and (two.unit is None or two.unit == _RADIAN) and not symbols(node_of(one)):
                 radians = Node("fn", (node_of(one),), name="degrees")
@@ -147,7 +158,7 @@ class QuantityRules:
             return self._same_constant(scaled, two, gold, answer)
         if left == right:
             return True
-        return self._rounds(float_free(left), float_free(right), gold, answer, scale)
+        return self._rounds(precise(left), precise(right), gold, answer, scale)
 
     def _same_constant(self, one: Node, two: Node, gold: Quantity, answer: Quantity) -> bool:
         try:
@@ -164,27 +175,27 @@ class QuantityRules:
             return self.ask(gold, answer)
 
     def _rounds(self, left: Number, right: Number, gold: Quantity, answer: Quantity, scale: Fraction) -> bool:
-        """Whether one of two unequal numbers is the other one rounded, by the policy."""
+        """Return whether one of two unequal numbers is the other one rounded, under the policy."""
         difference = abs(left - right)
         size = max(abs(left), abs(right))
         if self.params.tolerance and difference <= size * self.params.tolerance:
             return True
-        if self.params.decimals is not None and difference <= float_free(Fraction(1, 2 * 10**self.params.decimals)):
+        if self.params.decimals is not None and difference <= precise(Fraction(1, 2 * 10**self.params.decimals)):
             return True
         literals = [quantity for quantity in (gold, answer) if quantity.decimals is not None]
         if not literals or not size:
             return False
-        if difference <= size * float_free(Fraction(1, 10**12)):
+        if difference <= size * precise(Fraction(1, 10**12)):
             return any(quantity.digits >= 9 for quantity in literals)
         rounded = min(literals, key=lambda quantity: quantity.digits)
-        unit = float_free(Fraction(10) ** -(rounded.decimals or 0) * (scale if rounded is gold else 1))
+        unit = precise(Fraction(10) ** -(rounded.decimals or 0) * (scale if rounded is gold else 1))
         enough = rounded.digits >= self.params.digits or (rounded.digits >= 5 and (rounded.decimals or 0) >= 6)
         exact, short = (right, left) if rounded is gold else (left, right)
         cut = difference < unit and abs(short) < abs(exact)
         return bool(enough and (rounded.decimals or 0) >= 1 and (cut or difference <= unit / 2))
 
 
-def float_free(value: Fraction) -> Number:
+def precise(value: Fraction) -> Number:
     """Return a fraction as a 60-digit number."""
     return constant(Node("num", value=value))
 

@@ -1,6 +1,4 @@
-"""Read a normalised answer into a typed value: the structure first (lists, sets, intervals, relations), then the
-parts.
-"""
+"""Parse a normalised answer into a typed value: first its structure (lists, intervals, relations), then the parts."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from tracefactory.answers.literals import read_clock, read_day, read_decimal_comma, read_number
-from tracefactory.answers.normalize import MAX_CHARS, normalize, squash, strip_markup
+from tracefactory.answers.normalize import MAX_CHARS, normalize, strip_markup
 from tracefactory.answers.quantities import number_quantity, read_quantity
 from tracefactory.answers.units import parse_unit
 from tracefactory.answers.values import (
@@ -52,7 +50,7 @@ _MATRIX = re.compile(
 _JOINER = re.compile(r"\s*(?:;|,\s*(?:and|or)\b|\band\b|\bor\b|,|和|或者|或|以及|与)\s*", re.IGNORECASE)
 _COMMAS = re.compile(r"\s*[,;]\s*")
 _POINT = re.compile(r"[ABDEFGHMNOQRSTVWXYZ]'?\s*(\([^()]+,[^()]+\))")
-"""A point with its name, `A(1, 2)`; C and P before brackets are more often a binomial or a probability."""
+"""A named point such as `A(1, 2)`. C and P are excluded: before brackets they are mostly binomials or probabilities."""
 _YES_NO = frozenset(("yes", "no", "true", "false"))
 _PART_LABEL = re.compile(r"(?:^|[\s,;])\(?(?:part\s+)?(?:([a-h])|(i{1,3}|iv|v)|([1-6]))\s*[.):]\s*", re.IGNORECASE)
 _COMPOUND = re.compile(
@@ -67,23 +65,19 @@ _SET_BUILDER = re.compile(r"\\\{\s*(.+?)\s*(?:\||:)\s*(.+?)\s*\\\}$")
 
 @lru_cache(maxsize=8192)
 def read(text: str) -> Reading:
-    """Return the readings of an answer as written by a person or a model."""
+    """Return the readings of an answer as a person or a model wrote it."""
     spelled = strip_markup(normalize(strip_markup(text)))
     if len(spelled) > MAX_CHARS:
         return Reading(spelled)
     values = [read_value(spelled)]
-    comma = read_decimal_comma(_without_currency(spelled))
+    comma = read_decimal_comma(re.sub(r"^(?:USD|€|£|¥)\s*|\s*(?:USD|€|£|¥)$", "", spelled))
     if comma is not None:
         values.append(number_quantity(spelled, comma))
     return Reading(spelled, tuple(values))
 
 
-def _without_currency(text: str) -> str:
-    return re.sub(r"^(?:USD|€|£|¥)\s*|\s*(?:USD|€|£|¥)$", "", text)
-
-
 def read_value(text: str, depth: int = 0) -> Value:
-    """Read one value; `depth` bounds nesting, and what is nested deeper is text."""
+    """Parse one value; `depth` limits the nesting, and deeper parts are text."""
     text = text.strip().strip("~").strip()
     if depth > 12 or not text:
         return Text(text)
@@ -124,7 +118,7 @@ def _special(text: str, depth: int) -> Value | None:
 
 
 def _compound(text: str, depth: int) -> Value | None:
-    """Read one quantity in several units, `1 hour 30 minutes`, in the first of them."""
+    """Parse one quantity in several units, such as `1 hour 30 minutes`, into the first of them."""
     pieces = _COMPOUND.findall(text)
     if len(pieces) < 2 or _COMPOUND.sub("", text).strip():
         return None
@@ -149,7 +143,7 @@ def _literal(text: str, depth: int) -> Value | None:
 
 
 def _parts(text: str, depth: int) -> Value | None:
-    """Read a labelled multi-part answer such as `(a) 5, (b) 7`; its parts are in the order of their labels."""
+    """Parse a labelled multi-part answer such as `(a) 5, (b) 7`, with the parts in the order of their labels."""
     labels = list(_PART_LABEL.finditer(text))
     if len(labels) < 2 or labels[0].start() != 0:
         return None
@@ -163,7 +157,7 @@ def _parts(text: str, depth: int) -> Value | None:
 
 
 def _outward(text: str, depth: int) -> Value | None:
-    """Read an interval with outward brackets, `]0, 1[` (ISO 80000-2)."""
+    """Parse an interval with outward brackets, `]0, 1[` (ISO 80000-2)."""
     match = re.fullmatch(r"([\[\](])([^\[\]]+)([\[\])])", text)
     if match is None or not (match[1] == "]" or match[3] == "[") or not balanced(match[2]):
         return None
@@ -194,14 +188,14 @@ def _region(text: str, depth: int) -> Value | None:
 
 
 def as_region_part(value: Value) -> Value | None:
-    """Return the interval, region or finite set that `value` denotes when it stands in a union."""
+    """Return the interval, region or finite set that `value` denotes as part of a union."""
     if isinstance(value, Interval | Region) or (isinstance(value, Sequence) and value.kind == "set"):
         return value
     return as_interval(value)
 
 
 def as_interval(value: Value) -> Interval | None:
-    """Read `(a, b)` as an open interval."""
+    """Return an interval, or the pair `(a, b)` as an open interval; None for other values."""
     if isinstance(value, Interval):
         return value
     if isinstance(value, Sequence) and value.kind == "tuple" and len(value.items) == 2 and value.brackets == "()":
@@ -240,7 +234,7 @@ def _list(text: str, depth: int) -> Value | None:
     ):
         return read_quantity(f"{pieces[0]} {pieces[1]}")  # 2 and 1/3
     items = [read_value(piece, depth + 1) for piece in pieces]
-    if _is_date_like(text):
+    if read_day(text) is not None:
         return None
     relations = [item for item in items if isinstance(item, Relation)]
     if relations and len(relations) == len(items) and re.search(r"\bor\b|或", text):
@@ -248,18 +242,10 @@ def _list(text: str, depth: int) -> Value | None:
     return Sequence("list", tuple(items))
 
 
-def _is_date_like(text: str) -> bool:
-    return read_day(text) is not None
-
-
 def _relation(text: str, depth: int) -> Value | None:
     if not _RELATION.search(text):
         return None
     signs: list[str] = []
-
-    def keep(match: re.Match[str]) -> str:
-        return match[0]
-
     pieces = split_top(text, _RELATION)
     if len(pieces) < 2:
         return None
@@ -269,7 +255,7 @@ def _relation(text: str, depth: int) -> Value | None:
         match = _RELATION.match(text, position)
         if match is None:
             return None
-        signs.append(_RELATIONS[keep(match)])
+        signs.append(_RELATIONS[match[0]])
         position = match.end()
     pieces = [piece.strip() for piece in pieces]
     if not pieces[-1] or any(not piece for piece in pieces[1:]):
@@ -308,7 +294,7 @@ def _bracketed(text: str, depth: int) -> Value | None:
 
 
 def _pieces(inner: str) -> list[str]:
-    """Split what stands in brackets, where `(1,234)` is a pair; a group that starts with 0 is part of a number."""
+    """Split the content of brackets. `(1,234)` is a pair, but a group that starts with 0 is part of a number."""
     pieces = split_top(inner, _COMMAS)
     if len(pieces) == 1 and re.fullmatch(r"-?\d{1,3}(?:,\d{3})+", inner) and not re.search(r",0\d\d", inner):
         pieces = inner.split(",")
@@ -364,15 +350,3 @@ def _ratio(text: str, depth: int) -> Value | None:
     if not all(isinstance(part, Quantity) and part.node is not None for part in parts):
         return None
     return Ratio(parts)
-
-
-def same_spelling(left: str, right: str) -> bool:
-    """Whether two normalised answers are letter for letter the same, spaces and case of words aside."""
-    one, two = squash(left), squash(right)
-    if one != two:
-        return False
-    if re.search(r"[a-zA-Z]", left) and re.sub(r"\W", "", left).casefold() == re.sub(r"\W", "", right).casefold():
-        symbols = [re.sub(r"[\s{}]", "", text) for text in (left, right)]
-        words = all(re.search(r"[A-Za-z]{2}", text) for text in (left, right))
-        return words or symbols[0].strip(".") == symbols[1].strip(".")
-    return True

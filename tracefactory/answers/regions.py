@@ -1,4 +1,4 @@
-"""Sets of real numbers written as intervals, unions, inequalities or points, brought to one form."""
+"""Sets of real numbers, written as intervals, unions, inequalities or points, as sorted disjoint spans."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ class Span:
 
 
 def same(one: Number, two: Number) -> bool:
-    """Whether two interval ends coincide."""
+    """Return whether two interval ends coincide."""
     return bool(one == two) or (finite(one) and finite(two) and close(one, two))
 
 
 _APPLIED = re.compile(r"(?<![A-Za-z\\])[a-zA-Z]\s*\(")
-"""A function applied to something, `f(2)`, which is no product to solve for f."""
+"""A function application such as `f(2)`, which is not a product to solve for f."""
 ALL = (Span(-INFINITY, INFINITY, False, False),)
 
 
-def of(value: Value) -> tuple[Span, ...] | None:
-    """Return the set of reals a value denotes, as disjoint spans in order; None when that cannot be told."""
-    spans = _of(value)
+def spans_of(value: Value) -> tuple[Span, ...] | None:
+    """Return the set of reals that a value denotes, as sorted disjoint spans; None when it cannot be determined."""
+    spans = _spans_of(value)
     return None if spans is None else _merged(spans)
 
 
-def _of(value: Value) -> tuple[Span, ...] | None:
+def _spans_of(value: Value) -> tuple[Span, ...] | None:
     interval = as_interval(value)
     if interval is not None:
         return _span(interval)
@@ -62,7 +62,7 @@ def _of(value: Value) -> tuple[Span, ...] | None:
     if isinstance(value, Region):
         found: list[Span] = []
         for part in value.parts:
-            spans = of(part)
+            spans = spans_of(part)
             if spans is None:
                 return None
             found.extend(spans)
@@ -74,7 +74,7 @@ def _of(value: Value) -> tuple[Span, ...] | None:
 
 def _from_items(value: Sequence) -> tuple[Span, ...] | None:
     if value.items and all(isinstance(item, Relation) for item in value.items):
-        parts = [of(item) for item in value.items]
+        parts = [spans_of(item) for item in value.items]
         known = [part for part in parts if part is not None]
         if len(known) != len(parts):
             return None
@@ -111,7 +111,7 @@ def _number(value: Value) -> Number | None:
 def _solved(relation: Relation) -> tuple[Span, ...] | None:
     """Solve a chain of linear relations in one variable."""
     if relation.signs == ("in",):
-        return of(relation.terms[1])
+        return spans_of(relation.terms[1])
     if any(_APPLIED.search(source) for source in relation.sources):
         return None
     absolute = _absolute(relation)
@@ -174,7 +174,7 @@ def _half_line(relation: Relation) -> tuple[Span, ...] | None:
 
 
 def _endless(relation: Relation) -> bool:
-    """`x < infinity` says nothing."""
+    """Return whether a side is infinite, as in `x < infinity`, which every real number satisfies."""
     return any(isinstance(term, Quantity) and as_infinite(term) for term in relation.terms)
 
 
@@ -227,7 +227,7 @@ def _without(spans: tuple[Span, ...], points: tuple[Value, ...]) -> tuple[Span, 
 
 
 def equal(one: tuple[Span, ...], two: tuple[Span, ...]) -> bool:
-    """Whether two sets of reals in that form are the same."""
+    """Return whether two sets of reals, as sorted disjoint spans, are equal."""
     return len(one) == len(two) and all(
         same(a.low, b.low) and same(a.high, b.high) and (a.low_closed, a.high_closed) == (b.low_closed, b.high_closed)
         for a, b in zip(one, two, strict=True)

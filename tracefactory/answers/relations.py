@@ -1,4 +1,4 @@
-"""Equations and inequalities: names that only label a value, and relations that say the same in another form."""
+"""Equations and inequalities: labels of values (`x = 5`), and the equality of relations in different forms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAME = re.compile(
 _FLIPPED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!=", "in": "in"}
 
 
-def spelled(relation: Relation) -> str:
+def to_latex(relation: Relation) -> str:
     """Return a relation in LaTeX."""
     signs = {"<=": r"\le", ">=": r"\ge", "!=": r"\ne", "in": r"\in"}
     rest = (f" {signs.get(sign, sign)} {term}" for sign, term in zip(relation.signs, relation.sources[1:], strict=True))
@@ -32,12 +32,12 @@ def spelled(relation: Relation) -> str:
 
 
 def is_equation(relation: Relation) -> bool:
-    """Whether every sign is an equals sign."""
+    """Return whether every sign is an equals sign."""
     return all(sign == "=" for sign in relation.signs)
 
 
 def name_of(relation: Relation) -> str | None:
-    """Return the label on the left of a relation, such as `x`, `f(x)`, `AB` or words; None for anything else."""
+    """Return the label on the left of a relation, such as `x`, `f(x)`, `AB` or "words"; None for other left sides."""
     left = relation.sources[0].strip()
     if _NAME.fullmatch(left):
         return re.sub(r"[\s{}]", "", left)
@@ -47,7 +47,7 @@ def name_of(relation: Relation) -> str | None:
 
 
 def named_value(relation: Relation) -> Value | None:
-    """Return the value a relation gives to a name (`x = 5`, `x in [0, 1]`, `S = 3 + 2 = 5`), or None."""
+    """Return the value that a relation assigns to a name (`x = 5`, `x in [0, 1]`, `S = 3 + 2 = 5`), or None."""
     signs = set(relation.signs)
     if signs == {"in"} and len(relation.terms) == 2:
         return relation.terms[1]
@@ -68,7 +68,7 @@ def _has_symbols(value: Value) -> bool:
 
 
 def names_match(one: str | None, two: str | None) -> bool:
-    """Whether two labels may name the same thing: the same name, words, or y and f(x)."""
+    """Return whether two labels are compatible: the same name, words, or y and f(x)."""
     one, two = (None if name is None else re.sub(r"_.*", "", name) for name in (one, two))
     if one == two or "words" in (one, two):
         return True
@@ -79,7 +79,7 @@ def names_match(one: str | None, two: str | None) -> bool:
 
 
 def same_variable(one: Relation, two: Relation) -> bool:
-    """Whether two inequalities are about the same variable."""
+    """Return whether two inequalities have the same variables."""
     return _variables(one) == _variables(two)
 
 
@@ -92,7 +92,7 @@ def _variables(relation: Relation) -> frozenset[str]:
 
 
 def same_chain(one: Relation, two: Relation, equal: Callable[[Value, Value], bool]) -> bool:
-    """Whether two relations are the same term by term, read from either end."""
+    """Return whether two relations are equal term by term, in either direction."""
     if len(one.terms) != len(two.terms) or len(one.terms) > 6:
         return False
     signs = tuple(_FLIPPED[sign] for sign in reversed(two.signs))
@@ -110,7 +110,7 @@ def same_chain(one: Relation, two: Relation, equal: Callable[[Value, Value], boo
 
 
 def difference(relation: Relation) -> Node | None:
-    """Return left minus right of a relation of two expressions."""
+    """Return left minus right for a relation of two expressions, None for other relations."""
     if len(relation.terms) != 2:
         return None
     left, right = relation.terms
@@ -120,7 +120,7 @@ def difference(relation: Relation) -> Node | None:
 
 
 def same_equation(one: Relation, two: Relation) -> bool | None:
-    """Whether two equations have proportional sides; None when their sides are outside the grammar."""
+    """Return whether two equations have proportional sides; None when their sides are outside the grammar."""
     left, right = difference(one), difference(two)
     if left is None or right is None:
         return None
@@ -133,7 +133,7 @@ def same_equation(one: Relation, two: Relation) -> bool | None:
 
 
 def same_inequality(one: Relation, two: Relation) -> bool | None:
-    """Whether two inequalities are multiples of each other, with the sign turned by a negative factor."""
+    """Return whether two inequalities are multiples of each other; a negative factor reverses the sign."""
     left, right = difference(one), difference(two)
     if left is None or right is None:
         return None

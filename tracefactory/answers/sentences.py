@@ -1,4 +1,4 @@
-"""Where a statement ends, and which part of it is a value."""
+"""Find the end of a statement, and the part of it that is a value."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _DIRECT = re.compile(
     re.IGNORECASE,
 )
 _CALCULATED = re.compile(r"<<[^<>]*>>\s*(-?[\d.,]*\d)(?!.*<<)", re.DOTALL)
-"""A number behind a calculator annotation, as GSM8K writes them (Cobbe et al. 2021)."""
+"""A number after a calculator annotation, as in GSM8K (Cobbe et al. 2021)."""
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*")
 _LEAD = re.compile(
     r"(?:[}\s:：,，→⇒✅👉✔️🎉∴]|=>|⟹|->|\*+|\\(?:therefore|implies|Rightarrow|quad|qquad)(?![a-zA-Z])|"
@@ -116,7 +116,7 @@ class Span:
 
 
 def statement_end(text: str, start: int) -> int:
-    """Return where the statement that starts at `start` ends: its sentence or line, never inside mathematics."""
+    """Return the end of the statement at `start`: the end of its sentence or line, never inside a formula."""
     fence = _FENCE.match(text, start)
     if fence:
         return fence.end()
@@ -133,7 +133,7 @@ def statement_end(text: str, start: int) -> int:
 
 
 def last_sentences(text: str, count: int) -> list[Span]:
-    """Return the last sentences, the very last first; closing courtesies are not sentences."""
+    """Return the last sentences, last first, without closing courtesies such as "I hope this helps"."""
     spans: list[Span] = []
     end = len(text)
     tail = max(0, len(text) - 4000)
@@ -151,8 +151,8 @@ def last_sentences(text: str, count: int) -> list[Span]:
 def value_in(text: str, span: Span, *, lenient: bool) -> Span | None:
     """Return the part of a statement that is its value.
 
-    With `lenient`, a statement that is words alone is its own value, and the last number will do. Without, the value
-    must follow a verb or stand alone, and it must be mathematics.
+    With `lenient`, a statement without mathematics is its own value, and the last number is accepted. Otherwise the
+    value must be mathematics, and it must follow a verb or be the whole statement.
     """
     fence = _FENCE.match(text, span.start, span.end)
     if fence:
@@ -180,7 +180,7 @@ def value_in(text: str, span: Span, *, lenient: bool) -> Span | None:
     words = len(re.findall(r"[A-Za-z]+|[\u4e00-\u9fff]", re.sub(r"\\[a-zA-Z]+", "", piece)))
     if lenient and words <= 3 and not re.search(r"\d|\$|\\\(|\\\[", piece):
         return span
-    for find in (_after_verb, _last_math, _direct, _main_number, _after_preposition):  # the surest first
+    for find in (_after_verb, _last_math, _direct, _main_number, _after_preposition):  # most reliable first
         found = find(text, span)
         if found is not None:
             return found
@@ -191,7 +191,7 @@ def value_in(text: str, span: Span, *, lenient: bool) -> Span | None:
 
 
 def bare(text: str, span: Span) -> Span:
-    """Take off a range what only leads to a value or follows it: connectives, emphasis, an aside in brackets."""
+    """Remove what precedes or follows a value in a range: connectives, emphasis, a remark in brackets."""
     start, end = span.start, span.end
     lead = _LEAD.match(text, start, end)
     if lead and lead.end() < end:
@@ -206,7 +206,7 @@ def bare(text: str, span: Span) -> Span:
 
 
 def _without_reason(text: str, span: Span) -> Span:
-    """Leave out a reason given after the value: `(B) because ...`, `12, since ...`."""
+    """Remove a reason after the value: `(B) because ...`, `12, since ...`."""
     piece = text[span.start : span.end]
     reason = _REASON.search(piece)
     if reason is None or not reason.start():
@@ -222,14 +222,14 @@ def _without_reason(text: str, span: Span) -> Span:
 
 
 def is_formula(piece: str) -> bool:
-    """Whether a text is all signs and symbols, with no word in it: then no part of it alone is the answer."""
+    """Return whether a text has only signs and symbols and no words; its parts are then no answers by themselves."""
     return not re.search(
         r"[A-Za-z]{3,}|[\u4e00-\u9fff]|[=:]", re.sub(r"\\(?:text|mathrm|mbox)\s*\{[^{}]*\}|\\[a-zA-Z]+", "", piece)
     )
 
 
 def is_value(piece: str) -> bool:
-    """Whether a text reads as mathematics rather than as words."""
+    """Return whether a text is mathematics and not words."""
     if len(piece) > 400:
         return False
     stripped = strip_markup(piece)
@@ -255,7 +255,7 @@ def _mathematical(value: Value, source: str) -> bool:
             return not value.items or all(_mathematical(item, source) for item in value.items)
         case Relation():
             if name_of(value) == "words":
-                return False  # "the total = 12": the value is what follows
+                return False  # "the total = 12": only the right side is a value
             labelled = is_equation(value) and name_of(value) is not None
             return not any(
                 isinstance(term, Text) or _ENGLISH.search(re.sub(r"\\\\[a-zA-Z]+", "", source))
@@ -266,7 +266,7 @@ def _mathematical(value: Value, source: str) -> bool:
 
 
 def _after_verb(text: str, span: Span) -> Span | None:
-    """Return what follows the last verb of the statement, if that is mathematics."""
+    """Return the text after the last verb of the statement, if it is mathematics."""
     return _value_after(_COPULA, text, span)
 
 
@@ -286,13 +286,13 @@ def _value_after(words: re.Pattern[str], text: str, span: Span) -> Span | None:
 
 
 def _bold(text: str, span: Span) -> Span | None:
-    """Return the one emphasised value of a statement."""
+    """Return the emphasised value of a statement, if there is exactly one."""
     found = [match for match in _BOLD.finditer(text, span.start, span.end) if is_value(match[1])]
     return bare(text, Span(*found[0].span(1))) if len(found) == 1 else None
 
 
 def _direct(text: str, span: Span) -> Span | None:
-    """Return the number right behind the last verb of a main clause: `he is 45 miles away at the end of 4 hours`."""
+    """Return the number directly after the last verb of a main clause: `he is 45 miles away at the end of 4 hours`."""
     for match in reversed(list(_DIRECT.finditer(text, span.start, span.end))):
         if _SUBORDINATE.search(text[span.start : match.start()]) or _inside_math(text, span, match.start()):
             continue
@@ -313,7 +313,7 @@ def _last_math(text: str, span: Span) -> Span | None:
         inner = next(index for index in range(1, 5) if match[index] is not None)
         piece = match[inner]
         if re.fullmatch(r"\s*\\?[A-Za-z]+(?:_\{?\w+\}?)?\s*", piece) and len(found) > 1:
-            continue  # a bare symbol such as $n$ while another span holds more
+            continue  # a bare symbol such as $n$, and there is another formula
         start, end = match.span(inner)
         if "=" in piece and not re.search(r"\\[lg]e|[<>]", piece):
             last = piece.rindex("=") + 1
@@ -329,7 +329,7 @@ def _last_math(text: str, span: Span) -> Span | None:
 
 
 def _main_number(text: str, span: Span) -> Span | None:
-    """Return the first number of a single clause whose other numbers stand in phrases behind it."""
+    """Return the first number of a single clause whose other numbers are in prepositional phrases after it."""
     numbers = list(_NUMBER.finditer(text, span.start, span.end))
     if len(numbers) < 2 or _SEVERAL_CLAUSES.search(text[span.start : span.end]):
         return None
@@ -341,7 +341,7 @@ def _main_number(text: str, span: Span) -> Span | None:
 
 
 def _leading_number(text: str, span: Span) -> Span | None:
-    """Return the number a sentence opens with, as its subject: `16 people think that horse 12 will win`."""
+    """Return the number at the start of a sentence, in its subject: `16 people think that horse 12 will win`."""
     match = _LEADING.match(text, span.start, span.end)
     if match is None or re.search(r"\bthan\b", text[match.end() : span.end]):
         return None

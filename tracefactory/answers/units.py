@@ -1,8 +1,8 @@
-"""Units of measure: names in English, LaTeX and Chinese, their dimension and their size, exactly.
+"""Units of measure: English, LaTeX and Chinese names with their dimensions and exact factors.
 
-A unit is a product of powers of base dimensions with a rational factor, so that 1 km and 1000 m are the same
-quantity and 5 cm and 5 m are not. Factors follow the SI brochure and the international yard and pound agreement; the
-dimension of money is its currency, because no rate is part of an answer.
+A unit is a product of powers of base dimensions with a rational factor, so 1 km and 1000 m are the same quantity, and
+5 cm and 5 m are not. Factors follow the SI brochure and the international yard and pound agreement. Each currency is
+its own dimension, because answers do not involve exchange rates.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 
 @lru_cache(maxsize=4096)
 def parse_unit(text: str) -> Unit | None:
-    """Return the unit a piece of normalised text names, or None when any word of it is not a unit."""
+    """Return the unit that a normalised text names, None when a word in it is not a unit."""
     text = text.strip().strip("()").strip()
     if not text:
         return None
@@ -162,7 +162,7 @@ def _product(text: str) -> Unit | None:
 
 
 def noun_words(text: str) -> frozenset[str]:
-    """Return the counted nouns of a label such as `81 teachers`, singular; words that only count are left out."""
+    """Return the counted nouns of a label such as `81 teachers`, in the singular, without counting words."""
     found = set()
     for word in re.findall(r"[A-Za-z]+(?:-[a-z]+)*|[\u4e00-\u9fff]+", text):
         if word.lower() in COUNTED or (_CHINESE.match(word) and word[:1] in COUNTED):

@@ -1,4 +1,4 @@
-"""What an answer can be: the typed values that answers are read into before they are compared."""
+"""The typed values that answers are parsed into before they are compared."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from tracefactory.maths.expression import Node
 
 @dataclass(frozen=True)
 class Text:
-    """Words: a name, yes or no, an option, anything that is not mathematics."""
+    """Words: a name, yes or no, an option, or any other text that is not mathematics."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A number or expression with what stands around it.
+    """A number or expression with its percent sign, unit or counted nouns.
 
-    `node` is None when the grammar does not know `source`. `decimals` and `digits` are set for a decimal literal: how
-    many digits follow the point and how many are significant. `as_symbols` reads the unit letters as variables.
+    `node` is None when `source` is outside the grammar. `decimals` and `digits` are set for a decimal literal: the
+    number of digits after the point and of significant digits. `as_symbols` is the node with unit letters as variables.
     """
 
     source: str
@@ -37,7 +37,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Sequence:
-    """Several values: `list` (written bare), `tuple` or `set`; `brackets` is how a tuple was written."""
+    """Several values, of kind `list` (without brackets), `tuple` or `set`; `brackets` are those of a tuple."""
 
     kind: str
     items: tuple[Value, ...]
@@ -46,7 +46,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class Interval:
-    """All reals between two ends; None is infinity."""
+    """All reals between two ends; an end of None is infinite."""
 
     low: Quantity | None
     high: Quantity | None
@@ -56,7 +56,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Region:
-    """A union of intervals and finite sets, less a finite set."""
+    """A union of intervals and finite sets, without a finite set."""
 
     parts: tuple[Value, ...]
     without: tuple[Value, ...] = ()
@@ -64,7 +64,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Relation:
-    """Terms with relations between them: `x = 1`, `0 <= x < 1`, `x in [0, 1]`. `signs` is one shorter than `terms`."""
+    """Terms with relation signs between them: `x = 1`, `0 <= x < 1`, `x in [0, 1]`."""
 
     terms: tuple[Value, ...]
     signs: tuple[str, ...]
@@ -78,7 +78,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Clock:
-    """A time of day in seconds; `half` is am or pm when said, and `seconds` is then on the 24-hour clock."""
+    """A time of day in seconds. `half` is am or pm if it was given; `seconds` then counts from midnight."""
 
     seconds: int
     half: str = ""
@@ -98,7 +98,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Number:
-    """A literal as read: its value and how it was written."""
+    """A parsed literal: its value and how it was written."""
 
     value: Fraction
     decimals: int | None = None
@@ -113,7 +113,7 @@ REALS = Interval(None, None)
 
 @dataclass(frozen=True)
 class Reading:
-    """The ways one answer can be read, most likely first; `text` is its normalised spelling."""
+    """The possible interpretations of one answer, most likely first; `text` is its normalised form."""
 
     text: str
     values: tuple[Value, ...] = field(default_factory=tuple)

@@ -31,7 +31,8 @@ COMMANDS = {
     "diff": "Compare the rows of two published versions.",
     "publish": "Push a finished version to the Hub as one commit and one tag.",
     "filters": "List the filters of the project with parameters and reasons.",
-    "new": "Write a file to start from: a filter, a prompt, a pipeline.",
+    "ops": "List operations, verifiers, views, models, measures and their parameters.",
+    "new": "Write a file to start from: a filter, a pruner, a verifier, a stage ...",
     "verify": "Check one answer against the right one, or the pairs of a file.",
 }
 """Every command with the line that `--help` shows."""

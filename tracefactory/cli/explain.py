@@ -19,7 +19,7 @@ from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.rows import Trace
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.provenance import Decoded
-from tracefactory.engine.lineage import Event, Life, life_of
+from tracefactory.engine.lineage import Event, Lineage, lineage_of
 from tracefactory.engine.runs import load_outcome
 from tracefactory.pruning import read_derivation
 from tracefactory.students.view import StudentView
@@ -34,50 +34,50 @@ def explain(
 ) -> None:
     """Tell a row's whole life: problem, request, verdict, what every stage did with it, how likely students find it."""
     root = find_project(project).state_dir
-    life = life_of(trace_id, load_outcome(root, run), root)
+    lineage = lineage_of(trace_id, load_outcome(root, run), root)
     if student is not None:
-        life = life.model_copy(update={"students": (_under(student, life),)})
+        lineage = lineage.model_copy(update={"students": (_under(student, lineage),)})
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    print(life.model_dump_json(indent=2) if json else "\n".join(_told(life, colour)))
+    print(lineage.model_dump_json(indent=2) if json else "\n".join(_told(lineage, colour)))
 
 
-def _under(student: str, life: Life) -> StudentView:
-    views = {view.student: view for view in life.students}
+def _under(student: str, lineage: Lineage) -> StudentView:
+    views = {view.student: view for view in lineage.students}
     if student not in views:
         hint = nearest(student, views) or "it was measured under none"
-        raise UserError(Mistake(f"--student: row {life.id} was not measured under {student!r}", hint=hint))
+        raise UserError(Mistake(f"--student: row {lineage.id} was not measured under {student!r}", hint=hint))
     return views[student]
 
 
-def _told(life: Life, colour: bool) -> Iterator[str]:
-    last = life.events[-1].row
-    yield f"row {life.id}"
+def _told(lineage: Lineage, colour: bool) -> Iterator[str]:
+    last = lineage.events[-1].row
+    yield f"row {lineage.id}"
     yield from _problem(last.get("problem", last))
-    if life.request is not None:
-        yield from _request(life.request)
+    if lineage.request is not None:
+        yield from _request(lineage.request)
     if "reasoning" in last:
         yield from _block("reasoning", last["reasoning"])
         yield from _block("answer", last["answer_text"])
-    if life.diff is not None:
-        yield from _block("pruned from its parent: - cut, + added", life.diff)
-    for view in life.students:
+    if lineage.diff is not None:
+        yield from _block("pruned from its parent: - cut, + added", lineage.diff)
+    for view in lineage.students:
         yield from student_text.told(view, colour=colour)
-    for before in _line(life.parent):
+    for before in _line(lineage.parent):
         yield f"\nstages of {before.id}, the row it was made of"
         yield from _stages(before)
     yield "\nstages"
-    yield from _stages(life)
-    for child in life.children:
+    yield from _stages(lineage)
+    for child in lineage.children:
         yield f"  {child.stage} [{child.op}] made {child.id} of it"
 
 
-def _line(life: Life | None) -> list[Life]:
+def _line(lineage: Lineage | None) -> list[Lineage]:
     """Return the lives a row descends from, the oldest first."""
-    return [] if life is None else [*_line(life.parent), life]
+    return [] if lineage is None else [*_line(lineage.parent), lineage]
 
 
-def _stages(life: Life) -> Iterator[str]:
-    for event in life.events:
+def _stages(lineage: Lineage) -> Iterator[str]:
+    for event in lineage.events:
         reason = f": {event.reason}" if event.reason else ""
         detail = f" ({event.detail})" if event.detail else ""
         yield f"  {event.stage} [{event.op}] {event.fate}{reason}{detail}"

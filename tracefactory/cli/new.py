@@ -5,83 +5,94 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 from pathlib import Path
+from string import Template
 from typing import Annotated
 
 import typer
 
 from tracefactory.cli.options import ProjectFolder
 from tracefactory.config.project import find_project
-from tracefactory.core.errors import UserError
+from tracefactory.core import plugins
+from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.files import write_text
 
-FILTER = '''"""Say in one line what {name} drops."""
-
-from __future__ import annotations
-
-from tracefactory.filters import KEEP, Decision, Params, Trace, drop, trace_filter
-
-
-class {title}Params(Params):
-    """Parameters of {name}."""
-
-    min_words: int = 3
-
-
-@trace_filter
-def {name}(trace: Trace, params: {title}Params) -> Decision:
-    """Keep traces whose answer has at least min_words words."""
-    words = len(trace.answer_text.split())
-    return KEEP if words >= params.min_words else drop("too_few_words", f"{{words}} words")
-'''
-PROMPT = """---
-name: {name}
-style: long
-description: Say in one line what it asks for.
----
-Solve the problem step by step.
-
-{{{{ question }}}}
-"""
-PIPELINE = """# {name}: say what it makes, what it costs, and the exact command:
-#   tracefactory run pipelines/{name}.yaml
-name: {name}
-version: "1"
-models:
-  teacher: {{use: fake, model: demo}}
-stages:
-  - id: problems
-    source: reasoning_gym
-    with: {{size: 20, seed: 1, tasks: [{{name: chain_sum}}]}}
-  - {{id: sampled, sample: chat, with: {{model: teacher, prompt: math_long, samples: 2, max_tokens: 512}}}}
-  - {{id: checked, verify: auto}}
-  - {{id: clean, filter: [verdict]}}
-  - {{id: dataset, publish: dataset}}
-"""
+_TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Kind(StrEnum):
-    """What can be made."""
+    """The kinds of files that can be written."""
 
     FILTER = "filter"
+    COLUMN_FILTER = "column_filter"
     PROMPT = "prompt"
     PIPELINE = "pipeline"
+    PRUNER = "pruner"
+    VERIFIER = "verifier"
+    VIEW = "view"
+    SOURCE = "source"
+    DECODER = "decoder"
+    MODEL = "model"
+    STAGE = "stage"
+
+
+_FILES = {
+    Kind.FILTER: "filters/{name}.py",
+    Kind.COLUMN_FILTER: "filters/{name}.py",
+    Kind.PROMPT: "prompts/{name}.md",
+    Kind.PIPELINE: "pipelines/{name}.yaml",
+    Kind.PRUNER: "pruners/{name}.py",
+    Kind.VERIFIER: "verifiers/{name}.py",
+    Kind.VIEW: "views/{name}.py",
+    Kind.SOURCE: "sources/{name}.py",
+    Kind.DECODER: "decoders/{name}.py",
+    Kind.MODEL: "models/{name}.py",
+    Kind.STAGE: "stages/{verb}/{name}.py",
+}
 
 
 def new(
     kind: Annotated[Kind, typer.Argument(show_default=False)],
-    name: Annotated[str, typer.Argument(help="Letters, digits and underscores.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="Letters, digits and underscores; of a stage verb:name.", show_default=False)
+    ],
+    verb: Annotated[str | None, typer.Option(help="The verb of a stage.")] = None,
     project: ProjectFolder = Path(),
 ) -> None:
-    """Write a filter, a prompt or a pipeline to start from: one file, nothing to register."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+    """Write a file to start from, and its test in tests/. There is nothing to register and no other file to change."""
+    verb, name = _named(kind, name, verb)
+    root = find_project(project).root
+    words = [part for part in f"{verb or ''}_{name}".split("_") if part]
+    values = {"name": name, "verb": verb or "", "title": "".join(map(str.capitalize, words))}
+    files = {root / _FILES[kind].format(name=name, verb=verb): f"{kind}.txt"}
+    if (_TEMPLATES / f"{kind}_test.txt").exists():
+        files[root / "tests" / f"test_{'_'.join([kind, *words])}.py"] = f"{kind}_test.txt"
+    mistakes = [Mistake(f"{file} exists") for file in files if file.exists()]
+    if wrong := plugins.wrong_file(next(iter(files)), root):
+        mistakes.append(wrong)
+    if mistakes:
+        raise UserError(mistakes)
+    for file, template in files.items():
+        text = (_TEMPLATES / template).read_text(encoding="utf-8")
+        write_text(file, Template(text).substitute(values))
+        print(file)
+
+
+def _named(kind: Kind, name: str, verb: str | None) -> tuple[str | None, str]:
+    """Return the verb, of a stage only, and the name.
+
+    Raises:
+        UserError: when one of them cannot be used.
+    """
+    if kind is Kind.STAGE:
+        before, colon, after = name.partition(":")
+        verb, name = (before, after.strip()) if colon else (verb, name)
+        if not verb:
+            raise UserError(Mistake("a stage has a verb and a name", hint=f"write verify:{name} or --verb verify"))
+        if not plugins.VERB.fullmatch(verb):
+            raise UserError(f"{verb!r} cannot be a verb: small letters only")
+    elif verb is not None:
+        raise UserError("--verb is for stages")
+    pattern = r"[a-z][a-z0-9_]*" if kind in (Kind.PROMPT, Kind.PIPELINE) else plugins.NAME.pattern
+    if not re.fullmatch(pattern, name):
         raise UserError(f"{name!r} cannot be a name: small letters, digits and underscores, a letter first")
-    where = find_project(project)
-    path, template = {
-        Kind.FILTER: (where.filters / f"{name}.py", FILTER),
-        Kind.PROMPT: (where.prompts / f"{name}.md", PROMPT),
-        Kind.PIPELINE: (where.pipelines / f"{name}.yaml", PIPELINE),
-    }[kind]
-    if path.exists():
-        raise UserError(f"{path} exists")
-    write_text(path, template.format(name=name, title="".join(part.title() for part in name.split("_"))))
-    print(path)
+    return verb, name

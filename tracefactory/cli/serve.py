@@ -23,7 +23,7 @@ from tracefactory.models.vllm import VLLMSpec
 from tracefactory.serving.vllm.endpoint import VLLMEndpoint
 from tracefactory.serving.vllm.placement import LocalPlacement
 from tracefactory.serving.vllm.replica import Placement
-from tracefactory.serving.vllm.shared import SharedServers, announce, beat, withdraw
+from tracefactory.serving.vllm.shared import SharedServers, announce, heartbeat, withdraw
 from tracefactory.store.leases import HEARTBEAT_S
 
 _LOOK_S = 1.0
@@ -95,7 +95,7 @@ async def _keep(endpoint: VLLMEndpoint, folder: Path, kept: SharedServers) -> No
                 print(endpoint.notice, file=sys.stderr, flush=True)
                 said = time.monotonic()
             if time.monotonic() - beaten > HEARTBEAT_S:
-                beat(folder, kept.identity)
+                heartbeat(folder, kept.identity)
                 beaten = time.monotonic()
     finally:
         if starting is not None:
@@ -105,7 +105,7 @@ async def _keep(endpoint: VLLMEndpoint, folder: Path, kept: SharedServers) -> No
 
 def _placement(pipeline: Pipeline) -> Placement:
     """Return where the servers run: on the cluster that the pipeline joins, else on this machine."""
-    if pipeline.run.executor == "ray" and pipeline.run.ray_address is not None:
+    if pipeline.run.executor != "inline" and pipeline.run.ray_address is not None:
         from tracefactory.engine.executors.ray import RayPlacement
 
         return RayPlacement(pipeline.run.ray_address)

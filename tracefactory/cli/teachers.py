@@ -22,7 +22,7 @@ from tracefactory.engine.report import plain_table, with_notes
 from tracefactory.engine.run import run_pipeline
 from tracefactory.engine.runs import RunOutcome
 from tracefactory.engine.trial import CHECKED, MEASURED, Trial, trial_of
-from tracefactory.students.ranking import LOCAL_WINDOW, By, TeacherRow, Tried, rank_teachers, remarks
+from tracefactory.students.ranking import LOCAL_WINDOW, RankBy, TeacherRow, TeacherTrial, rank_teachers, remarks
 
 
 class Ranking(Frozen):
@@ -45,7 +45,7 @@ def teachers(
         str | None, typer.Option(help="A `use: transformers` model; the measured one by default.")
     ] = None,
     teacher: Annotated[list[str] | None, typer.Option(help="Try just this model. May be repeated.")] = None,
-    by: Annotated[By, typer.Option(help="What to rank by.")] = By.RANK_SURPRISAL,
+    by: Annotated[RankBy, typer.Option(help="What to rank by.")] = RankBy.RANK_SURPRISAL,
     every: Annotated[bool, typer.Option("--all", help="Rank by all traces, not by the right ones alone.")] = False,
     dry: Annotated[bool, typer.Option("--plan", help="Say what it would pay for, and stop.")] = False,
     profile: Profile = None,
@@ -57,7 +57,7 @@ def teachers(
     What a run has sampled or scored already is used, and what is sampled here a run will not pay for again.
     """
     loaded = load_pipeline(pipeline, profile=profile, sets=sets or ())
-    window = LOCAL_WINDOW if by is By.LOCAL_NATURALNESS else None
+    window = LOCAL_WINDOW if by is RankBy.LOCAL_NATURALNESS else None
     trial = trial_of(loaded, samples, student=student, teachers=teacher or (), window=window)
     root = trial.pipeline.project.state_dir
     print(_price(trial, make_plan(trial.pipeline, root)), file=sys.stderr)
@@ -86,11 +86,11 @@ def _price(trial: Trial, plan: Plan) -> str:
     return f"{head}: {plan.requests:,} requests to pay, at most {tokens:,} tokens, at most {cost:.4f} ${judge}"
 
 
-def _ranking(trial: Trial, outcome: RunOutcome, root: Path, by: By, every: bool) -> Ranking:
+def _ranking(trial: Trial, outcome: RunOutcome, root: Path, by: RankBy, every: bool) -> Ranking:
     stages = {stage.id: stage for stage in outcome.stages}
     verified, measured = (_traces(outcome, stage_id, root) for stage_id in (CHECKED, MEASURED))
     tried = [
-        Tried(
+        TeacherTrial(
             teacher=one.model,
             model=trial.pipeline.models[one.model].model,
             stage=one.stage.id,

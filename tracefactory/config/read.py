@@ -15,6 +15,7 @@ from tracefactory.config.model import NAME_PATTERN
 from tracefactory.config.overlay import overlaid
 from tracefactory.config.project import find_project, pipeline_files
 from tracefactory.config.stages import Declared, StageDraft, read_stages, to_config
+from tracefactory.core import plugins
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.model import MODELS, Environment, EnvStr, ModelSpec, env_names
 from tracefactory.core.pipeline import Pipeline, Project, RunOptions, StageSpec
@@ -39,12 +40,13 @@ class _Head(Frozen):
 
 @dataclass(frozen=True)
 class _Shelf:
-    """The prompts and filters of a project; `broken` is what is wrong with them."""
+    """The prompts, filters and plugins of a project; `broken` is what is wrong with them."""
 
     prompts: Mapping[str, Prompt]
     prompt_names: frozenset[str]
     filters: FilterSet | None
     filter_names: frozenset[str]
+    plugins: Mapping[str, str]
     broken: tuple[Mistake, ...]
 
 
@@ -93,8 +95,8 @@ def load_pipeline(
     "stages.long.with.samples=8"). `limit` restricts every source to its first rows. Nothing is started or fetched.
 
     Raises:
-        UserError: with everything that is wrong in the pipeline, its prompts and its filters. An environment variable
-            that is not set is a mistake for the models that the stages use.
+        UserError: with everything that is wrong in the pipeline, its prompts, filters and plugins. An environment
+            variable that is not set is a mistake for the models that the stages use.
     """
     project = find_project(path, environ)
     shelf = _read_shelf(project)
@@ -107,7 +109,7 @@ def load_pipeline(
 
 
 def check_project(project: Project) -> list[Mistake]:
-    """Return everything that is wrong in any pipeline (with each of its profiles), prompt or filter. Offline.
+    """Return everything that is wrong in any pipeline (with each of its profiles), prompt, filter or plugin. Offline.
 
     What depends on this machine, such as environment variables and weights, is not looked at: see `unset_variables`.
     """
@@ -139,11 +141,15 @@ def _read_shelf(project: Project) -> _Shelf:
         filters = load_filters(project.filters)
     except UserError as error:
         broken.extend(error.mistakes)
+    sources = plugins.read(project.root, broken)
+    plugins.use(project.root, sources)
+    broken += plugins.load_all()
     return _Shelf(
         prompts=prompts,
         prompt_names=frozenset(file.stem for file in prompt_files(project.prompts)),
         filters=filters,
         filter_names=frozenset(file.stem for file in project.filters.glob("*.py")),
+        plugins=sources,
         broken=tuple(broken),
     )
 
@@ -183,8 +189,9 @@ def _read_pipeline(path: Path, project: Project, shelf: _Shelf, choice: _Choice)
         profile=choice.profile,
         prompts=shelf.prompts,
         filters=shelf.filters if shelf.filters is not None else FilterSet({}),
+        plugins=shelf.plugins,
     )
-    mistakes.extend(_check_stages(pipeline))
+    mistakes.extend(_check_stages(pipeline, shelf.broken))
     named = sorted(used & models.keys())
     readers = [_Reader(f"model {name!r}", models[name], root.find(("models", name))) for name in named]
     readers += [
@@ -228,7 +235,10 @@ def _read_spec(name: str, node: Node, mistakes: list[Mistake]) -> ModelSpec | No
         hint = nearest(str(use.value), MODELS)
         mistakes.append(use.position.mistake(f"{what}: there is no kind of model `use: {use.plain()}`", hint))
     else:
-        return read_model(MODELS.get(use.value), node, what, mistakes)
+        try:
+            return read_model(MODELS.get(use.value), node, what, mistakes)
+        except UserError as error:  # the plugin of the kind is broken
+            mistakes.extend(error.mistakes)
     return None
 
 
@@ -250,9 +260,14 @@ def _sound_stages(
     return tuple(sound.values())
 
 
-def _check_stages(pipeline: Pipeline) -> Iterator[Mistake]:
+def _check_stages(pipeline: Pipeline, broken: Sequence[Mistake]) -> Iterator[Mistake]:
+    """Yield what the operations find wrong; what is wrong with a plugin they use is said once, at its file."""
     for stage in pipeline.stages:
-        for mistake in stage_of(stage).check(stage, pipeline):
+        try:
+            found: Sequence[Mistake] = stage_of(stage).check(stage, pipeline)
+        except UserError as error:
+            found = error.mistakes
+        for mistake in (one for one in found if one not in broken):
             what = f"stage {stage.id!r}: "
             message = what + mistake.message.removeprefix(what)
             place = (mistake.file, mistake.line) if mistake.file is not None else (stage.file, stage.line)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tracefactory.config.model import ID_PATTERN, plain
-from tracefactory.core.errors import Mistake, nearest
+from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.pipeline import StageOptions, StageSpec
 from tracefactory.core.refs import FoundRef, find_refs
 from tracefactory.core.rows import Frozen, Kind
@@ -157,7 +157,11 @@ def _find_op(draft: StageDraft, value: Node, mistakes: list[Mistake]) -> Stage[A
         message = f"{draft.what}: there is no `{draft.verb}: {value.value}`"
         mistakes.append(value.position.mistake(message, nearest(value.value, names)))
         return None
-    return STAGES.get(f"{draft.verb}:{value.value}")
+    try:
+        return STAGES.get(f"{draft.verb}:{value.value}")
+    except UserError as error:  # the plugin of the operation is broken
+        mistakes.extend(error.mistakes)
+        return None
 
 
 def _check_ids(drafts: list[StageDraft], mistakes: list[Mistake]) -> None:

@@ -1,4 +1,4 @@
-"""Whole or not at all: files are written beside their place, synced, then renamed into it."""
+"""Atomic file writes: a file is written under a temporary name, synced, and renamed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TEMPORARY = ".tmp-"
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it becomes `path` durably, on failure it is removed."""
+    """Yield a temporary path in the same folder; on success it is renamed to `path`, on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{TEMPORARY}{uuid4().hex}-{path.name}"
     try:
@@ -29,18 +29,18 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all (UTF-8)."""
+    """Write a text file atomically, in UTF-8."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON whole or not at all."""
+    """Write indented JSON atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> Any | None:
-    """Return the JSON in `path`, or None when there is no such file. Broken JSON raises."""
+    """Return the JSON in `path`, None when the file does not exist. Invalid JSON raises ValueError."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -48,7 +48,7 @@ def read_json(path: Path) -> Any | None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable."""
+    """Sync `folder`, so that renames in it are durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -57,7 +57,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_matching(folder: Path, unwanted: Callable[[str], bool]) -> None:
-    """Delete the files of `folder` whose name is unwanted; another process may have been faster."""
+    """Delete the files of `folder` whose name is unwanted; another process may delete them at the same time."""
     if folder.is_dir():
         for path in folder.iterdir():
             if path.is_file() and unwanted(path.name):

@@ -84,24 +84,25 @@ class Environment:
 
 
 class ModelSpec(Frozen, ABC):
-    """A model as a pipeline declares it.
+    """A model as a pipeline declares it."""
 
-    `price_in` and `price_out` are US dollars per million tokens; `concurrency` is requests in flight; `timeout_s` is
-    the time one attempt may take, in seconds (long, because a server may bill what the client gave up on); `retries`
-    counts the attempts after the first; `extra` joins the request body where a request itself says nothing else, and
-    thus changes completions.
-    """
-
-    use: str
-    model: str
-    revision: str = ""
-    licence: str = ""
-    price_in: float = Field(default=0.0, ge=0)
-    price_out: float = Field(default=0.0, ge=0)
-    concurrency: int = Field(default=16, ge=1, le=1000)
-    timeout_s: float = Field(default=1800.0, gt=0)
-    retries: int = Field(default=6, ge=0)
-    extra: dict[str, JsonValue] = Field(default_factory=dict)
+    use: str = Field(description="The kind of model.")
+    model: str = Field(description="The model, by the name that its server knows it under.")
+    revision: str = Field(default="", description="Its revision: part of what decides completions, and on every row.")
+    licence: str = Field(default="", description="The licence of what it writes, for the dataset's card.")
+    price_in: float = Field(default=0.0, ge=0, description="US dollars per million tokens of prompts.")
+    price_out: float = Field(default=0.0, ge=0, description="US dollars per million tokens of completions.")
+    concurrency: int = Field(default=16, ge=1, le=1000, description="Requests in flight.")
+    timeout_s: float = Field(
+        default=1800.0,
+        gt=0,
+        description="Seconds one attempt may take; long, because a server may bill what the client gave up on.",
+    )
+    retries: int = Field(default=6, ge=0, description="Attempts after the first.")
+    extra: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="What joins the request body where a request says nothing else; it changes completions.",
+    )
 
     @field_validator("extra")
     @classmethod

@@ -55,7 +55,7 @@ class RunOptions(Frozen):
 
     executor: Literal["auto", "ray", "inline"] = Field(
         default="auto",
-        description="Ray actors, or everything in one process; auto takes Ray for a cluster, for models that have workers "
+        description="Ray actors, or everything in one process; auto takes Ray for a cluster, for models with workers "
         "or GPUs of their own, and on machines with more than four CPUs.",
     )
     workers: int | None = Field(default=None, ge=1, description="CPU worker processes; null is one per CPU.")

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, GetJsonSchemaHandler
+from pydantic_core import core_schema
+
+REFERS = "x-refers-to"
+"""The key of a JSON Schema that says what a name refers to."""
 
 Path = tuple[str | int, ...]
 """Where a value is in a model: names of fields, and places in lists."""
@@ -18,6 +22,11 @@ class Ref:
     """Marks a parameter as the name of something declared elsewhere, so that configuration can check it."""
 
     kind: str  # "model" | "prompt" | "stage"
+
+    def __get_pydantic_json_schema__(
+        self, core_schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {**handler(core_schema), REFERS: self.kind}
 
 
 class FoundRef(NamedTuple):

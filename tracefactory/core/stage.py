@@ -173,7 +173,7 @@ class RowReader(Protocol):
         ...
 
     def problems(self, span: Span, wanted: Iterable[str] | None = None) -> pl.DataFrame:
-        """Return columns of the problems that the rows of a span belong to, each once."""
+        """Return columns of the problems of the rows of a span; those of dropped rows may be among them."""
         ...
 
     def batches(self, span: Span, problems: int) -> Iterator[Batch]:

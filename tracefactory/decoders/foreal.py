@@ -7,7 +7,7 @@ import re
 import numpy as np
 from pydantic import Field
 
-from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, Turn, Written
+from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, PartialTrace, Turn
 from tracefactory.sampling.noise import GATE, Noise
 
 _SENTENCE_END = re.compile(r"[.!?。！？]['\")\]]*\s*$|\n\s*$")
@@ -26,10 +26,10 @@ class Foreal(Decoder):
     name = "foreal"
     version = "1"
 
-    lead: int = Field(default=10, ge=1)
-    gate: float = Field(default=1.0, ge=0, le=1)
+    lead: int = Field(default=10, ge=1, description="Number of first tokens of a sentence that the teacher writes.")
+    gate: float = Field(default=1.0, ge=0, le=1, description="Probability that the teacher leads a sentence.")
 
-    def turn(self, written: Written) -> Turn:
+    def turn(self, written: PartialTrace) -> Turn:
         start = len(written)
         while start > 0 and not _SENTENCE_END.search(written.pieces[start - 1]):
             start -= 1

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from tracefactory.decoding.decoder import DECODERS, Decoder, Role, Turn, Written
+from tracefactory.decoding.decoder import DECODERS, Decoder, PartialTrace, Role, Turn
 from tracefactory.sampling.acceptance import Acceptance
 from tracefactory.sampling.candidates import Sampling
 
@@ -24,11 +24,13 @@ class ReverseSpeculative(Decoder):
     name = "reverse_speculative"
     version = "1"
 
-    p: float = Field(default=0.01, gt=0, le=1)
-    draws: int = Field(default=5, ge=1, le=64)
-    tested: Literal["raw", "tempered"] = "raw"
+    p: float = Field(default=0.01, gt=0, le=1, description="Minimum student probability of an accepted token.")
+    draws: int = Field(default=5, ge=1, le=64, description="Teacher samples per position before the student's is used.")
+    tested: Literal["raw", "tempered"] = Field(
+        default="raw", description="The student distribution that `p` is compared with: before or after temperature."
+    )
 
-    def turn(self, written: Written) -> Turn:
+    def turn(self, written: PartialTrace) -> Turn:
         return Turn(Role.TEACHER, Acceptance(p=self.p, draws=self.draws))
 
     def sampling(self, role: Role) -> Sampling:

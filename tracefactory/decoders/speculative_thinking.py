@@ -6,7 +6,7 @@ from functools import cached_property
 
 from pydantic import Field
 
-from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, Role, Turn, Written
+from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, PartialTrace, Role, Turn
 
 _LOOK_BACK = 24  # tokens: a cue stands at the beginning of a paragraph
 
@@ -23,18 +23,19 @@ class SpeculativeThinking(Decoder):
     name = "speculative_thinking"
     version = "1"
 
-    opening: int = Field(default=100, ge=0)
-    tokens: int = Field(default=20, ge=1)
+    opening: int = Field(default=100, ge=0, description="Number of first tokens of a trace that the teacher writes.")
+    tokens: int = Field(default=20, ge=1, description="Number of tokens that the teacher writes after a cue.")
     cues: tuple[str, ...] = Field(
         default=("wait", "hmm", "alternatively", "however", "but", "let me check", "let me verify", "double-check"),
         min_length=1,
+        description="Words at the start of a paragraph of the student after which the teacher writes.",
     )
 
     @cached_property
     def _lowered(self) -> tuple[str, ...]:
         return tuple(cue.lower() for cue in self.cues)
 
-    def turn(self, written: Written) -> Turn:
+    def turn(self, written: PartialTrace) -> Turn:
         if len(written) < self.opening:
             return TEACHER_WRITES
         stint = next((n for n, writer in enumerate(reversed(written.writers)) if writer is Role.STUDENT), len(written))
@@ -43,7 +44,7 @@ class SpeculativeThinking(Decoder):
             return TEACHER_WRITES if began and stint < self.tokens else STUDENT_WRITES
         return TEACHER_WRITES if self._reflects(written) else STUDENT_WRITES
 
-    def _reflects(self, written: Written) -> bool:
+    def _reflects(self, written: PartialTrace) -> bool:
         """Tell whether the student has just completed a cue at the beginning of a paragraph of its own."""
         recent = reversed(written.writers[-_LOOK_BACK:])
         own = next((n for n, writer in enumerate(recent) if writer is Role.TEACHER), min(len(written), _LOOK_BACK))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, Turn, Written
+from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, PartialTrace, Turn
 
 
 @DECODERS.register("student_prefix")
@@ -18,7 +18,7 @@ class StudentPrefix(Decoder):
     name = "student_prefix"
     version = "1"
 
-    tokens: int = Field(default=64, ge=1)
+    tokens: int = Field(default=64, ge=1, description="Number of first tokens of a trace that the student writes.")
 
-    def turn(self, written: Written) -> Turn:
+    def turn(self, written: PartialTrace) -> Turn:
         return STUDENT_WRITES if len(written) < self.tokens else TEACHER_WRITES

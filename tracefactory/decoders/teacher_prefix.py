@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, Turn, Written
+from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, PartialTrace, Turn
 
 
 @DECODERS.register("teacher_prefix")
@@ -18,7 +18,7 @@ class TeacherPrefix(Decoder):
     name = "teacher_prefix"
     version = "1"
 
-    tokens: int = Field(default=64, ge=1)
+    tokens: int = Field(default=64, ge=1, description="Number of first tokens of a trace that the teacher writes.")
 
-    def turn(self, written: Written) -> Turn:
+    def turn(self, written: PartialTrace) -> Turn:
         return TEACHER_WRITES if len(written) < self.tokens else STUDENT_WRITES

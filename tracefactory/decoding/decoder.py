@@ -1,4 +1,4 @@
-"""What a decoder is to the engine: at every position, which model writes, and whether the other must agree."""
+"""The interface of decoders: which model writes the next token, and whether the other model must accept it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tracefactory.sampling.candidates import Sampling
 
 
 class Role(IntEnum):
-    """The two models of a decoder."""
+    """The role of a model in decoding."""
 
     STUDENT = 0
     TEACHER = 1
@@ -28,7 +28,7 @@ class Role(IntEnum):
 
 @dataclass(frozen=True)
 class Turn:
-    """Who writes the next token. With a `rule` the teacher proposes and the student decides by it."""
+    """Which model writes the next token. With a `rule`, the teacher proposes tokens and the student accepts by it."""
 
     writer: Role
     rule: Acceptance | None = None
@@ -38,10 +38,10 @@ STUDENT_WRITES, TEACHER_WRITES = Turn(Role.STUDENT), Turn(Role.TEACHER)
 
 
 @dataclass
-class Written:
-    """What a trace holds so far: the text each token completed (often empty inside of a character), and who wrote it.
+class PartialTrace:
+    """An unfinished trace: the text that each token completed (often empty inside a character), and who wrote it.
 
-    `key` is the trace's randomness.
+    `key` is the key of the trace's random numbers.
     """
 
     key: int
@@ -57,28 +57,28 @@ class Written:
 
 
 class Decoder(Frozen):
-    """A way for a teacher and a student to write one trace together.
+    """A method by which a teacher and a student write one trace together.
 
-    Subclasses are registered in `DECODERS`, hold their parameters as fields, and say who writes next from nothing but
-    what is written: the engine may ask for a position more than once.
+    Subclasses are registered in `DECODERS` and have their parameters as fields. `turn` must depend only on the partial
+    trace, because the engine may call it more than once for a position.
     """
 
     name: ClassVar[str]
     version: ClassVar[str]
 
-    teacher_temperature: float = Field(default=0.7, ge=0)
-    student_temperature: float = Field(default=0.7, ge=0)
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    top_k: int = Field(default=20, ge=1)
+    teacher_temperature: float = Field(default=0.7, ge=0, description="Sampling temperature of the teacher.")
+    student_temperature: float = Field(default=0.7, ge=0, description="Sampling temperature of the student.")
+    top_p: float = Field(default=0.95, gt=0, le=1, description="Nucleus sampling of both models.")
+    top_k: int = Field(default=20, ge=1, description="Number of most likely tokens that both models sample from.")
 
     @abstractmethod
-    def turn(self, written: Written) -> Turn:
-        """Return who writes the next token."""
+    def turn(self, written: PartialTrace) -> Turn:
+        """Return which model writes the next token."""
 
     def sampling(self, role: Role) -> Sampling:
-        """Return how a model's tokens are drawn."""
-        heat = self.teacher_temperature if role is Role.TEACHER else self.student_temperature
-        return Sampling(temperature=heat, top_p=self.top_p, top_k=self.top_k)
+        """Return the sampling parameters of a model."""
+        temperature = self.teacher_temperature if role is Role.TEACHER else self.student_temperature
+        return Sampling(temperature=temperature, top_p=self.top_p, top_k=self.top_k)
 
 
 DECODERS: Registry[type[Decoder]] = registry("decoder")

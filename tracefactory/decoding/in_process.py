@@ -1,4 +1,4 @@
-"""A teacher and a student in this process, answering requests as a server would: many at once, in one batch."""
+"""A teacher and a student in this process that answer concurrent requests as one batch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.engine import Engine
-from tracefactory.decoding.lane import Lane
+from tracefactory.decoding.kv_cache import CachedModel
 from tracefactory.decoding.prompts import decoder_of, encoded_prompt, stops_of
 from tracefactory.decoding.provenance import Decoded
-from tracefactory.decoding.run import Run, Script
+from tracefactory.decoding.rollout import Rollout, RolloutSpec
 from tracefactory.decoding.vocabulary import compare
 from tracefactory.serving.loading import load_model, load_tokenizer
 from tracefactory.students.student import check_head
@@ -32,48 +32,49 @@ class _Loaded:
     served: str
 
 
-class Pair:
+class InProcessPair:
     """Two models that decode together, loaded at the first request.
 
-    Requests share one batch of at most `rows` traces; a trace that ends makes room for the next one. The passes run in
-    a thread, so that the worker goes on meanwhile. All requests come from one event loop.
+    Requests share one batch of at most `rows` traces; a trace that finishes frees its row for the next one. The passes
+    run in a thread, so that they do not block the event loop. All requests must come from one event loop.
     """
 
     def __init__(self, teacher: Checkpoint, student: Checkpoint, rows: int, names: tuple[str, str]) -> None:
         self.teacher, self.student, self.rows, self.names = teacher, student, rows, names
-        # one thread for all passes: torch keeps a pool of its own for every thread that calls it
+        # one thread for all passes: torch creates a thread pool for every thread that calls it
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="decode")
         self._loading = asyncio.Lock()
         self._loaded: _Loaded | None = None
-        self._answers: dict[Run, asyncio.Future[Run]] = {}
-        self._pump: asyncio.Task[None] | None = None
+        self._answers: dict[Rollout, asyncio.Future[Rollout]] = {}
+        self._stepping: asyncio.Task[None] | None = None
 
     async def complete(self, request: ChatRequest) -> Decoded:
         """Write one trace by the decoder that the request names.
 
         Raises:
-            RequestFailed: when prompt and `max_tokens` do not fit the models' positions.
+            RequestFailed: when prompt and `max_tokens` exceed the context of a model.
             UserError: when a model cannot be loaded, or the two cannot decode together.
         """
         loaded = await self._load()
         prompt = encoded_prompt(loaded.tokenizer, request)
         if len(prompt) + request.params["max_tokens"] > loaded.positions:
-            message = f"{len(prompt)} tokens of prompt and {request.params['max_tokens']} more, of {loaded.positions}"
+            lengths = f"prompt of {len(prompt)} + max_tokens {request.params['max_tokens']}"
+            message = f"{lengths} > context of {loaded.positions} tokens"
             raise RequestFailed("context_length", message, attempts=1, retryable=False)
         started = time.monotonic()
         params = request.params
-        run = loaded.engine.add(Script(prompt, decoder_of(request), params["seed"], params["max_tokens"]))
-        answer = self._answers[run] = asyncio.get_running_loop().create_future()
-        if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._run(loaded.engine))
+        rollout = loaded.engine.add(RolloutSpec(prompt, decoder_of(request), params["seed"], params["max_tokens"]))
+        answer = self._answers[rollout] = asyncio.get_running_loop().create_future()
+        if self._stepping is None or self._stepping.done():
+            self._stepping = asyncio.create_task(self._run(loaded.engine))
         await answer
-        return Decoded.of(run, loaded.served, started)
+        return Decoded.of(rollout, loaded.served, started)
 
     async def close(self) -> None:
-        """Give up what is being written and forget the models."""
-        if self._pump is not None:
-            self._pump.cancel()
-            await asyncio.gather(self._pump, return_exceptions=True)
+        """Cancel unfinished traces and release the models."""
+        if self._stepping is not None:
+            self._stepping.cancel()
+            await asyncio.gather(self._stepping, return_exceptions=True)
         self._thread.shutdown()
         self._loaded = None
 
@@ -81,11 +82,11 @@ class Pair:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def _run(self, engine: Engine) -> None:
-        """Advance the batch until nothing is left to write."""
+        """Advance the batch until no trace is left."""
         try:
             while engine.busy:
-                for run in await self._call(engine.round):
-                    self._answers.pop(run).set_result(run)
+                for rollout in await self._call(engine.round):
+                    self._answers.pop(rollout).set_result(rollout)
         except BaseException as error:
             for answer in self._answers.values():
                 if not answer.done():
@@ -105,11 +106,11 @@ class Pair:
         for role, model in models.items():
             check_head(model, len(tokenizers[role]))
         names = dict(zip((Role.TEACHER, Role.STUDENT), self.names, strict=True))
-        lanes = {role: Lane(model, self.rows, names[role]) for role, model in models.items()}
+        cached_models = {role: CachedModel(model, self.rows, names[role]) for role, model in models.items()}
         vocabulary = vocabulary.sized(models[Role.TEACHER].get_output_embeddings().out_features)
         tokenizer = tokenizers[Role.STUDENT]
         stops = stops_of(models[Role.STUDENT].generation_config.eos_token_id, tokenizer)
-        engine = Engine(lanes, vocabulary, tokenizer, stops)
+        engine = Engine(cached_models, vocabulary, tokenizer, stops)
         positions = min(getattr(model.config, "max_position_embeddings", 1 << 30) for model in models.values())
         served = f"{self.names[0]} with {self.names[1]}, {vocabulary.kind} vocabularies"
         return _Loaded(engine, tokenizer, positions, served)

@@ -1,4 +1,4 @@
-"""One model with a key/value cache for many traces at once, each row rolled back on its own."""
+"""A model with a batched key/value cache whose rows can be rolled back independently."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import torch
 
 from tracefactory.core.errors import UserError
 
-_GRAIN = 128  # positions a cache grows by: growing copies it
+_GROWTH = 128  # positions by which the cache grows; growing copies it
 
 
 @dataclass(frozen=True)
 class Feed:
-    """Tokens to append to a row; the logits behind the last `wanted` of them are asked for."""
+    """Tokens to append to a row, and for how many of them (the last ones) to return logits."""
 
     row: int
     tokens: Sequence[int]
-    wanted: int
+    num_logits: int
 
 
-class Lane:
-    """A causal language model and the keys and values of up to `rows` traces.
+class CachedModel:
+    """A causal language model with the keys and values of up to `rows` traces.
 
-    Row r holds `lengths[r]` tokens in positions 0.. of the cache; new tokens are written behind them. Batches are
-    padded on the right: what padding writes lies behind a row's length, where no query of that row looks, and the next
-    tokens overwrite it. So going back is nothing but a smaller length, and no row depends on its neighbours.
+    Row r holds `lengths[r]` tokens, from position 0 of the cache; new tokens are written after them. Batches are padded
+    on the right: padding is written beyond a row's length, where no query of that row attends, and the next tokens
+    overwrite it. Rolling back therefore only reduces the length, and rows are independent of each other.
 
-    Memory: rows * longest row * layers * key/value heads * head size * 2 numbers, and the logits that are asked for.
+    Memory: rows * longest row * layers * key/value heads * head size * 2 numbers, plus the requested logits.
     """
 
     def __init__(self, model: Any, rows: int, name: str = "model") -> None:
@@ -40,16 +40,16 @@ class Lane:
         self._body = model.base_model
         self._head = model.get_output_embeddings()
         self._device, self._dtype = model.device, model.dtype
-        self._slots = _Slots(rows)
+        self._cache = _BatchedCache(rows)
 
     @property
     def rows(self) -> int:
         return len(self.lengths)
 
-    def run(self, feeds: Sequence[Feed]) -> Any:
-        """Append tokens to rows and return the logits asked for [sum of wanted, vocabulary], in the order of `feeds`.
+    def forward(self, feeds: Sequence[Feed]) -> Any:
+        """Append tokens to rows and return the requested logits [sum of num_logits, vocabulary], in order of `feeds`.
 
-        Half precision logits are returned in float32.
+        Half precision logits are returned as float32.
         """
         longest = max(len(feed.tokens) for feed in feeds)
         rows = [feed.row for feed in feeds]
@@ -59,44 +59,46 @@ class Lane:
             ids[index, : len(feed.tokens)] = feed.tokens
         positions = before[:, None] + torch.arange(longest, device=self._device)
         width = max(self.lengths[row] for row in rows) + longest
-        self._slots.aim(rows, positions, width)
+        self._cache.select_rows(rows, positions, width)
         with torch.inference_mode():
             hidden = self._body(
                 input_ids=torch.from_numpy(ids).to(self._device),
                 attention_mask=self._mask(positions, width),
                 position_ids=positions,
-                past_key_values=self._slots,
+                past_key_values=self._cache,
                 use_cache=True,
             ).last_hidden_state
-            wanted = [(i, len(f.tokens) - f.wanted + j) for i, f in enumerate(feeds) for j in range(f.wanted)]
+            requested = [
+                (i, len(f.tokens) - f.num_logits + j) for i, f in enumerate(feeds) for j in range(f.num_logits)
+            ]
             for feed in feeds:
                 self.lengths[feed.row] += len(feed.tokens)
             self.passes += 1
-            if not wanted:
+            if not requested:
                 return None
-            which, where = torch.tensor(wanted, device=self._device).T
-            logits = self._head(hidden[which, where])
+            batch_index, token_index = torch.tensor(requested, device=self._device).T
+            logits = self._head(hidden[batch_index, token_index])
         return logits if logits.dtype == torch.float64 else logits.float()
 
-    def keep(self, row: int, length: int) -> None:
-        """Forget what a row holds behind its first `length` tokens."""
+    def truncate(self, row: int, length: int) -> None:
+        """Discard all but the first `length` tokens of a row."""
         self.lengths[row] = min(self.lengths[row], length)
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Let a row begin with the first `length` tokens of another."""
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        """Replace a row by the first `length` tokens of another row."""
         with torch.inference_mode():
-            self._slots.copy(source, target, length)
+            self._cache.copy_prefix(source, target, length)
         self.lengths[target] = length
 
     def _mask(self, positions: Any, width: int) -> Any:
-        """Return the additive mask [rows, 1, queries, width]: a query sees the keys up to its own position."""
+        """Return the additive mask [rows, 1, queries, width]: a query attends to the keys up to its own position."""
         hidden = torch.arange(width, device=self._device)[None, None, :] > positions[:, :, None]
         mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
         return mask.masked_fill_(hidden, torch.finfo(self._dtype).min)[:, None]
 
 
-class _Slots:
-    """The cache as transformers sees it: `update` writes at each row's own positions and returns the rows asked for."""
+class _BatchedCache:
+    """The cache in the interface of transformers: `update` writes at each row's positions and returns those rows."""
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
@@ -106,39 +108,39 @@ class _Slots:
         self._positions: Any = None
         self._width = 0
 
-    def aim(self, rows: Sequence[int], positions: Any, width: int) -> None:
-        """Say which rows the next pass writes, where, and how many positions it can look at."""
+    def select_rows(self, rows: Sequence[int], positions: Any, width: int) -> None:
+        """Select the rows that the next pass writes, their positions, and the number of positions it can attend to."""
         in_order = list(rows) == list(range(rows[0], rows[0] + len(rows)))
         self._index = torch.tensor(rows, device=positions.device)
-        # a slice is a view; any other choice of rows is a copy of their whole cache
+        # a slice is a view; indexing with a list of rows copies their whole cache
         self._chosen = slice(rows[0], rows[0] + len(rows)) if in_order else self._index
         self._positions, self._width = positions, width
 
     def update(self, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
-        held = self._layers.setdefault(layer, [])
-        for place, new in enumerate((keys, values)):
-            if place == len(held):
-                held.append(new.new_zeros((self._rows, new.shape[1], 0, new.shape[3])))
-            if held[place].shape[2] < self._width:
-                size = -(-self._width // _GRAIN) * _GRAIN
+        stored = self._layers.setdefault(layer, [])
+        for part, new in enumerate((keys, values)):
+            if part == len(stored):
+                stored.append(new.new_zeros((self._rows, new.shape[1], 0, new.shape[3])))
+            if stored[part].shape[2] < self._width:
+                size = -(-self._width // _GROWTH) * _GROWTH
                 grown = new.new_zeros((self._rows, new.shape[1], size, new.shape[3]))
-                grown[:, :, : held[place].shape[2]] = held[place]
-                held[place] = grown
-            held[place][self._index[:, None], :, self._positions] = new.transpose(1, 2)
-        found = [one[self._chosen][:, :, : self._width] for one in held]
-        return found[0], found[1]
+                grown[:, :, : stored[part].shape[2]] = stored[part]
+                stored[part] = grown
+            stored[part][self._index[:, None], :, self._positions] = new.transpose(1, 2)
+        selected = [tensor[self._chosen][:, :, : self._width] for tensor in stored]
+        return selected[0], selected[1]
 
-    def copy(self, source: int, target: int, length: int) -> None:
-        for held in self._layers.values():
-            for one in held:
-                one[target, :, :length] = one[source, :, :length]
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        for stored in self._layers.values():
+            for tensor in stored:
+                tensor[target, :, :length] = tensor[source, :, :length]
 
     def get_seq_length(self, layer: int = 0) -> int:
         return self._width
 
 
 def _check_attention(model: Any, name: str) -> None:
-    """Refuse a model whose layers keep something besides the keys and values of all tokens."""
+    """Raise UserError for a model with layers other than full attention; the cache stores only keys and values."""
     config = model.config
     kinds = getattr(config, "layer_types", None)
     slides = kinds is None and getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)

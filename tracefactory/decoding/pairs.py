@@ -1,8 +1,8 @@
 """Open two models that write traces together.
 
-A decoder says who writes next (`decoder.py`). Three engines write by it, and give the same tokens: `engine.py`, many
-traces at once with both models in this process (`pair.py` answers requests with it); `served.py`, with both behind vLLM
-servers; and `fused.py`, with both in one vLLM server that runs a plugin.
+A decoder decides which model writes next (`decoder.py`). Three engines implement decoders and give the same tokens:
+`engine.py` for both models in this process (`in_process.py` answers requests with it), `served.py` for both behind vLLM
+servers, and `fused.py` for both in one vLLM server that runs a plugin.
 """
 
 from __future__ import annotations
@@ -16,74 +16,73 @@ from tracefactory.decoding.provenance import Decoded
 from tracefactory.decoding.vllm_specs import DraftingSpec, FusedSpec
 
 
-class Writers(Protocol):
+class ModelPair(Protocol):
     """Two models that answer requests together."""
 
     async def complete(self, request: ChatRequest) -> Decoded:
         """Return one trace.
 
         Raises:
-            RequestFailed: when there is none.
+            RequestFailed: when the trace could not be written.
         """
         ...
 
     async def close(self) -> None:
-        """Give up what is being written."""
+        """Cancel unfinished traces and release what the pair owns."""
         ...
 
 
 def check_pair(teacher: tuple[str, ModelSpec], student: tuple[str, ModelSpec]) -> list[Mistake]:
-    """Return what keeps two models (name, spec) from decoding together, as far as their specs say."""
+    """Return the reasons in their specs why two models (name, spec) cannot decode together."""
     mistakes = []
     for name, spec in dict((teacher, student)).items():
         if not spec.exchanges_tokens:
-            said = (
-                f"model {name!r} (`use: {spec.use}`) takes no tokens: two that write together are `use: transformers`"
-            )
-            hint = "a vLLM server that runs already is `use: openai` with a `tokenizer:`"
-            mistakes.append(Mistake(f"{said} (in this process) or `use: vllm`, both of them", hint=hint))
+            problem = f"model {name!r} (`use: {spec.use}`) cannot exchange tokens"
+            fix = "models that decode together must both be `use: transformers` (in this process) or both `use: vllm`"
+            hint = "for a vLLM server that is already running, set `use: openai` with a `tokenizer:`"
+            mistakes.append(Mistake(f"{problem}: {fix}", hint=hint))
     inside = [name for name, spec in (teacher, student) if spec.in_process]
     if not mistakes and len(inside) == 1:
         served = student[0] if inside[0] == teacher[0] else teacher[0]
-        said = f"{inside[0]!r} is in this process (`use: transformers`) and {served!r} is served"
-        mistakes.append(Mistake(f"{said}; models that write together are both in this process, or both served"))
+        problem = f"{inside[0]!r} is in this process (`use: transformers`) and {served!r} is served"
+        mistakes.append(Mistake(f"{problem}; models that decode together must be both in this process or both served"))
     return mistakes
 
 
 def check_one_server(teacher: tuple[str, ModelSpec], student: tuple[str, ModelSpec]) -> list[Mistake]:
-    """Return what keeps two models (name, spec) from decoding inside of one vLLM server."""
+    """Return the reasons why two models (name, spec) cannot decode inside one vLLM server."""
     return [
-        Mistake(f"model {name!r} is `use: {spec.use}`; `servers: one` needs two models that are `use: vllm`")
+        Mistake(f"model {name!r} is `use: {spec.use}`; `servers: one` requires two models with `use: vllm`")
         for name, spec in dict((teacher, student)).items()
         if not spec.runs_plugins
     ]
 
 
-def open_pair(teacher: str, student: str, services: Services, *, one_server: bool = False) -> Writers:
-    """Return the two models of these names, ready to decode together; nothing is loaded or started yet.
+def open_pair(teacher: str, student: str, services: Services, *, one_server: bool = False) -> ModelPair:
+    """Return the pair of the two named models. Models are loaded and servers started at the first request.
 
     Raises:
         UserError: when the `student` extra is not installed.
     """
     environment, specs = services.environment, services.pipeline.models
-    one, other = specs[teacher], specs[student]
-    checkpoints = (one.require_checkpoint(environment), other.require_checkpoint(environment))
+    teacher_spec, student_spec = specs[teacher], specs[student]
+    checkpoints = (teacher_spec.require_checkpoint(environment), student_spec.require_checkpoint(environment))
     try:
-        if one.in_process:
-            from tracefactory.decoding.pair import Pair
+        if teacher_spec.in_process:
+            from tracefactory.decoding.in_process import InProcessPair
 
-            return Pair(*checkpoints, one.concurrency, (teacher, student))
+            return InProcessPair(*checkpoints, teacher_spec.concurrency, (teacher, student))
         from tracefactory.decoding.fused import FusedPair
-        from tracefactory.decoding.served import ServedPair, Side
+        from tracefactory.decoding.served import ServedModel, ServedPair
     except ModuleNotFoundError as error:
-        raise UserError(f"decoding together needs {error.name}: pip install 'tracefactory[student]'") from error
+        raise UserError(f"decoding by two models needs {error.name}: pip install 'tracefactory[student]'") from error
     if one_server:
-        fused = FusedSpec.of(other, one, environment)
-        side = Side(student, services.client(student, (f"with-{teacher}", fused)), checkpoints[1])
-        return FusedPair(side, (teacher, checkpoints[0]), fused.drafted)
-    # Servers of our own that draft know the noise that will decide.
-    drafting = ("drafting", DraftingSpec.of(one)) if one.runs_plugins else None
+        fused = FusedSpec.of(student_spec, teacher_spec, environment)
+        served = ServedModel(student, services.client(student, (f"with-{teacher}", fused)), checkpoints[1])
+        return FusedPair(served, (teacher, checkpoints[0]), fused.draft_length)
+    # Managed servers draft with the random numbers that will decide.
+    drafting = ("drafting", DraftingSpec.of(teacher_spec)) if teacher_spec.runs_plugins else None
     return ServedPair(
-        Side(teacher, services.client(teacher, drafting), checkpoints[0]),
-        Side(student, services.client(student), checkpoints[1]),
+        ServedModel(teacher, services.client(teacher, drafting), checkpoints[0]),
+        ServedModel(student, services.client(student), checkpoints[1]),
     )

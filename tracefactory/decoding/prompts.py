@@ -1,4 +1,4 @@
-"""What a request means to a pair of models: its decoder, its prompt in tokens, and the tokens that end a trace."""
+"""Read a request for a pair of models: its decoder, its prompt in tokens, and its stop tokens."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tracefactory.decoding.decoder import DECODERS, Decoder
 
 
 def decoder_of(request: ChatRequest) -> Decoder:
-    """Return the decoder a request was made for (see `tracefactory.stages.sample.decoded`)."""
+    """Return the decoder that a request names (see `tracefactory.stages.sample.family`)."""
     kind = DECODERS.get(request.params["decoder"])
     return kind.model_validate({name: request.params[name] for name in kind.model_fields if name in request.params})
 
 
 def encoded_prompt(tokenizer: Any, request: ChatRequest) -> tuple[int, ...]:
-    """Return the prompt in the student's tokens, by the student's chat template; a prefill is continued."""
+    """Return the prompt in the student's tokens, rendered with its chat template; a prefill is continued."""
     messages = list(request.messages)
     prefill = messages.pop()["content"] if request.has_prefill else ""
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + prefill
@@ -24,20 +24,20 @@ def encoded_prompt(tokenizer: Any, request: ChatRequest) -> tuple[int, ...]:
 
 
 def stops_of(named: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end the student's turn, by its tokenizer and those that its configuration names."""
+    """Return the student's stop tokens: those of its tokenizer and those that its configuration names."""
     listed = named if isinstance(named, list) else [named]
     return frozenset(token for token in (tokenizer.eos_token_id, *listed) if token is not None)
 
 
 def served_stops(spec: Checkpoint, tokenizer: Any) -> frozenset[int]:
-    """Return the tokens that end the turn of a student whose weights are elsewhere; the same as `stops_of` its model.
+    """Return the stop tokens of a student that a server loads; the same as `stops_of` its model.
 
-    Where the folder or repository holds a tokenizer alone, they are the tokenizer's.
+    When the folder or repository contains only a tokenizer, they are the tokenizer's.
     """
     from transformers import AutoConfig, GenerationConfig
 
     name = spec.model if local_path(spec.model) is None else str(local_path(spec.model))
-    for kind in (GenerationConfig, AutoConfig):  # as transformers reads them: the second where there is no first
+    for kind in (GenerationConfig, AutoConfig):  # transformers uses the second when there is no first
         try:
             config = kind.from_pretrained(name, revision=spec.revision or "main")
         except (OSError, ValueError):

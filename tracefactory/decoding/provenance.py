@@ -1,4 +1,4 @@
-"""Who wrote each token of a decoded trace, in compact columns beside its text."""
+"""Which model wrote each token of a decoded trace, as compact columns stored with its text."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from tracefactory.core.rows import Frozen
 from tracefactory.decoding.decoder import Role
 
 if TYPE_CHECKING:
-    from tracefactory.decoding.run import Run
+    from tracefactory.decoding.rollout import Rollout
 
 _TYPES = {"token_ids": "<i4", "ends": "<i4", "draws": "<i1", "teacher_logprobs": "<f4", "student_logprobs": "<f4"}
 
 
 class Provenance(Frozen):
-    """One entry per token, the stop token included; each column is base64 of zlib of little-endian numbers.
+    """One entry per token, including the stop token. Each column is little-endian numbers, zlib-compressed, in base64.
 
-    `token_ids` (int32) are the student's; `ends` (int32) are the characters of the text up to and with the token;
-    `draws` (int8) are 0 for a token of the student, otherwise by which of the teacher's draws it came;
-    `teacher_logprobs` and `student_logprobs` (float32) are natural logarithms of the probability each model itself gave
-    (temperature 1, whole vocabulary), NaN where it was not asked, or did not name the token when it was (a server
-    names only the likeliest).
+    `token_ids` (int32) are the student's; `ends` (int32) are the lengths of the text up to and including each token, in
+    characters; `draws` (int8) is which of the teacher's draws the token is, 0 for a token of the student;
+    `teacher_logprobs` and `student_logprobs` (float32) are each model's own natural log-probabilities (temperature 1,
+    whole vocabulary), NaN where the model was not queried or its server did not name the token (servers name only the
+    likeliest).
     """
 
     token_ids: str
@@ -39,14 +39,14 @@ class Provenance(Frozen):
     student_logprobs: str
 
     @classmethod
-    def of(cls, run: Run) -> Provenance:
-        """Return the provenance of a finished run."""
+    def of(cls, rollout: Rollout) -> Provenance:
+        """Return the provenance of a finished rollout."""
         columns: dict[str, Any] = {
-            "token_ids": run.tokens,
-            "ends": np.cumsum([len(piece) for piece in run.written.pieces]),
-            "draws": run.draws,
-            "teacher_logprobs": run.logprobs[Role.TEACHER],
-            "student_logprobs": run.logprobs[Role.STUDENT],
+            "token_ids": rollout.tokens,
+            "ends": np.cumsum([len(piece) for piece in rollout.written.pieces]),
+            "draws": rollout.draws,
+            "teacher_logprobs": rollout.logprobs[Role.TEACHER],
+            "student_logprobs": rollout.logprobs[Role.STUDENT],
         }
         return cls(**{name: _packed(values, _TYPES[name]) for name, values in columns.items()})
 
@@ -56,12 +56,12 @@ class Provenance(Frozen):
 
     @property
     def by_student(self) -> NDArray[np.bool_]:
-        """Return for each token whether the student wrote it."""
+        """A mask of the tokens that the student wrote."""
         mask: NDArray[np.bool_] = self.column("draws") == 0
         return mask
 
     def spans(self, text: str) -> Iterator[tuple[Role, str]]:
-        """Yield the text in stretches of one writer; a character belongs to the token that completes it."""
+        """Yield the text in spans of one writer; a character belongs to the token that completes it."""
         start = 0
         for role, group in groupby(
             zip(self.by_student, self.column("ends"), strict=True), key=lambda one: bool(one[0])
@@ -78,17 +78,17 @@ class Decoded(Completion):
     provenance: Provenance
 
     @classmethod
-    def of(cls, run: Run, served: str, started: float) -> Decoded:
-        """Return a finished run as an answer; `started` is by the monotonic clock."""
+    def of(cls, rollout: Rollout, served: str, started: float) -> Decoded:
+        """Return a finished rollout as a completion; `started` is a time of the monotonic clock."""
         return cls(
-            content=run.written.text(),
-            finish_reason=run.finish,
-            prompt_tokens=len(run.script.prompt),
-            completion_tokens=len(run.tokens),
+            content=rollout.written.text(),
+            finish_reason=rollout.finish,
+            prompt_tokens=len(rollout.spec.prompt),
+            completion_tokens=len(rollout.tokens),
             served_model=served,
             created=time.time(),
             seconds=time.monotonic() - started,
-            provenance=Provenance.of(run),
+            provenance=Provenance.of(rollout),
         )
 
 

@@ -1,4 +1,4 @@
-"""One trace on its way: its tokens as each model has them, and who wrote what."""
+"""The state of one trace while it is decoded: its tokens for each model, and which model wrote them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from tokenizers.decoders import DecodeStream
 
-from tracefactory.decoding.decoder import Decoder, Role, Written
+from tracefactory.decoding.decoder import Decoder, PartialTrace, Role
 from tracefactory.decoding.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
-class Script:
-    """What decides a trace: its prompt in the student's tokens, its decoder, its randomness (64 bits), its budget."""
+class RolloutSpec:
+    """What determines a trace: prompt (in the student's tokens), decoder, key of the noise (64 bits), token budget."""
 
     prompt: tuple[int, ...]
     decoder: Decoder
@@ -23,16 +23,15 @@ class Script:
 
 
 @dataclass(eq=False)
-class Run:
-    """A trace while it is written.
+class Rollout:
+    """A trace while it is decoded.
 
-    `tokens` are the student's; `teacher_p` and `student_p` are natural logarithms of the probability that each model
-    itself (temperature 1, whole vocabulary) gave to them, NaN where a model was not asked; `draws` says by which of the
-    teacher's draws a token came, 0 for a token of the student. `sequences` hold prompt and tokens as each model has
-    them, drafts included.
+    `tokens` are the student's. `logprobs` are each model's own natural log-probabilities of them (temperature 1, whole
+    vocabulary), NaN where a model was not queried. `draws` is which of the teacher's draws each token is, 0 for a token
+    of the student. `sequences` hold prompt and tokens in each model's vocabulary, drafts included.
     """
 
-    script: Script
+    spec: RolloutSpec
     vocabulary: Vocabulary
     tokenizer: Any
     row: int = -1
@@ -42,13 +41,13 @@ class Run:
     logprobs: dict[Role, list[float]] = field(default_factory=lambda: {role: [] for role in Role})
 
     def __post_init__(self) -> None:
-        self.written = Written(self.script.key)
+        self.written = PartialTrace(self.spec.key)
         self.sequences: dict[Role, list[int]] = {role: [] for role in Role}
         self._stream = DecodeStream(skip_special_tokens=False)
-        self.push(self.script.prompt)
+        self.push(self.spec.prompt)
 
     def push(self, tokens: Iterable[int]) -> None:
-        """Append tokens, not yet decided on, to both models' sequences."""
+        """Append tokens to both models' sequences; they may still be drafts."""
         for token in tokens:
             self.sequences[Role.STUDENT].append(token)
             self.sequences[Role.TEACHER].extend(self.vocabulary.to_teacher(token))
@@ -56,20 +55,20 @@ class Run:
     def write(
         self, token: int, writer: Role, *, draw: int, logprobs: Mapping[Role, float], stops: Container[int]
     ) -> None:
-        """Decide on the next token, and on whether it was the last; the text of a stop token is not part of the trace.
+        """Append a decided token, and set `finish` when it is the last. The text of a stop token is not in the trace.
 
-        What the teacher thinks of a token that only the student has is left out: it has no one number for it.
+        A token that only the student has gets no teacher log-probability: for the teacher it is several tokens.
         """
         self.tokens.append(token)
         self.draws.append(draw)
         for role in Role:
-            untold = role is Role.TEACHER and token in self.vocabulary.translated
-            self.logprobs[role].append(float("nan") if untold else logprobs.get(role, float("nan")))
-        # the stream gives text only at the end of a character, so that no half of one is ever decoded
+            several = role is Role.TEACHER and token in self.vocabulary.translated
+            self.logprobs[role].append(float("nan") if several else logprobs.get(role, float("nan")))
+        # the stream emits text only at the end of a character, so no partial character is decoded
         piece = None if token in stops else self._stream.step(self.tokenizer.backend_tokenizer, token)
         self.written.pieces.append(piece or "")
         self.written.writers.append(writer)
         if token in stops:
             self.finish = "stop"
-        elif len(self.tokens) == self.script.max_tokens:
+        elif len(self.tokens) == self.spec.max_tokens:
             self.finish = "length"

@@ -1,12 +1,13 @@
-"""Two vLLM servers that decode together: one drafts, the other scores the draft in one request, every decision is ours.
+"""Decoding with two vLLM servers: one drafts, the other scores the draft in one request, and decisions are made here.
 
-What the servers sample is only a guess. Each token is decided here, from the likeliest tokens that a server names for
-its place and from the randomness of that place, exactly as the in-process engine decides it; so a draft's length, a
-server's own randomness and its restarts change nothing. A guess that is the decided token saves a round.
+Tokens that a server samples are only guesses. Each token is decided in this process, from the likeliest tokens that the
+servers return for its position and from the random numbers of that position, exactly as the in-process engine does. The
+result therefore does not depend on draft lengths, on a server's own sampling or on restarts. A correct guess saves a
+round.
 
-A model's nucleus depends a little on tokens that its server does not name. Where a decision hangs on them (about one
-token in a hundred at temperature 0.7), the server is asked for `_WIDE` of them; what is then still open is less than
-the arithmetic's error and is taken as if the unnamed tokens weighed the least they can.
+A model's nucleus depends slightly on tokens that its server does not return. Where that could change a decision (about
+one token in a hundred at temperature 0.7), `_WIDE` tokens are requested. What remains undetermined is below the
+rounding error, and the lower bound of the unknown tokens' weight is used.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.errors import UserError
 from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import Role, Turn
-from tracefactory.decoding.pace import ServedPace
+from tracefactory.decoding.draft_schedule import ServedDraftScheduler
 from tracefactory.decoding.prompts import decoder_of, encoded_prompt, served_stops
 from tracefactory.decoding.provenance import Decoded
-from tracefactory.decoding.run import Run, Script
+from tracefactory.decoding.rollout import Rollout, RolloutSpec
 from tracefactory.decoding.vocabulary import Vocabulary, compare
 from tracefactory.sampling.acceptance import decide
-from tracefactory.sampling.candidates import NO_TOKEN, Pools, pools_between
+from tracefactory.sampling.candidates import NO_TOKEN, Candidates, candidate_bounds
 from tracefactory.sampling.noise import STUDENT, TEACHER, Noise
 from tracefactory.serving.client import ChatClient
 from tracefactory.serving.loading import load_tokenizer
@@ -38,14 +39,14 @@ from tracefactory.serving.tokens import Likeliest, TokenClient
 
 _LIKELIEST = 20
 _WIDE = 1000
-_WHOLE = 1 << 30  # a score in one request: its beginning is in the cache since the last round
+_ONE_REQUEST = 1 << 30  # chunk size for scoring in one request: the last round cached the prefix
 FLAGS = "--enable-scale-out --enable-prompt-tokens-details --max-logprobs 1024"
-"""What a vLLM server of one's own must be started with."""
+"""Flags that a user's own vLLM server must be started with."""
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of the two models: its name in the pipeline, its servers, and where its tokenizer is."""
+class ServedModel:
+    """One of the two models: its name in the pipeline, the client of its servers, and where its tokenizer is."""
 
     name: str
     client: ChatClient
@@ -53,17 +54,17 @@ class Side:
 
 
 @dataclass(frozen=True)
-class _Opened:
+class _Setup:
     tokenizer: Any
     vocabulary: Vocabulary
     stops: frozenset[int]
     positions: int
-    tokens: int  # not fewer than either model has, rows without a token included
+    tokens: int  # an upper bound of either model's number of logits
 
 
 @dataclass(frozen=True)
-class _Place:
-    """What one model says of one place; `guess` is the token that its server sampled there."""
+class _Prediction:
+    """One model's likeliest tokens at one position; `guess` is the token that its server sampled."""
 
     likeliest: Likeliest
     guess: int = NO_TOKEN
@@ -73,163 +74,187 @@ class _Place:
 
 
 class ServedPair:
-    """Two models behind vLLM servers that decode together; as many traces at once as requests come in."""
+    """Two models behind vLLM servers that decode together. The callers limit how many traces run at once."""
 
-    def __init__(self, teacher: Side, student: Side, fixed: int | None = None) -> None:
-        self.sides = {Role.TEACHER: teacher, Role.STUDENT: student}
-        self.tokens = {role: TokenClient(side.client) for role, side in self.sides.items()}
-        self.paces: defaultdict[tuple[Role, bool], ServedPace] = defaultdict(lambda: ServedPace(fixed))
-        # by writer, and whether a rule holds
-        self.widened = 0  # for how many places more tokens had to be asked for
-        self._opening = asyncio.Lock()
-        self._opened: _Opened | None = None
+    def __init__(self, teacher: ServedModel, student: ServedModel, fixed: int | None = None) -> None:
+        self.models = {Role.TEACHER: teacher, Role.STUDENT: student}
+        self.clients = {role: TokenClient(model.client) for role, model in self.models.items()}
+        # by the writer, and whether the turn has a rule
+        self.schedulers: defaultdict[tuple[Role, bool], ServedDraftScheduler] = defaultdict(
+            lambda: ServedDraftScheduler(fixed)
+        )
+        self.widened = 0  # positions for which more candidates were requested
+        self._setup_lock = asyncio.Lock()
+        self._setup: _Setup | None = None
 
     async def complete(self, request: ChatRequest) -> Decoded:
         """Write one trace by the decoder that the request names.
 
         Raises:
-            RequestFailed: when prompt and `max_tokens` do not fit the servers, or a server finally failed.
-            UserError: when a server is no vLLM, or the two models cannot decode together.
-            RunError: when a server of our own cannot be kept alive.
+            RequestFailed: when prompt and `max_tokens` exceed a server's context, or a request finally failed.
+            UserError: when a server is not vLLM, or the two models cannot decode together.
+            RunError: when a managed server cannot be kept running.
         """
-        opened = await self._open()
-        prompt = encoded_prompt(opened.tokenizer, request)
+        setup = await self._open()
+        prompt = encoded_prompt(setup.tokenizer, request)
         params = request.params
-        if len(prompt) + params["max_tokens"] > opened.positions:
-            message = f"{len(prompt)} tokens of prompt and {params['max_tokens']} more, of {opened.positions}"
+        if len(prompt) + params["max_tokens"] > setup.positions:
+            message = (
+                f"prompt of {len(prompt)} + max_tokens {params['max_tokens']} > context of {setup.positions} tokens"
+            )
             raise RequestFailed("context_length", message, attempts=1, retryable=False)
         started = time.monotonic()
-        script = Script(prompt, decoder_of(request), params["seed"], params["max_tokens"])
-        trace = _Trace(self, opened, Run(script, opened.vocabulary, opened.tokenizer), request.key)
-        while not trace.run.finish:
+        spec = RolloutSpec(prompt, decoder_of(request), params["seed"], params["max_tokens"])
+        trace = _ServedRollout(self, setup, Rollout(spec, setup.vocabulary, setup.tokenizer), request.key)
+        while not trace.rollout.finish:
             await trace.round()
-        names = " with ".join(side.name for side in self.sides.values())
-        return Decoded.of(trace.run, f"{names}, {opened.vocabulary.kind} vocabularies", started)
+        names = " with ".join(model.name for model in self.models.values())
+        return Decoded.of(trace.rollout, f"{names}, {setup.vocabulary.kind} vocabularies", started)
 
     async def close(self) -> None:
-        """Nothing to end: the servers are their clients'."""
+        """Do nothing: the clients own the servers."""
 
-    async def _open(self) -> _Opened:
-        async with self._opening:
-            if self._opened is None:
-                teacher, student = (self.sides[role] for role in (Role.TEACHER, Role.STUDENT))
+    async def _open(self) -> _Setup:
+        async with self._setup_lock:
+            if self._setup is None:
+                teacher, student = (self.models[role] for role in (Role.TEACHER, Role.STUDENT))
                 tokenizers = {
-                    role: await asyncio.to_thread(load_tokenizer, side.tokenizer) for role, side in self.sides.items()
+                    role: await asyncio.to_thread(load_tokenizer, model.tokenizer)
+                    for role, model in self.models.items()
                 }
                 vocabulary = compare(tokenizers[Role.TEACHER], tokenizers[Role.STUDENT], (teacher.name, student.name))
-                limits = await asyncio.gather(*(server_limit(side) for side in self.sides.values()))
-                # models have rows of logits for no token, a few hundred at most
-                tokens = 2 * max(len(one) for one in tokenizers.values())
+                limits = await asyncio.gather(*(server_limit(model) for model in self.models.values()))
+                # models have up to a few hundred logits more than tokens
+                tokens = 2 * max(len(tokenizer) for tokenizer in tokenizers.values())
                 stops = await asyncio.to_thread(served_stops, student.tokenizer, tokenizers[Role.STUDENT])
-                self._opened = _Opened(tokenizers[Role.STUDENT], vocabulary.sized(tokens), stops, min(limits), tokens)
-            return self._opened
+                self._setup = _Setup(tokenizers[Role.STUDENT], vocabulary.sized(tokens), stops, min(limits), tokens)
+            return self._setup
 
 
-class _Trace:
-    """One trace on its way."""
+class _ServedRollout:
+    """One trace while it is decoded."""
 
-    def __init__(self, pair: ServedPair, opened: _Opened, run: Run, near: str) -> None:
-        self.pair, self.opened, self.run, self.near = pair, opened, run, near
+    def __init__(self, pair: ServedPair, setup: _Setup, rollout: Rollout, near: str) -> None:
+        self.pair, self.setup, self.rollout, self.near = pair, setup, rollout, near
 
     async def round(self) -> None:
-        """Write at least one token more."""
-        run = self.run
-        turn = run.script.decoder.turn(run.written)
-        pace = self.pair.paces[turn.writer, turn.rule is not None]
-        length = min(pace.length(), run.script.max_tokens - len(run.tokens))
-        if turn.rule is not None and length == 1:  # nothing of the draft is needed to score the next place
-            drafted, scored = await asyncio.gather(self._draft(turn.writer, 1, pace), self._score([], pace))
-            await self._settle(turn, drafted, scored, pace)
+        """Write at least one more token."""
+        rollout = self.rollout
+        turn = rollout.spec.decoder.turn(rollout.written)
+        scheduler = self.pair.schedulers[turn.writer, turn.rule is not None]
+        length = min(scheduler.length(), rollout.spec.max_tokens - len(rollout.tokens))
+        if turn.rule is not None and length == 1:  # scoring the next position does not need the draft
+            drafted, scored = await asyncio.gather(self._draft(turn.writer, 1, scheduler), self._score([], scheduler))
+            await self._decide_draft(turn, drafted, scored, scheduler)
             return
-        drafted = await self._draft(turn.writer, length, pace)
+        drafted = await self._draft(turn.writer, length, scheduler)
         if turn.rule is None:
-            for offset, place in enumerate(drafted):
-                token = await self._drawn(turn.writer, place)
+            for offset, prediction in enumerate(drafted):
+                token = await self._sample_token(turn.writer, prediction)
                 draw = 1 if turn.writer is Role.TEACHER else 0
-                if not self._write(turn, token, draw, {turn.writer: place}, pace, last=offset + 1 == len(drafted)):
+                if not self._write(
+                    turn, token, draw, {turn.writer: prediction}, scheduler, last=offset + 1 == len(drafted)
+                ):
                     return
         else:
-            likely = self._pools(Role.TEACHER, drafted)[0].draw(self._noise(range(len(drafted))), TEACHER)
-            held = next((i for i, place in enumerate(drafted) if place.guess != likely[i]), len(drafted) - 1)
-            drafted = drafted[: held + 1]  # behind it the draft goes on from a token that cannot be
-            scored = await self._score([place.guess for place in drafted[:-1]], pace)
-            await self._settle(turn, drafted, scored, pace)
+            likely = self._bounds(Role.TEACHER, drafted)[0].draw(self._noise(range(len(drafted))), TEACHER)
+            agreed = next(
+                (i for i, prediction in enumerate(drafted) if prediction.guess != likely[i]), len(drafted) - 1
+            )
+            drafted = drafted[: agreed + 1]  # the rest of the draft follows a token that will not be decided
+            scored = await self._score([prediction.guess for prediction in drafted[:-1]], scheduler)
+            await self._decide_draft(turn, drafted, scored, scheduler)
 
-    async def _settle(self, turn: Turn, drafted: Sequence[_Place], scored: Sequence[_Place], pace: ServedPace) -> None:
-        """Decide the places of a draft by the rule, up to the first token that is not the guess."""
+    async def _decide_draft(
+        self, turn: Turn, drafted: Sequence[_Prediction], scored: Sequence[_Prediction], scheduler: ServedDraftScheduler
+    ) -> None:
+        """Decide the positions of a draft by the rule, up to the first token that differs from the guess."""
         decided = self._decided(turn, drafted, scored)
         for offset, (teacher, student) in enumerate(zip(drafted, scored, strict=True)):
             found = {Role.TEACHER: teacher, Role.STUDENT: student}
-            token, draw, certain = (int(one[offset]) for one in decided)
+            token, draw, certain = (int(column[offset]) for column in decided)
             if not certain:
                 self.pair.widened += 1
-                wider = await asyncio.gather(*(self._wider(role, place) for role, place in found.items()))
+                wider = await asyncio.gather(
+                    *(self._more_candidates(role, prediction) for role, prediction in found.items())
+                )
                 found = dict(zip(found, wider, strict=True))
-                token, draw, _ = (int(one[0]) for one in self._decided(turn, *([one] for one in found.values())))
-            if not self._write(turn, token, draw, found, pace, last=offset + 1 == len(drafted)):
+                decided_again = self._decided(turn, [found[Role.TEACHER]], [found[Role.STUDENT]])
+                token, draw, _ = (int(column[0]) for column in decided_again)
+            if not self._write(turn, token, draw, found, scheduler, last=offset + 1 == len(drafted)):
                 return
 
-    def _decided(self, turn: Turn, teacher: Sequence[_Place], student: Sequence[_Place]) -> tuple[Any, Any, Any]:
-        """Return, for the places that come next, the tokens, by which draw, and whether that is certain."""
+    def _decided(
+        self, turn: Turn, teacher: Sequence[_Prediction], student: Sequence[_Prediction]
+    ) -> tuple[Any, Any, Any]:
+        """Return the tokens of the next positions, which draw each is, and whether the decision is certain."""
         rules = [turn.rule] * len(teacher)
-        ours, theirs = self._pools(Role.STUDENT, student), self._pools(Role.TEACHER, teacher)
         noise = self._noise(range(len(teacher)))
-        least, most = (decide(rules, one, other, noise) for one, other in zip(theirs, ours, strict=True))  # type: ignore[arg-type]
-        return least.tokens, least.draws, least.same(most)
+        bounds = zip(self._bounds(Role.TEACHER, teacher), self._bounds(Role.STUDENT, student), strict=True)
+        lower, upper = (decide(rules, *candidates, noise) for candidates in bounds)  # type: ignore[arg-type]
+        return lower.tokens, lower.draws, lower.matches(upper)
 
     def _write(
-        self, turn: Turn, token: int, draw: int, found: dict[Role, _Place], pace: ServedPace, *, last: bool
+        self,
+        turn: Turn,
+        token: int,
+        draw: int,
+        found: dict[Role, _Prediction],
+        scheduler: ServedDraftScheduler,
+        *,
+        last: bool,
     ) -> bool:
-        """Write a decided token; tell whether the next of the draft still stands."""
-        run, guess = self.run, found[turn.writer].guess
-        run.push([token])
-        logprobs = {role: place.logprob(token) for role, place in found.items()}
+        """Write a decided token; return whether the rest of the draft is still valid."""
+        rollout, guess = self.rollout, found[turn.writer].guess
+        rollout.push([token])
+        logprobs = {role: prediction.logprob(token) for role, prediction in found.items()}
         writer = Role.TEACHER if draw else Role.STUDENT
-        run.write(token, writer, draw=draw, logprobs=logprobs, stops=self.opened.stops)
-        pace.saw(right=token == guess)
-        if run.finish or last or token != guess or token in self.opened.vocabulary.translated:
+        rollout.write(token, writer, draw=draw, logprobs=logprobs, stops=self.setup.stops)
+        scheduler.record_guess(correct=token == guess)
+        if rollout.finish or last or token != guess or token in self.setup.vocabulary.translated:
             return False
-        return run.script.decoder.turn(run.written) == turn
+        return rollout.spec.decoder.turn(rollout.written) == turn
 
-    async def _drawn(self, role: Role, place: _Place) -> int:
-        """Return a model's own draw at the next place."""
+    async def _sample_token(self, role: Role, prediction: _Prediction) -> int:
+        """Return a model's own draw at the next position."""
         stream = TEACHER if role is Role.TEACHER else STUDENT
         for wide in (False, True):
             if wide:
                 self.pair.widened += 1
-                place = await self._wider(role, place)
-            least, most = (int(one.draw(self._noise([0]), stream)[0]) for one in self._pools(role, [place]))
-            if least == most:
+                prediction = await self._more_candidates(role, prediction)
+            bounds = self._bounds(role, [prediction])
+            token, other = (int(candidates.draw(self._noise([0]), stream)[0]) for candidates in bounds)
+            if token == other:
                 break
-        if least == NO_TOKEN:  # nobody else can say what comes here
-            proposable = self.opened.vocabulary.proposable
+        if token == NO_TOKEN:  # no other model can provide this token
+            proposable = self.setup.vocabulary.proposable
             self.pair.widened += 1
-            place = await self._wider(role, place)
-            least = next((token for token, _ in place.likeliest if proposable[token]), NO_TOKEN)
-            if least == NO_TOKEN:
-                message = f"none of the {len(place.likeliest)} likeliest tokens is one that both models have"
+            prediction = await self._more_candidates(role, prediction)
+            token = next((known for known, _ in prediction.likeliest if proposable[known]), NO_TOKEN)
+            if token == NO_TOKEN:
+                message = f"none of the {len(prediction.likeliest)} likeliest tokens is in both vocabularies"
                 raise RequestFailed("no_common_token", message, attempts=1, retryable=False)
-        return least
+        return token
 
-    async def _draft(self, role: Role, length: int, pace: ServedPace) -> list[_Place]:
-        """Let a server go on with up to `length` tokens."""
+    async def _draft(self, role: Role, length: int, scheduler: ServedDraftScheduler) -> list[_Prediction]:
+        """Let a server draft up to `length` tokens."""
         started = time.perf_counter()
         stream = TEACHER if role is Role.TEACHER else STUDENT
-        sampling = self.run.script.decoder.sampling(role)
-        drawn = await self.pair.tokens[role].draw(
-            self.run.sequences[role],
+        sampling = self.rollout.spec.decoder.sampling(role)
+        drawn = await self.pair.clients[role].draw(
+            self.rollout.sequences[role],
             max_tokens=length,
             temperature=0.0,
-            stop_token_ids=sorted(self.opened.stops),
+            stop_token_ids=sorted(self.setup.stops),
             likeliest=max(_LIKELIEST, sampling.top_k),
             near=self.near,
             extra={
                 "ignore_eos": True,
-                # for the plugin `noise`, with which a server guesses what will be decided here
+                # for the plugin `noise`: with these numbers the server samples what will be decided here
                 "extra_args": {
                     "tracefactory_noise": {
-                        "key": self.run.script.key,
-                        "position": len(self.run.tokens),
+                        "key": self.rollout.spec.key,
+                        "position": len(self.rollout.tokens),
                         "stream": stream,
                         "temperature": sampling.temperature,
                         "top_p": sampling.top_p,
@@ -238,60 +263,66 @@ class _Trace:
                 },
             },
         )
-        pace.drafted(length, time.perf_counter() - started)
-        return [_Place(row.likeliest, row.token_id) for row in drawn.rows]
+        scheduler.record_draft(length, time.perf_counter() - started)
+        return [_Prediction(row.likeliest, row.token_id) for row in drawn.rows]
 
-    async def _score(self, guesses: Sequence[int], pace: ServedPace) -> list[_Place]:
-        """Return what the student says of the next place, and of that behind each guess."""
+    async def _score(self, guesses: Sequence[int], scheduler: ServedDraftScheduler) -> list[_Prediction]:
+        """Return the student's predictions for the next position and for the position after each guess."""
         started = time.perf_counter()
-        sequence = self.run.sequences[Role.STUDENT]
-        scored = await self.pair.tokens[Role.STUDENT].score(
+        sequence = self.rollout.sequences[Role.STUDENT]
+        scored = await self.pair.clients[Role.STUDENT].score(
             [*sequence, *guesses],
             start=len(sequence),
-            likeliest=self._asked(Role.STUDENT),
-            chunk=_WHOLE if self.run.tokens else 512,
+            likeliest=self._num_candidates(Role.STUDENT),
+            chunk=_ONE_REQUEST if self.rollout.tokens else 512,
             near=self.near,
         )
-        pace.scored(time.perf_counter() - started)
-        return [_Place(one) for one in (*(row.likeliest for row in scored.rows), scored.next)]
+        scheduler.record_score(time.perf_counter() - started)
+        return [_Prediction(likeliest) for likeliest in (*(row.likeliest for row in scored.rows), scored.next)]
 
-    async def _wider(self, role: Role, place: _Place) -> _Place:
-        """Return more of what a model says of the next place, as far as its server allows."""
+    async def _more_candidates(self, role: Role, prediction: _Prediction) -> _Prediction:
+        """Return more candidates of a model for the next position, if its server allows it."""
         try:
-            drawn = await self.pair.tokens[role].draw(
-                self.run.sequences[role], max_tokens=1, temperature=0.0, likeliest=_WIDE, near=self.near
+            drawn = await self.pair.clients[role].draw(
+                self.rollout.sequences[role], max_tokens=1, temperature=0.0, likeliest=_WIDE, near=self.near
             )
         except RequestFailed as failed:
             if failed.kind != "bad_request":
                 raise
-            return place  # the server names fewer at most
-        return _Place(drawn.rows[0].likeliest, place.guess)
+            return prediction  # the server's limit is lower
+        return _Prediction(drawn.rows[0].likeliest, prediction.guess)
 
-    def _asked(self, role: Role) -> int:
-        return max(_LIKELIEST, self.run.script.decoder.sampling(role).top_k)
+    def _num_candidates(self, role: Role) -> int:
+        return max(_LIKELIEST, self.rollout.spec.decoder.sampling(role).top_k)
 
-    def _pools(self, role: Role, places: Sequence[_Place]) -> tuple[Pools, Pools]:
-        samplings = [self.run.script.decoder.sampling(role)] * len(places)
-        allowed = self.opened.vocabulary.proposable if role is Role.TEACHER else None
-        return pools_between([place.likeliest for place in places], samplings, self.opened.tokens, allowed)
+    def _bounds(self, role: Role, predictions: Sequence[_Prediction]) -> tuple[Candidates, Candidates]:
+        samplings = [self.rollout.spec.decoder.sampling(role)] * len(predictions)
+        allowed = self.setup.vocabulary.proposable if role is Role.TEACHER else None
+        return candidate_bounds(
+            [prediction.likeliest for prediction in predictions], samplings, self.setup.tokens, allowed
+        )
 
     def _noise(self, offsets: Sequence[int]) -> Noise:
-        keys = np.full(len(offsets), self.run.script.key, dtype=np.uint64)
-        return Noise(keys, len(self.run.tokens) + np.array(offsets, dtype=np.int64))
+        keys = np.full(len(offsets), self.rollout.spec.key, dtype=np.uint64)
+        return Noise(keys, len(self.rollout.tokens) + np.array(offsets, dtype=np.int64))
 
 
-async def server_limit(side: Side) -> int:
-    """Return how many tokens a server takes; a server that is no vLLM is the user's mistake."""
+async def server_limit(served: ServedModel) -> int:
+    """Return the context length of a server.
+
+    Raises:
+        UserError: when the server is not vLLM.
+    """
 
     def read(answer: Any) -> tuple[str, int | None]:
         listed = {model["id"]: model for model in answer["data"]}
-        model = listed.get(side.client.spec.model) or answer["data"][0]
+        model = listed.get(served.client.spec.model) or answer["data"][0]
         return str(model.get("owned_by")), model.get("max_model_len")
 
-    owner, limit = await side.client.ask("/v1/models", None, read)
+    owner, limit = await served.client.ask("/v1/models", None, read)
     if owner != "vllm" or limit is None:
         raise UserError(
-            f"{side.name}: decoding together needs servers of vLLM, and this one says it is {owner!r}; "
+            f"{served.name}: decoding by two models needs vLLM servers, but this server reports {owner!r}; "
             f"start `vllm serve` with {FLAGS}"
         )
     return int(limit)

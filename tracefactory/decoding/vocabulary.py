@@ -1,4 +1,4 @@
-"""Whether two models can decode together: their tokens compared by id, and what of one the other cannot write."""
+"""Compare two vocabularies by token id, to decide whether their models can decode together."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from tracefactory.core.errors import Mistake, UserError
 
 SAME_FAMILY = 0.99
-"""The share of the student's ordinary tokens that must be the teacher's by id and text; the rest is translated."""
+"""The minimum share of the student's ordinary tokens that the teacher has with the same id and text."""
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """The student's tokens, and how to tell them to the teacher.
+    """The mapping between the student's and the teacher's tokens.
 
-    `proposable` says by id which tokens of the teacher are the student's too; no other is ever proposed. `translated`
-    holds, for each token that only the student has, the teacher's tokens for its text: the reverse speculative decoding
-    paper's authors do so for Qwen3's `<think>`, which Qwen2.5 writes in three tokens.
+    `proposable` is a mask over the teacher's ids: only tokens that the student has too are ever proposed. `translated`
+    maps each token that only the student has to the teacher's tokens for its text, as the authors of the reverse
+    speculative decoding paper do for Qwen3's `<think>`, which is three tokens in Qwen2.5.
     """
 
     kind: Literal["identical", "family"]
@@ -29,26 +29,28 @@ class Vocabulary:
     translated: Mapping[int, tuple[int, ...]]
 
     def sized(self, logits: int) -> Vocabulary:
-        """Return the same for a teacher with that many logits: rows without a token are never proposed."""
+        """Return a copy for a teacher with that many logits; logits without a token are never proposed."""
         proposable = np.zeros(logits, dtype=np.bool_)
         shared = min(logits, len(self.proposable))
         proposable[:shared] = self.proposable[:shared]
         return replace(self, proposable=proposable)
 
     def to_teacher(self, token: int) -> tuple[int, ...]:
-        """Return the teacher's tokens for one of the student's."""
+        """Return the teacher's tokens for a token of the student."""
         return self.translated.get(token, (token,))
 
 
 def compare(teacher: Any, student: Any, names: tuple[str, str] = ("teacher", "student")) -> Vocabulary:
-    """Compare two tokenizers by id.
+    """Compare two tokenizers by token id.
 
     Raises:
-        UserError: when they are unrelated, naming what can be done instead.
+        UserError: when the vocabularies are unrelated; the hint names an alternative.
     """
-    theirs, ours = _tokens(teacher), _tokens(student)
-    shared = {token for token, text in ours.items() if theirs.get(token) == text}
-    ordinary = ours.keys() - student.added_tokens_decoder.keys()
+    teacher_tokens, student_tokens = (
+        {token: text for text, token in tokenizer.get_vocab().items()} for tokenizer in (teacher, student)
+    )
+    shared = {token for token, text in student_tokens.items() if teacher_tokens.get(token) == text}
+    ordinary = student_tokens.keys() - student.added_tokens_decoder.keys()
     if len(shared & ordinary) < SAME_FAMILY * len(ordinary):
         same = f"{len(shared & ordinary):,} of {len(ordinary):,} tokens of {names[1]}"
         raise UserError(
@@ -59,14 +61,10 @@ def compare(teacher: Any, student: Any, names: tuple[str, str] = ("teacher", "st
                 "`reverse_speculative` accepts; it applies the same rule afterwards",
             )
         )
-    proposable = np.zeros(max(theirs) + 1, dtype=np.bool_)
+    proposable = np.zeros(max(teacher_tokens) + 1, dtype=np.bool_)
     proposable[list(shared)] = True
-    translated = {token: _translated(token, student, teacher) for token in ours if token not in shared}
+    translated = {token: _translated(token, student, teacher) for token in student_tokens if token not in shared}
     return Vocabulary("family" if translated else "identical", proposable, translated)
-
-
-def _tokens(tokenizer: Any) -> dict[int, str]:
-    return {token: text for text, token in tokenizer.get_vocab().items()}
 
 
 def _translated(token: int, student: Any, teacher: Any) -> tuple[int, ...]:

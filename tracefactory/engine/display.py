@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live table on a terminal, plain lines elsewhere. All of it on stderr."""
+"""The display of a run in progress, on stderr: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tracefactory.engine.flow import Flow, StageRun
 from tracefactory.engine.report import FunnelLine, funnel
 
 _LIVE_S, _PLAIN_S = 0.5, 10.0
-STOPPING = "stopping: nothing new is sent, what is in flight is awaited and kept (Ctrl-C again to leave at once)"
+STOPPING = "stopping: no new requests are sent; those in flight are finished and stored (Ctrl-C again to exit now)"
 
 
 class Display:
-    """Watches a run. Ctrl-C (or SIGTERM) once drains it, twice ends it at once."""
+    """Displays a run and handles Ctrl-C and SIGTERM: the first drains the run, the second cancels it."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -54,21 +54,21 @@ class Display:
         if self.console.is_terminal:
             with Live(console=self.console, auto_refresh=False, transient=True) as live:
                 while True:
-                    live.update(render(flow, await _look(flow, executor)), refresh=True)
+                    live.update(render(flow, await _refresh(flow, executor)), refresh=True)
                     await asyncio.sleep(_LIVE_S)
-        said: dict[str, str] = {}
+        printed: dict[str, str] = {}
         while True:
-            numbers = await _look(flow, executor)
+            numbers = await _refresh(flow, executor)
             for run in flow.stages.values():
                 line = _plain(run, numbers.get(run.stage.id, {}), flow)
-                if line and said.get(run.stage.id) != line:
-                    said[run.stage.id] = line
+                if line and printed.get(run.stage.id) != line:
+                    printed[run.stage.id] = line
                     self.console.print(line, highlight=False, soft_wrap=True)
             await asyncio.sleep(_PLAIN_S)
 
 
-async def _look(flow: Flow, executor: Executor) -> Mapping[str, Mapping[str, float]]:
-    """Return the live numbers, and note at the stages what there is to say of their models."""
+async def _refresh(flow: Flow, executor: Executor) -> Mapping[str, Mapping[str, float]]:
+    """Return the live numbers, and set the notices of the stages' models."""
     numbers, notices = await executor.progress(), await executor.notices()
     for run in flow.stages.values():
         run.notice = "; ".join(f"{name}: {notices[name]}" for name in run.stage.model_names if name in notices)
@@ -76,7 +76,7 @@ async def _look(flow: Flow, executor: Executor) -> Mapping[str, Mapping[str, flo
 
 
 def render(flow: Flow, progress: Mapping[str, Mapping[str, float]]) -> RenderableType:
-    """Return the funnel as it stands."""
+    """Return the current funnel."""
     lines = [_line(run, progress.get(run.stage.id, {}), flow) for run in flow.stages.values()]
     return funnel(f"{flow.pipeline.name} {flow.pipeline.version}", lines)
 
@@ -102,9 +102,9 @@ def _state(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:
 
 
 def time_left(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:
-    """Return the requests in flight and the time left, from what this stage's requests took so far.
+    """Return the requests in flight and the time left, estimated from the speed of this stage so far.
 
-    At most that time where the answers decide what is asked next; empty where there is nothing to go by.
+    The time is an upper bound when answers determine further requests; the text is empty without an estimate.
     """
     inputs = [flow.stages[source] for source in run.stage.inputs]
     paid, done = live.get("requests", 0), live.get("done", 0)
@@ -112,7 +112,7 @@ def time_left(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:
         return ""
     bound = live.get("at_most", 0)
     if bound and live.get("shards", 0) < len(run.done):
-        return ""  # the shards that have not begun have not said what they ask at most
+        return ""  # shards that have not started have not reported their bounds
     total = bound or run.op.rows_made(run.stage, sum(one.tally.kept for one in inputs))
     if total is None:
         return ""

@@ -1,8 +1,8 @@
-"""How stages flow: all at the same time and shard by shard.
+"""Schedule the stages of a run: all stages run concurrently, shard by shard.
 
-A shard of one stage starts when the shards of its inputs that hold the same problems are there. Stages that need all
-rows (sources, mixes, releases) wait for whole stages; a stage that decides from columns alone does so for all shards at
-once where its inputs are complete.
+A shard of a stage starts when the shards of its inputs with the same problems are done. Stages that need all rows
+(sources, mixes, releases) wait for complete stages. A stage that decides from columns processes all shards at once if
+its inputs are already complete.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from typing import Any
 
 from tracefactory.core.errors import Interrupted, RunError
 from tracefactory.core.pipeline import Pipeline, StageSpec
-from tracefactory.core.rows import Kind
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import Stage, Work, kinds_of, stage_of
 from tracefactory.engine.executors.base import Executor
 from tracefactory.engine.identity import Identity, rows_of
 from tracefactory.engine.plan import is_current
 from tracefactory.engine.runs import RunFolder
-from tracefactory.engine.shards import united_inputs
+from tracefactory.engine.shards import combined_inputs
 from tracefactory.store.leases import Lease
 from tracefactory.store.stages import ShardRecord, StageFolder, StageRecord, Tally, stage_digest
 
@@ -33,7 +32,7 @@ PAID = ("requests", "prompt_tokens", "completion_tokens", "cost")
 
 @dataclass
 class StageRun:
-    """One stage on its way: what others wait for, and what the display shows."""
+    """The state of one stage in a run: futures for the other stages, and values for the display."""
 
     stage: StageSpec[Any]
     folder: StageFolder
@@ -41,25 +40,25 @@ class StageRun:
     done: list[asyncio.Future[None]] = field(default_factory=list)
     record: asyncio.Future[StageRecord] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     tally: Tally = field(default_factory=Tally)
-    paid: dict[str, float] = field(default_factory=dict)  # by this run alone
+    paid: dict[str, float] = field(default_factory=dict)  # by this run
     finished: int = 0
     cached: bool = False
     started: float | None = None
     waiting: str = ""
-    notice: str = ""  # of the models it asks; set by the display
+    notice: str = ""  # about its models; set by the display
 
     def __post_init__(self) -> None:
         self.op: Stage[Any] = stage_of(self.stage)
         limit = self.stage.run.concurrency
-        self.turn: AbstractAsyncContextManager[object] = asyncio.Semaphore(limit) if limit else nullcontext()
+        self.slots: AbstractAsyncContextManager[object] = asyncio.Semaphore(limit) if limit else nullcontext()
 
     def expect(self, count: int) -> None:
-        """Announce how many shards there will be."""
+        """Set the number of shards."""
         self.done = [asyncio.get_running_loop().create_future() for _ in range(count)]
         self.shards.set_result(count)
 
     async def shard_ready(self, span: Span) -> None:
-        """Wait until the shards that hold the problems of a span are there."""
+        """Wait until the shards with the problems of a span are done."""
         for shard in span.parts(await self.shards):
             await self.done[shard]
 
@@ -81,12 +80,12 @@ class StageRun:
         self.record.set_result(record)
 
     def fail(self) -> None:
-        """Release whoever waits for this stage: there is nothing more to come."""
+        """Interrupt everything that waits for this stage."""
         futures: list[asyncio.Future[Any]] = [self.shards, *self.done, self.record]
         for waiting in futures:
             if not waiting.done():
                 waiting.set_exception(Interrupted())
-                waiting.exception()  # nobody may be waiting for this one
+                waiting.exception()  # mark as retrieved: there may be no waiter
 
 
 class Flow:
@@ -105,8 +104,8 @@ class Flow:
         """Run every stage.
 
         Raises:
-            Interrupted: when `stop` was called before everything was done.
-            RunError, UserError, ...: the first failure; the other stages have been drained by then.
+            Interrupted: when `stop` was called before all stages were done.
+            RunError, UserError, ...: the first failure; the other stages have been drained before.
         """
         outcomes = await asyncio.gather(*map(self._guarded, self.stages.values()), return_exceptions=True)
         failures = [one for one in outcomes if isinstance(one, BaseException)]
@@ -114,13 +113,13 @@ class Flow:
             raise failure
 
     async def stop(self) -> None:
-        """Start no further shard and send no further request; keep what is in flight."""
+        """Start no further shards and send no further requests; requests in flight are finished and stored."""
         self.stopping = True
         await self.executor.drain()
 
     async def _guarded(self, run: StageRun) -> None:
         try:
-            await self._stage(run)
+            await self._run_stage(run)
         except BaseException as error:
             run.fail()
             if not isinstance(error, Interrupted):
@@ -128,7 +127,7 @@ class Flow:
                 await self.stop()
             raise
 
-    async def _stage(self, run: StageRun) -> None:
+    async def _run_stage(self, run: StageRun) -> None:
         if run.folder.record() is not None and await self._reuse(run):
             return
         layouts = await self._layouts(run)
@@ -141,8 +140,8 @@ class Flow:
                 return
             run.started = time.time()
             run.folder.write_identity(self.identities[run.stage.id].stored())
-            records = await (self._whole(run) if whole else self._shards(run, max(layouts.values())))
-            run.finish(self._record(run, records, await self._inputs(run)))
+            records = await (self._run_whole(run) if whole else self._run_shards(run, max(layouts.values())))
+            run.finish(self._write_record(run, records, await self._inputs(run)))
             run.paid["seconds"] = time.time() - run.started
 
     def _is_whole(self, run: StageRun) -> bool:
@@ -152,7 +151,7 @@ class Flow:
         return work is not Work.ROWS
 
     async def _reuse(self, run: StageRun) -> bool:
-        """Use a finished stage as it is, if its inputs are still those it was made from."""
+        """Reuse a finished stage if its inputs have not changed."""
         inputs = await self._inputs(run)
         if not is_current(run.folder, inputs, run.op.is_intact(run.stage, self.pipeline)):
             return False
@@ -164,48 +163,48 @@ class Flow:
     async def _inputs(self, run: StageRun) -> dict[str, StageRecord]:
         return {source: await self.stages[source].record for source in run.stage.inputs}
 
-    async def _whole(self, run: StageRun) -> list[ShardRecord]:
+    async def _run_whole(self, run: StageRun) -> list[ShardRecord]:
         if self.stopping:
             raise Interrupted
         inputs = {source: record.digest for source, record in (await self._inputs(run)).items()}
         layouts = await self._layouts(run)
         reports: list[Any] = []
         if run.op.work(run.stage, self.pipeline) is Work.RELEASE:
-            reports = await self._ranges(run, layouts)
+            reports = await self._write_ranges(run, layouts)
         records = await self.executor.run_whole(run.stage, layouts, inputs, reports)
         run.expect(len(records))
         for index, record in enumerate(records):
             run.add(index, record, self.run.id)
         return records
 
-    async def _ranges(self, run: StageRun, layouts: Mapping[str, int]) -> list[Any]:
-        """Write the ranges of a release side by side and return what is reported of each."""
+    async def _write_ranges(self, run: StageRun, layouts: Mapping[str, int]) -> list[Any]:
+        """Write the ranges of a release concurrently and return their reports."""
         keys = {stage: identity.key for stage, identity in self.identities.items()}
-        rows = united_inputs(rows_of(run.stage.id, self.pipeline, self.root, keys, {**layouts, run.stage.id: 1}))
+        rows = combined_inputs(rows_of(run.stage.id, self.pipeline, self.root, keys, {**layouts, run.stage.id: 1}))
         spans = await asyncio.to_thread(run.op.ranges, run.stage, rows)
         jobs = (self.executor.write_range(run.stage, layouts, number, span) for number, span in enumerate(spans))
         return list(await asyncio.gather(*jobs))
 
     async def _layouts(self, run: StageRun) -> dict[str, int]:
-        """Return the number of shards of every stage above."""
+        """Return the numbers of shards of all stages above."""
         return {one.id: await self.stages[one.id].shards for one in self.pipeline.above(run.stage)}
 
-    async def _shards(self, run: StageRun, count: int) -> list[ShardRecord]:
+    async def _run_shards(self, run: StageRun, count: int) -> list[ShardRecord]:
         run.folder.reopen(count)
         run.expect(count)
         layouts = {**await self._layouts(run), run.stage.id: count}
-        jobs = (self._shard(run, index, count, layouts) for index in range(count))
+        jobs = (self._run_shard(run, index, count, layouts) for index in range(count))
         outcomes = await asyncio.gather(*jobs, return_exceptions=True)
         for outcome in sorted(outcomes, key=lambda one: isinstance(one, Interrupted)):
             if isinstance(outcome, BaseException):
                 raise outcome
         return [outcome for outcome in outcomes if isinstance(outcome, ShardRecord)]
 
-    async def _shard(self, run: StageRun, index: int, count: int, layouts: Mapping[str, int]) -> ShardRecord:
+    async def _run_shard(self, run: StageRun, index: int, count: int, layouts: Mapping[str, int]) -> ShardRecord:
         span = Span.of(index, count)
         for above in self.pipeline.above(run.stage):
             await self.stages[above.id].shard_ready(span)
-        async with run.turn:
+        async with run.slots:
             if self.stopping:
                 raise Interrupted
             try:
@@ -219,11 +218,13 @@ class Flow:
         run.add(index, record, self.run.id)
         return record
 
-    def _record(self, run: StageRun, records: list[ShardRecord], inputs: Mapping[str, StageRecord]) -> StageRecord:
-        """Write the stage's record: with it, and only with it, the stage is done."""
+    def _write_record(
+        self, run: StageRun, records: list[ShardRecord], inputs: Mapping[str, StageRecord]
+    ) -> StageRecord:
+        """Check the counts and write the stage's record, which marks the stage as done."""
         digests = {source: one.digest for source, one in inputs.items()}
         tally = sum((one.tally for one in records), Tally())
-        self._check(run, tally, inputs)
+        self._check_counts(run, tally, inputs)
         record = StageRecord(
             stage=run.stage.id,
             key=run.folder.key,
@@ -241,23 +242,28 @@ class Flow:
         self.run.log("stage_done", stage=run.stage.id, digest=record.digest, tally=record.tally.model_dump(mode="json"))
         return record
 
-    def _check(self, run: StageRun, tally: Tally, inputs: Mapping[str, StageRecord]) -> None:
-        """Raise when the rows that the inputs gave are not all accounted for."""
+    def _check_counts(self, run: StageRun, tally: Tally, inputs: Mapping[str, StageRecord]) -> None:
+        """Raise RunError unless all rows of the inputs are accounted for."""
         given = sum(one.tally.kept for one in inputs.values())
         expected = given if run.op.judges else run.op.rows_made(run.stage, given)
         if not inputs or expected is None or expected == tally.rows_in:
             return
         if len(inputs) > 1 and tally.rows_in < expected and self._share_rows(run):
-            return  # a row that came by two ways is one row
-        raise RunError(f"{run.stage.id}: {tally.rows_in} rows in, but its inputs gave {expected}: rows were lost")
+            return  # a row from two inputs counts once
+        raise RunError(f"{run.stage.id}: {tally.rows_in} rows in, but its inputs have {expected}: rows were lost")
 
     def _share_rows(self, run: StageRun) -> bool:
-        """Tell whether two inputs may pass on the same rows: they have a stage in common that makes rows."""
-        sources = [self.stages[source].stage for source in run.stage.inputs]
-        ways = [{one.id, *(above.id for above in self.pipeline.above(one))} for one in sources]
-        shared = {one for index, way in enumerate(ways) for other in ways[:index] for one in way & other}
-        kind = kinds_of(self.pipeline)[run.stage.id]
-        return kind is not Kind.NONE and any(self.stages[one].op.makes is kind for one in shared)
+        """Return whether two inputs can have the same rows, from a common stage that makes rows or from two sources.
+
+        The id of a row from a source is made from its content, so two sources can read the same row.
+        """
+        kind = kinds_of(self.pipeline)[run.stage.inputs[0]]
+        stages = [self.stages[source].stage for source in run.stage.inputs]
+        paths = [[stage, *self.pipeline.above(stage)] for stage in stages]
+        makers = [
+            {stage.id if stage.inputs else "" for stage in path if stage_of(stage).makes is kind} for path in paths
+        ]
+        return any(one & other for index, one in enumerate(makers) for other in makers[:index])
 
     def _wait(self, run: StageRun, text: str) -> None:
         run.waiting = text

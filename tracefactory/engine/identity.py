@@ -1,4 +1,4 @@
-"""What each stage of a pipeline is made from, and so its key; and where its rows are."""
+"""The identity of each stage of a pipeline, its key, and its rows."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from tracefactory.core.keys import KEY_VERSION, stage_key
 from tracefactory.core.pipeline import Pipeline
+from tracefactory.core.plugins import use
 from tracefactory.core.rows import Frozen
 from tracefactory.core.stage import kinds_of, stage_of
 from tracefactory.store.rows import StageRows
@@ -15,19 +16,20 @@ from tracefactory.store.stages import StageFolder
 
 
 class Identity(Frozen):
-    """A stage's key, what it was made from, and all parameters with their defaults, for people to read."""
+    """A stage's key, the content it is made from, and all parameters including defaults, for display."""
 
     key: str
     content: Mapping[str, Any]
     parameters: Mapping[str, Any]
 
     def stored(self) -> dict[str, Any]:
-        """Return what is written into the stage's folder."""
+        """Return the content of `identity.json` in the stage's folder."""
         return {"key_version": KEY_VERSION, **self.content, "parameters": dict(self.parameters)}
 
 
 def identities(pipeline: Pipeline) -> dict[str, Identity]:
-    """Return the key of every stage: of operation, version, parameters, what they use, and the keys of the inputs."""
+    """Return the identity of every stage: operation, version, parameters, what they use, and the keys of the inputs."""
+    use(*pipeline.project_plugins)
     found: dict[str, Identity] = {}
     for stage in pipeline.stages:
         op = stage_of(stage)
@@ -47,7 +49,7 @@ def identities(pipeline: Pipeline) -> dict[str, Identity]:
 def rows_of(
     stage_id: str, pipeline: Pipeline, root: Path, keys: Mapping[str, str], layouts: Mapping[str, int]
 ) -> StageRows:
-    """Return the rows of a stage; `layouts` says how many shards it and the stages above it have."""
+    """Return the rows of a stage; `layouts` has the numbers of shards of this stage and the stages above it."""
     stage = pipeline.stage(stage_id)
     op = stage_of(stage)
     return StageRows(
@@ -56,6 +58,6 @@ def rows_of(
         gives=kinds_of(pipeline)[stage_id],
         makes=op.makes,
         judges=op.judges,
-        # In the order they are read back from disk: it decides whose value a row has that comes twice.
+        # In the order of `stored_rows`: it determines the values of a row that is in several inputs.
         inputs=tuple(rows_of(source, pipeline, root, keys, layouts) for source in sorted(stage.inputs)),
     )

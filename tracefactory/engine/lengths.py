@@ -1,4 +1,4 @@
-"""Lengths of groups of traces in a few numbers."""
+"""Summaries of the lengths of groups of traces."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tracefactory.core.rows import Frozen
 
 
 class LengthLine(Frozen):
-    """Lengths of one group of published traces, in completion tokens as the teacher's server counted them."""
+    """Lengths of one group of published traces, in completion tokens counted by the teacher's server."""
 
     group: str
     rows: int
@@ -21,7 +21,7 @@ class LengthLine(Frozen):
 
     @classmethod
     def of(cls, group: str, lengths: Iterable[int]) -> LengthLine:
-        """Summarise lengths (tokens); percentiles are nearest-rank, so every number is the length of some row.
+        """Summarise lengths in tokens. Percentiles are nearest-rank, so every number is the length of a row.
 
         Raises:
             ValueError: when there are no lengths.

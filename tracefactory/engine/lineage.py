@@ -1,4 +1,4 @@
-"""The whole life of one row: every stage of a run that saw it, and what each decided about it."""
+"""The lineage of one row: the stages of a run that processed it, and their decisions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tracefactory.students.view import StudentView, view_of
 
 
 class Event(Frozen):
-    """What one stage did with the row: `fate` is kept, dropped, replaced or failed; `row` is the row as it left."""
+    """The result of one stage for the row: `fate` is kept, dropped, replaced or failed; `row` is the output row."""
 
     stage: str
     op: str
@@ -32,34 +32,34 @@ class Event(Frozen):
 
 
 class Child(Frozen):
-    """A row that a stage made of another one."""
+    """A row that a stage made from this row."""
 
     id: str
     stage: str
     op: str
 
 
-class Life(Frozen):
-    """A row's events in the order of the pipeline, and the paid request it came from, if it came from one.
+class Lineage(Frozen):
+    """A row's events in the order of the pipeline, and the paid request it was made from, if there is one.
 
-    `parent` is the life of the row it was made of, `diff` what was changed, for a person to read; `children` are the
-    rows that were made of it. `students` is the row as each student saw it that a stage of the run measured it under.
+    `parent` is the lineage of the row it was made from, `diff` a readable diff of both; `children` are the rows made
+    from this row. `students` are views of the row under the students that measured it in this run.
     """
 
     id: str
     events: tuple[Event, ...]
     request: dict[str, Any] | None = None
-    parent: Life | None = None
+    parent: Lineage | None = None
     diff: str | None = None
     children: tuple[Child, ...] = ()
     students: tuple[StudentView, ...] = ()
 
 
-def life_of(prefix: str, outcome: RunOutcome, root: Path) -> Life:
-    """Find a row by its id, or by the beginning of it, in the stages of a run.
+def lineage_of(prefix: str, outcome: RunOutcome, root: Path) -> Lineage:
+    """Find a row by its id, or a prefix of it, in the stages of a run.
 
     Raises:
-        UserError: when there is no such row, or several.
+        UserError: when there is no such row, or more than one.
     """
     found: dict[str, list[tuple[Event, Row]]] = {}
     children: list[Child] = []
@@ -73,18 +73,18 @@ def life_of(prefix: str, outcome: RunOutcome, root: Path) -> Life:
     if len(found) > 1:
         some = ", ".join(sorted(found)[:5])
         raise UserError(
-            f"{len(found)} rows of run {outcome.run} begin with {prefix!r}: {some} ...; give more of the id"
+            f"{len(found)} rows of run {outcome.run} have ids that begin with {prefix!r}: {some} ...; give more digits"
         )
     ((row_id, seen),) = found.items()
     first, last = seen[0][1], seen[-1][1]
     key = first.request_key if isinstance(first, Trace) else ""
     record = RequestStore(root).get([key]).get(key) if key else None
     parent_id = first.parents[0].id if isinstance(first, Trace) and first.parents else None
-    return Life(
+    return Lineage(
         id=row_id,
         events=tuple(event for event, _ in seen),
         request=None if record is None else dict(record),
-        parent=life_of(parent_id, outcome, root) if parent_id else None,
+        parent=lineage_of(parent_id, outcome, root) if parent_id else None,
         diff=_diff(last),
         children=tuple(children),
         students=tuple(views_of(last, outcome, root)) if isinstance(last, Trace) else (),
@@ -92,11 +92,11 @@ def life_of(prefix: str, outcome: RunOutcome, root: Path) -> Life:
 
 
 def views_of(trace: Trace, outcome: RunOutcome, root: Path) -> Iterator[StudentView]:
-    """Yield what the students of a run say of a trace, from the score store."""
+    """Yield the views of a trace under the students of a run, from the score store."""
     body = trace.reasoning or trace.answer_text
     for stage in outcome.stages:
         identity = stage.rows(root).folder.identity() if stage.op == "measure: student" else None
-        if identity is None or "scores" not in identity["uses"]:  # a stage measured before its scores were named
+        if identity is None or "scores" not in identity["uses"]:  # identities of older versions do not name the scores
             continue
         stored = ScoreStore(root, identity["uses"]["scores"]).get([trace.id], words=True).get(trace.id, [])
         fitting = [one for one in stored if one.text is None or body.strip() in one.text]
@@ -105,7 +105,7 @@ def views_of(trace: Trace, outcome: RunOutcome, root: Path) -> Iterator[StudentV
 
 
 def _events(stage: StageOutcome, rows: StageRows, prefix: str) -> Iterator[tuple[Event, Row]]:
-    """Yield what a stage did with the rows whose id begins with `prefix`."""
+    """Yield the events of a stage for the rows whose id begins with `prefix`."""
     frame = rows.judged(Span.all(), frozenset(DECISION_COLUMNS)).filter(pl.col("id").str.starts_with(prefix))
     for problem_id, row_id, kept, failed, reason, detail in frame.select(
         "problem_id", "id", "kept", "failed", "reason", "detail"
@@ -127,7 +127,7 @@ def _row(rows: StageRows, problem_id: str, row_id: str) -> Row:
 
 
 def _children(stage: StageOutcome, rows: StageRows, prefix: str) -> Iterator[Child]:
-    """Yield the traces that a stage itself made of a trace whose id begins with `prefix`."""
+    """Yield the traces that a stage made from a trace whose id begins with `prefix`."""
     if rows.makes is not Kind.TRACES:
         return
     frame = rows.frame(Span.all(), ("parents", "stage")).filter(pl.col("stage") == stage.id)
@@ -137,7 +137,7 @@ def _children(stage: StageOutcome, rows: StageRows, prefix: str) -> Iterator[Chi
 
 
 def _diff(row: Row) -> str | None:
-    """Return what pruning changed of a row's parent, None for any other row."""
+    """Return the diff of a pruned row and its parent, None for other rows."""
     if not isinstance(row, Trace) or row.parent(ParentRole.PRUNED) is None:
         return None
     found = restored(row)

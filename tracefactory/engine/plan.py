@@ -1,4 +1,4 @@
-"""What a run would do: every stage's key, whether it is done and if not why, and what is still to pay."""
+"""The plan of a run: for every stage its key, its state with the reason, and the requests to pay."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from tracefactory.core.rows import Frozen, Kind, Problem
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import AtMost, Batch, Wanted, Work, kinds_of, stage_of
 from tracefactory.engine.identity import Identity, identities
-from tracefactory.engine.shards import united_inputs
+from tracefactory.engine.shards import combined_inputs
 from tracefactory.store.requests import RequestStore
 from tracefactory.store.rows import StageRows, stored_rows
 from tracefactory.store.stages import StageFolder, StageRecord
 
 _BATCH_PROBLEMS = 4096
-_SAMPLE = 256  # stored completions that the expected tokens of the missing ones are scaled from
+_SAMPLE = 256  # stored completions used to estimate the tokens of missing ones
 
 
 class State(StrEnum):
-    """CACHED: nothing to do. PARTIAL: begun, or some of its requests are paid for. NEW: nothing is there."""
+    """CACHED: nothing to do. PARTIAL: started, or some of its requests are paid. NEW: nothing is stored."""
 
     CACHED = "cached"
     PARTIAL = "partial"
@@ -36,11 +36,10 @@ class State(StrEnum):
 
 
 class ToPay(Frozen):
-    """What a stage that asks a model still needs. Token counts are upper bounds, cost is US dollars by declared prices.
+    """The requests that a stage still has to pay. Token counts are upper bounds; cost is in US dollars.
 
-    `bound` says that `requests` is the most it can take, of all its rows: what it asks depends on the answers, so what
-    is paid for already shows only as it asks. `expected_*` scales what completions of the same stage took so far; it is
-    None where nothing is known yet.
+    With `bound`, `requests` is an upper bound for all rows of the stage: its requests depend on answers, so it is not
+    known which are already paid. `expected_*` is estimated from stored completions of the stage, None without any.
     """
 
     requests: int
@@ -53,7 +52,7 @@ class ToPay(Frozen):
 
 
 class PlannedStage(Frozen):
-    """One stage of a plan. `unknown` says that what it would pay for depends on rows that only a run reads or makes."""
+    """One stage of a plan. `unknown` means that its requests depend on rows that do not exist before the run."""
 
     id: str
     op: str
@@ -65,7 +64,7 @@ class PlannedStage(Frozen):
 
 
 class Plan(Frozen):
-    """What a run would do. `rebuilt` is how many stages an earlier version stored in a layout that is not read."""
+    """The plan of a run. `rebuilt` is the number of stages stored by an earlier version in an unsupported layout."""
 
     pipeline: str
     version: str
@@ -75,7 +74,7 @@ class Plan(Frozen):
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
     @property
     def requests(self) -> int:
-        """The requests to pay: at most so many, where a stage has only a bound."""
+        """The number of requests to pay, an upper bound if a stage has only a bound."""
         return sum(stage.to_pay.requests for stage in self.stages if stage.to_pay)
 
     @property
@@ -84,12 +83,12 @@ class Plan(Frozen):
 
     @property
     def may_pay(self) -> bool:
-        """Whether the run may pay for anything."""
+        """Whether the run may send paid requests."""
         return self.requests > 0 or any(stage.unknown for stage in self.stages)
 
 
 def is_current(folder: StageFolder, inputs: Mapping[str, StageRecord], intact: bool) -> bool:
-    """Tell whether a stage is done, from inputs as they are now, with nothing owed and its outputs `intact`."""
+    """Return whether a stage is finished with its current inputs, without owed rows, and with its outputs `intact`."""
     record = folder.record()
     return (
         record is not None
@@ -100,9 +99,9 @@ def is_current(folder: StageFolder, inputs: Mapping[str, StageRecord], intact: b
 
 
 def make_plan(pipeline: Pipeline, root: Path, *, count: bool = True) -> Plan:
-    """Compare a pipeline with the store. Reads local sources; sends nothing.
+    """Compare a pipeline with the store. Reads local sources and sends no requests.
 
-    Without `count` the requests that are still to pay are not counted, which takes reading all rows.
+    Without `count`, the requests to pay are not counted, because that requires reading all rows.
     """
     planner = _Planner(pipeline, root, identities(pipeline), kinds_of(pipeline), RequestStore(root), count)
     done: dict[str, StageRecord] = {}
@@ -124,7 +123,7 @@ class _Planner:
         return StageFolder(self.root, stage_id, self.identities[stage_id].key)
 
     def stage(self, stage: StageSpec[Any], done: dict[str, StageRecord]) -> PlannedStage:
-        """Plan one stage; the records of the stages that are done are collected in `done`."""
+        """Plan one stage; records of finished stages are collected in `done`."""
         op, folder = stage_of(stage), self.folder(stage.id)
         inputs = {source: done[source] for source in stage.inputs if source in done}
         complete = len(inputs) == len(stage.inputs)
@@ -138,8 +137,8 @@ class _Planner:
         return self._planned(stage, State.PARTIAL if begun else State.NEW, why, to_pay, unknown)
 
     def former_layout(self, stage: StageSpec[Any]) -> bool:
-        """Tell whether a version of this package with other keys stored this stage."""
-        return any("key_version" not in found for _, found in self._others(stage.id))
+        """Return whether a version of this package with other keys has stored this stage."""
+        return any("key_version" not in found for _, found in self._other_identities(stage.id))
 
     def _planned(
         self, stage: StageSpec[Any], state: State, why: str, to_pay: ToPay | None = None, unknown: bool = False
@@ -154,30 +153,30 @@ class _Planner:
         record: StageRecord | None,
         done: Mapping[str, StageRecord],
     ) -> str:
-        """Say in the words of the YAML why a stage has to run."""
+        """Return the reason why a stage has to run, in the terms of the YAML file."""
         waiting = [source for source in stage.inputs if source not in done]
         if record is not None and record.tally.owed:
-            return f"{record.tally.owed} failed rows to try again"
+            return f"{record.tally.owed} failed rows to retry"
         if record is not None:
             return f"input {', '.join(waiting)} is not complete" if waiting else "its inputs or outputs have changed"
         if shards := folder.shards_done():
             return f"interrupted after {shards} shards"
-        others = self._others(stage.id)
+        others = self._other_identities(stage.id)
         if not others:
             return "never run"
         _, before = max(others, key=lambda one: one[0])
         if "key_version" not in before:
-            return "stored by an earlier version: rebuilt from what was paid for"
+            return "stored by an earlier version: rebuilt from stored completions"
         return "; ".join(changes(before, self.identities[stage.id].stored())) or "changed"
 
-    def _others(self, stage_id: str) -> list[tuple[float, Mapping[str, Any]]]:
-        """Return the other identities that this stage id had, each with the time it was written."""
+    def _other_identities(self, stage_id: str) -> list[tuple[float, Mapping[str, Any]]]:
+        """Return the other stored identities of this stage id, each with its modification time."""
         own = self.folder(stage_id).path.name
         files = (self.root / "stages").glob(f"{stage_id}-{'[0-9a-f]' * 16}/identity.json")
         return [(path.stat().st_mtime, read_json(path) or {}) for path in files if path.parent.name != own]
 
     def _to_pay(self, stage: StageSpec[Any], complete: bool) -> tuple[ToPay | None, bool]:
-        """Return what a stage still has to pay for, and whether that is not known before a run."""
+        """Return the requests that a stage still has to pay, and whether they are unknown before a run."""
         op = stage_of(stage)
         model = op.asks(stage, self.pipeline)
         if model is None or not self.count:
@@ -190,10 +189,10 @@ class _Planner:
         if wanted is None:
             bound = self._bound(stage, first, batches)
             return bound, bound is None
-        return self._exactly(stage, model, first, batches), False
+        return self._count_requests(stage, model, first, batches), False
 
-    def _exactly(self, stage: StageSpec[Any], model: str, first: Batch, batches: Iterator[Batch]) -> ToPay:
-        """Count the requests of a stage whose requests follow from its rows."""
+    def _count_requests(self, stage: StageSpec[Any], model: str, first: Batch, batches: Iterator[Batch]) -> ToPay:
+        """Count the requests of a stage whose requests are determined by its rows."""
         op, spec = stage_of(stage), self.pipeline.models[model]
         missing = paid = prompt_bytes = 0
         seen: list[str] = []
@@ -203,7 +202,7 @@ class _Planner:
             present = self._present(wanted)
             paid += len(present)
             missing += len(wanted) - len(present)
-            # Without the model's tokenizer a prompt is bounded by its bytes: no tokenizer makes more tokens than bytes.
+            # Bytes are an upper bound on the tokens of a prompt for every tokenizer.
             prompt_bytes += sum(one.prompt_bytes for key, one in wanted.items() if key not in present)
             seen += list(present.values())[: _SAMPLE - len(seen)]
             batch = next(batches, None)
@@ -224,7 +223,7 @@ class _Planner:
         )
 
     def _present(self, wanted: Mapping[str, Wanted]) -> dict[str, str]:
-        """Return the keys that are paid for, each with the key its completion is stored under."""
+        """Return the keys with a stored completion, each with the key that it is stored under."""
         present = {key: key for key in self.store.present(wanted)}
         if self.store.has_v1_keys:
             older = {one.key_v1(): key for key, one in wanted.items() if key not in present}
@@ -232,7 +231,7 @@ class _Planner:
         return present
 
     def _bound(self, stage: StageSpec[Any], first: Batch, batches: Iterator[Batch]) -> ToPay | None:
-        """Return what a stage asks at most about the rows its inputs gave, None where nobody can say."""
+        """Return an upper bound on the requests for the rows of a stage, None when it has no bound."""
         op = stage_of(stage)
         by_model: dict[str, AtMost] = {}
         batch: Batch | None = first
@@ -255,9 +254,9 @@ class _Planner:
         )
 
     def _batches(self, stage: StageSpec[Any], complete: bool) -> Iterator[Batch] | None:
-        """Return the rows that a stage would be given, or None when only a run can make them."""
+        """Return the input rows of a stage, None when only a run can make them."""
         if complete or all(self.folder(source).record() is not None for source in stage.inputs):
-            return united_inputs(self._rows(stage)).batches(Span.all(), _BATCH_PROBLEMS)
+            return combined_inputs(self._rows(stage)).batches(Span.all(), _BATCH_PROBLEMS)
         origins = [self.pipeline.stage(source) for source in stage.inputs]
         if all(self._is_local_source(one) for one in origins):
             return _in_batches(problem for one in origins for problem in self._problems(one))
@@ -285,7 +284,7 @@ def _in_batches(problems: Iterator[Problem]) -> Iterator[Batch]:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Say what differs between two identities of one stage: `samples: 4 -> 8`, `input problems changed`."""
+    """Return the differences between two identities of a stage: `samples: 4 -> 8`, `input problems changed`."""
     found = [f"input {name} changed" for name in after["inputs"] if before["inputs"].get(name) != after["inputs"][name]]
     found += [f"input {name} removed" for name in before["inputs"] if name not in after["inputs"]]
     if (before["op"], before["version"]) != (after["op"], after["version"]):

@@ -1,4 +1,4 @@
-"""The funnel and the lengths, as a person reads them on a terminal."""
+"""Terminal output of the funnel and of length distributions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class FunnelLine:
-    """One stage of the funnel; `paid` are the numbers of this run alone, `state` is a word or a time left."""
+    """One stage of the funnel; `paid` are the numbers of this run, `state` is a state or the time left."""
 
     id: str
     tally: Tally
@@ -28,14 +28,14 @@ class FunnelLine:
 
 
 def plain_table(title: str) -> Table:
-    """Return an empty table without frames, which leaves room for what is in it."""
+    """Return an empty table without a frame."""
     return Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
 
 
 def funnel(title: str, lines: Iterable[FunnelLine]) -> Group:
-    """Return the funnel: rows in, kept, dropped and failed by stage with what was paid, then the reasons by stage.
+    """Return the funnel: rows in, kept, dropped and failed by stage with the costs, then the reasons by stage.
 
-    It fits 80 columns where stage ids have up to 16 characters and numbers up to 7 digits.
+    It fits 80 columns if stage ids have up to 16 characters and numbers up to 7 digits.
     """
     table = plain_table(title)
     table.add_column("stage", no_wrap=True)
@@ -65,7 +65,7 @@ def _reasons(tally: Tally) -> str:
 
 
 def _unchanged(tally: Tally) -> str:
-    """Say how many of the kept rows a stage could not change, and why; nothing for stages that do not count them."""
+    """Return the number of kept rows that a stage could not change, with reasons; empty for other stages."""
     found = {name.removeprefix(UNCHANGED): n for name, n in tally.numbers.items() if name.startswith(UNCHANGED)}
     if not found:
         return ""
@@ -74,7 +74,7 @@ def _unchanged(tally: Tally) -> str:
 
 
 def lengths(by_style: Mapping[str, Sequence[int]]) -> RenderableType:
-    """Return the distribution of completion tokens by style: quantiles and a histogram on one common scale."""
+    """Return the distribution of completion tokens by style: quantiles, and histograms on a common scale."""
     table = plain_table("completion tokens of the published traces")
     for name in ("style", "rows", "min", "p10", "median", "p90", "max"):
         table.add_column(name, justify="left" if name == "style" else "right")
@@ -88,7 +88,7 @@ def lengths(by_style: Mapping[str, Sequence[int]]) -> RenderableType:
 
 
 def histogram(values: Sequence[int], top: int, width: int = 24) -> str:
-    """Draw counts of `values` over `width` equal bins of 0..top with block characters."""
+    """Return a histogram of `values` with `width` equal bins of 0..top, in block characters."""
     bins = [0] * width
     for value in values:
         bins[min(width - 1, value * width // max(top, 1))] += 1
@@ -97,5 +97,5 @@ def histogram(values: Sequence[int], top: int, width: int = 24) -> str:
 
 
 def with_notes(table: RenderableType, notes: Sequence[str]) -> Group:
-    """Put the sentences a person must see under a table."""
+    """Return a table with notes for the user below it."""
     return Group(table, *(Text(f"• {note}") for note in notes))

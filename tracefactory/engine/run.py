@@ -1,6 +1,6 @@
-"""The main flow: plan, refuse what cannot end well, run every stage as soon as its inputs allow, report.
+"""Run a pipeline: plan, check for errors, run every stage as soon as its inputs are ready, report.
 
-What is done already is used as it is: a stage with its record, a shard with its file, a completion in the store.
+Finished work is reused: stages with a record, shards with a file, completions in the request store.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from tracefactory.store.requests import compact
 COMPACT_EVERY_S = 15.0
 
 Watch = Callable[[Flow, Executor], AbstractAsyncContextManager[None]]
-"""What shows a run to a person while it goes on, and lets them stop it."""
+"""Displays a run in progress, and lets the user stop it."""
 
 
 async def run_pipeline(pipeline: Pipeline, watch: Watch) -> RunOutcome:
-    """Run a pipeline to its end, or to where it was stopped.
+    """Run a pipeline until it is finished or stopped.
 
     Raises:
-        UserError: before anything is paid for, e.g. when the version exists with other content.
-        Interrupted: when it was stopped; what was in flight is stored, and the same command goes on from there.
+        UserError: before any request is paid, e.g. when the version exists with different content.
+        Interrupted: when it was stopped; requests in flight are stored, and the same command continues the run.
     """
     root = pipeline.project.state_dir
     plan = make_plan(pipeline, root, count=False)
@@ -71,7 +71,7 @@ async def run_pipeline(pipeline: Pipeline, watch: Watch) -> RunOutcome:
 
 
 def refuse(pipeline: Pipeline, plan: Plan) -> None:
-    """Raise UserError with everything that would make the run end badly after it was paid for."""
+    """Raise UserError with all problems that would make the run fail after requests were paid."""
     states = {stage.id: stage.state for stage in plan.stages}
     to_run = [stage for stage in pipeline.stages if states[stage.id] is not State.CACHED]
     refusals = [stage_of(stage).refusal(stage, pipeline) for stage in to_run]
@@ -81,14 +81,14 @@ def refuse(pipeline: Pipeline, plan: Plan) -> None:
 
 @asynccontextmanager
 async def _compacting(root: Path) -> AsyncIterator[None]:
-    """Compact closed journals of the request store while a run goes on."""
+    """Compact closed journals of the request store during a run."""
 
-    async def again_and_again() -> None:
+    async def compact_repeatedly() -> None:
         while True:
             await asyncio.sleep(COMPACT_EVERY_S)
             await asyncio.to_thread(compact, root)
 
-    task = asyncio.create_task(again_and_again())
+    task = asyncio.create_task(compact_repeatedly())
     try:
         yield
     finally:
@@ -97,7 +97,7 @@ async def _compacting(root: Path) -> AsyncIterator[None]:
 
 
 def _environ(pipeline: Pipeline) -> Mapping[str, SecretStr]:
-    """Return the values of the environment variables that models and stages name, and no others."""
+    """Return the values of the environment variables that models and stages name."""
     named = [*pipeline.models.values(), *(stage.params for stage in pipeline.stages)]
     names = {name for model in named for name in env_names(model)}
     return {name: SecretStr(os.environ[name]) for name in sorted(names) if name in os.environ}

@@ -1,4 +1,4 @@
-"""What is kept of each run: `runs/<time>-<name>/` with the resolved pipeline, the plan, a log and the outcome."""
+"""The records of each run: `runs/<time>-<name>/` with the resolved pipeline, the plan, a log and the outcome."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tracefactory.store.stages import Tally
 
 
 class StageOutcome(Frozen):
-    """One stage of a finished run: where its rows are, its funnel, and what this run itself paid."""
+    """One stage of a finished run: its key, its funnel, and what this run paid."""
 
     id: str
     op: str
@@ -39,7 +39,7 @@ class StageOutcome(Frozen):
 
 
 class RunOutcome(Frozen):
-    """A finished run: its funnel and what it paid. Times are Unix seconds."""
+    """A finished run. Times are Unix seconds."""
 
     run: str
     pipeline: str
@@ -50,7 +50,7 @@ class RunOutcome(Frozen):
 
 
 class RunFolder:
-    """The folder of one run, and the sign that it lives."""
+    """The folder of one run, with a lock while the run is alive."""
 
     def __init__(self, root: Path, pipeline: str) -> None:
         stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
@@ -77,10 +77,10 @@ class RunFolder:
 
 
 def load_outcome(root: Path, run: str | None = None) -> RunOutcome:
-    """Return the outcome of a run by its name, or of the newest finished one.
+    """Return the outcome of the named run, or of the newest finished run.
 
     Raises:
-        UserError: when there is none of that name, or none at all.
+        UserError: when there is no such run.
     """
     names = sorted(path.parent.name for path in (root / "runs").glob("*/outcome.json"))
     if run is None and names:

@@ -1,4 +1,4 @@
-"""How the rows of one shard, or of a whole stage, become tables: in batches, in order, and none lost."""
+"""Process the rows of a shard in batches, in order, and check that no row is lost."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from tracefactory.store.rows import StageRows
 from tracefactory.store.stages import ShardRecord, Tables
 
 BATCH_PROBLEMS = {Host.MODEL: 64, Host.CPU: 512}
-"""Problems in one batch: fewer where each of them means requests that take long."""
+"""Problems in one batch; fewer for stages with slow requests."""
 BATCHES_AT_ONCE = {Host.MODEL: 4, Host.CPU: 1}
 
 
 @dataclass(frozen=True)
 class ShardJob:
-    """One shard of one stage: where it is written and what it is made from."""
+    """One shard of one stage: its output and its inputs."""
 
     stage: StageSpec[Any]
     pipeline: Pipeline
@@ -47,12 +47,12 @@ class ShardJob:
 
     @property
     def input_rows(self) -> StageRows:
-        """The rows that the stage is given, of all inputs together."""
-        return united_inputs(self.rows)
+        """The input rows of the stage, of all inputs."""
+        return combined_inputs(self.rows)
 
 
-def united_inputs(rows: StageRows) -> StageRows:
-    """Return the rows of all inputs of a stage as those of one."""
+def combined_inputs(rows: StageRows) -> StageRows:
+    """Return the rows of all inputs of a stage, combined."""
     if len(rows.inputs) == 1:
         return rows.inputs[0]
     first = rows.inputs[0]
@@ -60,18 +60,18 @@ def united_inputs(rows: StageRows) -> StageRows:
 
 
 class _Union(StageRows):
-    """The rows of several stages, which none of them decides anything about."""
+    """The combined rows of several stages, without decisions."""
 
     def judged(self, span: Span, wanted: frozenset[str] | None = None) -> pl.DataFrame:
         return self._rows(span, wanted).with_columns(kept=pl.lit(value=True))
 
 
 async def work_on_rows(job: ShardJob, services: Services, live: MutableMapping[str, float]) -> ShardRecord:
-    """Hand the rows of a shard to its stage batch by batch, and commit what it makes and says of them.
+    """Process the rows of a shard in batches, and commit the rows and decisions of the stage.
 
-    Several batches are worked on at once where requests take long; their results are written in order. When one fails,
-    the others are awaited, so that no answer that is in flight is lost. `live` are numbers for people who watch: under
-    `at_most`, the requests that the rows seen so far can take, corrected by those they did take.
+    Stages with slow requests process several batches concurrently; results are written in order. When a batch fails,
+    the others are awaited, so that no response in flight is lost. `live` are numbers for the display: `at_most` is an
+    upper bound on the requests for the rows so far, corrected when a batch is finished.
     """
     op, declared = job.op, known_columns(job)
     running: deque[tuple[Batch, int, asyncio.Task[Result]]] = deque()
@@ -107,17 +107,17 @@ async def work_on_rows(job: ShardJob, services: Services, live: MutableMapping[s
 
 
 def work_on_columns(job: ShardJob) -> ShardRecord:
-    """Have a stage decide about a shard from columns alone."""
+    """Let a stage decide about the rows of a shard from columns."""
     wanted = job.op.reads(job.stage, job.pipeline)
     frame = columns_of(job.input_rows, job.span, wanted, known_columns(job))
     decided = job.op.decide(job.stage, frame, job.pipeline)
     if not decided.frame["id"].equals(frame["id"]):
-        raise AssertionError(f"{job.stage.id}: its decisions are not about the rows it was given: rows were lost")
+        raise AssertionError(f"{job.stage.id}: its decisions do not match its input rows: rows were lost")
     return write_decided(job, decided)
 
 
 def write_decided(job: ShardJob, decided: Decided) -> ShardRecord:
-    """Commit what a stage decided about the rows of a shard."""
+    """Commit the decisions of a stage about the rows of a shard."""
     declared = known_columns(job)
     columns = [column_for(name, declared) for name in decided.frame.columns if name not in PLAIN_COLUMNS]
     with Tables(job.rows.folder, job.index, job.rows.shards) as tables:
@@ -127,9 +127,9 @@ def write_decided(job: ShardJob, decided: Decided) -> ShardRecord:
 
 
 def columns_of(rows: StageRows, span: Span, wanted: Iterable[str], declared: Iterable[Column] = ()) -> pl.DataFrame:
-    """Return columns of the rows of a span, those of their problems under `problem.<name>`.
+    """Return columns of the rows of a span, and columns of their problems as `problem.<name>`.
 
-    Absent ones are null, of the type that they are declared with.
+    Missing columns are null, with their declared type.
     """
     wanted = frozenset(wanted)
     of_problem = frozenset(name.removeprefix("problem.") for name in wanted if name.startswith("problem."))
@@ -139,7 +139,7 @@ def columns_of(rows: StageRows, span: Span, wanted: Iterable[str], declared: Ite
             "problem_id", *(pl.col(name).alias(f"problem.{name}") for name in sorted(of_problem))
         )
         frame = frame.join(problems, on="problem_id", how="left", maintain_order="left")
-    # A shard without rows has no columns of its own; an expression on a null of another type would fail.
+    # A shard without rows has no columns, and expressions fail on nulls of another type.
     known = {column.name: column for column in (VERDICT, *declared)}
     types = pl.Schema(schema_of(Table.JUDGED, known.values()))
     absent = sorted(wanted - set(frame.columns))
@@ -147,7 +147,7 @@ def columns_of(rows: StageRows, span: Span, wanted: Iterable[str], declared: Ite
 
 
 def known_columns(job: ShardJob) -> list[Column]:
-    """Return the columns that rows may have at a stage: its own first, then those of the stages above it."""
+    """Return the columns that rows can have at a stage: its own, then those of the stages above it."""
     above = job.rows.inputs[0].columns if len(job.rows.inputs) == 1 else {}
     for one in job.rows.inputs:
         above = {**above, **one.columns}
@@ -155,7 +155,7 @@ def known_columns(job: ShardJob) -> list[Column]:
 
 
 def add_result(tables: Tables, op: Stage[Any], result: Result, batch: Batch, declared: Sequence[Column]) -> None:
-    """Add what a stage made and said of one batch to the tables of a shard."""
+    """Add the result of one batch to the tables of a shard."""
     if result.made:
         tables.add_made(TABLE_OF[op.makes], made_table(TABLE_OF[op.makes], result.made))
     judgements = [*result.judged, *map(judgement_of, result.made)]
@@ -167,7 +167,7 @@ def add_result(tables: Tables, op: Stage[Any], result: Result, batch: Batch, dec
 
 
 PLAIN_COLUMNS = {*KEYS, *(field.name for field in DECISION)}
-"""The columns of a `judged` table that every stage has."""
+"""The columns that the `judged` tables of all stages have."""
 
 
 def _judged(decided: Decided, columns: Sequence[Column]) -> pa.Table:
@@ -178,15 +178,15 @@ def _judged(decided: Decided, columns: Sequence[Column]) -> pa.Table:
 
 
 def _check(job: ShardJob, batch: Batch, result: Result) -> None:
-    """Raise when a row of the batch is not accounted for."""
+    """Raise AssertionError unless all rows of the batch are accounted for."""
     given = sorted(row.id for row in batch.rows)
-    said = sorted(one.id for one in result.judged)
+    judged = sorted(judgement.id for judgement in result.judged)
     where = f"{job.stage.id}, shard {job.index}"
-    if job.op.judges and given != said:
-        raise AssertionError(f"{where}: {len(given)} rows in, but {len(said)} judged: rows were lost")
+    if job.op.judges and given != judged:
+        raise AssertionError(f"{where}: {len(given)} rows in, but {len(judged)} judged: rows were lost")
     expected = job.op.rows_made(job.stage, len(given))
     if expected is not None and expected != len(result.made):
-        raise AssertionError(f"{where}: {expected} rows were to be made of {len(given)}, not {len(result.made)}")
+        raise AssertionError(f"{where}: {len(result.made)} rows made from {len(given)}, expected {expected}")
     replaced = sum(one.decision.reason == REPLACED for one in result.judged)
     if job.op.judges and replaced != len(result.made):
-        raise AssertionError(f"{where}: {replaced} rows were replaced by {len(result.made)}")
+        raise AssertionError(f"{where}: {replaced} rows were replaced, but {len(result.made)} were made")

@@ -1,4 +1,4 @@
-"""How what a source reads becomes the shards of its stage: sorted runs, on disk where they are too much for memory."""
+"""Write the rows of a source as shards, by an external sort with sorted runs on disk above the memory limit."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from tracefactory.engine.shards import PLAIN_COLUMNS, ShardJob
 from tracefactory.store.stages import ShardRecord, Tables
 
 PROBLEMS_PER_SHARD = 512
-FEWEST_SHARDS, MOST_SHARDS = 8, 256
+MIN_SHARDS, MAX_SHARDS = 8, 256
 _BATCH_ROWS = 4096
-_HELD_BYTES = 128 << 20
+_MEMORY_BYTES = 128 << 20
 
 
 def read_source(job: ShardJob, made: Iterator[Made], shards: int | None) -> list[ShardRecord]:
-    """Write all shards of a source's stage, whose rows come in the source's own order.
+    """Write all shards of a source's stage from rows in the source's order.
 
     Args:
-        job: the stage; its index does not matter.
-        made: the rows, duplicates and what could not become a row among them.
-        shards: how many shards to write; None goes by the number of problems.
+        job: the stage; its index is ignored.
+        made: the rows, including duplicates and rejected rows.
+        shards: the number of shards; None derives it from the number of problems.
     """
     declared = job.op.columns(job.stage, job.pipeline)
     folder = job.rows.folder
     folder.path.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tmp-runs-", dir=folder.path) as scratch:
-        runs = _Runs(Path(scratch))
+        runs = _SortedRuns(Path(scratch))
         problems: set[int] = set()
         while batch := list(islice(made, _BATCH_ROWS)):
             owners = {one.row.id: problem_id_of(one.row) for one in batch}
@@ -69,42 +69,42 @@ def read_source(job: ShardJob, made: Iterator[Made], shards: int | None) -> list
 
 
 def shards_for(problems: int) -> int:
-    """Return a power of two, so that a shard holds about PROBLEMS_PER_SHARD problems."""
-    wanted = max(FEWEST_SHARDS, -(-problems // PROBLEMS_PER_SHARD))
-    return min(MOST_SHARDS, 1 << (wanted - 1).bit_length())
+    """Return a power of two, with about PROBLEMS_PER_SHARD problems per shard."""
+    wanted = max(MIN_SHARDS, -(-problems // PROBLEMS_PER_SHARD))
+    return min(MAX_SHARDS, 1 << (wanted - 1).bit_length())
 
 
-class _Runs:
-    """Tables that come in any order, held as sorted runs; what is too much for memory is spilled to files."""
+class _SortedRuns:
+    """Collects rows of tables in any order as sorted runs, which are written to files above the memory limit."""
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch
-        self._runs: dict[Table, list[_Run]] = {}
-        self._held: dict[Table, list[pa.Table]] = {}
+        self._runs: dict[Table, list[_SortedRun]] = {}
+        self._pending: dict[Table, list[pa.Table]] = {}
         self._spilled = 0
 
     @property
     def tables(self) -> set[Table]:
-        return {*self._runs, *self._held}
+        return {*self._runs, *self._pending}
 
     def add(self, table: Table, rows: pa.Table) -> None:
-        self._held.setdefault(table, []).append(rows)
-        if sum(held.nbytes for held in self._held[table]) > _HELD_BYTES:
+        self._pending.setdefault(table, []).append(rows)
+        if sum(part.nbytes for part in self._pending[table]) > _MEMORY_BYTES:
             self._spilled += 1
             path = self._scratch / f"{table.value}-{self._spilled}.arrow"
-            run = _sorted(table, self._held.pop(table))
+            run = _sorted_table(table, self._pending.pop(table))
             with pa.ipc.new_file(path, run.schema) as writer:
                 writer.write_table(run)
-            self._runs.setdefault(table, []).append(_Run(pa.ipc.open_file(pa.memory_map(str(path))).read_all()))
+            self._runs.setdefault(table, []).append(_SortedRun(pa.ipc.open_file(pa.memory_map(str(path))).read_all()))
 
     def slice(self, table: Table, span: Span) -> pa.Table:
-        """Return the rows of a span, sorted; to be asked for when everything was added."""
-        if table in self._held:
-            self._runs.setdefault(table, []).append(_Run(_sorted(table, self._held.pop(table))))
-        return _sorted(table, [run.slice(span) for run in self._runs.get(table, ())])
+        """Return the sorted rows of a span; call it after all rows have been added."""
+        if table in self._pending:
+            self._runs.setdefault(table, []).append(_SortedRun(_sorted_table(table, self._pending.pop(table))))
+        return _sorted_table(table, [run.slice(span) for run in self._runs.get(table, ())])
 
 
-class _Run:
+class _SortedRun:
     """A sorted table that can be sliced by problem."""
 
     def __init__(self, rows: pa.Table) -> None:
@@ -117,7 +117,7 @@ class _Run:
 
 
 class _Ids(Sequence[str]):
-    """A column of ids as bisection wants it, nothing copied."""
+    """A column of ids as a sequence for bisection, without a copy."""
 
     def __init__(self, ids: pa.StringArray) -> None:
         self._ids = ids
@@ -125,10 +125,10 @@ class _Ids(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ids)
 
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # slices are never asked for
+    def __getitem__(self, index: int) -> str:  # type: ignore[override]  # slices are not used
         return str(self._ids[index])
 
 
-def _sorted(table: Table, parts: Sequence[pa.Table]) -> pa.Table:
+def _sorted_table(table: Table, parts: Sequence[pa.Table]) -> pa.Table:
     rows = pa.concat_tables([schema_of(table).empty_table(), *parts], promote_options="default")
     return rows.sort_by([(key, "ascending") for key in KEYS])

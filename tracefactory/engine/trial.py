@@ -1,7 +1,7 @@
-"""A trial of teachers: the small pipeline that samples a little from each and measures it under the student.
+"""A trial of teachers: a small pipeline that samples some traces of each and measures them under the student.
 
-It is made of the stages of the pipeline it is for, so that a trial and a run share what they paid for and computed: the
-same problem, prompt and parameters are the same request, and the same stage and request are the same trace.
+It consists of the stages of the user's pipeline, so that a trial and a run share completions and results: equal
+problem, prompt and parameters are the same request, and equal stage and request are the same trace.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CHAT, VERIFY, JUDGE, MEASURE = "sample:chat", "verify:auto", "verify:judge", "me
 
 @dataclass(frozen=True)
 class Candidate:
-    """A teacher on trial: the stage that samples from it."""
+    """A teacher in the trial, and the stage that samples from it."""
 
     stage: StageSpec[Any]
     model: str
@@ -31,7 +31,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Trial:
-    """The pipeline to run, the student it measures under, and the teachers in it, in the order of the file."""
+    """The pipeline to run, the student that measures, and the teachers in the order of the file."""
 
     pipeline: Pipeline
     student: str
@@ -39,7 +39,7 @@ class Trial:
 
     @property
     def judged(self) -> bool:
-        """Whether a model is asked about verdicts besides, which costs what is known once it was asked."""
+        """Whether a model judges answers too, at a cost that is not known in advance."""
         return any(stage.op == JUDGE for stage in self.pipeline.stages)
 
 
@@ -52,37 +52,37 @@ def trial_of(
     window: int | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Trial:
-    """Return the trial of a pipeline's teachers on its first `problems` problems, one sample of each teacher for each.
+    """Return the trial of a pipeline's teachers on its first `problems` problems, with one sample per problem.
 
-    On trial are, once per stage, the models of all `sample:` stages, and every served model that no stage uses, with
-    the prompt and the parameters of the first `sample: chat` stage; or just those of them called in `teachers`. A model
-    that only judges, prunes or rewrites is on trial when `teachers` names it. The student is that of the pipeline's
-    `measure: student` stage, or its one `use: transformers` model. Verdicts are those of the pipeline's first `verify:
-    auto` and `verify: judge`. `window` adds local naturalness.
+    The teachers are the models of all `sample:` stages, once per stage, and the served models that no stage uses, with
+    the prompt and the parameters of the first `sample: chat` stage; `teachers` restricts them. A model that only
+    judges, prunes or rewrites is included when `teachers` names it. The student is that of the pipeline's `measure:
+    student` stage, or its only `use: transformers` model. Verdicts are from the pipeline's first `verify: auto` and
+    `verify: judge`. `window` adds local naturalness.
 
     Raises:
-        UserError: with everything that does not fit, before anything is asked.
+        UserError: with all mistakes, before any request is sent.
     """
     mistakes: list[Mistake] = []
-    judged_by = _student(pipeline, student, mistakes)
-    candidates = _candidates(pipeline, teachers, judged_by, mistakes)
-    if mistakes or judged_by is None:
+    student_name = _student(pipeline, student, mistakes)
+    candidates = _candidates(pipeline, teachers, student_name, mistakes)
+    if mistakes or student_name is None:
         raise UserError(mistakes)
     sources = {name for one in candidates for name in one.stage.inputs}
     stages = [stage for stage in pipeline.stages if stage.id in sources]
     stages += [one.stage for one in candidates]
-    stages += _verifying(pipeline, tuple(one.stage.id for one in candidates))
-    stages.append(_measuring(pipeline, judged_by, window, stages[-1].id))
+    stages += _verify_stages(pipeline, tuple(one.stage.id for one in candidates))
+    stages.append(_measure_stage(pipeline, student_name, window, stages[-1].id))
     derived = pipeline.model_copy(
         update={"name": f"{pipeline.name}-teachers", "stages": tuple(stages), "limit": problems}
     )
-    used = {judged_by, *(name for stage in stages for name in stage.model_names)}
+    used = {student_name, *(name for stage in stages for name in stage.model_names)}
     environment = Environment(pipeline.project.root, environ)
-    wrong = [mistake for name in sorted(used) for mistake in _lacks(name, pipeline.models[name], environment)]
-    wrong += stage_of(stages[-1]).check(stages[-1], derived)
-    if wrong:
-        raise UserError([replace(one, file=one.file or pipeline.file) for one in wrong])
-    return Trial(derived, judged_by, candidates)
+    unmet = [mistake for name in sorted(used) for mistake in _missing(name, pipeline.models[name], environment)]
+    unmet += stage_of(stages[-1]).check(stages[-1], derived)
+    if unmet:
+        raise UserError([replace(one, file=one.file or pipeline.file) for one in unmet])
+    return Trial(derived, student_name, candidates)
 
 
 def _student(pipeline: Pipeline, named: str | None, mistakes: list[Mistake]) -> str | None:
@@ -96,7 +96,7 @@ def _student(pipeline: Pipeline, named: str | None, mistakes: list[Mistake]) -> 
     found = [named] if named is not None else measured or loaded
     if len(found) != 1:
         text = f"which student? {', '.join(found)}" if found else "no student: no model is `use: transformers`"
-        hint = "say --student NAME" if found else "declare one under models:"
+        hint = "use --student NAME" if found else "declare one under models:"
         mistakes.append(Mistake(text, pipeline.file, hint=hint))
         return None
     return found[0]
@@ -107,16 +107,16 @@ def _candidates(
 ) -> tuple[Candidate, ...]:
     sampling = [stage for stage in pipeline.stages if stage.verb == "sample"]
     if not sampling:
-        mistakes.append(Mistake("no teacher to try: no stage samples", pipeline.file))
+        mistakes.append(Mistake("no teacher to try: the pipeline has no sample stage", pipeline.file))
         return ()
-    found = [Candidate(_once(stage), stage_of(stage).asks(stage, pipeline) or "") for stage in sampling]
+    found = [Candidate(_single_sample(stage), stage_of(stage).asks(stage, pipeline) or "") for stage in sampling]
     chat = next((stage for stage in sampling if stage.op == CHAT), None)
     used = {name for stage in pipeline.stages for name in stage.model_names}
     others = [name for name, spec in pipeline.models.items() if not spec.in_process]
     if chat is not None:
         asked = [name for name in others if name not in {*used, student} or name in only]
         there = {one.model for one in found}
-        found += [Candidate(_like(chat, name), name) for name in asked if name not in there]
+        found += [Candidate(_with_model(chat, name), name) for name in asked if name not in there]
     known = {one.model for one in found} | set(others if chat is not None else ())
     for name in only:
         if name not in known:
@@ -124,19 +124,19 @@ def _candidates(
     return tuple(one for one in found if not only or one.model in only)
 
 
-def _once(stage: StageSpec[Any]) -> StageSpec[Any]:
-    """Return a sample stage that takes the first of its samples."""
+def _single_sample(stage: StageSpec[Any]) -> StageSpec[Any]:
+    """Return a copy of a sample stage with one sample."""
     return stage.model_copy(update={"params": stage.params.model_copy(update={"samples": 1})})
 
 
-def _like(stage: StageSpec[Any], model: str) -> StageSpec[Any]:
-    """Return a stage that samples from another model as `stage` does from its own."""
-    once = _once(stage)
+def _with_model(stage: StageSpec[Any], model: str) -> StageSpec[Any]:
+    """Return a copy of a sample stage with another model."""
+    once = _single_sample(stage)
     return once.model_copy(update={"id": f"teacher-{model}", "params": once.params.model_copy(update={"model": model})})
 
 
-def _verifying(pipeline: Pipeline, inputs: tuple[str, ...]) -> Iterator[StageSpec[Any]]:
-    """Yield the pipeline's own verification, put behind the teachers on trial."""
+def _verify_stages(pipeline: Pipeline, inputs: tuple[str, ...]) -> Iterator[StageSpec[Any]]:
+    """Yield the pipeline's verification stages, after the teachers."""
     policies = [stage.params for stage in pipeline.stages if stage.op == VERIFY]
     yield _stage(pipeline, CHECKED, VERIFY, policies[0] if policies else STAGES.get(VERIFY).Params(), inputs)
     judges = [stage.params for stage in pipeline.stages if stage.op == JUDGE]
@@ -144,7 +144,7 @@ def _verifying(pipeline: Pipeline, inputs: tuple[str, ...]) -> Iterator[StageSpe
         yield _stage(pipeline, "teachers-judged", JUDGE, judges[0], (CHECKED,))
 
 
-def _measuring(pipeline: Pipeline, student: str, window: int | None, checked: str) -> StageSpec[Any]:
+def _measure_stage(pipeline: Pipeline, student: str, window: int | None, checked: str) -> StageSpec[Any]:
     own = [params for params in _measures(pipeline) if params.student == student]
     params = own[0] if own else STAGES.get(MEASURE).Params(student=student)
     if window is not None:
@@ -161,8 +161,8 @@ def _stage(pipeline: Pipeline, stage_id: str, op: str, params: Frozen, inputs: t
     return StageSpec(id=stage_id, verb=verb, name=name, inputs=inputs, params=params, file=pipeline.file, line=1)
 
 
-def _lacks(name: str, spec: ModelSpec, environment: Environment) -> Iterator[Mistake]:
-    """Yield what a model needs and this machine does not have."""
+def _missing(name: str, spec: ModelSpec, environment: Environment) -> Iterator[Mistake]:
+    """Yield the requirements of a model that this machine does not meet."""
     unset = [variable for variable in env_names(spec) if not environment.environ.get(variable)]
     yield from (Mistake(f"model {name!r}: the environment variable {variable} is not set") for variable in unset)
     for mistake in () if unset else spec.check(environment):

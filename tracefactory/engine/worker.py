@@ -1,7 +1,7 @@
-"""What runs shards: in this process (inline executor) or inside a Ray actor, the same code either way.
+"""The worker that runs shards, in this process (inline executor) or in a Ray actor.
 
-A worker owns what is expensive to start (clients, model endpoints, verifier processes, the request store) and starts it
-when a shard first needs it.
+A worker owns resources that are expensive to start (clients, model endpoints, verifier processes, the request store)
+and starts them when a shard first needs them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pydantic import SecretStr
 from tracefactory.core.errors import Interrupted, RunError
 from tracefactory.core.model import ChatRequest, Environment, EnvStr, ModelSpec, RequestFailed
 from tracefactory.core.pipeline import Pipeline
+from tracefactory.core.plugins import use
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import Answer, Closing, Completer, Kept, Record, Work
 from tracefactory.engine.identity import rows_of
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """All a worker needs to know. `environ` holds just the variables that the pipeline's models name."""
+    """The setup of a worker. `environ` has only the variables that the pipeline's models name."""
 
     pipeline: Pipeline
     keys: Mapping[str, str]
@@ -52,9 +53,10 @@ class WorkerSetup:
 
 
 class Worker:
-    """Runs shards of any stage of one pipeline, and is the `Services` of the stages it runs."""
+    """Runs shards of the stages of one pipeline, and provides the `Services` of these stages."""
 
     def __init__(self, setup: WorkerSetup, verifier_processes: int, placement: Placement) -> None:
+        use(*setup.pipeline.project_plugins)
         self.setup = setup
         self.placement = placement
         self.verifier_processes = verifier_processes
@@ -68,17 +70,17 @@ class Worker:
         self._lock = RunLock(setup.root, setup.run_id)
         self._clients: dict[str, ChatClient] = {}
         self._slots: dict[str, asyncio.Semaphore] = {}
-        self._paying: dict[str, asyncio.Future[Record]] = {}
+        self._in_flight: dict[str, asyncio.Future[Record]] = {}
         self._verifiers: VerifierPool | None = None
-        self._kept: dict[str, Closing] = {}
+        self._resources: dict[str, Closing] = {}
 
     def job(self, stage_id: str, index: int, layouts: Mapping[str, int], inputs: Mapping[str, str]) -> ShardJob:
-        """Return what is to be done for one shard; `layouts` has the number of shards of every stage up to it."""
+        """Return the job for one shard; `layouts` has the numbers of shards of this stage and the stages above it."""
         rows = rows_of(stage_id, self.pipeline, self.setup.root, self.setup.keys, layouts)
         return ShardJob(self.pipeline.stage(stage_id), self.pipeline, rows, index, self.run_id, inputs)
 
     async def run_shard(self, stage_id: str, index: int, layouts: Mapping[str, int]) -> ShardRecord | None:
-        """Run one shard, or find it done from the same inputs. None means that the run is being drained."""
+        """Run one shard unless it is done with the same inputs; return None when the run is being drained."""
         if self.draining:
             return None
         count = layouts[stage_id]
@@ -101,13 +103,13 @@ class Worker:
     async def run_whole(
         self, stage_id: str, layouts: Mapping[str, int], inputs: Mapping[str, str], reports: Sequence[Any] = ()
     ) -> list[ShardRecord]:
-        """Run a source, a stage that decides from the columns of all shards, or the end of a release.
+        """Run a source, a stage that decides from the columns of all shards, or the last step of a release.
 
         Args:
             stage_id: the stage.
-            layouts: the number of shards of every stage above it.
+            layouts: the numbers of shards of the stages above it.
             inputs: the digests of its input stages.
-            reports: what `write_range` returned for each range of a release.
+            reports: the results of `write_range` for each range of a release.
         """
         job = self.job(stage_id, 0, {**layouts, stage_id: 1}, inputs)
         work = job.op.work(job.stage, self.pipeline)
@@ -128,11 +130,11 @@ class Worker:
     async def complete(
         self, model: str, requests: Sequence[ChatRequest], stage_id: str, client: Completer | None = None
     ) -> list[Answer]:
-        """Return an answer for every request, in order: from the store, or paid for and stored as it arrives.
+        """Return an answer for every request, in order, from the store or from the model; new completions are stored.
 
-        A request that fails is returned as its failure and costs its siblings nothing. When the run is being drained,
-        what is in flight is awaited and stored before `Interrupted` is raised. `client` answers in place of the model's
-        own client; the slots and prices are the model's.
+        A failed request is returned as its failure and does not affect the others. When the run is being drained,
+        requests in flight are finished and stored before `Interrupted` is raised. `client` replaces the model's own
+        client, with the slots and prices of the model.
         """
         stored = self._stored(requests)
         missing = {request.key: request for request in requests if request.key not in stored}
@@ -151,7 +153,7 @@ class Worker:
         return self.requests.get(keys)
 
     def _stored(self, requests: Sequence[ChatRequest]) -> dict[str, Record]:
-        """Return what is stored of some requests by their key, also where it lies under a key of version 1."""
+        """Return the stored records of requests by their keys, including records under keys of version 1."""
         found: dict[str, Record] = dict(self.requests.get(request.key for request in requests))
         if self.requests.has_v1_keys:
             older = {request.key_v1: request.key for request in requests if request.key not in found}
@@ -160,11 +162,11 @@ class Worker:
         return found
 
     async def _pay(self, model: str, request: ChatRequest, stage_id: str, client: Completer | None) -> Record:
-        if (running := self._paying.get(request.key)) is not None:
+        if (running := self._in_flight.get(request.key)) is not None:
             return await asyncio.shield(running)
-        if request.key in self.requests:  # another shard paid for it since the store was read
+        if request.key in self.requests:  # another shard has paid for it since the store was read
             return self.requests.get([request.key])[request.key]
-        async with self._paying_for(request.key) as paid, self._slot(model):
+        async with self._share_request(request.key) as paid, self._slot(model):
             if self.draining:
                 raise Interrupted
             live = self.numbers[stage_id]
@@ -173,8 +175,8 @@ class Worker:
                 completion = await (client or self.client(model)).complete(request)
             except RequestFailed as failed:
                 if failed.kind in FATAL:
-                    self.drain()  # every other request would fail alike
-                    raise RunError(f"{stage_id}: {model} refuses every request: {failed.message}") from failed
+                    self.drain()  # all other requests would fail too
+                    raise RunError(f"{stage_id}: {model} rejects every request: {failed.message}") from failed
                 raise
             finally:
                 live["in_flight"] -= 1
@@ -195,7 +197,7 @@ class Worker:
         return record
 
     def client(self, model: str, served_as: tuple[str, ModelSpec] | None = None) -> ChatClient:
-        """Return the one client of a model; its endpoint starts with the first request."""
+        """Return the client of a model; its endpoint is started by the first request."""
         name = model if served_as is None else f"{model}-{served_as[0]}"
         if name not in self._clients:
             spec = self.pipeline.models[model] if served_as is None else served_as[1]
@@ -207,9 +209,9 @@ class Worker:
         return self._clients[name]
 
     def keep(self, name: str, make: Callable[[], Kept]) -> Kept:
-        if name not in self._kept:
-            self._kept[name] = make()
-        return cast(Kept, self._kept[name])
+        if name not in self._resources:
+            self._resources[name] = make()
+        return cast(Kept, self._resources[name])
 
     @property
     def environment(self) -> Environment:
@@ -227,19 +229,19 @@ class Worker:
         return SecretStr(value.resolve(self.environment.environ))
 
     def progress(self) -> dict[str, dict[str, float]]:
-        """Return what was done so far by stage: requests, tokens, cost, requests in flight."""
+        """Return live numbers by stage: requests, tokens, cost, requests in flight."""
         return {stage: dict(numbers) for stage, numbers in self.numbers.items()}
 
     def notices(self) -> dict[str, str]:
-        """Return by model what a person waiting for it should know."""
+        """Return the notices for the user by model."""
         return {name: client.notice for name, client in self._clients.items() if client.notice}
 
     def drain(self) -> None:
-        """Send no further requests; those in flight are awaited and stored."""
+        """Send no further requests; those in flight are finished and stored."""
         self.draining = True
 
     async def close(self) -> None:
-        for one in (*self._clients.values(), *self._kept.values()):
+        for one in (*self._clients.values(), *self._resources.values()):
             await one.close()
         if self._verifiers is not None:
             self._verifiers.close()
@@ -252,15 +254,15 @@ class Worker:
         return self._slots[model_name]
 
     @asynccontextmanager
-    async def _paying_for(self, key: str) -> AsyncIterator[asyncio.Future[Record]]:
-        """Let others who want the same request wait for this one instead of paying again."""
+    async def _share_request(self, key: str) -> AsyncIterator[asyncio.Future[Record]]:
+        """Let other callers with the same request wait for this one instead of paying again."""
         future: asyncio.Future[Record] = asyncio.get_running_loop().create_future()
-        self._paying[key] = future
+        self._in_flight[key] = future
         try:
             yield future
         except BaseException as error:
             future.set_exception(error)
-            future.exception()  # nobody may be waiting; mark it as seen
+            future.exception()  # mark as retrieved: there may be no waiter
             raise
         finally:
-            del self._paying[key]
+            del self._in_flight[key]

@@ -19,10 +19,10 @@ from tracefactory.core.decisions import Decision
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.rows import Kind, Row
+from tracefactory.core.source_code import line_of, source_digest
 from tracefactory.core.tables import frame_of
 from tracefactory.filters.api import FilterFailed, FilterMark, Params, Rule, mark_of
 from tracefactory.filters.checks import check_function, check_source, one_filter
-from tracefactory.filters.digests import source_digest
 
 
 @dataclass(frozen=True)
@@ -230,8 +230,8 @@ def _compile(name: str, file: str, source: str) -> _Compiled:
         exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)
     except Exception as error:
         del sys.modules[module.__name__]
-        line = next((f.lineno for f in reversed(traceback.extract_tb(error.__traceback__)) if f.filename == file), None)
-        raise UserError(Mistake(f"does not load: {type(error).__name__}: {error}", Path(file), line)) from error
+        message = f"does not load: {type(error).__name__}: {error}"
+        raise UserError(Mistake(message, Path(file), line_of(error, file))) from error
     function = getattr(module, name, None)
     mark = mark_of(function)
     if not isinstance(function, types.FunctionType) or mark is None:

@@ -1,4 +1,4 @@
-"""Split mathematics at signs that stand outside every bracket."""
+"""Split mathematics at separators outside all brackets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _GROUPED = re.compile(r"-?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
 
 
 def split_top(text: str, separator: re.Pattern[str]) -> list[str]:
-    """Split at the separators that stand outside every bracket; `]0,1[` counts as brackets too."""
+    """Split at the separators outside all brackets, including outward brackets as in `]0,1[`."""
     level, start, pieces, position = 0, 0, [], 0
     while position < len(text):
         sign = text[position]
@@ -55,7 +55,7 @@ def _inside_word(text: str, match: re.Match[str]) -> bool:
 
 
 def balanced(text: str) -> bool:
-    """Whether brackets close in order; the two signs of one pair need not match, as in `[0, 1)`."""
+    """Return whether every bracket is closed; the two of a pair may differ in shape, as in `[0, 1)`."""
     level = 0
     for sign in text:
         if sign in _OPEN:

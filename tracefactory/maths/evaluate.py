@@ -1,8 +1,8 @@
-"""What an expression is worth: exactly as a fraction where it is rational, else to 60 digits.
+"""Evaluate expressions: exactly as a fraction where they are rational, else to 60 digits.
 
-Two expressions are taken as identical when they agree at random points (Schwartz 1980, Zippel 1979; here with high-
-precision numbers instead of finite fields, so that roots and elementary functions are covered). Disagreement at one
-point is a proof; agreement at all points to 45 digits is not, but no identity that fails has been seen to pass.
+Two expressions count as identical when they agree at random points (Schwartz 1980, Zippel 1979; here with high-
+precision numbers instead of finite fields, so that roots and elementary functions are covered). A difference at one
+point is a proof; agreement at all points to 45 digits is not, but no false identity has been observed to pass.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _mp.dps = DIGITS
 
 
 class IrrationalError(ValueError):
-    """The expression has no value that a fraction holds, or one too large to write out."""
+    """The expression has no rational value, or one that is too large."""
 
 
 class UnboundedError(ValueError):
-    """The expression cannot be evaluated within the limits on size, or has no value there."""
+    """The expression cannot be evaluated within the size limits, or has no value at this point."""
 
 
 def rational(node: Node) -> Fraction:
     """Return the exact value of a closed rational expression.
 
     Raises:
-        IrrationalError: for variables, roots that do not come out, and numbers of more than 32768 bits.
+        IrrationalError: for variables, irrational roots, and numbers of more than 32768 bits.
     """
     match node.op:
         case "num":
@@ -99,7 +99,7 @@ def _integer_root(value: int, degree: int) -> int:
         else:
             high = middle - 1
     if low**degree != value:
-        raise IrrationalError("a root that does not come out")
+        raise IrrationalError("an irrational root")
     return low
 
 
@@ -139,7 +139,7 @@ def numeric(node: Node, at: Mapping[str, Number]) -> Number:
     """Return the value of `node` to 60 digits, with its variables taken from `at`.
 
     Raises:
-        UnboundedError: when it has no value there or is too large to compute quickly.
+        UnboundedError: when it has no value at this point or is too large to compute quickly.
     """
     try:
         value = _numeric(node, at)
@@ -211,7 +211,7 @@ INFINITY: Number = _mp.inf
 
 
 def finite(value: Number) -> bool:
-    """Whether a number is not infinite."""
+    """Return whether a number is not infinite."""
     return bool(_mp.isfinite(value))
 
 
@@ -237,22 +237,22 @@ def constant(node: Node) -> Number:
 
 
 def close(left: Number, right: Number, digits: int = TOLERANCE_DIGITS) -> bool:
-    """Whether two numbers agree to `digits` digits, relative to the larger of them and 1e-6."""
+    """Return whether two numbers agree to `digits` digits, relative to the larger of them and 1e-6."""
     scale = max(abs(left), abs(right), _mp.mpf("1e-6"))
     return bool(abs(left - right) <= scale * _mp.mpf(10) ** -digits)
 
 
 def identical(left: Node, right: Node) -> bool:
-    """Whether two expressions are the same function of their variables.
+    """Return whether two expressions are the same function of their variables.
 
     Raises:
-        UnboundedError: when too few points have a value on both sides to tell.
+        UnboundedError: when both sides have a value at too few points.
     """
     return _same_ratio(left, right, constant_factor=False) is not None
 
 
 def proportional(left: Node, right: Node) -> Number | None:
-    """Return the constant c with left = c * right, or None when there is none (or it is zero)."""
+    """Return the constant c with left = c * right, None when there is no such constant or it is zero."""
     return _same_ratio(left, right, constant_factor=True)
 
 
@@ -283,7 +283,7 @@ def _same_ratio(left: Node, right: Node, *, constant_factor: bool) -> Number | N
         if seen == 6:
             return ratio
     if seen < 3:
-        raise UnboundedError("no points with a value on both sides")
+        raise UnboundedError("too few points with a value on both sides")
     return ratio
 
 

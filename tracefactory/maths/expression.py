@@ -1,8 +1,8 @@
-"""A small parser for mathematical expressions in LaTeX or plain text: a recursive-descent parser into a tree.
+"""A recursive-descent parser for mathematical expressions in LaTeX or plain text.
 
 It covers closed forms (numbers, variables, arithmetic, powers, roots, the elementary functions, binomials,
-factorials, absolute values, floors) and refuses everything else with `UnparsedError`, so that nothing is read by
-half. Depth and length are bounded, so parsing is linear and cannot hang.
+factorials, absolute values, floors) and raises `UnparsedError` for everything else, so that no text is parsed in part.
+Depth and length are bounded, so parsing is linear and terminates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_DEPTH = 60
 
 @dataclass(frozen=True)
 class Node:
-    """One node: `op` with its arguments; a number keeps its value, a symbol or function its name."""
+    """A node of the tree: `op` with its arguments; `value` of a number, `name` of a symbol or function."""
 
     op: str  # num sym add mul div pow neg fn
     args: tuple[Node, ...] = ()
@@ -33,7 +33,7 @@ def parse_expression(text: str) -> Node:
     """Parse normalised text into a tree.
 
     Raises:
-        UnparsedError: when any of it is outside the grammar, too deep or too long.
+        UnparsedError: when the text is outside the grammar, nested too deeply or too long.
     """
     return _Parser(tokenize(text)).parse()
 
@@ -47,7 +47,7 @@ class _Parser:
 
     def parse(self) -> Node:
         if not self.tokens:
-            raise UnparsedError("nothing")
+            raise UnparsedError("empty expression")
         node = self.sum()
         if self.at != len(self.tokens):
             raise UnparsedError(f"unexpected {self.tokens[self.at][1]!r}")
@@ -69,7 +69,7 @@ class _Parser:
     def sum(self) -> Node:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise UnparsedError("too deep")
+            raise UnparsedError("nested too deeply")
         node = self.product()
         while self.peek() in (("op", "+"), ("op", "-")):
             sign = self.take()[1]
@@ -94,7 +94,7 @@ class _Parser:
                 return node
 
     def juxtaposed(self, left: Node) -> Node:
-        """Read a factor written next to the last one; an integer before a fraction is a mixed number."""
+        """Parse a factor next to the last one; an integer before a fraction is a mixed number."""
         start = self.at
         right = self.power()
         if left.op == "num" and left.value.denominator == 1 and self.tokens[start - 1][0] == "num":
@@ -106,23 +106,23 @@ class _Parser:
             if right.op == "num" and self.tokens[start][0] == "num":
                 return self.mixed(left, right)
         if right.op == "num" and self.tokens[start][0] == "num":
-            raise UnparsedError("a number right after a factor")
+            raise UnparsedError("number directly after a factor")
         return Node("mul", (left, right))
 
     def mixed(self, whole: Node, numerator: Node) -> Node:
-        """Read `2 1/3`."""
+        """Parse `2 1/3`."""
         if self.peek() == ("op", "/") and self.peek(1)[0] == "num":
             self.take()
             denominator = Fraction(self.take()[1])
             if denominator and numerator.value < denominator and self.peek() != ("op", "/"):
                 return Node("num", value=whole.value + numerator.value / denominator)
-        raise UnparsedError("two numbers side by side")
+        raise UnparsedError("two adjacent numbers")
 
     def unary(self) -> Node:
         if self.peek() in (("op", "-"), ("op", "+")):
             self.depth += 1
             if self.depth > MAX_DEPTH:
-                raise UnparsedError("too deep")
+                raise UnparsedError("nested too deeply")
             sign = self.take()[1]
             inner = self.unary()
             # -2 1/3 and -x y: the sign belongs to the whole product
@@ -138,11 +138,11 @@ class _Parser:
             self.take()
             self.depth += 1
             if self.depth > MAX_DEPTH:
-                raise UnparsedError("too deep")
+                raise UnparsedError("nested too deeply")
             node = self.postfix(Node("pow", (node, self.argument())))
             self.depth -= 1
             if self.peek() == ("op", "^"):
-                raise UnparsedError("an ambiguous tower of powers")
+                raise UnparsedError("ambiguous nested powers")
         return node
 
     def postfix(self, node: Node) -> Node:
@@ -163,7 +163,7 @@ class _Parser:
         return kind in ("num", "sym")
 
     def argument(self) -> Node:
-        """Read the argument of a command or an exponent: a group, or a single digit, letter or command."""
+        """Parse the argument of a command or an exponent: a group, or a single digit, letter or command."""
         kind, text = self.peek()
         if (kind, text) == ("op", "{"):
             return self.group("{", "}")
@@ -210,10 +210,10 @@ class _Parser:
             self.bars -= 1
             self.expect("|")
             return Node("fn", (node,), name="abs")
-        raise UnparsedError(f"unexpected {text!r}" if text else "the text ends early")
+        raise UnparsedError(f"unexpected {text!r}" if text else "unexpected end")
 
     def choose(self) -> Node:
-        """Read C(n, k); C(x) alone is C times x."""
+        """Parse C(n, k) as a binomial; C(x) is C times x."""
         start = self.at
         self.expect("(")
         above = self.sum()
@@ -229,7 +229,7 @@ class _Parser:
         if name == "frac":
             above = self.argument()
             if self.peek() == ("num", ""):
-                raise UnparsedError("a fraction without denominator")
+                raise UnparsedError("fraction without denominator")
             self.mark("frac")
             return Node("div", (above, self.argument()))
         if name == "binom":
@@ -241,7 +241,7 @@ class _Parser:
         if name in ("lfloor", "lceil"):
             node = self.sum()
             if self.take() != ("cmd", "r" + name[1:]):
-                raise UnparsedError("an open floor or ceiling")
+                raise UnparsedError("unclosed floor or ceiling")
             return Node("fn", (node,), name="floor" if name == "lfloor" else "ceil")
         if name in FUNCTIONS:
             return self.function(name)
@@ -249,10 +249,10 @@ class _Parser:
             return self.accented(name)
         if name in GREEK or name == "infty":
             return Node("sym", name=self.subscripted("\\" + name if name not in ("pi", "infty") else name))
-        raise UnparsedError(f"the command {name!r}")
+        raise UnparsedError(f"unknown command {name!r}")
 
     def mark(self, command: str) -> None:
-        """Let the next argument know that it belongs to `command`, for single-digit arguments."""
+        """Mark the next argument as belonging to `command`, whose arguments can be single digits."""
         kind, text = self.peek()
         if kind == "num" and "." not in text:
             if len(text) > 1:
@@ -275,20 +275,20 @@ class _Parser:
             while self.peek() != ("op", "}"):
                 kind, text = self.take()
                 if kind not in ("sym", "num"):
-                    raise UnparsedError(f"an accent over {text!r}")
+                    raise UnparsedError(f"accent over {text!r}")
                 parts.append(text)
             self.take()
         else:
             kind, text = self.take()
             if kind != "sym":
-                raise UnparsedError(f"an accent over {text!r}")
+                raise UnparsedError(f"accent over {text!r}")
             parts.append(text)
         if name in ("overline", "bar", "dot") and all(part[0].isdigit() for part in parts):
-            raise UnparsedError("a repeating decimal")
+            raise UnparsedError("repeating decimal")
         return Node("sym", name=self.subscripted(f"{name}:{''.join(parts)}"))
 
     def subscripted(self, name: str) -> str:
-        """Make a subscript, and a prime in an exponent, part of the symbol's name."""
+        """Return the symbol's name with its subscripts."""
         while self.peek() == ("op", "_"):
             self.take()
             kind, text = self.take()
@@ -297,12 +297,12 @@ class _Parser:
                 while self.peek() != ("op", "}"):
                     kind, text = self.take()
                     if kind == "end":
-                        raise UnparsedError("an open subscript")
+                        raise UnparsedError("unclosed subscript")
                     inner.append(text)
                 self.take()
                 text = "".join(inner)
             elif kind == "end":
-                raise UnparsedError("an open subscript")
+                raise UnparsedError("unclosed subscript")
             elif kind == "num" and len(text) > 1:  # x_12 is x_1 2 in LaTeX
                 self.at -= 1
                 self.tokens[self.at] = ("num", text[1:], False)
@@ -347,7 +347,7 @@ class _Parser:
             self.bars = bars
             self.expect({"(": ")", "{": "}", "[": "]"}[opening[1]])
             if len(found) > 1 and name in _SINGLE_ARGUMENT:
-                raise UnparsedError(f"{name} of several things")
+                raise UnparsedError(f"{name} with several arguments")
             return tuple(found)
         node = self.unary()
         while self.starts_factor() and not (self.peek()[0] == "cmd" and self.peek()[1] in FUNCTIONS):

@@ -1,7 +1,7 @@
-"""Ask math-verify (and through it sympy) about two expressions the exact rules could not decide.
+"""Compare two expressions with math-verify (and through it sympy) when the exact rules cannot decide.
 
-Runs only in a process that may be killed: sympy has no limits of its own. Both directions are asked, because
-math-verify's comparison is not symmetric, and no time-out of its own is used, because that would read as "not equal".
+Use this only in a process that may be killed, because sympy has no limits. Both directions are compared, because
+math-verify's comparison is not symmetric; its time-out is disabled, because it would be reported as "not equal".
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from types import ModuleType
 
 
 class UnknownError(Exception):
-    """The computer algebra system could not read one of the two."""
+    """The computer algebra system could not parse one of the two expressions."""
 
 
 @lru_cache(maxsize=1)
 def library() -> ModuleType:
-    """Import math-verify when it is first needed: it takes most of a second, and only worker processes need it."""
+    """Import math-verify at its first use: this takes most of a second, and only worker processes need it."""
     return importlib.import_module("math_verify")
 
 
@@ -25,7 +25,7 @@ def equivalent(left: str, right: str) -> bool:
     """Return whether math-verify finds the two equal in either direction.
 
     Raises:
-        UnknownError: when it cannot read one of them.
+        UnknownError: when it cannot parse one of them.
     """
     one, two = _parsed(left), _parsed(right)
     return any(
@@ -38,5 +38,5 @@ def _parsed(text: str) -> list[object]:
     config = (library().LatexExtractionConfig(), library().ExprExtractionConfig())
     found: list[object] = library().parse(f"${text}$", config, parsing_timeout=None, raise_on_error=True)
     if not found or all(isinstance(item, str) for item in found):
-        raise UnknownError(f"cannot read {text[:200]!r}")
+        raise UnknownError(f"cannot parse {text[:200]!r}")
     return found

@@ -1,4 +1,4 @@
-"""Cut normalised mathematics into tokens."""
+"""Tokenise normalised mathematics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_TOKENS = 1500
 
 
 class UnparsedError(ValueError):
-    """The text is not an expression this grammar knows."""
+    """The text is not an expression of the grammar."""
 
 
 _WORDS = {
@@ -54,7 +54,7 @@ def tokenize(text: str) -> list[Token]:
             tokens.append((kind, match[kind], spaced))
         spaced = False
         if len(tokens) > MAX_TOKENS:
-            raise UnparsedError("too long")
+            raise UnparsedError(f"more than {MAX_TOKENS} tokens")
     return tokens
 
 
@@ -63,12 +63,12 @@ def _word(word: str, spaced: bool) -> list[Token]:
     if bare in FUNCTIONS or bare in _WORDS:
         return [("cmd", _WORDS.get(bare, bare), spaced)]
     if bare.lower() in PROSE:
-        raise UnparsedError(f"the word {word!r}")
+        raise UnparsedError(f"unknown word {word!r}")
     if len(bare) > 3:
         for name in sorted(FUNCTIONS | _WORDS.keys(), key=len, reverse=True):  # 2sqrt, xsin
             if len(name) > 2 and bare.endswith(name) and len(bare) - len(name) <= 2:
                 return [*_word(bare[: -len(name)], spaced), ("cmd", _WORDS.get(name, name), False)]
-        raise UnparsedError(f"the word {word!r}")
+        raise UnparsedError(f"unknown word {word!r}")
     letters: list[Token] = [("sym", letter, spaced and index == 0) for index, letter in enumerate(bare)]
     primes = word[len(bare) :]
     if primes:

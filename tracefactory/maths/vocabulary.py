@@ -1,4 +1,4 @@
-"""The word lists of the answer grammar."""
+"""Word lists of the answer grammar."""
 
 from __future__ import annotations
 

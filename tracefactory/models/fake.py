@@ -13,15 +13,14 @@ from tracefactory.serving.managed import ManagedEndpoint
 
 @MODELS.register("fake")
 class FakeSpec(ModelSpec):
-    """A scripted teacher for tests of pipelines, filters and clients.
+    """A scripted teacher for tests of pipelines, filters and clients."""
 
-    `request_log` is a file, relative to the project, that the server appends every request to.
-    """
-
-    use: Literal["fake"] = "fake"
-    model: str = "fake"
-    script: FakeScript = Field(default_factory=FakeScript)
-    request_log: EnvStr = EnvStr("")
+    use: Literal["fake"] = Field(default="fake", description="The kind of model.")
+    model: str = Field(default="fake", description="A name; another one is another model.")
+    script: FakeScript = Field(default_factory=FakeScript, description="How it behaves.")
+    request_log: EnvStr = Field(
+        default=EnvStr(""), description="A file, from the project's folder, that every request is appended to."
+    )
 
     @property
     def provider_label(self) -> str:

@@ -27,22 +27,27 @@ _ENGINE = "pip install xllamacpp"
 class LocalSpec(ModelSpec):
     """A GGUF file served by llama.cpp through xllamacpp, in a process that starts at the first request.
 
-    `model` is `packaged:smollm2-135m` or the path of a GGUF file (from the project's folder; env:NAME works). `slots`
-    is how many completions are decoded together (default: `concurrency`), `ctx_per_slot` the tokens that the prompt and
-    the completion of one of them may take, `threads` the CPU threads (default: one per core). `top_k` and `min_p` are
-    sent with every request that does not set them; the values are llama.cpp's own defaults, written down so that no
-    update of it changes rows.
+    The defaults of `top_k` and `min_p` are llama.cpp's own, written down so that no update of it changes rows.
     """
 
-    use: Literal["local"] = "local"
-    model: EnvStr
-    concurrency: int = Field(default=8, ge=1, le=256)
-    slots: int | None = Field(default=None, ge=1, le=256)
-    ctx_per_slot: int = Field(default=4096, ge=64)
-    threads: int | None = Field(default=None, ge=1)
-    gpu_layers: int = Field(default=0, ge=0)
-    top_k: int = Field(default=40, ge=0)
-    min_p: float = Field(default=0.05, ge=0, le=1)
+    use: Literal["local"] = Field(default="local", description="The kind of model.")
+    model: EnvStr = Field(
+        description="packaged:smollm2-135m, or a GGUF file from the project's folder; env:NAME works."
+    )
+    concurrency: int = Field(default=8, ge=1, le=256, description="Requests in flight.")
+    slots: int | None = Field(
+        default=None, ge=1, le=256, description="Completions that are decoded together; null is `concurrency`."
+    )
+    ctx_per_slot: int = Field(default=4096, ge=64, description="Tokens that prompt and completion may take together.")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; null is one per core.")
+    gpu_layers: int = Field(default=0, ge=0, description="Layers that are put on the GPU.")
+    top_k: int = Field(default=40, ge=0, description="Tokens drawn from, of a request that does not say; 0 is all.")
+    min_p: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="Least probability of a token, as a share of the likeliest one's, of a request that does not say.",
+    )
 
     @property
     def provider_label(self) -> str:

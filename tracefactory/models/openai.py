@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from tracefactory.core.checkpoint import Checkpoint, local_path
 from tracefactory.core.model import MODELS, ChatRequest, Endpoint, Environment, EnvStr, ModelSpec
@@ -13,24 +13,28 @@ from tracefactory.serving.managed import FixedEndpoint
 
 @MODELS.register("openai")
 class OpenAISpec(ModelSpec):
-    """A model behind one or more base URLs (usually ending in /v1) that serve it alike.
+    """A model behind one or more base URLs that serve it alike."""
 
-    `api_key` must be written as env:NAME. `provider` names who serves the model and is part of its identity: the same
-    name may mean other weights or another quantisation elsewhere. `prefill` says how the server continues a beginning
-    of its own turn: `plain` takes a last assistant message as it is; `vllm` needs flags for it; `llama.cpp` repeats the
-    beginning in its answer, from which it is then removed.
-
-    `tokenizer` is needed where tokens are exchanged with a vLLM server (decoding together with another model): the
-    folder of the served checkpoint, or its Hugging Face id with `tokenizer_revision`.
-    """
-
-    use: Literal["openai"] = "openai"
-    base_url: EnvStr | tuple[EnvStr, ...]
-    api_key: EnvStr = EnvStr("")
-    provider: str = ""
-    prefill: Literal["plain", "vllm", "llama.cpp"] = "plain"
-    tokenizer: EnvStr = EnvStr("")
-    tokenizer_revision: str = ""
+    use: Literal["openai"] = Field(default="openai", description="The kind of model.")
+    base_url: EnvStr | tuple[EnvStr, ...] = Field(
+        description="The address of the server, or several of them, usually ending in /v1; env:NAME works."
+    )
+    api_key: EnvStr = Field(default=EnvStr(""), description="The key for the server, as env:NAME.")
+    provider: str = Field(
+        default="",
+        description="Who serves the model: elsewhere the same name may mean other weights or another quantisation.",
+    )
+    prefill: Literal["plain", "vllm", "llama.cpp"] = Field(
+        default="plain",
+        description="How the server continues a beginning of its own turn: plain takes a last assistant message as it "
+        "is, vllm needs flags for it, llama.cpp repeats it in its answer, from which it is removed.",
+    )
+    tokenizer: EnvStr = Field(
+        default=EnvStr(""),
+        description="Where tokens are exchanged with a vLLM server (to decode together with another model): the folder "
+        "of the served checkpoint, or its Hugging Face id.",
+    )
+    tokenizer_revision: str = Field(default="", description="The revision of a tokenizer from the Hub.")
 
     @field_validator("base_url")
     @classmethod

@@ -17,30 +17,41 @@ from tracefactory.models.local import PACKAGED, packaged_weights
 class TransformersSpec(ModelSpec):
     """A causal language model in the worker's own memory, in torch: for decoding by two models and for token scores.
 
-    `model` is a Hugging Face id with a pinned `revision`, the folder of a checkpoint, a `.gguf` file (a path: absolute,
-    or beginning with `.` or `~`, or ending in `.gguf`; from the project's folder; env:NAME works), or
-    `packaged:smollm2-135m`. The other
-    fields are those of `Checkpoint`. On Ray, `replicas` workers hold the model, each with `gpus` GPUs of its own; the
-    inline executor has one, on whatever is there. Two models that decode together live on the teacher's workers.
-    `concurrency` is how many traces are decoded together by each. In float32 and below, the
-    rounding of a pass depends on what it is batched with, so that two runs can part at near-ties; float64 is exact to
-    the token, at about twice the time. Nothing serves this model over HTTP, so `sample: chat` cannot use it.
+    On Ray, `replicas` workers hold the model; the inline executor has one, on whatever is there. Two models that decode
+    together live on the teacher's workers, and `concurrency` is how many traces are decoded together by each. Nothing
+    serves this model over HTTP, so `sample: chat` cannot use it.
     """
 
     in_process = scores_tokens = True
 
-    use: Literal["transformers"] = "transformers"
-    model: EnvStr
-    tokenizer: str | None = None
-    tokenizer_revision: str | None = None
-    chat_template: EnvStr | None = None
-    reasoning: Literal["inline", "field"] = "inline"
-    dtype: Literal["float64", "float32", "bfloat16", "float16"] = "float32"
-    device: str = "auto"
-    max_batch_tokens: int = Field(default=8192, gt=0)
-    chunk: int = Field(default=256, gt=0)
-    gpus: int = Field(default=0, ge=0)
-    replicas: int = Field(default=1, ge=1)
+    use: Literal["transformers"] = Field(default="transformers", description="The kind of model.")
+    model: EnvStr = Field(
+        description="A Hugging Face id with a pinned `revision`, packaged:smollm2-135m, or from the project's folder a "
+        "checkpoint's folder or a .gguf file (a path: absolute, beginning with . or ~, or ending in .gguf); env:NAME "
+        "works."
+    )
+    tokenizer: str | None = Field(
+        default=None, description="A tokenizer in place of the checkpoint's own: a folder, or a Hugging Face id."
+    )
+    tokenizer_revision: str | None = Field(default=None, description="The revision of a tokenizer from the Hub.")
+    chat_template: EnvStr | None = Field(
+        default=None, description="A Jinja file in the project in place of the tokenizer's chat template."
+    )
+    reasoning: Literal["inline", "field"] = Field(
+        default="inline",
+        description="How the student will be trained to write its reasoning: as <think> text in the answer, or in the "
+        "message's field reasoning_content.",
+    )
+    dtype: Literal["float64", "float32", "bfloat16", "float16"] = Field(
+        default="float32",
+        description="The arithmetic. In float32 and below the rounding of a pass depends on what it is batched with, "
+        "so that two runs can part at near-ties; float64 is exact to the token, at about twice the time.",
+    )
+    device: str = Field(default="auto", description="A torch device; auto is CUDA where there is one, else the CPU.")
+    max_batch_tokens: int = Field(default=8192, gt=0, description="Tokens of one forward pass, padding among them.")
+    chunk: int = Field(default=256, gt=0, description="Positions of one log-softmax.")
+    gpus: int = Field(default=0, ge=0, description="GPUs that each replica has for itself.")
+    replicas: int = Field(default=1, ge=1, description="Workers that hold the model.")
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:

@@ -55,37 +55,42 @@ _INSTALL = "make an environment with `pip install vllm` and name it as `env:`"
 
 @MODELS.register("vllm")
 class VLLMSpec(ModelSpec):
-    """A model served by vLLM in processes of our own.
-
-    `model` is a Hugging Face id with a pinned `revision` (commit or tag), or a local checkpoint folder (a path that
-    begins with `.`, `/` or `~`; env:NAME works). Each of `replicas` servers runs over `gpus` GPUs by tensor
-    parallelism (0: on the CPU). `env` is the Python environment that holds vLLM (a folder with bin/python, or an
-    interpreter; default: this one), so that its pins do not constrain anything else. `engine_args` are arguments of
-    vLLM's API server, `max_model_len: 32768` for `--max-model-len 32768`; `environ` adds environment variables
-    (env:NAME for secrets). `reasoning_parser` names vLLM's parser that splits reasoning from answer; `chat_template`
-    is a Jinja file in the project.
-    For a student, `reasoning` says how it will be trained to write it (see `Checkpoint`).
-
-    `concurrency` counts requests in flight over all replicas. A server has `start_timeout_s` seconds to load, counts as
-    hung after `hang_s` seconds without a sign of life, and is started again at most `restarts` times.
-    """
+    """A model served by vLLM in processes of our own."""
 
     scores_tokens = runs_plugins = True
 
-    use: Literal["vllm"] = "vllm"
-    model: EnvStr
-    gpus: int = Field(default=1, ge=0)
-    replicas: int = Field(default=1, ge=1)
-    env: EnvStr = EnvStr("")
-    engine_args: dict[str, JsonValue] = Field(default_factory=dict)
-    environ: dict[str, EnvStr] = Field(default_factory=dict)
-    reasoning_parser: str = ""
-    chat_template: str = ""
-    reasoning: Literal["inline", "field"] = "inline"
-    concurrency: int = Field(default=256, ge=1, le=8192)
-    start_timeout_s: float = Field(default=1800.0, gt=0)
-    hang_s: float = Field(default=180.0, gt=0)
-    restarts: int = Field(default=5, ge=0)
+    use: Literal["vllm"] = Field(default="vllm", description="The kind of model.")
+    model: EnvStr = Field(
+        description="A Hugging Face id with a pinned `revision` (commit or tag), or the folder of a checkpoint (a path "
+        "that begins with ., / or ~); env:NAME works."
+    )
+    gpus: int = Field(default=1, ge=0, description="GPUs of each server, by tensor parallelism; 0 runs on the CPU.")
+    replicas: int = Field(default=1, ge=1, description="Servers of the model.")
+    env: EnvStr = Field(
+        default=EnvStr(""),
+        description="The Python environment that holds vLLM, so that its pins constrain nothing else: a folder with "
+        "bin/python, or an interpreter; this one by default.",
+    )
+    engine_args: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="Arguments of vLLM's API server: `max_model_len: 32768` for --max-model-len 32768.",
+    )
+    environ: dict[str, EnvStr] = Field(
+        default_factory=dict, description="Environment variables of the servers; env:NAME for secrets."
+    )
+    reasoning_parser: str = Field(default="", description="vLLM's parser that splits reasoning from answer.")
+    chat_template: str = Field(default="", description="A Jinja file in the project in place of the model's own.")
+    reasoning: Literal["inline", "field"] = Field(
+        default="inline",
+        description="Of a student: how it will be trained to write its reasoning, as <think> text in the answer or in "
+        "the message's field reasoning_content.",
+    )
+    concurrency: int = Field(default=256, ge=1, le=8192, description="Requests in flight, over all replicas.")
+    start_timeout_s: float = Field(default=1800.0, gt=0, description="Seconds that a server may take to load.")
+    hang_s: float = Field(
+        default=180.0, gt=0, description="Seconds without a sign of life after which a server counts as hung."
+    )
+    restarts: int = Field(default=5, ge=0, description="How often a server is started again.")
 
     @field_validator("engine_args")
     @classmethod

@@ -9,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from pydantic import Field
+
 from tracefactory.core.rows import Thinking
-from tracefactory.pruning.answers import Evidence, Stated, ending, stated_answers
+from tracefactory.pruning.answers import EVIDENCE, Evidence, Stated, ending, stated_answers
 from tracefactory.pruning.base import PRUNERS, PruneItem, Pruner, PruneResult, Tools, keep, parent
 
 
 @PRUNERS.register("after_answer")
 class AfterAnswer(Pruner):
-    """`evidence` says what states an answer: see `stated_answers`."""
+    """Cut what follows the first step that states the verified answer."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"verify"})
 
-    evidence: Evidence = "explicit"
+    evidence: Evidence = Field(default="explicit", description=EVIDENCE)
 
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
         """Find the answers of all traces with one call of the verifier, then cut."""

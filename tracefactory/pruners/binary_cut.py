@@ -29,26 +29,28 @@ from tracefactory.pruning.base import (
     keep,
     parent,
 )
-from tracefactory.pruning.search import Search, Test, most_calls, shortest_prefixes
+from tracefactory.pruning.search import Search, Test, max_calls, shortest_prefixes
 from tracefactory.text.steps.ending import leaves_open
 
 
 @PRUNERS.register("binary_cut")
 class BinaryCut(Pruner):
-    """A prefix is valid when at least `valid` of `samples` student answers are right; one sample decodes greedily.
+    """Keep the shortest prefix found from which the student itself gives the right answer.
 
     An answer that was cut off is none: the number it happens to stop at may be the right one.
-    `conclusion` says whose answer text ends the pruned trace: the student's (its first right one) or the trace's own,
-    which a trace that never closed its thinking does not have.
     """
 
     version: ClassVar[str] = "3"
     needs: ClassVar[frozenset[str]] = frozenset({"verify", "student"})
 
-    samples: int = Field(default=1, ge=1)
-    valid: int = Field(default=1, ge=1)
-    temperature: float = Field(default=0.6, ge=0)
-    conclusion: Literal["student", "original"] = "student"
+    samples: int = Field(default=1, ge=1, description="Answers of the student to each prefix; one is greedy.")
+    valid: int = Field(default=1, ge=1, description="How many of them must be right.")
+    temperature: float = Field(default=0.6, ge=0, description="Sampling temperature, where several are drawn.")
+    conclusion: Literal["student", "original"] = Field(
+        default="student",
+        description="Whose answer ends the pruned trace: the student's first right one, or the trace's own, which a "
+        "trace that never closed its thinking does not have.",
+    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -65,7 +67,7 @@ class BinaryCut(Pruner):
 
     def asks_at_most(self, item: PruneItem) -> Asks:
         """Return the bound of the search, for every sample."""
-        return Asks(answers=most_calls(len(prefix_ends(item))) * self.samples if item.steps else 0)
+        return Asks(answers=max_calls(len(prefix_ends(item))) * self.samples if item.steps else 0)
 
 
 def prefix_ends(item: PruneItem) -> list[int]:
@@ -80,7 +82,7 @@ class _Run:
     def __init__(self, params: BinaryCut, items: list[PruneItem], tools: Tools) -> None:
         self.params, self.items, self.tools = params, items, tools
         self.ends = [prefix_ends(item) for item in items]
-        self.student = tools.the_student("binary_cut")
+        self.student = tools.require_student("binary_cut")
         self.right: dict[tuple[int, int], str] = {}
         self.unsure: defaultdict[int, int] = defaultdict(int)
         self.errors: dict[int, str] = {}

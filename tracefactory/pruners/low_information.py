@@ -23,19 +23,24 @@ from tracefactory.text.steps.ending import leaves_open
 
 @PRUNERS.register("low_information")
 class LowInformation(Pruner):
-    """Drop at most `drop` of a trace's tokens, the steps of the lowest `score` first, the later of two equal ones.
+    """Drop the steps of the lowest score first, the later of two equal ones, within a budget of tokens.
 
-    `protect` names the kinds of steps that stay whatever they score; the first step, which sets out the problem, and
-    steps without a score stay too. Steps that go together score as one, by tokens (`surprisal`), by the first of them
-    (`first_surprisal`) or in sum (`entropy`). What no longer fits the budget is passed over for something smaller.
+    The first step, which sets out the problem, and steps without a score stay. What no longer fits the budget is passed
+    over for something smaller.
     """
 
     version: ClassVar[str] = "2"
     needs: ClassVar[frozenset[str]] = frozenset({"scores"})
 
-    drop: float = Field(default=0.2, gt=0, lt=1)
-    score: Literal["surprisal", "first_surprisal", "entropy"] = "surprisal"
-    protect: tuple[StepKind, ...] = (StepKind.CONCLUSION,)
+    drop: float = Field(default=0.2, gt=0, lt=1, description="Largest share of a trace's tokens that is dropped.")
+    score: Literal["surprisal", "first_surprisal", "entropy"] = Field(
+        default="surprisal",
+        description="What steps are scored by; those that go together score as one: by tokens (surprisal), by the "
+        "first of them (first_surprisal) or in sum (entropy).",
+    )
+    protect: tuple[StepKind, ...] = Field(
+        default=(StepKind.CONCLUSION,), description="The kinds of steps that stay whatever they score."
+    )
 
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
         """Choose per trace; nothing is asked."""

@@ -31,20 +31,22 @@ _ASKED = Cost(calls=1, samples=1)
 
 @PRUNERS.register("rewrite")
 class Rewrite(Pruner):
-    """Aim at `target` times the parent's words (1/2 shortens, 2 extends).
-
-    A rewrite must have gone at least `reached` of the way from the parent's length to the target, or the parent
-    stands; 0 takes any rewrite that is not on the wrong side of the parent's length.
-    """
+    """Have a model write the reasoning anew, shorter or longer."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"writer"})
 
-    target: float = Field(default=0.5, gt=0)
-    reached: float = Field(default=0.5, ge=0, le=1)
+    target: float = Field(default=0.5, gt=0, description="Words to aim at, as a share of the parent's; 2 extends.")
+    reached: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="How much of the way from the parent's length to the target a rewrite must have gone, or the "
+        "parent stands; 0 takes any rewrite that is not on the wrong side of the parent's length.",
+    )
 
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
         """Ask for all rewrites at once."""
-        writer = tools.the_writer("rewrite")
+        writer = tools.require_writer("rewrite")
         asked = [item for item in items if item.trace.reasoning.strip()]
         replies = await writer.rewrite([self._question(item) for item in asked]) if asked else []
         found = {item.trace.id: self._result(item, reply) for item, reply in zip(asked, replies, strict=True)}

@@ -27,22 +27,24 @@ from tracefactory.pruning.base import (
     keep,
     parent,
 )
-from tracefactory.pruning.search import Search, Test, most_calls, shortest_prefixes
+from tracefactory.pruning.search import Search, Test, max_calls, shortest_prefixes
 
 _JUDGED = re.compile(r"\[?\b(NOT[ _-]?ENOUGH|ENOUGH)\b\]?", re.IGNORECASE)
 
 
 @PRUNERS.register("sufficient_prefix")
 class SufficientPrefix(Pruner):
-    """`temperature` is that of the continuation; the judgement is greedy."""
+    """Keep the shortest prefix the student judges sufficient, and let the student go on from there."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"judge"})
 
-    temperature: float = Field(default=0.6, ge=0)
+    temperature: float = Field(
+        default=0.6, ge=0, description="Sampling temperature of the continuation; the judgement is greedy."
+    )
 
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
         """Search all traces in lockstep, then ask for all continuations at once."""
-        student = tools.the_student("sufficient_prefix")
+        student = tools.require_student("sufficient_prefix")
         stepped = [item for item in items if item.steps]
 
         async def ask(asking: Sequence[tuple[int, int]]) -> list[Test]:
@@ -64,7 +66,7 @@ class SufficientPrefix(Pruner):
 
     def asks_at_most(self, item: PruneItem) -> Asks:
         """Return the bound of the search, and the continuation."""
-        return Asks(answers=most_calls(len(item.steps)), continuations=1) if item.steps else Asks()
+        return Asks(answers=max_calls(len(item.steps)), continuations=1) if item.steps else Asks()
 
 
 def judged(reply: Conclusion) -> Test:

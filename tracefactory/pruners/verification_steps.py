@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from pydantic import Field
+
 from tracefactory.core.rows import Thinking
-from tracefactory.pruning.answers import Evidence, Stated, ending, stated_answers, statements
+from tracefactory.pruning.answers import EVIDENCE, Evidence, Stated, ending, stated_answers, statements
 from tracefactory.pruning.base import PRUNERS, PruneItem, Pruner, PruneResult, Tools, keep, parent
 from tracefactory.text.steps import StepKind
 from tracefactory.text.steps.rules import FAILS
@@ -25,12 +27,12 @@ _DOUBTS = (StepKind.REFLECTION, StepKind.RESTART)
 
 @PRUNERS.register("verification_steps")
 class VerificationSteps(Pruner):
-    """`evidence` says what states an answer: see `stated_answers`."""
+    """Drop the checks that come after the verified answer, and nothing of how it was derived."""
 
     version: ClassVar[str] = "2"
     needs: ClassVar[frozenset[str]] = frozenset({"verify"})
 
-    evidence: Evidence = "explicit"
+    evidence: Evidence = Field(default="explicit", description=EVIDENCE)
 
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
         """Find the answers of all traces with one call of the verifier, then drop the checks after them."""

@@ -1,4 +1,4 @@
-"""Pruning: which steps of a reasoning trace stay, and what a pruned row keeps of its parent."""
+"""Pruning: select the steps of a reasoning trace to keep, and record how a pruned row derives from its parent."""
 
 from tracefactory.pruning.base import (
     CONTEXT_LENGTH,
@@ -15,8 +15,10 @@ from tracefactory.pruning.base import (
     Tools,
     Verify,
     Writer,
+    keep,
+    parent,
 )
-from tracefactory.pruning.derivation import Derivation, Ruler, derive, edited, read_derivation, restored
+from tracefactory.pruning.derivation import Derivation, LengthCounter, derive, edited, read_derivation, restored
 from tracefactory.pruning.diff import diff
 from tracefactory.pruning.forms import Masked, loss_mask, masked
 from tracefactory.pruning.measures import measures
@@ -31,13 +33,13 @@ __all__ = [
     "ConcludeItem",
     "Conclusion",
     "Derivation",
+    "LengthCounter",
     "Masked",
     "Pair",
     "PruneItem",
     "PruneResult",
     "Pruner",
     "RewriteItem",
-    "Ruler",
     "StepScores",
     "Student",
     "Tools",
@@ -47,10 +49,12 @@ __all__ = [
     "derive",
     "diff",
     "edited",
+    "keep",
     "loss_mask",
     "masked",
     "measures",
     "pair",
+    "parent",
     "read_derivation",
     "restored",
     "reverify",

@@ -1,4 +1,4 @@
-"""Where a reasoning states the verified answer."""
+"""Find the steps of a reasoning text that state the verified answer."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from tracefactory.text.steps.protect import protected
 from tracefactory.text.steps.sentences import sentence_starts
 
 Evidence = Literal["explicit", "result"]
+EVIDENCE = "What states an answer: explicit (`the answer is`, a box), or result, which adds closing `so ...` sentences."
+"""The description of a parameter of this type."""
 
-MAX_STATED = 300  # characters of a statement handed to the verifier: it opens with its cue and ends with its answer
+MAX_STATED = 300  # characters of a statement for the verifier, counted from its end, where the answer is
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
 _RESULT = re.compile(
     r"\A[\s*_>(-]*(?:(?:so|thus|therefore|hence|consequently|then|finally|this (?:gives|means)|that gives"
@@ -28,36 +30,36 @@ _RESULT = re.compile(
 
 @dataclass(frozen=True)
 class Stated:
-    """A step that states the verified answer, and the answer as it stands there."""
+    """A step that states the verified answer, and the answer in the words of the step."""
 
     step: int
     answer: str
 
 
 async def stated_answers(items: Sequence[PruneItem], verify: Verify, evidence: Evidence) -> list[list[Stated]]:
-    """Find, for every trace, the steps that state the answer its problem's verifier accepts, in order.
+    """Return for every trace the steps that state an answer that the problem's verifier accepts, in order.
 
-    A statement says that it is the answer ("the answer is", a box, 答案是); with `result`, what a "so ..." sentence
-    arrives at counts too, which finds answers earlier and takes an intermediate value for one where they are equal.
-    Questions and guesses state nothing. Statements of a problem that read the same are verified once.
+    A statement is explicit ("the answer is", a box, 答案是). With `result`, the result of a "so ..." sentence counts
+    too, which finds answers earlier, but also intermediate values that equal the answer. Questions and guesses do not
+    count. Equal statements of a problem are verified once.
     """
     wanted: dict[tuple[str, str], tuple[Problem, str]] = {}
-    places: list[list[tuple[int, str]]] = []
+    statements_of_items: list[list[tuple[int, str]]] = []
     for item in items:
         stated = [(step.index, text) for step in item.steps for text in statements(item.step(step.index), evidence)]
-        places.append(stated)
+        statements_of_items.append(stated)
         wanted.update({(item.trace.problem_id, text): (item.trace.problem, text) for _, text in stated})
     answers = await verify(list(wanted.values())) if wanted else []
     verdicts = dict(zip(wanted, answers, strict=True))
     found: list[list[Stated]] = []
-    for item, stated in zip(items, places, strict=True):
-        told = [(step, verdicts[item.trace.problem_id, text]) for step, text in stated]
-        found.append([Stated(step, verdict.extracted or "") for step, verdict in told if correct(verdict)])
+    for item, stated in zip(items, statements_of_items, strict=True):
+        judged = [(step, verdicts[item.trace.problem_id, text]) for step, text in stated]
+        found.append([Stated(step, verdict.extracted or "") for step, verdict in judged if correct(verdict)])
     return found
 
 
 def statements(step: str, evidence: Evidence) -> list[str]:
-    """Return what a step states to be the answer, as texts for the verifier, in order."""
+    """Return the statements of an answer in a step, as texts for the verifier, in order."""
     whole = [(span.start, span.end) for span in protected(step)]
     bounds = [0, *sentence_starts(step, 0, len(step), whole), len(step)]
     found: list[str] = []
@@ -73,10 +75,10 @@ def statements(step: str, evidence: Evidence) -> list[str]:
 
 
 def ending(item: PruneItem, stated: Stated) -> str:
-    """Return the answer text of a trace cut after its answer: its own, or the stated answer in a sentence.
+    """Return the answer text of a trace that is cut after its answer: its own, or a sentence with the stated answer.
 
-    A trace that never closed its thinking has no answer text of its own, and one that went on to a wrong answer has
-    one that no longer fits.
+    The sentence is needed for a trace with unclosed thinking, which has no answer text, and for one with an incorrect
+    answer, whose answer text does not match the stated answer.
     """
     trace = item.trace
     wrong = trace.verdict is not None and trace.verdict.outcome is Outcome.INCORRECT

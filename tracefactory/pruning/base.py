@@ -1,7 +1,7 @@
-"""What a pruner is: parameters, and a pure algorithm from traces cut into steps to results, over batched questions.
+"""The interface of pruners: parameters, and an algorithm from traces in steps to results.
 
-A pruner decides which steps of a trace stay. It does not know models, prompts or stores: it asks a student or a writer
-through the protocols here, always for many traces at once, and it learns whether an answer is right from `Verify`.
+A pruner selects the steps of a trace to keep. It has no access to models, prompts or stores: it sends batched requests
+to a student or a writer through the protocols in this module, and verifies answers with `Verify`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tracefactory.text.steps import Granularity, Step, segment
 
 
 class StepScores(Frozen):
-    """What the student's token scores say of each step of a trace, in order; NaN where a step has no token.
+    """The student's token scores aggregated by step, in order; NaN for a step without tokens.
 
-    `tokens` counts; `surprisal` is the mean of -ln p and `first_surprisal` the -ln p of the first token, in nats;
-    `entropy` is the sum of token entropies, in nats.
+    `tokens` is their number; `surprisal` is the mean of -ln p and `first_surprisal` the -ln p of the first token, in
+    nats; `entropy` is the sum of token entropies, in nats.
     """
 
     tokens: tuple[int, ...]
@@ -31,7 +31,7 @@ class StepScores(Frozen):
 
 
 class PruneItem(Frozen):
-    """A parent trace, its reasoning cut into steps and, where measured, the student's scores of these steps."""
+    """A parent trace, the steps of its reasoning, and the student's scores of these steps if they were measured."""
 
     trace: Trace
     steps: tuple[Step, ...]
@@ -41,29 +41,29 @@ class PruneItem(Frozen):
     def of(
         cls, trace: Trace, granularity: Granularity = Granularity.STEP, scores: StepScores | None = None
     ) -> PruneItem:
-        """Cut the reasoning of a trace into steps; `scores` are those of the same steps."""
+        """Return a trace with the steps of its reasoning; `scores` must be of the same steps."""
         return cls(trace=trace, steps=segment(trace.reasoning, granularity), scores=scores)
 
     def step(self, index: int) -> str:
-        """Return the characters of one step."""
+        """Return the text of one step."""
         return self.steps[index].of(self.trace.reasoning)
 
     def join(self, kept: Iterable[int]) -> str:
-        """Return the characters of some steps, in the order given."""
+        """Return the text of the given steps, in their order."""
         return "".join(map(self.step, kept))
 
     def prefix(self, count: int) -> str:
-        """Return the characters of the first `count` steps."""
+        """Return the text of the first `count` steps."""
         return self.trace.reasoning[: self.steps[count - 1].end] if count else ""
 
 
 class PruneResult(Frozen):
-    """What came of one parent: the steps it keeps, what was written after them, and the answer text.
+    """The result for one parent: the kept steps, the text added after them, and the answer text.
 
-    `reasoning` is the kept steps joined, then `added` (empty for pruners that only select); white space at the end of
-    a cut is not kept. With a `reason` the parent stands, all of its steps kept; `detail` says more. `calls` counts the
-    prefixes or texts a model was asked about for this trace, `samples` the completions that took, `unsure` the answers
-    a verifier failed on. `closed` is false when the thinking never ended.
+    `reasoning` is the kept steps joined, then `added` (empty for pruners that only select), without white space at the
+    end of a cut. With a `reason`, the parent trace is kept with all of its steps; `detail` has more information.
+    `calls` is the number of prefixes or texts sent to a model for this trace, `samples` the number of completions,
+    `unsure` the number of answers on which the verifier failed. `closed` is false when the thinking was not closed.
     """
 
     id: str
@@ -80,7 +80,7 @@ class PruneResult(Frozen):
 
 
 class Cost(Frozen):
-    """What one result cost: see `PruneResult`."""
+    """The costs of one result (see `PruneResult`)."""
 
     calls: int = 0
     samples: int = 0
@@ -91,7 +91,7 @@ FREE = Cost()
 
 
 class Asks(Frozen):
-    """How many completions are asked for: `answers` as the pruner's prompt says, `continuations` of a beginning."""
+    """A number of completions: `answers` to the pruner's prompt, and `continuations` of a reasoning prefix."""
 
     answers: int = 0
     continuations: int = 0
@@ -106,7 +106,7 @@ def keep(
     closed: bool = True,
     cost: Cost = FREE,
 ) -> PruneResult:
-    """Return the result that keeps some steps of a parent, with an answer text."""
+    """Return a result with the given steps of a parent and an answer text."""
     indices = tuple(kept)
     reasoning = item.join(indices) + added
     if not added and len(indices) < len(item.steps):
@@ -123,7 +123,7 @@ def keep(
 
 
 def parent(item: PruneItem, reason: str, cost: Cost = FREE, detail: str | None = None) -> PruneResult:
-    """Return the result that leaves the parent as it is, with the reason why."""
+    """Return the result that keeps the parent trace unchanged, with the reason."""
     return PruneResult(
         id=item.trace.id,
         kept=tuple(range(len(item.steps))),
@@ -137,7 +137,7 @@ def parent(item: PruneItem, reason: str, cost: Cost = FREE, detail: str | None =
 
 
 class ConcludeItem(Frozen):
-    """A question and the reasoning kept so far. `sample` numbers the samples of one prefix; 0.0 decodes greedily."""
+    """A question and a reasoning prefix. `sample` is the index among the samples of the prefix."""
 
     id: str
     question: str
@@ -147,7 +147,7 @@ class ConcludeItem(Frozen):
 
 
 class RewriteItem(Frozen):
-    """A whole reasoning to be written anew in about `words` words."""
+    """A reasoning text to rewrite in about `words` words."""
 
     id: str
     question: str
@@ -157,10 +157,10 @@ class RewriteItem(Frozen):
 
 
 class Conclusion(Frozen):
-    """What a model wrote. `reasoning` holds what it thought before `text`, if it was asked to go on thinking.
+    """A completion of a model. `reasoning` is the thinking before `text`, if the request was to continue the thinking.
 
-    `closed` is false when it was cut off before its end, so that `text` may stop anywhere.
-    `error` says that there is no answer to judge, in snake_case; `context_length` that the prompt was too long.
+    `closed` is false when the completion was truncated. `error` is a snake_case reason why there is no answer to judge;
+    `context_length` means that the prompt was too long.
     """
 
     text: str = ""
@@ -173,26 +173,26 @@ CONTEXT_LENGTH = "context_length"
 
 
 class Student(Protocol):
-    """The student model, asked in batches. Answers come in the order of the items, one for each."""
+    """The student model. Requests are batched; the answers are in the order of the items, one for each."""
 
     async def conclude(self, items: Sequence[ConcludeItem]) -> list[Conclusion]:
-        """Answer each question from the reasoning given and nothing else (prompt: prune_conclude)."""
+        """Answer each question from its reasoning prefix (prompt: prune_conclude)."""
         ...
 
     async def judge(self, items: Sequence[ConcludeItem]) -> list[Conclusion]:
-        """Say whether each reasoning is enough to answer (prompt: prune_sufficient)."""
+        """Judge whether each reasoning prefix suffices to answer (prompt: prune_sufficient)."""
         ...
 
     async def extend(self, items: Sequence[ConcludeItem]) -> list[Conclusion]:
-        """Go on with each reasoning, as if the student had begun it, through to an answer."""
+        """Continue each reasoning prefix to an answer, as if the student had written it."""
         ...
 
 
 class Writer(Protocol):
-    """A model that writes reasoning anew, asked in batches."""
+    """A model that rewrites reasoning. Requests are batched."""
 
     async def rewrite(self, items: Sequence[RewriteItem]) -> list[Conclusion]:
-        """Write each reasoning at its target length (prompt: prune_rewrite); the text comes back as `reasoning`."""
+        """Rewrite each reasoning at its target length (prompt: prune_rewrite); the text is returned as `reasoning`."""
         ...
 
 
@@ -201,45 +201,45 @@ Verify = Callable[[list[tuple[Problem, str]]], Awaitable[list[Verdict]]]
 
 @dataclass(frozen=True)
 class Tools:
-    """What pruners may ask. The stage gives what the pruner's `needs` names."""
+    """The services for pruners. The stage provides those in the pruner's `needs`."""
 
     verify: Verify
     student: Student | None = None
     writer: Writer | None = None
 
-    def the_student(self, pruner: str) -> Student:
+    def require_student(self, pruner: str) -> Student:
         """Return the student.
 
         Raises:
-            UserError: when the pipeline named none.
+            UserError: when the pipeline has none.
         """
         if self.student is None:
-            raise UserError(f"prune: {pruner} asks a student: name one with `model:`")
+            raise UserError(f"prune: {pruner} needs a student; set `model:`")
         return self.student
 
-    def the_writer(self, pruner: str) -> Writer:
+    def require_writer(self, pruner: str) -> Writer:
         """Return the writer.
 
         Raises:
-            UserError: when the pipeline named none.
+            UserError: when the pipeline has none.
         """
         if self.writer is None:
-            raise UserError(f"prune: {pruner} asks a model to write: name one with `model:`")
+            raise UserError(f"prune: {pruner} needs a model that writes; set `model:`")
         return self.writer
 
 
 class Pruner(Frozen, ABC):
-    """A registered pruner; its fields are its parameters. `needs` names the tools and measures it cannot do without."""
+    """A registered pruner; its fields are its parameters. `needs` names the services and measures that it requires."""
 
     version: ClassVar[str] = "1"
     needs: ClassVar[frozenset[str]] = frozenset()  # of: verify, student, judge, writer, scores
 
     @abstractmethod
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
-        """Return one result per item, in their order. All items advance together, so that questions are batched."""
+        """Return one result per item, in order. All items advance in parallel, so that requests are batched."""
 
     def asks_at_most(self, item: PruneItem) -> Asks:
-        """Return the most completions that pruning an item can take, known before anything is asked."""
+        """Return an upper bound on the completions for an item, before any request is sent."""
         return Asks()
 
 
@@ -247,5 +247,5 @@ PRUNERS: Registry[type[Pruner]] = registry("pruner")
 
 
 def correct(verdict: Verdict) -> bool:
-    """Tell whether a verdict proves the answer right; a verifier that failed proves nothing."""
+    """Return whether the answer was verified as correct; a failed verifier does not count."""
     return verdict.outcome is Outcome.CORRECT

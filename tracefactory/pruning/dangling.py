@@ -1,6 +1,6 @@
-"""References to what was cut: "as computed above" with nothing above, "from (2)" without a (2), and in Chinese.
+"""Find references to text that was cut: "as computed above" with nothing above, "from (2)" without a (2); also Chinese.
 
-By rules, and meant to be cautious: a reference whose labels and numbers can all be found above it stands.
+The rules are conservative: a reference is valid when its labels and numbers all occur above it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _BACK = re.compile(
     r"|如上|上述|上面|上文|前面|前文|(?:之前|刚才)(?:的|已|我们|算|求|得|推)|由上|[前上]一步|已经(?:算|求|得|推|证)",
     re.IGNORECASE,
 )
-# What points to the text right above; the other words may mean something further up.
+# Words that refer to the text directly above; the other words can refer to text further up.
 _NEAR = re.compile(
     rf"\b(?:above|aforementioned)\b|\b(?:previous|preceding|last) {_MADE}s?\b"
     r"|如上|上述|上面|由上|[前上]一步",
     re.IGNORECASE,
 )
-# "above the line" and "above 10" speak of places, not of the text.
+# "above the line" and "above 10" are places, not references to the text.
 _PLACE = re.compile(
     r"\b(?:above or below|below or above)\b"
     r"|\babove (?:the (?:line|[xy]-axis|axis|plane|ground|diagonal|horizontal|base|surface|sea|water|horizon)|average"
@@ -61,7 +61,7 @@ Label = tuple[str, str]
 
 @dataclass
 class _Seen:
-    """The labels and numbers of a stretch of text."""
+    """The labels and numbers of a part of the text."""
 
     labels: set[Label] = field(default_factory=set)
     numbers: set[str] = field(default_factory=set)
@@ -72,45 +72,46 @@ class _Seen:
 
 
 def dangling(item: PruneItem, result: PruneResult) -> str | None:
-    """Return the first sentence that refers to what was cut, quoted with the reason, or None.
+    """Return the first sentence that refers to text that was cut, quoted with the reason, or None.
 
-    A sentence is at fault when steps were cut above it and it names a label (step, case, equation) or, where it points
-    back, a number that stands in what was cut and nowhere above it; or when it points back without either, what stood
-    right above it is gone, and it is there that it points or nothing is left above. The question counts as above.
+    A sentence is dangling when steps above it were cut, and it names a label (step, case, equation), or refers back
+    with a number, that occurs in the cut text and nowhere above it. It is also dangling when it refers back without
+    either, the step directly above it was cut, and it refers to that step or nothing is left above. The question counts
+    as text above.
     """
     above, cut = _Seen(), _Seen()
     above.add(item.trace.problem.question)
-    kept, gap, begun = set(result.kept), False, False
+    kept, gap, has_text = set(result.kept), False, False
     for step in item.steps:
         text = item.step(step.index)
         if step.index not in kept:
             cut.add(text)
             gap = True
             continue
-        fault = _fault(text, above, cut, gap=gap, first=not begun)
+        fault = _fault(text, above, cut, gap=gap, first=not has_text)
         if fault:
             return fault
-        gap, begun = False, True
+        gap, has_text = False, True
     for text in (result.added, result.answer_text):
-        fault = _fault(text, above, cut, gap=gap and not begun, first=True)
+        fault = _fault(text, above, cut, gap=gap and not has_text, first=True)
         if fault:
             return fault
-        begun = begun or bool(text.strip())
+        has_text = has_text or bool(text.strip())
     return None
 
 
 def _fault(text: str, above: _Seen, cut: _Seen, *, gap: bool, first: bool) -> str | None:
-    """Check one piece of the text, and add it to what stands above the next."""
+    """Check one part of the text, and add it to the text above the next part."""
     for number, sentence in enumerate(_sentences(text)):
-        open_to_doubt = cut.labels or cut.numbers or gap
-        why = _why(sentence, above, cut, gap=gap and number == 0, first=first) if open_to_doubt else None
-        if why:
-            return f"{why}: {' '.join(sentence.split())[:QUOTE]}"
+        possible = cut.labels or cut.numbers or gap
+        reason = _reason(sentence, above, cut, gap=gap and number == 0, first=first) if possible else None
+        if reason:
+            return f"{reason}: {' '.join(sentence.split())[:QUOTE]}"
         above.add(sentence)
     return None
 
 
-def _why(sentence: str, above: _Seen, cut: _Seen, *, gap: bool, first: bool) -> str | None:
+def _reason(sentence: str, above: _Seen, cut: _Seen, *, gap: bool, first: bool) -> str | None:
     for label, heads in _labels(sentence):
         if label in cut.labels and label not in above.labels and not heads:
             return f"{' '.join(label)} was cut"
@@ -120,12 +121,12 @@ def _why(sentence: str, above: _Seen, cut: _Seen, *, gap: bool, first: bool) -> 
     lost = sorted((numbers & cut.numbers) - above.numbers)
     if lost:
         return f"{lost[0]} was cut"
-    pointed = gap and (first or _NEAR.search(sentence)) and not numbers & above.numbers
-    return "nothing above" if pointed else None
+    dangles = gap and (first or _NEAR.search(sentence)) and not numbers & above.numbers
+    return "nothing above" if dangles else None
 
 
 def _labels(text: str) -> Iterator[tuple[Label, bool]]:
-    """Yield the labels a text names, and whether they head it; equations share one kind, however they are called."""
+    """Yield the labels in a text, and whether they are its heading; all names of equations are one kind."""
     for match in _LABEL.finditer(text):
         kind = (match["kind"] or match["zh"] or "equation").lower().rstrip(".")
         number = match["number"] or match["zh_number"] or match["tag"] or match["from"] or match["end"]

@@ -1,7 +1,7 @@
-"""What a pruned row keeps of its parent: which steps stay, the characters that were cut, and what else was other.
+"""The derivation of a pruned row: the kept steps, the characters that were cut, and other values of the parent.
 
-Together with the row it gives the parent's text back, character by character, so pruning can be undone, shown and
-trained on in every form without another look at the parent's stage.
+The row and its derivation restore the parent's text exactly, so pruning can be undone, displayed and used for training
+without reading the parent's stage.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ Unit = Literal["student_tokens", "estimated_tokens", "characters"]
 
 
 @dataclass(frozen=True)
-class Ruler:
-    """How long texts are: in the student's tokens, in tokens estimated from the parent's, or in characters."""
+class LengthCounter:
+    """Counts the length of texts in the student's tokens, in tokens estimated from the parent's, or in characters."""
 
     unit: Unit
     count: Callable[[str], int]
 
     @classmethod
-    def of(cls, trace: Trace, tokenizer: Callable[[str], int] | None) -> Ruler:
-        """Return the ruler for one trace and what is made of it.
+    def of(cls, trace: Trace, tokenizer: Callable[[str], int] | None) -> LengthCounter:
+        """Return the counter for a trace and its pruned forms.
 
-        Without a student's tokenizer, the server's count for the parent's completion is shared out by characters; where
-        the server gave none, characters are all that is known.
+        Without the student's tokenizer, tokens are estimated from characters and the server's token count of the
+        parent's completion; without that count, lengths are in characters.
         """
         if tokenizer is not None:
             return cls(unit="student_tokens", count=tokenizer)
@@ -52,11 +52,11 @@ class Lengths(Frozen):
 
 
 class Edit(Frozen):
-    """How to get the parent back from the pruned row.
+    """How to restore the parent from the pruned row.
 
     `kept` are [first, stop) ranges of the parent's steps. Each of `cuts` is a position in the pruned reasoning and the
-    characters of the parent that stood there; the last `added` characters are not the parent's. The other fields hold
-    the parent's values; `answer_text` is None where the pruned row has the same.
+    parent's characters that were cut there; the last `added` characters are not from the parent. The other fields are
+    values of the parent; `answer_text` is None when the pruned row has the same.
     """
 
     kept: tuple[tuple[int, int], ...]
@@ -72,12 +72,12 @@ class Edit(Frozen):
 
 
 class Derivation(Frozen):
-    """What a prune stage writes into `Trace.derivation` of every row it gives.
+    """The content of `Trace.derivation`, which a prune stage writes for each of its rows.
 
-    A pruned row has an `edit`. A row whose parent stands has `fallback`, a stable snake_case reason, and `detail`.
-    `steps` counts the parent's steps; `kinds` are what a model typed them as, where one was asked; `calls`, `samples`
-    and `unsure` are those of `PruneResult`. `before` is the derivation the row came with, when it had been pruned
-    already.
+    A pruned row has an `edit`. A row that keeps the parent trace has `fallback`, a stable snake_case reason, and
+    `detail`. `steps` is the number of the parent's steps; `kinds` are their kinds if a model classified them; `calls`,
+    `samples` and `unsure` are those of `PruneResult`. `before` is the earlier derivation of a row that had already been
+    pruned.
     """
 
     pruner: str
@@ -94,21 +94,23 @@ class Derivation(Frozen):
 
 
 def read_derivation(trace: Trace) -> Derivation | None:
-    """Return what a prune stage wrote into a row, None where none did."""
+    """Return the derivation of a row, None when no prune stage wrote one."""
     return None if trace.derivation == "{}" else Derivation.model_validate_json(trace.derivation)
 
 
 def edited(trace: Trace) -> Derivation | None:
-    """Return the derivation that made the text of a row: its own, or an earlier one where its own stage fell back."""
+    """Return the derivation of a row's text: its own, or an earlier one if its own prune stage kept the parent."""
     derivation = read_derivation(trace)
     while derivation is not None and derivation.edit is None:
         derivation = derivation.before
     return derivation
 
 
-def derive(item: PruneItem, result: PruneResult, *, pruner: str, granularity: Granularity, ruler: Ruler) -> Derivation:
-    """Describe a result that was checked."""
-    edit = None if result.reason is not None else _edit(item, result, ruler)
+def derive(
+    item: PruneItem, result: PruneResult, *, pruner: str, granularity: Granularity, counter: LengthCounter
+) -> Derivation:
+    """Return the derivation for a checked result."""
+    edit = None if result.reason is not None else _edit(item, result, counter)
     return Derivation(
         pruner=pruner,
         granularity=granularity,
@@ -125,10 +127,10 @@ def derive(item: PruneItem, result: PruneResult, *, pruner: str, granularity: Gr
 
 
 def restored(trace: Trace) -> tuple[PruneItem, PruneResult] | None:
-    """Return the parent of a pruned row, in steps, and the result that led to the row; None for a row never pruned.
+    """Return the parent of a pruned row in steps, and the result that gave the row; None for a row without an edit.
 
     Raises:
-        RunError: when the parent is cut into other steps now than when it was pruned.
+        RunError: when the segmentation into steps has changed since the row was pruned.
     """
     derivation = edited(trace)
     if derivation is None or derivation.edit is None:
@@ -138,7 +140,7 @@ def restored(trace: Trace) -> tuple[PruneItem, PruneResult] | None:
         update={
             "id": trace.parent(ParentRole.PRUNED),
             "parents": edit.parents,
-            "reasoning": _undone(trace.reasoning, edit),
+            "reasoning": _parent_reasoning(trace.reasoning, edit),
             "answer_text": trace.answer_text if edit.answer_text is None else edit.answer_text,
             "thinking": edit.thinking,
             "finish_reason": edit.finish_reason,
@@ -149,7 +151,7 @@ def restored(trace: Trace) -> tuple[PruneItem, PruneResult] | None:
     )
     item = PruneItem.of(parent, derivation.granularity)
     if len(item.steps) != derivation.steps:
-        raise RunError(f"{trace.id} was pruned with other rules for steps: run its pruning stage again")
+        raise RunError(f"{trace.id} was pruned with other rules for steps; run its prune stage again")
     if derivation.kinds:
         typed = zip(item.steps, derivation.kinds, strict=True)
         steps = tuple(step.model_copy(update={"kind": kind, "rule": MODEL_RULE}) for step, kind in typed)
@@ -167,7 +169,7 @@ def restored(trace: Trace) -> tuple[PruneItem, PruneResult] | None:
     return item, result
 
 
-def _edit(item: PruneItem, result: PruneResult, ruler: Ruler) -> Edit:
+def _edit(item: PruneItem, result: PruneResult, counter: LengthCounter) -> Edit:
     trace = item.trace
     verdict = trace.verdict
     pruned = trace.model_copy(update={"reasoning": result.reasoning, "answer_text": result.answer_text})
@@ -180,9 +182,9 @@ def _edit(item: PruneItem, result: PruneResult, ruler: Ruler) -> Edit:
         thinking=trace.thinking,
         finish_reason=trace.finish_reason,
         completion_tokens=trace.completion_tokens,
-        # Wall time is true, but not what the row is.
+        # Wall time is not part of the row.
         verdict=None if verdict is None else verdict.model_copy(update={"seconds": 0.0}),
-        lengths=Lengths(unit=ruler.unit, parent=ruler.count(trace.text), pruned=ruler.count(pruned.text)),
+        lengths=Lengths(unit=counter.unit, parent=counter.count(trace.text), pruned=counter.count(pruned.text)),
     )
 
 
@@ -193,7 +195,7 @@ def _ranges(indices: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def _cuts(item: PruneItem, result: PruneResult) -> Iterator[tuple[int, str]]:
-    """Yield the cuts: whole steps, and the white space that a cut at the end leaves behind."""
+    """Yield the cuts: whole steps, and the white space that was stripped at the end."""
     kept, length = set(result.kept), len(result.reasoning) - len(result.added)
     position = 0
     for stays, run in groupby(item.steps, lambda step: step.index in kept):
@@ -207,10 +209,10 @@ def _cuts(item: PruneItem, result: PruneResult) -> Iterator[tuple[int, str]]:
             position = length
 
 
-def _undone(reasoning: str, edit: Edit) -> str:
-    own = reasoning[: len(reasoning) - edit.added]
+def _parent_reasoning(reasoning: str, edit: Edit) -> str:
+    kept = reasoning[: len(reasoning) - edit.added]
     pieces, done = [], 0
     for position, text in edit.cuts:
-        pieces += [own[done:position], text]
+        pieces += [kept[done:position], text]
         done = position
-    return "".join([*pieces, own[done:]])
+    return "".join([*pieces, kept[done:]])

@@ -1,4 +1,4 @@
-"""What a pruner did to a trace, for a person to read."""
+"""A readable diff of a pruned trace and its parent."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from tracefactory.pruning.base import PruneItem, PruneResult
 
 
 def diff(item: PruneItem, result: PruneResult, context: int = 1) -> str:
-    """Return the parent's steps with what was cut marked `-`, what was added `+`, and long kept stretches folded.
+    """Return the parent's steps with cuts marked `-` and additions marked `+`; long runs of kept steps are folded.
 
-    `context` is how many kept steps are shown on either side of a cut. The step numbers are the parent's.
+    `context` is the number of kept steps shown before and after a cut. Steps have their numbers in the parent.
     """
     kept = set(result.kept)
     cut = [step for step in item.steps if step.index not in kept]
@@ -39,7 +39,7 @@ def diff(item: PruneItem, result: PruneResult, context: int = 1) -> str:
 
 
 def _folded(item: PruneItem, run: list[int], head: int, tail: int) -> list[str]:
-    """Show the first `head` and the last `tail` steps of a kept run, and count those between."""
+    """Return the lines of the first `head` and the last `tail` steps of a kept run, with a line for those between."""
     if len(run) <= head + tail + 1:
         head, tail = len(run), 0
     hidden = run[head : len(run) - tail]

@@ -1,7 +1,7 @@
-"""The two forms a pruned trace is trained in: its own text, or the parent's text with the cut steps out of the loss.
+"""Training forms of a pruned trace: its own text, or the parent's text with the cut steps masked from the loss.
 
-Masking keeps the context a kept step was written in; segment-level selective fine-tuning reports that it beats
-training on the shortened text. The pruned text is `Trace.text` of the pruned trace.
+Masking preserves the context in which a kept step was written; segment-level selective fine-tuning reports better
+results than with the shortened text. The pruned text is `Trace.text` of the pruned trace.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from tracefactory.pruning.base import PruneItem, PruneResult
 
 
 class Masked(Frozen):
-    """A training text and the [start, end) character ranges of it that carry no loss, in order and disjoint."""
+    """A training text and its [start, end) character ranges without loss, sorted and disjoint."""
 
     text: str
     spans: tuple[tuple[int, int], ...]
 
 
 def masked(item: PruneItem, result: PruneResult) -> Masked:
-    """Return the parent's full reasoning with the answer text of the result, and the spans of the cut steps.
+    """Return the parent's reasoning with the answer text of the result, and the spans of the cut steps.
 
     Raises:
-        ValueError: for a result with text of its own, which is no selection of the parent's.
+        ValueError: for a result with added text, which does not occur in the parent.
     """
     if result.added:
-        raise ValueError(f"trace {result.id}: added text is not in the parent, so there is nothing to mask it in")
+        raise ValueError(f"trace {result.id} has added text, which is not in the parent; there is nothing to mask")
     text = item.trace.model_copy(update={"answer_text": result.answer_text}).text
     offset = text.index(item.trace.reasoning)
     kept = set(result.kept)
@@ -42,7 +42,7 @@ def masked(item: PruneItem, result: PruneResult) -> Masked:
 
 
 def loss_mask(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Return 1 for tokens that carry loss and 0 for tokens that start in a masked span.
+    """Return 1 for tokens with loss and 0 for tokens that start in a masked span.
 
     `offsets` are a fast tokenizer's `offset_mapping` of the masked text, in order.
     """

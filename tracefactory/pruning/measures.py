@@ -1,10 +1,10 @@
-"""What pruning did to one trace, in numbers."""
+"""Measures of the effect of pruning on one trace."""
 
 from __future__ import annotations
 
 from tracefactory.core.columns import Column
 from tracefactory.pruning.base import PruneItem, PruneResult
-from tracefactory.pruning.derivation import Ruler, Unit
+from tracefactory.pruning.derivation import LengthCounter, Unit
 
 COLUMNS = (
     Column(name="prune_kept_share", description="Characters of the reasoning that are kept.", unit="share"),
@@ -37,20 +37,20 @@ _SAVED: dict[Unit, str] = {
 }
 
 
-def measures(item: PruneItem, result: PruneResult, ruler: Ruler) -> dict[str, float]:
+def measures(item: PruneItem, result: PruneResult, counter: LengthCounter) -> dict[str, float]:
     """Return the measures of one result.
 
-    `prune_kept_share` is of the characters of the parent's reasoning (above 1 for one that grew);
-    `prune_tokens_saved` is of the whole training text, since an answer may take over what its reasoning lost: in the
-    student's tokens, and called `..._estimated`, or `prune_characters_saved`, where these are not to be had.
-    `prune_calls` and `prune_samples` are the model's.
+    `prune_kept_share` is relative to the characters of the parent's reasoning (above 1 if it grew).
+    `prune_tokens_saved` is for the whole training text, because the answer text can grow when the reasoning shrinks. It
+    is in the student's tokens; without them it is `prune_tokens_saved_estimated` or `prune_characters_saved`.
+    `prune_calls` and `prune_samples` count requests to a model.
     """
     parent = item.trace
     pruned = parent.model_copy(update={"reasoning": result.reasoning, "answer_text": result.answer_text})
     return {
         "prune_kept_share": len(result.reasoning) / len(parent.reasoning) if parent.reasoning else 1.0,
         "prune_kept_steps": float(len(result.kept)),
-        _SAVED[ruler.unit]: float(ruler.count(parent.text) - ruler.count(pruned.text)),
+        _SAVED[counter.unit]: float(counter.count(parent.text) - counter.count(pruned.text)),
         "prune_calls": float(result.calls),
         "prune_samples": float(result.samples),
     }

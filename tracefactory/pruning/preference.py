@@ -1,7 +1,7 @@
-"""Preference pairs from pruning: the pruned trace is chosen, the raw one rejected.
+"""Preference pairs from pruning: the pruned trace is chosen, its parent is rejected.
 
-Source: Efficient Long CoT Reasoning (arXiv 2505.18440), whose preference stage prefers the pruned to the original
-trace of the same question. Both answers are right there, so the pair teaches length alone.
+Source: Efficient Long CoT Reasoning (arXiv 2505.18440), whose preference stage prefers the pruned trace to the original
+one of the same question. Both answers are correct, so the pair teaches only length.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from tracefactory.pruning.derivation import Unit, edited, read_derivation, resto
 
 
 class Pair(Frozen):
-    """One preference: completions as a student would write them, both verified, and their lengths in `unit`."""
+    """One preference pair: two completions in training form, their verdicts, and their lengths in `unit`."""
 
     chosen: str
     rejected: str
@@ -24,26 +24,26 @@ class Pair(Frozen):
 
 
 class Unpaired(Frozen):
-    """A trace that gives no pair, and why."""
+    """The reason why a trace gives no pair."""
 
     reason: str
     detail: str
 
 
 def pair(trace: Trace) -> Pair | Unpaired:
-    """Return the pair of a pruned row and its parent, or the reason why there is none."""
+    """Return the pair of a pruned row and its parent, or the reason why there is no pair."""
     derivation, found = edited(trace), restored(trace)
     if derivation is None or found is None or derivation.edit is None:
-        stands = read_derivation(trace)
-        reason = "not_pruned" if stands is None or stands.fallback is None else stands.fallback
-        return Unpaired(reason=reason, detail="the raw trace stands, so there is nothing to prefer to it")
+        own = read_derivation(trace)
+        reason = "not_pruned" if own is None or own.fallback is None else own.fallback
+        return Unpaired(reason=reason, detail="the trace was not pruned, so there is no preference")
     raw, lengths = found[0].trace, derivation.edit.lengths
     if trace.verdict is None or not correct(trace.verdict):
-        return Unpaired(reason="chosen_not_verified", detail="the pruned trace has no verdict of a right answer")
+        return Unpaired(reason="chosen_not_verified", detail="the pruned trace is not verified as correct")
     if raw.verdict is None or not correct(raw.verdict):
-        return Unpaired(reason="rejected_not_verified", detail="the raw trace has no verdict of a right answer")
+        return Unpaired(reason="rejected_not_verified", detail="the parent trace is not verified as correct")
     if lengths.pruned >= lengths.parent:
-        detail = f"{lengths.pruned} {lengths.unit} pruned, {lengths.parent} raw"
+        detail = f"{lengths.pruned} {lengths.unit} pruned, {lengths.parent} before"
         return Unpaired(reason="chosen_not_shorter", detail=detail)
     return Pair(
         chosen=trace.text,

@@ -1,4 +1,4 @@
-"""The rule of every pruner: what was pruned must still teach the answer, or the parent stands, with a reason."""
+"""Check the results of all pruners: a pruned trace must be coherent and correct; otherwise the parent is kept."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ _REASONS = {
 
 
 class Checked(Frozen):
-    """A result that holds, with the verdict on its answer text; or the parent, whose own verdict stands."""
+    """A checked result with the verdict on its answer text, or the parent trace, which keeps its own verdict."""
 
     result: PruneResult
     verdict: Verdict | None = None
 
 
 async def reverify(items: Sequence[PruneItem], results: Sequence[PruneResult], verify: Verify) -> list[Checked]:
-    """Check results against their parents and verify the answer texts of those that pass, in one call.
+    """Check results against their parents, and verify the answer texts of those that pass in one call.
 
-    The parent stands when the pruned thinking is empty, is not closed or holds thinking tags, when it holds a doubt
-    or an announcement and what came of it was cut, when it refers to what was cut, and when its answer text is not
-    verified as correct: a verifier that failed is a reason too.
+    The parent trace is kept when the pruned thinking is empty, is not closed or contains thinking tags; when it has a
+    doubt or an announcement whose resolution was cut; when it refers to text that was cut; and when its answer text is
+    not verified as correct, including failures of the verifier.
     """
-    held = [structure(item, result) for item, result in zip(items, results, strict=True)]
-    open_cases = [(item, result) for item, result in zip(items, held, strict=True) if result.reason is None]
-    pairs = [(item.trace.problem, result.answer_text) for item, result in open_cases]
-    verdicts = dict(zip((result.id for _, result in open_cases), await verify(pairs) if pairs else [], strict=True))
-    return [_judge(item, result, verdicts.get(result.id)) for item, result in zip(items, held, strict=True)]
+    checked = [structure(item, result) for item, result in zip(items, results, strict=True)]
+    passed = [(item, result) for item, result in zip(items, checked, strict=True) if result.reason is None]
+    pairs = [(item.trace.problem, result.answer_text) for item, result in passed]
+    verdicts = dict(zip((result.id for _, result in passed), await verify(pairs) if pairs else [], strict=True))
+    return [_judge(item, result, verdicts.get(result.id)) for item, result in zip(items, checked, strict=True)]
 
 
 def structure(item: PruneItem, result: PruneResult) -> PruneResult:
-    """Return the result, or its parent with the reason why the pruned text cannot stand for it."""
+    """Return the result if its text is coherent, else the parent trace with the reason."""
     if result.reason is not None:
         return result
     if not result.closed or not result.answer_text.strip():
@@ -59,9 +59,9 @@ def structure(item: PruneItem, result: PruneResult) -> PruneResult:
 
 
 def _left_open(item: PruneItem, result: PruneResult) -> int | None:
-    """Return the first kept step that leaves open what the next step, which was cut, settles.
+    """Return the first kept step that leaves something open that the next step, which was cut, resolves.
 
-    Idle talk is settled by nothing, but thinking must not stop at it. Text that was added goes on from any step.
+    Filler needs no resolution, but must not be the last step. Added text can follow any step.
     """
     kept, stop = set(result.kept), max(result.kept, default=-1)
     for index in result.kept:
@@ -80,6 +80,6 @@ def _judge(item: PruneItem, result: PruneResult, verdict: Verdict | None) -> Che
 
 
 def _fall_back(item: PruneItem, result: PruneResult, reason: str, detail: str | None = None) -> PruneResult:
-    """Return the parent; what the result cost stays on the books."""
+    """Return the result that keeps the parent trace, with the costs of the rejected result."""
     cost = Cost(calls=result.calls, samples=result.samples, unsure=result.unsure)
     return parent(item, reason, cost, detail)

@@ -1,8 +1,8 @@
-"""Binary search for the shortest prefix that passes a test, over many traces in lockstep.
+"""Binary search for the shortest prefix that passes a test, for many traces in parallel.
 
-The test need not be monotone (a longer prefix may fail where a shorter passed), so what is found is a prefix that was
-tested and passed, not the shortest of all. Source: Efficient Long CoT Reasoning (arXiv 2505.18440), its binary cutting
-with backtracking; n candidates take at most ceil(log2 n) rounds and one test more.
+The test need not be monotone (a longer prefix can fail when a shorter one passes), so the result is a prefix that
+passed, but not necessarily the shortest. Source: the binary cutting with backtracking of Efficient Long CoT Reasoning
+(arXiv 2505.18440). n candidates need at most ceil(log2 n) + 1 tests.
 """
 
 from __future__ import annotations
@@ -14,47 +14,47 @@ from math import ceil, log2
 
 
 class Test(Enum):
-    """How a prefix did."""
+    """The result of testing a prefix."""
 
-    __test__ = False  # not a test case of pytest's
+    __test__ = False  # not a pytest test case
 
     PASSED = "passed"
     FAILED = "failed"
-    TOO_LONG = "too_long"  # it does not fit the model's context, so no longer one does
-    BROKEN = "broken"  # no answer came: the trace's search ends
+    TOO_LONG = "too_long"  # exceeds the model's context, and so do longer prefixes
+    BROKEN = "broken"  # there was no answer; the search of the trace ends
 
 
 @dataclass
 class Search:
-    """The search of one trace over prefixes of 1 to `high` steps. `best` is the shortest prefix that passed so far."""
+    """The search of one trace over prefixes of 1 to `high` steps. `best` is the shortest passed prefix so far."""
 
     low: int
     high: int
     best: int | None = None
     calls: int = 0
     broken: bool = False
-    asked: set[int] = field(default_factory=set)
+    tested: set[int] = field(default_factory=set)
 
     @property
     def limit(self) -> int:
-        """The most tests the search may take."""
-        return most_calls(self.high)
+        """The maximum number of tests."""
+        return max_calls(self.high)
 
     def next(self) -> int | None:
-        """Return the prefix to test now, or None when the search is over.
+        """Return the next prefix to test, or None when the search is finished.
 
-        The interval halves until one candidate is left. It is tested too unless it was: that is the whole trace when
-        nothing shorter passed.
+        The interval is halved until one candidate is left, which is tested unless it was tested before. It is the
+        whole trace when no shorter prefix passed.
         """
         if self.broken or self.low > self.high:
             return None
         middle = (self.low + self.high) // 2
-        return None if middle in self.asked else middle
+        return None if middle in self.tested else middle
 
-    def tell(self, count: int, outcome: Test) -> None:
-        """Take in how the prefix of `count` steps did."""
+    def record(self, count: int, outcome: Test) -> None:
+        """Record the result for the prefix of `count` steps."""
         self.calls += 1
-        self.asked.add(count)
+        self.tested.add(count)
         if outcome is Test.PASSED:
             self.best, self.high = count, count
         elif outcome is Test.FAILED:
@@ -65,25 +65,27 @@ class Search:
             self.broken = True
 
 
-def most_calls(candidates: int) -> int:
-    """Return the bound on the tests of one search: ceil(log2 n) + 1."""
+def max_calls(candidates: int) -> int:
+    """Return the maximum number of tests of one search: ceil(log2 n) + 1."""
     return ceil(log2(candidates)) + 1
 
 
-Ask = Callable[[Sequence[tuple[int, int]]], Awaitable[list[Test]]]
+PrefixTest = Callable[[Sequence[tuple[int, int]]], Awaitable[list[Test]]]
 
 
-async def shortest_prefixes(lengths: Sequence[int], ask: Ask) -> list[Search]:
-    """Search every trace of `lengths` (steps, at least 1 each) at once.
+async def shortest_prefixes(lengths: Sequence[int], test: PrefixTest) -> list[Search]:
+    """Search all traces of `lengths` (steps, at least 1 each) in parallel.
 
-    `ask` is given (trace number, prefix length) for all traces whose search still runs and returns how each did; it is
-    called once a round, so rounds and not traces decide how often.
+    `test` is called once per round with (trace number, prefix length) for all unfinished searches, and returns the
+    results.
     """
     searches = [Search(1, length) for length in lengths]
     bounds = [search.limit for search in searches]
-    while asking := [(number, count) for number, search in enumerate(searches) if (count := search.next()) is not None]:
-        for (number, count), outcome in zip(asking, await ask(asking), strict=True):
-            searches[number].tell(count, outcome)
+    while pending := [
+        (number, count) for number, search in enumerate(searches) if (count := search.next()) is not None
+    ]:
+        for (number, count), outcome in zip(pending, await test(pending), strict=True):
+            searches[number].record(count, outcome)
             if searches[number].calls > bounds[number]:
                 raise AssertionError(f"{searches[number].calls} tests for {lengths[number]} prefixes")
     return searches

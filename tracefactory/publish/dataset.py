@@ -85,7 +85,7 @@ class PublishDataset(Stage[PublishParams]):
             return None
         return Mistake(
             f"version {release_version(pipeline)} of {pipeline.name} is published in {folder} and this run would pay "
-            f"for another one ({_some(changed)}); a published version is never changed",
+            f"for another one ({_summary(changed)}); a published version is never changed",
             stage.file,
             stage.line,
             "raise `version:`, or try it out with --set version=...",
@@ -128,7 +128,7 @@ class PublishDataset(Stage[PublishParams]):
                 keys={one: key for one, key in services.keys.items() if one in above},
             )
             check_loads(scratch, manifest.configs)
-            notes = _put(scratch, folder, manifest, stage, pipeline)
+            notes = _place(scratch, folder, manifest, stage, pipeline)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         notes += _shorter_views(reports)
@@ -167,7 +167,7 @@ def published(folder: Path) -> Manifest | None:
     return read(folder) if (folder / MANIFEST).exists() else None
 
 
-def _put(scratch: Path, folder: Path, manifest: Manifest, stage: Spec, pipeline: Pipeline) -> list[str]:
+def _place(scratch: Path, folder: Path, manifest: Manifest, stage: Spec, pipeline: Pipeline) -> list[str]:
     """Put a release in its place, or leave the one that is there; return the sentences that say so.
 
     Raises:
@@ -184,16 +184,16 @@ def _put(scratch: Path, folder: Path, manifest: Manifest, stage: Spec, pipeline:
     if not changed.by_user and present.name == manifest.name and present.licence == manifest.licence:
         return [
             f"published: {where}, as tracefactory {present.tracefactory} made it; this version would make it otherwise "
-            f"({_some(changed.by_upgrade) or 'the rows differ'}): raise `version:` to publish that"
+            f"({_summary(changed.by_upgrade) or 'the rows differ'}): raise `version:` to publish that"
         ]
-    why = _some(changed.by_user) or "the rows differ"
+    why = _summary(changed.by_user) or "the rows differ"
     raise UserError(
         f"{manifest.name} {manifest.version} exists in {folder} with other content ({why}), and a version is never "
         "changed: raise `version:` in the pipeline"
     )
 
 
-def _some(changes: Sequence[str]) -> str:
+def _summary(changes: Sequence[str]) -> str:
     return "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
 
 

@@ -73,7 +73,7 @@ def card_inputs(stage: StageSpec[Any], rows: RowReader, refused: frozenset[str],
             PromptLine(name=name, digest=digest)
             for name, digest in frame.select("prompt", "prompt_digest").unique().sort("prompt").iter_rows()
         ),
-        sources=tuple(_source_lines(above, records, rows)),
+        sources=tuple(_source_lines(above, records, rows, frame["problem_id"])),
         verifiers=tuple(_verifier_lines(frame)),
         measures=tuple(
             MeasureLine(name=name, about=one.description, unit=one.unit, direction=one.direction, source=one.source)
@@ -131,9 +131,10 @@ def _mix_lines(
 
 
 def _source_lines(
-    stages: Sequence[StageSpec[Any]], records: dict[str, StageRecord], rows: RowReader
+    stages: Sequence[StageSpec[Any]], records: dict[str, StageRecord], rows: RowReader, published: pl.Series
 ) -> Iterator[SourceLine]:
-    licences = sorted(filter(None, rows.problems(Span.all(), ("licence",))["licence"].unique().to_list()))
+    problems = rows.problems(Span.all(), ("licence",)).filter(pl.col("id").is_in(published.unique().implode()))
+    licences = sorted(filter(None, problems["licence"].unique().to_list()))
     for stage in stages:
         facts = stage_of(stage).facts(stage, records[stage.id].tally.numbers)
         if facts.source:

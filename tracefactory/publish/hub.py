@@ -41,12 +41,12 @@ T = TypeVar("T")
 _DATA = "data/"  # this folder of the repository belongs to the releases
 _ATTEMPTS = 6
 _WAIT_S = 1.0  # doubles with every attempt
-_SILENCE_S = 300.0  # without a byte sent or received
+_TIMEOUT_S = 300.0  # without a byte sent or received
 _RETRIED = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
 # A failed transfer arrives as RuntimeError or ConnectionError, a failed download as LocalEntryNotFoundError.
 _FAILURES = (httpx2.HTTPError, LocalEntryNotFoundError, RuntimeError, ConnectionError, TimeoutError)
 # What a new repository may hold before the first release: nothing that a release would destroy.
-_HARMLESS = frozenset({".gitattributes", ".gitignore", CARD})
+_REPLACEABLE = frozenset({".gitattributes", ".gitignore", CARD})
 
 
 class Receipt(Frozen):
@@ -89,19 +89,19 @@ def push(
     except HFValidationError as error:
         raise UserError(f"hub: {repo!r} is not a repository name: {error}") from error
     api = HfApi(endpoint=endpoint, token=None if token is None else token.get_secret_value())
-    with _answers_expected():
+    with _timeout():
         return _Publication(api, repo, folder, manifest, private).publish()
 
 
 @contextmanager
-def _answers_expected() -> Iterator[None]:
+def _timeout() -> Iterator[None]:
     """Give the Hub client a time limit while publishing: by default it waits for ever for a server that fell silent.
 
     A commit that was cut off by the limit is found by reading the head again, like one that failed in any other way.
     """
     session = get_session()
     before = session.timeout
-    session.timeout = httpx2.Timeout(_SILENCE_S)
+    session.timeout = httpx2.Timeout(_TIMEOUT_S)
     try:
         yield
     finally:
@@ -125,7 +125,7 @@ class _Publication:
     def publish(self) -> Receipt:
         """Bring the repository to the state where the tag holds the release, from whatever state it is in."""
         self._ensure_repo()
-        commit = self._tagged()
+        commit = self._tagged_commit()
         created = commit is None
         if commit is None:
             commit = self._tag(self._commit())
@@ -140,17 +140,17 @@ class _Publication:
         )
 
     def _ensure_repo(self) -> None:
-        self._reach(
+        self._retry(
             lambda: self.api.create_repo(self.repo, repo_type="dataset", private=self.private, exist_ok=True),
             "create",
         )
-        info = self._reach(self._info, "read")
+        info = self._retry(self._info, "read")
         if self.private and info.private is False:
             raise UserError(f"hub: {self.repo} is public, and the pipeline asks for a private dataset")
 
-    def _tagged(self) -> str | None:
+    def _tagged_commit(self) -> str | None:
         """Return the commit of our tag if it holds this content, None if there is no such tag; refuse another one."""
-        refs = self._reach(lambda: self.api.list_repo_refs(self.repo, repo_type="dataset"), "list the tags of")
+        refs = self._retry(lambda: self.api.list_repo_refs(self.repo, repo_type="dataset"), "list the tags of")
         commit = next((str(ref.target_commit) for ref in refs.tags if ref.name == self.tag), None)
         if commit is None:
             return None
@@ -202,7 +202,7 @@ class _Publication:
     def _tag(self, commit: str) -> str:
         """Create the tag on `commit` and return the commit that it points to."""
         attempt = 0
-        while (present := self._tagged()) is None:
+        while (present := self._tagged_commit()) is None:
             try:
                 self.api.create_tag(self.repo, tag=self.tag, revision=commit, repo_type="dataset")
                 return commit
@@ -212,10 +212,10 @@ class _Publication:
         return present
 
     def _head(self) -> str:
-        return str(self._reach(self._info, "read the head of").sha)
+        return str(self._retry(self._info, "read the head of").sha)
 
     def _info(self) -> DatasetInfo:
-        return self.api.dataset_info(self.repo, timeout=_SILENCE_S)  # its default overrides the client's limit
+        return self.api.dataset_info(self.repo, timeout=_TIMEOUT_S)  # its default overrides the client's limit
 
     def _additions(self) -> list[CommitOperationAdd | CommitOperationDelete]:
         paths = [*(line.path for line in self.manifest.files), MANIFEST]
@@ -226,19 +226,19 @@ class _Publication:
             entries = self.api.list_repo_tree(self.repo, recursive=True, revision=commit, repo_type="dataset")
             return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
-        return self._reach(list_all, "list the files of")
+        return self._retry(list_all, "list the files of")
 
     def _holds_release(self, commit: str) -> bool:
-        """Say whether a commit has every file of the release, byte for byte, and none of an earlier one."""
+        """Return whether a commit has every file of the release, byte for byte, and none of an earlier one."""
         listing = self._listing(commit)
         digests = {line.path: line.sha256 for line in self.manifest.files}
         digests[MANIFEST] = digest_file(self.folder / MANIFEST)
         data = {path for path in listing if path.startswith(_DATA)}
         return data <= digests.keys() and all(
-            path in listing and self._same(listing[path], path, sha256) for path, sha256 in digests.items()
+            path in listing and self._matches(listing[path], path, sha256) for path, sha256 in digests.items()
         )
 
-    def _same(self, remote: RepoFile, path: str, sha256: str) -> bool:
+    def _matches(self, remote: RepoFile, path: str, sha256: str) -> bool:
         """Compare by sha256 where the Hub stores one (large files), else by git's own digest of the content."""
         if remote.lfs is not None:
             return bool(remote.lfs.sha256 == sha256)
@@ -252,12 +252,12 @@ class _Publication:
         """
         listing = self._listing(head)
         earlier = self._manifest_at(head) if MANIFEST in listing else None
-        if earlier is None and (foreign := sorted(listing.keys() - _HARMLESS)):
+        if earlier is None and (foreign := sorted(listing.keys() - _REPLACEABLE)):
             raise UserError(f"hub: {self.repo} holds other files ({', '.join(foreign[:3])}); use another repository")
         if earlier is not None and earlier.name != self.manifest.name:
             raise UserError(f"hub: {self.repo} holds the dataset {earlier.name!r}; use another repository")
-        ours = {line.path for line in self.manifest.files}
-        return [CommitOperationDelete(path) for path in sorted(listing.keys() - ours) if path.startswith(_DATA)]
+        new_files = {line.path for line in self.manifest.files}
+        return [CommitOperationDelete(path) for path in sorted(listing.keys() - new_files) if path.startswith(_DATA)]
 
     def _manifest_at(self, commit: str) -> Manifest | None:
         """Return the manifest that a commit holds, None when it has none that can be read as one."""
@@ -269,12 +269,12 @@ class _Publication:
                 )
 
             try:
-                path = self._reach(download, "read the manifest of")
+                path = self._retry(download, "read the manifest of")
                 return Manifest.model_validate_json(Path(path).read_bytes())
             except (RemoteEntryNotFoundError, ValidationError):
                 return None
 
-    def _reach(self, call: Callable[[], T], doing: str) -> T:
+    def _retry(self, call: Callable[[], T], action: str) -> T:
         """Run a request that can be repeated safely, repeating it while the Hub is unavailable."""
         attempt = 0
         while True:
@@ -283,23 +283,23 @@ class _Publication:
             except RemoteEntryNotFoundError:
                 raise
             except _FAILURES as error:
-                self._wait_or_raise(error, attempt, doing)
+                self._wait_or_raise(error, attempt, action)
                 attempt += 1
 
-    def _wait_or_raise(self, error: Exception, attempt: int, doing: str) -> None:
+    def _wait_or_raise(self, error: Exception, attempt: int, action: str) -> None:
         """Wait before another attempt; raise when another attempt cannot help, or there were enough."""
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         if status in (401, 403) or isinstance(error, RepositoryNotFoundError):
             raise UserError(
-                f"hub: not allowed to {doing} {self.repo} (status {status}): the token needs write access to it"
+                f"hub: not allowed to {action} {self.repo} (status {status}): the token needs write access to it"
             ) from error
         if isinstance(error, OfflineModeIsEnabled):
-            raise UserError(f"hub: cannot {doing} {self.repo}: HF_HUB_OFFLINE is set") from error
+            raise UserError(f"hub: cannot {action} {self.repo}: HF_HUB_OFFLINE is set") from error
         if status is not None and status not in _RETRIED:
             raise error
         if attempt + 1 == _ATTEMPTS:
             raise RunError(
-                f"could not {doing} {self.repo} in {_ATTEMPTS} attempts, the last one ended with "
+                f"could not {action} {self.repo} in {_ATTEMPTS} attempts, the last one ended with "
                 f"{type(error).__name__}{f' {status}' if status else ''}; run the same command again to continue"
             ) from error
         time.sleep(_WAIT_S * 2**attempt)

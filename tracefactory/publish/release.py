@@ -106,10 +106,10 @@ def assemble(
         written = [one for one in found if one.file is not None]
         for number, one in enumerate(written):
             assert one.file is not None
-            place = scratch / "data" / view / f"train-{number:05d}.parquet"
-            place.parent.mkdir(parents=True, exist_ok=True)
-            one.file.replace(place)
-            files.append(_file_line(scratch, place, one.rows))
+            path = scratch / "data" / view / f"train-{number:05d}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            one.file.replace(path)
+            files.append(_file_line(scratch, path, one.rows))
         version_of = VIEWS.get(view).version
         digests[view] = ConfigDigest(
             view_version=version_of, rows=rows, digest=combined_digest(one.digest for one in found)

@@ -104,7 +104,7 @@ class _Writer:
         self.rows = 0
         self.digests: list[str] = []
         self._schema = view.schema(columns)
-        self._held: list[Row] = []
+        self._pending: list[Row] = []
         self._group: list[pa.Table] = []
         self._writer: pq.ParquetWriter | None = None
         self._last = ("", "")
@@ -115,26 +115,26 @@ class _Writer:
             if key <= self._last:
                 raise RunError(f"row {row['id']} of problem {row['problem_id']} is there twice: nothing was published")
             self._last = key
-            self._held.append(row)
-        if len(self._held) >= _BATCH_ROWS:
-            self._tabulate()
+            self._pending.append(row)
+        if len(self._pending) >= _BATCH_ROWS:
+            self._make_table()
 
     def close(self) -> None:
-        self._tabulate()
+        self._make_table()
         self._flush()
         if self._writer is not None:
             self._writer.close()
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
-    def _tabulate(self) -> None:
-        if not self._held:
+    def _make_table(self) -> None:
+        if not self._pending:
             return
-        table = pa.Table.from_pylist(self._held, schema=self._schema)
+        table = pa.Table.from_pylist(self._pending, schema=self._schema)
         self.digests.append(table_digest(table))
         self.rows += table.num_rows
         self._group.append(table)
-        self._held = []
+        self._pending = []
         if sum(one.nbytes for one in self._group) > _GROUP_BYTES:
             self._flush()
 

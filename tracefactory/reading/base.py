@@ -1,4 +1,4 @@
-"""What a source is: something that gives problems, and says what decides which ones."""
+"""The interface of sources of problems."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from tracefactory.core.rows import Frozen, Problem
 
 P = TypeVar("P", bound=Frozen)
 
-# Decompositions that change what is meant: x² is not x2, and ½ is not 1/2 of "11/2" in 1½.
+# Decompositions that would change the meaning: x² is not x2, and 1½ is not 11/2.
 _MEANINGFUL = ("<super>", "<sub>", "<fraction>")
 
 
 class Rejected(Frozen):
-    """A row that could not become a problem: the row as JSON text, a stable snake_case reason, and where and why."""
+    """A row that is not a usable problem: the row as JSON text, a stable snake_case reason, and its place and cause."""
 
     row: str
     reason: str
@@ -27,10 +27,10 @@ class Rejected(Frozen):
 
 
 class Source(ABC, Generic[P]):
-    """One kind of source. Stateless: everything comes in through the arguments.
+    """One kind of source; instances are stateless.
 
-    `version` is part of the stage key and changes when the same parameters would give other rows. `base_dir` is the
-    folder that relative paths start from.
+    `version` is part of the stage key and must change when the same parameters give different rows. `base_dir` is the
+    folder for relative paths.
     """
 
     name: ClassVar[str]
@@ -40,16 +40,16 @@ class Source(ABC, Generic[P]):
 
     @abstractmethod
     def read(self, params: P, *, base_dir: Path, limit: int | None) -> Iterator[Problem | Rejected]:
-        """Yield problems in a fixed order, and what could not become one where it stood.
+        """Yield problems and rejected rows in a fixed order.
 
-        `limit` ends after that many problems; it never changes which problem comes first.
+        `limit` stops after that many problems and does not change their order.
 
         Raises:
-            UserError: when there is nothing to read as the parameters say.
+            UserError: when nothing can be read with these parameters.
         """
 
     def located(self, params: P, environ: Mapping[str, str]) -> P:
-        """Return the parameters with what they read from the environment in its place; keys never hold that.
+        """Return the parameters with environment variables resolved; the resolved values are never part of keys.
 
         Raises:
             UserError: when an environment variable is unset.
@@ -58,30 +58,30 @@ class Source(ABC, Generic[P]):
 
     @abstractmethod
     def identity(self, params: P, base_dir: Path) -> dict[str, Any]:
-        """Return what decides the rows besides the parameters, as plain JSON values."""
+        """Return what determines the rows in addition to the parameters, as plain JSON values."""
 
     def verifiers(self, params: P) -> frozenset[str]:
-        """Return the names of the verifiers that the problems may name."""
+        """Return the verifiers that the problems can name."""
         return frozenset({"auto"})
 
     @abstractmethod
     def describe(self, params: P) -> str:
-        """Return what is read in a few words, for the card of the dataset."""
+        """Return a short description of the data, for the dataset card."""
 
     @abstractmethod
     def check(self, params: P, base_dir: Path) -> list[str]:
-        """Return what is wrong with the parameters that their types cannot say. Offline."""
+        """Return mistakes in the parameters that their types cannot express. Works offline."""
 
 
 SOURCES: Registry[type[Source[Any]]] = registry("source")
-"""Every source by the name that a pipeline uses."""
+"""Every source by name."""
 
 
 def json_text(value: Any) -> str:
-    """Return `value` as JSON text that can be stored as UTF-8, whatever it holds.
+    """Return any `value` as JSON text that can be stored as UTF-8.
 
-    Numbers that JSON lacks become null; what is no JSON value (dates, bytes) becomes its string; half a surrogate pair,
-    which UTF-8 cannot hold, becomes its escape.
+    NaN and infinities become null, values without a JSON form (dates, bytes) become strings, and lone surrogates, which
+    UTF-8 cannot encode, become escape sequences.
     """
     try:
         text = json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
@@ -91,10 +91,10 @@ def json_text(value: Any) -> str:
 
 
 def normalised_question(problem: Problem) -> str:
-    """Return the form of a question under which two problems count as the same one.
+    """Return the normal form of a question; problems with equal normal forms are duplicates.
 
     Case, white space, invisible characters and compatibility forms (full-width letters, ligatures, mathematical
-    alphabets: Unicode NFKC) do not count; superscripts, subscripts and fractions do.
+    alphabets: Unicode NFKC) are ignored; superscripts, subscripts and fractions are not.
     """
     if problem.question.isascii():
         return " ".join(problem.question.lower().split())
@@ -104,7 +104,7 @@ def normalised_question(problem: Problem) -> str:
 
 
 def take(rows: Iterable[Problem | Rejected], limit: int | None) -> Iterator[Problem | Rejected]:
-    """Yield rows until `limit` problems have come."""
+    """Yield rows until `limit` problems have been yielded."""
     problems = 0
     if limit is not None and limit <= 0:
         return

@@ -1,4 +1,4 @@
-"""From the messages of a data set to turns: the layout of the OpenAI protocol, with tool calls and their results."""
+"""Parse the messages of a data set, in the format of the OpenAI protocol, with tool calls and their results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tracefactory.reading.base import json_text
 ROLES = ("system", "user", "assistant", "tool")
 
 
-class BadConversation(ValueError):  # noqa: N818  # what is wrong is the data
-    """Messages that are no conversation from a question to an answer; the text says why."""
+class BadConversation(ValueError):  # noqa: N818  # an error in the data, not in the program
+    """The messages are not a conversation from a question to an answer; the text has the reason."""
 
 
 class Conversation(NamedTuple):
-    """A conversation from a question to an answer. `turns` are those in between."""
+    """A conversation from a question to an answer; `turns` are those between them."""
 
     system: str | None
     question: str
@@ -26,26 +26,26 @@ class Conversation(NamedTuple):
 
 
 def read_conversation(value: Any) -> Conversation:
-    """Read messages: perhaps one of the system, the user's question, any turns, and the assistant's last one.
+    """Parse messages: an optional system message, the user's question, any turns, and the assistant's last message.
 
     Args:
         value: a list of messages, or such a list as JSON text.
 
     Raises:
-        BadConversation: when it is something else.
+        BadConversation: for any other value.
     """
     try:
         items = json.loads(value) if isinstance(value, str) else value
     except ValueError as error:
-        raise BadConversation(f"no JSON: {error}") from error
+        raise BadConversation(f"the messages are not valid JSON: {error}") from error
     if not isinstance(items, Sequence) or not items:
-        raise BadConversation("no list of messages")
+        raise BadConversation("there is no list of messages")
     turns = [_turn(item, place) for place, item in enumerate(items)]
     system = turns.pop(0).content if turns[0].role == "system" else None
     if not turns or turns[0].role != "user":
-        raise BadConversation("the first message, besides one of the system, is not the user's")
+        raise BadConversation("the first message after an optional system message is not the user's")
     if turns[-1].role != "assistant" or turns[-1].tool_calls:
-        raise BadConversation("the last message is no answer of the assistant")
+        raise BadConversation("the last message is not an answer of the assistant")
     return Conversation(system, turns[0].content, tuple(turns[1:-1]), turns[-1])
 
 
@@ -55,7 +55,7 @@ def _turn(item: Any, place: int) -> Turn:
     text = {name: item.get(name) for name in ("content", "reasoning_content", "name", "tool_call_id")}
     for name, value in text.items():
         if value is not None and not isinstance(value, str):
-            raise BadConversation(f"message {place}: {name} is no text")
+            raise BadConversation(f"message {place}: {name} is not text")
     return Turn(
         role=item["role"],
         content=text["content"] or "",

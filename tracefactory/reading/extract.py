@@ -1,4 +1,4 @@
-"""Where in a field the answer stands: the conventions that published problem sets write their answers in."""
+"""Extract the answer from a field, in the formats of published problem sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
 def gsm8k(text: str) -> str | None:
-    """Return what follows the last `####`, without thousands separators (GSM8K, Cobbe et al., arXiv:2110.14168)."""
+    """Return the text after the last `####`, without thousands separators (GSM8K, Cobbe et al., arXiv:2110.14168)."""
     _, marker, answer = text.rpartition("####")
     return _THOUSANDS.sub("", answer.strip()) or None if marker else None
 
@@ -23,7 +23,7 @@ def gsm8k(text: str) -> str | None:
 def boxed(text: str) -> str | None:
     r"""Return the content of the last `\boxed{...}`, braces matched (MATH, Hendrycks et al. 2021, arXiv:2103.03874).
 
-    `\boxed 5`, which MATH has too, is the one token after it. A last box that never closes is no answer.
+    For `\boxed 5`, which MATH has too, it is the next token. An unclosed last box gives no answer.
     """
     boxes = list(_BOX.finditer(text))
     if not boxes:
@@ -52,12 +52,12 @@ def last_line(text: str) -> str | None:
 
 
 def without_unit(text: str) -> str | None:
-    """Return the text without a unit in parentheses at its end: "9 (apples)" is 9 (ASDiv, Miao et al. 2020)."""
+    """Return the text without a trailing unit in parentheses: "9 (apples)" gives 9 (ASDiv, Miao et al. 2020)."""
     return _UNIT.sub("", text).strip() or None
 
 
 def whole(text: str) -> str | None:
-    """Return the field as it is, without white space around it."""
+    """Return the field, stripped."""
     return text.strip() or None
 
 

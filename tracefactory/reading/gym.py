@@ -1,4 +1,4 @@
-"""What touches reasoning_gym: its tasks, their parameters, their problems, and whether JSON carries a problem whole."""
+"""Access to reasoning_gym: its tasks, their parameters and problems, and whether a problem survives JSON."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tracefactory.core.errors import nearest
 from tracefactory.core.fingerprint import digest
 
 _OURS = {"seed", "size"}
-# A few tasks prepare all of their problems at once, from their size; always asking for blocks of one size makes
-# problem i the same whatever the size of the mix.
+# Some tasks prepare all problems at once, depending on their number; generating blocks of a fixed size makes problem i
+# independent of the size of the mix.
 _BLOCK = 500
 
 
 @dataclass(frozen=True)
-class Made:
-    """A generated problem as JSON values; `wrong` says why it cannot be used."""
+class GeneratedProblem:
+    """A generated problem as JSON values; `wrong` is the reason why it cannot be used, or None."""
 
     entry: dict[str, Any]
     category: str
@@ -34,22 +34,22 @@ class Made:
 
 @functools.cache
 def tasks() -> Mapping[str, tuple[Any, Any]]:
-    """Return dataset class and configuration class of every task; importing the package takes a second or two."""
-    import reasoning_gym  # noqa: F401 - fills the table below
+    """Return the dataset class and configuration class of every task; the import takes one or two seconds."""
+    import reasoning_gym  # noqa: F401 - registers the tasks
     from reasoning_gym.factory import DATASETS
 
-    # `composite` mixes the others, which this source does itself.
+    # `composite` mixes other tasks, which this source does itself.
     return {name: classes for name, classes in sorted(DATASETS.items()) if name != "composite"}
 
 
 def check_params(task: str, params: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the parameters of a known task, by its own configuration class."""
+    """Return mistakes in the parameters of a known task, according to its configuration class."""
     config_class = tasks()[task][1]
     known = {field.name for field in dataclasses.fields(config_class)} - _OURS
     mistakes = []
     for name in params:
         if name in _OURS:
-            mistakes.append(f"{name!r} is set for the whole mix")
+            mistakes.append(f"{name!r} is set for the whole mix, not for a task")
         elif name not in known:
             hint = nearest(name, known)
             mistakes.append(f"unknown parameter {name!r}" + (f" ({hint})" if hint else ""))
@@ -60,16 +60,16 @@ def check_params(task: str, params: Mapping[str, Any]) -> list[str]:
     except ValidationError as error:
         return [f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}" for wrong in error.errors()]
     except (AssertionError, ValueError, TypeError) as error:
-        return [str(error) or f"its parameters do not fit: {type(error).__name__}"]
+        return [str(error) or f"its parameters are invalid: {type(error).__name__}"]
     return []
 
 
-def problems(task: str, params: Mapping[str, Any], seed: int) -> Iterator[Made]:
-    """Yield the problems of one task without end; a failing generator gives a problem that says so."""
+def problems(task: str, params: Mapping[str, Any], seed: int) -> Iterator[GeneratedProblem]:
+    """Yield problems of one task indefinitely; when the generator fails, `wrong` of the problem has the reason."""
     block = 0
     while True:
-        # Tasks draw problem i from seed + i: neighbouring seeds would share all problems but one, a digest of the
-        # seed shares none.
+        # Tasks generate problem i from seed + i, so adjacent seeds would share nearly all problems; digests of the
+        # seed do not.
         block_seed = int(digest([seed, task, dict(params), block])[:8], 16) % 2**31
         dataset = tasks()[task][0](config=_config(task, params, block_seed))
         for index in range(_BLOCK):
@@ -78,49 +78,49 @@ def problems(task: str, params: Mapping[str, Any], seed: int) -> Iterator[Made]:
 
 
 def try_out(task: str, params: Mapping[str, Any], seed: int) -> str | None:
-    """Return what is wrong with the first problem of a task, None when nothing is."""
+    """Return the reason why the first problem of a task cannot be used, None when it can."""
     with quietly():
         return next(problems(task, params, seed)).wrong
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Keep what tasks print away from stdout, which is for results, and their warnings away from people."""
+    """Redirect what tasks print from stdout, which is for results, to stderr, and suppress their warnings."""
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def _config(task: str, params: Mapping[str, Any], seed: int) -> Any:
-    """Build a task's configuration; the field types turn lists of JSON into tuples and refuse what does not fit."""
+    """Build a task's configuration; the field types convert JSON lists to tuples and reject invalid values."""
     config = TypeAdapter(tasks()[task][1]).validate_python({**params, "seed": seed, "size": _BLOCK})
     if hasattr(config, "validate"):
         config.validate()
     return config
 
 
-def _make(dataset: Any, index: int) -> Made:
+def _make(dataset: Any, index: int) -> GeneratedProblem:
     try:
         made = dataset[index]
-    except Exception as error:  # noqa: BLE001 - any generator may fail in any way; the row records it
-        return Made({}, dataset.category, f"it could not be generated: {type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001 - generators can raise any exception; the row records it
+        return GeneratedProblem({}, dataset.category, f"it could not be generated: {type(error).__name__}: {error}")
     entry = {name: made[name] for name in ("question", "answer", "metadata")}
     if not (entry["answer"] is None or isinstance(entry["answer"], str)):
-        return Made({}, dataset.category, f"its answer is a {type(entry['answer']).__name__}, not a text")
+        return GeneratedProblem({}, dataset.category, f"its answer is a {type(entry['answer']).__name__}, not text")
     try:
         as_json = json.loads(json.dumps(entry, allow_nan=False))
     except (TypeError, ValueError) as error:
-        return Made({}, dataset.category, f"its metadata has no JSON form: {error}")
+        return GeneratedProblem({}, dataset.category, f"its metadata has no JSON form: {error}")
     for answer in (entry["answer"], entry["question"], "0"):
         here, there = _score(dataset, answer, entry), _score(dataset, answer, as_json)
         if here != there:
-            changed = f"scores {here} with its metadata, and {there} after a round trip through JSON"
-            return Made(as_json, dataset.category, f"the answer {str(answer)[:40]!r} {changed}")
-    return Made(as_json, dataset.category, None)
+            changed = f"scores {here} with its metadata, but {there} after a JSON round trip"
+            return GeneratedProblem(as_json, dataset.category, f"the answer {str(answer)[:40]!r} {changed}")
+    return GeneratedProblem(as_json, dataset.category, None)
 
 
 def _score(dataset: Any, answer: str | None, entry: dict[str, Any]) -> float | str:
     try:
         return float(dataset.score_answer(answer, entry))
-    except Exception as error:  # noqa: BLE001 - scorers raise whatever they like; failing alike is equal scoring
+    except Exception as error:  # noqa: BLE001 - scorers can raise any exception; equal exceptions count as equal scores
         return type(error).__name__

@@ -1,4 +1,4 @@
-"""From a row of any data set to a problem: which field is which."""
+"""Convert rows of a data set to problems with a mapping of fields."""
 
 from __future__ import annotations
 
@@ -21,26 +21,29 @@ _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 class FieldMapping(Frozen):
-    """Which fields of a row become which part of a problem. A field inside another is `outer.inner` or `list.0`."""
+    """The mapping from fields of a row to parts of a problem. Nested fields are `outer.inner` or `list.0`."""
 
     question: str | tuple[str, ...] = Field(
-        "question", description="Field of the question, or several to join by line."
+        "question", description="Field of the question, or several to join with line breaks."
     )
-    answer: str | None = Field("answer", description="Field of the answer; null for problems without a known one.")
-    answer_from: AnswerFrom = Field("field", description="Where in that field the answer stands.")
-    answers: str | None = Field(None, description="Field of further answers that are as good: a list.")
+    answer: str | None = Field("answer", description="Field of the answer; null for problems without a known answer.")
+    answer_from: AnswerFrom = Field("field", description="How to extract the answer from that field.")
+    answers: str | None = Field(None, description="Field of further correct answers: a list.")
     context: str | None = Field(None, description="Field of passages: texts, or objects with title, text and source.")
     tests: str | None = Field(None, description="Field of programs that test an answer: a list.")
-    tools: str | None = Field(None, description="Field of tools that may be called, as chat completions list them.")
+    tools: str | None = Field(None, description="Field of tools that may be called, in the format of chat completions.")
+    measures: dict[str, str] = Field({}, description="Fields of numbers, by the name of the column they become.")
     choices: str | None = Field(None, description="Field of the options of a multiple-choice question.")
-    id: str | None = Field(None, description="Field of the data set's own id; it is kept in meta.")
+    id: str | None = Field(None, description="Field of the data set's id, stored in meta.")
     domain: str = Field("", description="Domain of every problem.")
-    domain_field: str | None = Field(None, description="Field of the domain, where rows differ in it.")
+    domain_field: str | None = Field(None, description="Field of the domain, if it differs between rows.")
     licence: str = Field("", description="Licence of every problem.")
-    licence_field: str | None = Field(None, description="Field of the licence, where rows differ in it.")
-    meta: tuple[str, ...] = Field((), description="Further fields to keep in meta.")
-    remove: tuple[str, ...] = Field((), description="Texts to cut out of questions, such as a fixed instruction.")
-    verifier: str | None = Field(None, description="Verifier of the answers: math, or choice where there are choices.")
+    licence_field: str | None = Field(None, description="Field of the licence, if it differs between rows.")
+    meta: tuple[str, ...] = Field((), description="Further fields to store in meta.")
+    remove: tuple[str, ...] = Field((), description="Texts to remove from questions, such as a fixed instruction.")
+    verifier: str | None = Field(
+        None, description="Verifier of the answers; default math, or choice if there are choices."
+    )
     spec: dict[str, JsonValue] = Field({}, description="Parameters of the verifier.")
 
     @property
@@ -49,10 +52,10 @@ class FieldMapping(Frozen):
         return self.verifier or ("math" if self.choices is None else "choice")
 
     def fields(self) -> list[str]:
-        """Return every field that a row is expected to have."""
+        """Return the fields that every row should have."""
         questions = [self.question] if isinstance(self.question, str) else list(self.question)
         single = [self.answer, self.choices, self.id, self.domain_field, self.licence_field]
-        single += [self.answers, self.context, self.tests, self.tools]
+        single += [self.answers, self.context, self.tests, self.tools, *self.measures.values()]
         return [*questions, *(field for field in single if field is not None), *self.meta]
 
 
@@ -63,7 +66,7 @@ class _UnusableError(Exception):
 
 
 def lookup(row: Mapping[str, Any], field: str) -> Any:
-    """Return the value of a field, None when there is none. A field whose name has a dot wins over a path."""
+    """Return the value of a field, None when it is missing. A field with a dot in its name has priority over a path."""
     if field in row:
         return row[field]
     value: Any = row
@@ -78,7 +81,7 @@ def lookup(row: Mapping[str, Any], field: str) -> Any:
 
 
 def to_problem(record: Record, mapping: FieldMapping, source: str) -> Problem | Rejected:
-    """Return the problem of a row, or why it gives none. `source` is the label that the problem carries."""
+    """Return the problem of a row, or the rejected row. `source` is stored as the source of the problem."""
     row = record.values
     try:
         question = _question(row, mapping)
@@ -88,11 +91,13 @@ def to_problem(record: Record, mapping: FieldMapping, source: str) -> Problem | 
             "domain": mapping.domain if mapping.domain_field is None else _text(lookup(row, mapping.domain_field)),
             "licence": mapping.licence if mapping.licence_field is None else _text(lookup(row, mapping.licence_field)),
         }
-        besides: dict[str, Any] = {
+        further: dict[str, Any] = {
             name: read(lookup(row, field))
-            for name, read in _BESIDES.items()
+            for name, read in _FURTHER_FIELDS.items()
             if (field := getattr(mapping, name)) is not None
         }
+        if mapping.measures:
+            further["measures"] = _numbers(row, mapping.measures)
     except _UnusableError as error:
         return record.reject(error.reason, error.detail)
     if options is not None:
@@ -105,7 +110,7 @@ def to_problem(record: Record, mapping: FieldMapping, source: str) -> Problem | 
         source=source,
         meta=json_text(_meta(record, mapping)),
         **{name: text or "" for name, text in texts.items()},
-        **besides,
+        **further,
     )
 
 
@@ -113,12 +118,12 @@ def _question(row: Mapping[str, Any], mapping: FieldMapping) -> str:
     fields = (mapping.question,) if isinstance(mapping.question, str) else mapping.question
     parts = [_text(lookup(row, field)) for field in fields]
     if missing := [field for field, part in zip(fields, parts, strict=True) if not part]:
-        raise _UnusableError("no_question", f"nothing in {', '.join(missing)}")
+        raise _UnusableError("no_question", f"{', '.join(missing)} is empty")
     question = "\n".join(part for part in parts if part)
     for text in mapping.remove:
         question = question.replace(text, "")
     if not question.strip():
-        raise _UnusableError("no_question", "nothing is left of it")
+        raise _UnusableError("no_question", "the question is empty after removals")
     return question.strip()
 
 
@@ -126,15 +131,15 @@ def _answer(row: Mapping[str, Any], field: str, where: AnswerFrom, options: Mapp
     value = lookup(row, field)
     text = _text(value)
     if not text:
-        raise _UnusableError("no_answer", f"nothing in {field}")
+        raise _UnusableError("no_answer", f"{field} is empty")
     answer = EXTRACTORS[where](text)
     if not answer:
-        raise _UnusableError("no_answer", f"{field} holds no answer as {where} reads it")
+        raise _UnusableError("no_answer", f"{field} has no answer in the format {where}")
     return answer if options is None else _label(answer, value, options)
 
 
 def _label(answer: str, value: Any, options: Mapping[str, str]) -> str:
-    """Return the label of the option that an answer means: by its label, its text, or its number from 0."""
+    """Return the label of the option that an answer names by its label, its text, or its index from 0."""
     bare = answer.strip("().: ")
     if bare in options:
         return bare
@@ -162,15 +167,15 @@ def _options(value: Any) -> dict[str, str]:
         pairs = []
     options = {label: _text(text) or "" for label, text in pairs}
     if len(options) < 2 or not all(options.values()):
-        raise _UnusableError("no_choices", "fewer than two options, or an empty one")
+        raise _UnusableError("no_choices", "there are fewer than two options, or an empty option")
     return options
 
 
 def _text(value: Any) -> str | None:
-    """Return a value as the text a person would write: 145.0 is "145". None and NaN are missing.
+    """Return a value as text in its usual form: 145.0 is "145". None and NaN are missing values.
 
     Raises:
-        _UnusableError: for what has no one text: true, an object, a list of several.
+        _UnusableError: for values without such a form: booleans, objects, lists of several values.
     """
     if isinstance(value, (list, tuple)) and len(value) == 1:
         value = value[0]
@@ -178,17 +183,33 @@ def _text(value: Any) -> str | None:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise _UnusableError("bad_encoding", "holds half a surrogate pair, which no UTF-8 text can") from error
+            raise _UnusableError("bad_encoding", "it has a lone surrogate, which UTF-8 cannot encode") from error
         return value.strip()
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
-        raise _UnusableError("not_a_text", f"{type(value).__name__} where a text or a number was expected")
+        raise _UnusableError("not_a_text", f"expected text or a number, found {type(value).__name__}")
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, Decimal):
         return format(value.normalize(), "f") if value.is_finite() else None
     return str(value)
+
+
+def _numbers(row: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, float]:
+    """Return the numbers of a row by column; one that is missing is left out, and text that is a number counts."""
+    found: dict[str, float] = {}
+    for name, field in fields.items():
+        value = lookup(row, field)
+        if value is None or value == "":
+            continue
+        try:
+            number = float(value)
+        except (TypeError, ValueError) as error:
+            raise _UnusableError("no_number", f"{field} holds {type(value).__name__} {str(value)[:40]!r}") from error
+        if math.isfinite(number):
+            found[name] = number
+    return found
 
 
 def _items(value: Any) -> list[Any]:
@@ -205,35 +226,35 @@ def _passages(value: Any) -> tuple[Passage, ...]:
         parts = item if isinstance(item, Mapping) else {"text": item}
         text = _text(parts.get("text"))
         if not text:
-            raise _UnusableError("bad_context", "a passage without text")
+            raise _UnusableError("bad_context", "a passage has no text")
         found.append(Passage(text=text, **{name: _text(parts.get(name)) or "" for name in ("title", "source")}))
     return tuple(found)
 
 
 def _tools(value: Any) -> tuple[Tool, ...]:
-    """Read tools as chat completions list them: {"type": "function", "function": {...}}, or the function alone."""
+    """Parse tools in the format of chat completions: {"type": "function", "function": {...}}, or only the function."""
     try:
         items = _items(json.loads(value) if isinstance(value, str) else value)
     except ValueError as error:
-        raise _UnusableError("bad_tools", f"no JSON: {error}") from error
+        raise _UnusableError("bad_tools", f"the tools are not valid JSON: {error}") from error
     found = []
     for item in items:
         function = item.get("function", item) if isinstance(item, Mapping) else {}
         name = _text(function.get("name")) if isinstance(function, Mapping) else None
         if not name:
-            raise _UnusableError("bad_tools", "a tool without a name")
+            raise _UnusableError("bad_tools", "a tool has no name")
         described = _text(function.get("description")) or ""
         found.append(Tool(name=name, description=described, parameters=json_text(function.get("parameters") or {})))
     return tuple(found)
 
 
-_BESIDES: Mapping[str, Callable[[Any], Any]] = {
+_FURTHER_FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "answers": _texts,
     "context": _passages,
     "tests": _texts,
     "tools": _tools,
 }
-"""What a problem may have besides question and answer, and how each is read."""
+"""Optional parts of a problem, and the functions that parse them."""
 
 
 def _meta(record: Record, mapping: FieldMapping) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rows out of files: JSON lines, JSON, CSV and Parquet, one at a time, with what cannot be read told apart."""
+"""Read rows from JSON lines, JSON, CSV and Parquet files, one at a time; unreadable rows are yielded as rejected."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _SUFFIXES: dict[str, Format] = {
     ".tsv": "tsv",
     ".parquet": "parquet",
 }
-_PACKED = {".gz", ".bz2", ".zst", ".lz4"}
+_COMPRESSED = {".gz", ".bz2", ".zst", ".lz4"}
 _UNDECODED = re.compile("[\udc80-\udcff]")
 _BATCH = 256
 _SNIFF = 1024
-# A quote that is never closed would otherwise read the rest of the file as one field.
+# With an unclosed quote, the rest of the file would otherwise be read as one field.
 _MAX_FIELD = 16 * 2**20
 _BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row as it was read, and where: the number of its line, or of its row in a file without lines, from 1."""
+    """One row with its line number, or its row number in a file without lines, from 1."""
 
     values: dict[str, Any]
     unit: Literal["line", "row"]
@@ -55,12 +55,12 @@ class Record:
 
 
 def read_records(file: Path, form: Format, encoding: str) -> Iterator[Record | Rejected]:
-    """Yield the rows of a file. Only a JSON array is held in memory; .gz, .bz2, .zst and .lz4 are unpacked on the way.
+    """Yield the rows of a file. Only JSON arrays are loaded as a whole; .gz, .bz2, .zst and .lz4 are decompressed.
 
-    A byte order mark is obeyed, otherwise `encoding` holds. NaN and infinities in JSON are read as missing.
+    A byte order mark has priority over `encoding`. NaN and infinities in JSON are missing values.
 
     Raises:
-        UserError: when the file as a whole is not of its format.
+        UserError: when the file is not in its format.
     """
     kind = _kind(file, form)
     try:
@@ -70,13 +70,13 @@ def read_records(file: Path, form: Format, encoding: str) -> Iterator[Record | R
         with io.BufferedReader(pa.input_stream(str(file), compression="detect")) as binary:
             start = binary.peek(_SNIFF)[:_SNIFF]
             found = next((name for mark, name in _BOMS.items() if start.startswith(mark)), encoding)
-            # What cannot be decoded becomes lone surrogates, so that one bad row does not cost the file.
+            # Undecodable bytes become lone surrogates, so that one bad row does not fail the whole file.
             newline = "" if kind in ("csv", "tsv") else "\n"
             text = io.TextIOWrapper(binary, encoding=found, errors="surrogateescape", newline=newline)
             if kind in ("csv", "tsv"):
                 yield from _csv(file, text, "\t" if kind == "tsv" else ",")
             elif kind == "json" or (form == "auto" and start.decode(found, "ignore").lstrip().startswith("[")):
-                # An array, whatever the file is called.
+                # A JSON array, whatever the suffix of the file.
                 yield from _json(file, text)
             else:
                 yield from _jsonl(text)
@@ -87,11 +87,11 @@ def read_records(file: Path, form: Format, encoding: str) -> Iterator[Record | R
 def _kind(file: Path, form: Format) -> Format:
     if form != "auto":
         return form
-    suffixes = [suffix for suffix in file.suffixes if suffix not in _PACKED]
+    suffixes = [suffix for suffix in file.suffixes if suffix not in _COMPRESSED]
     suffix = suffixes[-1].lower() if suffixes else ""
     if suffix not in _SUFFIXES:
         hint = f"known: {', '.join(_SUFFIXES)}"
-        raise UserError(Mistake(f"its format does not show in its name {file.name!r}; give format", file, hint=hint))
+        raise UserError(Mistake(f"unknown format of {file.name!r}; set format", file, hint=hint))
     return _SUFFIXES[suffix]
 
 
@@ -115,9 +115,9 @@ def _json(file: Path, text: io.TextIOWrapper) -> Iterator[Record | Rejected]:
     try:
         values = json.load(text, parse_constant=lambda _: None)
     except json.JSONDecodeError as error:
-        raise UserError(Mistake(f"is no JSON: {error.msg}", file, error.lineno)) from error
+        raise UserError(Mistake(f"is not valid JSON: {error.msg}", file, error.lineno)) from error
     if not isinstance(values, list):
-        raise UserError(Mistake(f"holds one JSON {type(values).__name__} instead of an array of rows", file))
+        raise UserError(Mistake(f"has one JSON {type(values).__name__} instead of an array of rows", file))
     for number, value in enumerate(values, 1):
         yield _as_record(value, "row", number)
 
@@ -134,7 +134,7 @@ def _csv(file: Path, text: io.TextIOWrapper, delimiter: str) -> Iterator[Record 
     rows = csv.reader(text, delimiter=delimiter)
     header = next(rows, [])
     if repeated := sorted({name for name in header if header.count(name) > 1}):
-        raise UserError(Mistake(f"names a column twice: {', '.join(repeated)}", file, 1))
+        raise UserError(Mistake(f"has a column name twice: {', '.join(repeated)}", file, 1))
     for _ in count():
         number = rows.line_num + 1
         try:

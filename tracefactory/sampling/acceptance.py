@@ -1,4 +1,4 @@
-"""The rule of reverse speculative decoding, as a pure function of two pools and their noise."""
+"""The acceptance rule of reverse speculative decoding, as a pure function of both models' candidates and the noise."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tracefactory.sampling.candidates import NO_TOKEN, Pools
-from tracefactory.sampling.noise import STUDENT, TEACHER, Longs, Noise
+from tracefactory.sampling.candidates import NO_TOKEN, Candidates
+from tracefactory.sampling.noise import STUDENT, TEACHER, Ints, Noise
 
 
 @dataclass(frozen=True)
 class Acceptance:
-    """A teacher's draw is accepted at a student's probability of `p` or more; it draws at most `draws` times."""
+    """Accept a teacher's draw when the student gives it a probability of at least `p`; allow at most `draws` draws."""
 
     p: float = 0.01
     draws: int = 5
@@ -22,50 +22,52 @@ class Acceptance:
 
 @dataclass(frozen=True, eq=False)
 class Decisions:
-    """One token per place, and by which of the teacher's draws (from 1) it came; 0 is the student's own draw.
+    """One token per position, and which of the teacher's draws (from 1) it is; 0 is the student's own draw.
 
-    `seen` [P, draws] are the teacher's draws as far as they were made, NO_TOKEN otherwise.
+    `teacher_draws` [P, draws] holds the draws that the teacher made, then NO_TOKEN.
     """
 
-    tokens: Longs
-    draws: Longs
-    seen: Longs
+    tokens: Ints
+    draws: Ints
+    teacher_draws: Ints
 
-    def same(self, other: Decisions) -> NDArray[np.bool_]:
-        """Tell for each place whether another decision went the same way, draw by draw."""
-        alike: NDArray[np.bool_] = (self.seen == other.seen).all(axis=1) & (self.tokens == other.tokens)
-        return alike
+    def matches(self, other: Decisions) -> NDArray[np.bool_]:
+        """Return for each position whether both decisions have the same token and the same teacher draws."""
+        same_draws = (self.teacher_draws == other.teacher_draws).all(axis=1)
+        matching: NDArray[np.bool_] = same_draws & (self.tokens == other.tokens)
+        return matching
 
 
-def decide(rules: Sequence[Acceptance], teacher: Pools, student: Pools, noise: Noise) -> Decisions:
-    """Decide the token of every place (arXiv 2509.22230, by its authors' code).
+def decide(rules: Sequence[Acceptance], teacher: Candidates, student: Candidates, noise: Noise) -> Decisions:
+    """Decide the token of every position (arXiv 2509.22230, following its authors' code).
 
-    The teacher draws from its pool, with replacement, until a draw is in the student's pool with a tested probability
-    of at least `p`: an absolute threshold, not the ratio of speculative decoding. When none of `draws` draws is
-    accepted, the student draws from its own pool. A place depends on nothing but its own pools and noise.
+    The teacher draws from its candidates, with replacement, until a draw is among the student's candidates with a
+    tested probability of at least `p`: an absolute threshold, not the ratio of speculative decoding. When none of
+    `draws` draws is accepted, the student draws from its own candidates. Each position depends only on its own
+    candidates and noise.
     """
-    least = np.array([rule.p for rule in rules])
-    most = np.array([rule.draws for rule in rules], dtype=np.int64)
+    thresholds = np.array([rule.p for rule in rules])
+    max_draws = np.array([rule.draws for rule in rules], dtype=np.int64)
     tokens = np.full(len(teacher), NO_TOKEN, dtype=np.int64)
     draws = np.zeros(len(teacher), dtype=np.int64)
-    seen = np.full((len(teacher), int(most.max(initial=0))), NO_TOKEN, dtype=np.int64)
-    for draw in range(seen.shape[1]):
-        undecided = np.flatnonzero((tokens == NO_TOKEN) & (draw < most))
-        candidates = teacher[undecided].draw(noise[undecided], TEACHER + draw)
-        seen[undecided, draw] = candidates
-        accepted = student[undecided].probability(candidates) >= least[undecided]
-        tokens[undecided[accepted]] = candidates[accepted]
+    teacher_draws = np.full((len(teacher), int(max_draws.max(initial=0))), NO_TOKEN, dtype=np.int64)
+    for draw in range(teacher_draws.shape[1]):
+        undecided = np.flatnonzero((tokens == NO_TOKEN) & (draw < max_draws))
+        proposed = teacher[undecided].draw(noise[undecided], TEACHER + draw)
+        teacher_draws[undecided, draw] = proposed
+        accepted = student[undecided].probability(proposed) >= thresholds[undecided]
+        tokens[undecided[accepted]] = proposed[accepted]
         draws[undecided[accepted]] = draw + 1
     rejected = np.flatnonzero(tokens == NO_TOKEN)
     tokens[rejected] = student[rejected].draw(noise[rejected], STUDENT)
-    return Decisions(tokens, draws, seen)
+    return Decisions(tokens, draws, teacher_draws)
 
 
-def foresee(rules: Sequence[Acceptance], student: Pools, noise: Noise) -> Longs:
-    """Guess what `decide` will say, without the teacher: what the student would draw with the teacher's noise.
+def predict_decisions(rules: Sequence[Acceptance], student: Candidates, noise: Noise) -> Ints:
+    """Predict the tokens of `decide` without the teacher: what the student would draw with the teacher's noise.
 
-    Only tokens that the student would accept are guessed; where it would accept none, its own draw is certain.
+    Only tokens that the student would accept are predicted. Where it accepts none, its own draw is the decision.
     """
     acceptable: NDArray[np.bool_] = student.tested >= np.array([rule.p for rule in rules])[:, None]
-    guesses = student.only(acceptable).draw(noise, TEACHER)
+    guesses = student.restricted_to(acceptable).draw(noise, TEACHER)
     return np.where(guesses == NO_TOKEN, student.draw(noise, STUDENT), guesses)

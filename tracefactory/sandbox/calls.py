@@ -1,9 +1,9 @@
-"""Calls between the process of the tests and the process of the program: values travel, code and secrets do not.
+"""Remote calls between the test process and the program process; only plain data is exchanged, no code and no secrets.
 
-Standard library only, because it is loaded inside the sandbox. The tests run in a process of their own, and what they
-see of the program are stand-ins: calling one sends plain data over a socket and gets plain data back, so the program
-can answer anything but cannot decide what its answer equals. Objects that are not plain data stay where they are
-and are used through attributes, items, iteration and calls.
+Standard library only, because it is loaded inside the sandbox. The tests run in a separate process and use proxies for
+the program's objects: a call sends plain data over a socket and receives plain data, so the program controls its
+results but not how they compare. Other objects stay in their process and are used through attributes, items, iteration
+and calls.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ _BY_ITEMS: dict[str, tuple[type[Any], Callable[[list[Any]], Any]]] = {
 }
 
 
-class GoneError(Exception):
-    """The other process has ended."""
+class ClosedError(Exception):
+    """The other process has exited."""
 
 
 class Channel:
-    """One end of the socket: JSON lines, and the objects of this side that the other side may use."""
+    """One end of the socket: JSON lines, and the objects of this process that the other one can use."""
 
     def __init__(self, end: socket.socket) -> None:
         self.file = end.makefile("rwb")
@@ -59,17 +59,17 @@ class Channel:
             self.file.write(json.dumps(message).encode() + b"\n")
             self.file.flush()
         except OSError as error:
-            raise GoneError("the program has ended") from error
+            raise ClosedError("the program has exited") from error
 
     def receive(self) -> dict[str, Any]:
         line = self.file.readline()
         if not line:
-            raise GoneError("the program has ended")
+            raise ClosedError("the program has exited")
         message: dict[str, Any] = json.loads(line)
         return message
 
     def encode(self, value: Any) -> Any:
-        """Turn plain data into JSON; anything else into the number under which this side keeps it."""
+        """Encode plain data as JSON, and any other object as its number in `objects`."""
         if value is None or isinstance(value, bool | str):
             return str(value) if isinstance(value, str) else value
         if isinstance(value, int):
@@ -78,7 +78,7 @@ class Channel:
         if isinstance(value, float):
             return float.__float__(value)
         if isinstance(value, Remote):
-            return {"t": "mine", "v": object.__getattribute__(value, "_number")}
+            return {"t": "remote", "v": object.__getattribute__(value, "_number")}
         for name, (kind, spell, _) in _BY_TEXT.items():
             if isinstance(value, kind):
                 return {"t": name, "v": spell(value)}
@@ -100,7 +100,7 @@ class Channel:
         return {"t": "object", "v": len(self.objects) - 1}
 
     def decode(self, data: Any) -> Any:
-        """Rebuild a value of exact built-in types."""
+        """Decode a value; plain data gets exact built-in types."""
         if not isinstance(data, dict):
             return data
         name, inner = data["t"], data["v"]
@@ -117,7 +117,7 @@ class Channel:
         if name == "type":
             kind = getattr(builtins, inner)
             return kind if isinstance(kind, type) else None
-        if name == "mine":
+        if name == "remote":  # for the sender; it is an object of this process
             return self.objects[inner]
         return self.module(inner) if name == "module" else self.wrap(inner)
 
@@ -129,14 +129,14 @@ class Channel:
 
 
 class Caller(Channel):
-    """The side of the tests: asks, and serves nothing but calls of functions it passed as arguments."""
+    """The test process: sends requests, and serves only calls of functions that it passed as arguments."""
 
     def __init__(self, end: socket.socket) -> None:
         super().__init__(end)
         self.wrap = lambda number: Remote(self, number)
 
     def names(self) -> dict[str, Any]:
-        """Return what the program defines, once it has run to its end."""
+        """Wait until the program has run, and return the names it defines."""
         found = self._reply()
         return {str(name): self.decode(data) for name, data in found["names"].items()}
 
@@ -163,7 +163,7 @@ class Caller(Channel):
 
 
 def _write_back(old: Any, new: Any) -> None:
-    """Give a mutable argument the content it has after the call, as if it had been passed by reference."""
+    """Copy the content that a mutable argument has after the call, as if it had been passed by reference."""
     if type(old) is not type(new) or old == new:
         return
     if isinstance(old, list | bytearray):
@@ -174,7 +174,7 @@ def _write_back(old: Any, new: Any) -> None:
 
 
 class Server(Channel):
-    """The side of the program: does what is asked with its objects."""
+    """The program process: executes requests on its objects."""
 
     def __init__(self, end: socket.socket) -> None:
         super().__init__(end)
@@ -188,18 +188,18 @@ class Server(Channel):
         return call
 
     def serve(self, names: dict[str, Any]) -> None:
-        """Tell the names, then answer until the tests have ended."""
+        """Send the names, then answer requests until the tests have ended."""
         self.send({"names": {name: self.encode(value) for name, value in names.items() if not name.startswith("__")}})
         while True:
             try:
                 message = self.receive()
-            except GoneError:
+            except ClosedError:
                 return
             try:
                 self.send(self._answer(message))
-            except GoneError:
+            except ClosedError:
                 return
-            except BaseException as error:  # noqa: BLE001  # SystemExit too: sent to the tests, which decide what it means
+            except BaseException as error:  # noqa: BLE001  # SystemExit too: the tests decide what it means
                 self.send({"error": type(error).__name__, "text": str(error)[:500]})
 
     def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -233,7 +233,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
 
 
 class Remote:
-    """An object of the program, as the tests see it. It equals no plain data, whatever its class says."""
+    """A proxy for an object of the program, used by the tests. It never equals plain data, whatever its class does."""
 
     _channel: Caller
     _number: int

@@ -1,10 +1,9 @@
-"""The inside of the sandbox: confine this process, then run one program. A script of its own, standard library only.
+"""The process inside the sandbox: confine it, then run one program. A separate script with only the standard library.
 
-Run by `tracefactory.sandbox.run` as `python -I sandbox_child.py CONFIG_FD RESULT_FD TESTS_FD`. The first
-process makes the namespaces; the second is the first process of the new process namespace, so that everything in it
-dies with it; the third runs the program. Tests run in a fourth, which alone ever holds them and the end of the pipe
-that says they passed, and whose memory the program may not touch. What the kernel refuses is left out and reported,
-never passed over in silence.
+`tracefactory.sandbox.run` starts it as `python -I child.py CONFIG_FD RESULT_FD TESTS_FD`. The first process creates the
+namespaces; the second is the first process of the new process namespace, so that all processes in it die with it; the
+third runs the program. The tests run in a fourth process: only it has the tests and the pipe that reports that they
+passed, and the program cannot access its memory. Protections that the kernel refuses are skipped and reported.
 """
 
 import ctypes
@@ -20,7 +19,7 @@ import types
 from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from calls import Caller, GoneError, Server  # type: ignore[import-not-found]  # beside this file
+from calls import Caller, ClosedError, Server  # type: ignore[import-not-found]  # in the same folder
 
 del sys.path[0]
 
@@ -31,9 +30,9 @@ SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, ATTR_RDONLY = 442, -100, 0x8000, 1
 CAPABILITY_VERSION_3 = 0x20080522
 NOBODY = 65534
 OUT_OF_TIME = 124
-"""Exit code that says the program used up its processor time."""
-PROGRAM_GONE = 125
-"""Exit code of the tests when the program ended before they did."""
+"""Exit code when the program exceeded its CPU time."""
+PROGRAM_EXITED = 125
+"""Exit code of the tests when the program exited before they finished."""
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -45,7 +44,7 @@ def call(name: str, *args: object) -> None:
 
 
 def become_nobody() -> None:
-    """Leave the root account: its processes are exempt from the limit on their number."""
+    """Switch from root to the user nobody: the limit on the number of processes does not apply to root."""
     os.setgroups([])
     os.setresgid(NOBODY, NOBODY, NOBODY)
     os.setresuid(NOBODY, NOBODY, NOBODY)
@@ -53,7 +52,7 @@ def become_nobody() -> None:
 
 
 def enter_namespaces() -> None:
-    """Enter namespaces of its own for users, processes, mounts, network and interprocess communication."""
+    """Enter new namespaces for users, processes, mounts, network and interprocess communication."""
     user, group = os.geteuid(), os.getegid()
     call("unshare", NEWUSER | NEWNS | NEWPID | NEWNET | NEWIPC | NEWUTS)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
@@ -62,7 +61,7 @@ def enter_namespaces() -> None:
 
 
 def read_only_files(folder: str) -> None:
-    """Make every mounted file system read-only, hide the processes outside, and mount an empty writable folder."""
+    """Make all mounted file systems read-only, hide processes outside, and mount an empty writable folder."""
     call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
     attributes = struct.pack("QQQQ", ATTR_RDONLY, 0, 0, 0)
     call("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, len(attributes))
@@ -70,27 +69,27 @@ def read_only_files(folder: str) -> None:
     call("mount", b"tmpfs", folder.encode(), b"tmpfs", flags, b"size=64m,nr_inodes=4096,mode=0700")
     try:
         call("mount", b"proc", b"/proc", b"proc", flags | MS_NOEXEC, None)
-    except OSError:  # a container that masks parts of /proc allows no new one: an empty folder hides as much
+    except OSError:  # containers that mask parts of /proc do not allow a new one; an empty folder hides it too
         call("mount", b"tmpfs", b"/proc", b"tmpfs", flags | MS_NOEXEC, b"size=0,nr_inodes=1")
 
 
-def few_processes() -> None:
-    """Bound the number of processes by their namespace (Linux 6.14): no limit of its own binds the root account."""
+def limit_process_count() -> None:
+    """Limit the number of processes of the namespace (Linux 6.14): resource limits do not apply to root."""
     with open("/proc/sys/kernel/pid_max", "w") as file:
         file.write("301")
 
 
 def drop_capabilities() -> None:
-    """Give up what the user namespace granted, for good."""
+    """Drop the capabilities of the user namespace permanently."""
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     header, nothing = struct.pack("Ii", CAPABILITY_VERSION_3, 0), bytes(24)
     call("capset", header, nothing)
 
 
-def limit(config: dict[str, Any]) -> None:
-    """Set the resource limits of the program: hard ones, so that it cannot raise them.
+def set_limits(config: dict[str, Any]) -> None:
+    """Set the resource limits of the program as hard limits, so that it cannot raise them.
 
-    At the soft limit on processor time the kernel sends SIGXCPU, and at the hard one it kills.
+    At the soft limit on CPU time the kernel sends SIGXCPU; at the hard limit it kills the process.
     """
     seconds, memory = max(1, round(config["seconds"])), config["memory_mb"] << 20
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
@@ -104,8 +103,8 @@ def limit(config: dict[str, Any]) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def end_descendants() -> None:
-    """Kill what the program left behind where there is no process namespace; they were all handed to this process."""
+def kill_descendants() -> None:
+    """Kill processes that the program left behind, without a process namespace; this process is their subreaper."""
     for _ in range(200):
         with open(f"/proc/self/task/{os.getpid()}/children") as file:
             children = [int(pid) for pid in file.read().split()]
@@ -117,7 +116,11 @@ def end_descendants() -> None:
 
 
 def confine(config: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """Put up the protections and go on in a process inside them; return which are active, and why others are not."""
+    """Activate the protections and continue in a process inside them.
+
+    Returns:
+        The active protections, and for each missing one the reason.
+    """
     active: list[str] = []
     missing: dict[str, str] = {}
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -134,7 +137,7 @@ def confine(config: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
     if first:
         _, status = os.waitpid(first, 0)
         if missing:
-            end_descendants()
+            kill_descendants()
         os._exit(os.waitstatus_to_exitcode(status) & 255)
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if not missing:
@@ -145,7 +148,7 @@ def confine(config: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
             missing["files"] = str(error)
         if os.geteuid() == 0:
             try:
-                few_processes()
+                limit_process_count()
             except OSError as error:
                 missing["number of processes"] = str(error)
         drop_capabilities()
@@ -153,50 +156,50 @@ def confine(config: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
 
 
 def main() -> None:
-    """Confine, run, and report how the program ended."""
+    """Confine this process, run the program, and exit with its status."""
     config_fd, result_fd, tests_fd = (int(arg) for arg in sys.argv[1:4])
     with os.fdopen(config_fd, "rb") as file:
         config = json.loads(file.read())
     active, missing = confine(config)
     os.chdir(config["folder"])
-    limit(config)
+    set_limits(config)
     if config["probe"]:
-        import colorsys  # noqa: F401  # any module that is still on disk: can this user read the library?
+        import colorsys  # noqa: F401  # any module not yet imported, to check that this user can read the library
 
         os.write(result_fd, json.dumps({"active": active, "missing": missing}).encode())
         os._exit(0)
-    call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)  # nobody may trace or read the processes of the harness
+    call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)  # no process may trace or read the processes of the harness
     if config["stdio"]:
         os.close(tests_fd)
-        program = os.fork()
-        if not program:
+        program_pid = os.fork()
+        if not program_pid:
             os.close(result_fd)
             run_script(config)
         os.close(result_fd)
-        leave(program, config["seconds"])
-    ours, theirs = socket.socketpair()
-    judge = os.fork()
-    if not judge:
-        theirs.close()
-        run_tests(ours, tests_fd, result_fd)
+        wait_and_exit(program_pid, config["seconds"])
+    tests_end, program_end = socket.socketpair()
+    tests_pid = os.fork()
+    if not tests_pid:
+        program_end.close()
+        run_tests(tests_end, tests_fd, result_fd)
     for descriptor in (result_fd, tests_fd):
         os.close(descriptor)
-    ours.close()
-    program = os.fork()
-    if not program:
-        serve(config, theirs)
-    theirs.close()
-    leave(program, config["seconds"], judge)
+    tests_end.close()
+    program_pid = os.fork()
+    if not program_pid:
+        serve(config, program_end)
+    program_end.close()
+    wait_and_exit(program_pid, config["seconds"], tests_pid)
 
 
-def leave(program: int, seconds: float, judge: int = 0) -> None:
-    """Wait for the tests, or for the program where there are none, and end with how they ended."""
+def wait_and_exit(program_pid: int, seconds: float, tests_pid: int = 0) -> None:
+    """Wait for the tests, or for the program if there are no tests, and exit with their status."""
     code = 0
-    if judge:
-        code = os.waitstatus_to_exitcode(os.waitpid(judge, 0)[1])
-        if code != PROGRAM_GONE:
-            os._exit(code & 255)  # with this process everything in its namespace dies
-    _, status, used = os.wait4(program, 0)
+    if tests_pid:
+        code = os.waitstatus_to_exitcode(os.waitpid(tests_pid, 0)[1])
+        if code != PROGRAM_EXITED:
+            os._exit(code & 255)  # all processes of the namespace die with this one
+    _, status, used = os.wait4(program_pid, 0)
     own = os.waitstatus_to_exitcode(status)
     killed = own == -signal.SIGKILL and used.ru_utime + used.ru_stime >= seconds / 2
     os._exit(OUT_OF_TIME if killed or own == -signal.SIGXCPU else (own or code) & 255)
@@ -217,7 +220,7 @@ def run_script(config: dict[str, Any]) -> None:
 
 
 def serve(config: dict[str, Any], end: socket.socket) -> None:
-    """Run the program, then answer the calls of the tests."""
+    """Run the program, then serve the calls of the tests."""
     module = types.ModuleType("solution")
     sys.modules["solution"] = module
     sys.argv = ["solution.py"]
@@ -228,15 +231,15 @@ def serve(config: dict[str, Any], end: socket.socket) -> None:
 
 
 def run_tests(end: socket.socket, tests_fd: int, result_fd: int) -> None:
-    """Run the tests on stand-ins for what the program defines; send the token back after the last, and only then."""
+    """Run the tests on proxies for the program's names; send the token back only after the last test passed."""
     with os.fdopen(tests_fd, "rb") as file:
         given = json.loads(file.read())
     try:
         names = {**Caller(end).names(), "__name__": "tests"}
         for test in given["tests"]:
             exec(compile(test, "tests.py", "exec"), names)
-    except GoneError:
-        os._exit(PROGRAM_GONE)  # what the program wrote to its standard error says why
+    except ClosedError:
+        os._exit(PROGRAM_EXITED)  # the program's stderr has the reason
     except BaseException:  # noqa: BLE001  # reported: the tests did not pass
         traceback.print_exc(limit=-2)
         sys.stderr.flush()

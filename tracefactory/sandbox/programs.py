@@ -1,4 +1,4 @@
-"""Find the program in a completion."""
+"""Extract the program from a completion."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class Program:
 
 
 def find_program(text: str, *, names: tuple[str, ...] = (), cut_off: bool = False) -> Program | None:
-    """Return the last Python block, by preference one that defines one of `names`; None when there is none.
+    """Return the last Python block, preferably one that defines one of `names`; None when there is none.
 
-    A text without blocks that is itself Python counts as one. A block that was cut off does not.
+    A text without blocks counts as a block when it is Python. A truncated block does not count.
     """
     blocks = [
         Program(match["code"], match.start("code"), match.end("code"))
@@ -45,7 +45,7 @@ def find_program(text: str, *, names: tuple[str, ...] = (), cut_off: bool = Fals
 
 
 def defines(code: str, name: str) -> bool:
-    """Whether a program binds `name` at its top level, as far as a look at its text can tell."""
+    """Return whether the text of a program binds `name` at its top level."""
     return (
         re.search(rf"^(?:async\s+)?(?:def|class)\s+{re.escape(name)}\b|^{re.escape(name)}\s*=", code, re.MULTILINE)
         is not None
@@ -53,13 +53,13 @@ def defines(code: str, name: str) -> bool:
 
 
 def parses(code: str) -> bool:
-    """Whether a text is a Python program."""
+    """Return whether a text is a Python program."""
     return _tree(code) is not None
 
 
 def _tree(code: str) -> ast.Module | None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about escape sequences in somebody else's program
+        warnings.simplefilter("ignore")  # ignore warnings about escape sequences in the program
         try:
             return ast.parse(code)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -67,7 +67,7 @@ def _tree(code: str) -> ast.Module | None:
 
 
 def print_last(code: str) -> str:
-    """Return the program with its last expression printed, as a notebook does, when it is not a call to print."""
+    """Return the program with its last expression printed, as in a notebook, unless that is a call to print."""
     tree = _tree(code)
     last = tree.body[-1] if tree is not None and tree.body else None
     if (

@@ -1,9 +1,8 @@
-"""Run untrusted Python programs: confined by the kernel, limited in everything, and gone with all they started at
-the end.
+"""Run untrusted Python programs in a sandbox with kernel protections and resource limits; all processes are killed.
 
-The program gets an empty environment, an empty temporary directory, no network, a read-only view of files and no
-view of other processes, where the kernel allows namespaces; `protections()` says which of these hold on this
-machine. Limits on time, memory, file size, processes and output hold everywhere on Linux.
+The program gets an empty environment, an empty temporary directory, no network, read-only files and no view of other
+processes, where the kernel allows namespaces; `protections()` returns which protections are active on this machine.
+Limits on time, memory, file size, processes and output apply everywhere on Linux.
 """
 
 from __future__ import annotations
@@ -37,10 +36,10 @@ _log = logging.getLogger(__name__)
 
 
 class Limits(Frozen):
-    """What one program may use: `seconds` of processor time, megabytes, processes, and output in bytes.
+    """Resource limits of one program: `seconds` of CPU time, memory and files in MB, processes, output in bytes.
 
-    `wall`: seconds after which a program that waits rather than computes is ended, by default 5 and 4 times `seconds`,
-    so that a busy machine fails no program.
+    `wall` is the wall time in seconds after which a waiting program is killed, by default 5 + 4 * `seconds`, so that
+    programs do not fail on a busy machine.
     """
 
     seconds: float = 5.0
@@ -52,13 +51,13 @@ class Limits(Frozen):
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds of wall time that a program may take."""
+        """The limit on wall time in seconds."""
         return 5.0 + 4.0 * self.seconds if self.wall is None else self.wall
 
 
 @dataclass(frozen=True)
 class Protections:
-    """Which of "user", "processes", "network" and "files" the kernel confines here; `missing` says why not."""
+    """The active protections ("user", "processes", "network", "files") and the missing ones with their reasons."""
 
     active: tuple[str, ...]
     missing: tuple[str, ...]
@@ -72,8 +71,8 @@ class Protections:
 
 
 @dataclass(frozen=True)
-class Run:
-    """How a program ended: `ended` is "exit", "timeout" or "output"; `passed` says that every test ran to its end."""
+class RunResult:
+    """The result of a program: `ended` is "exit", "timeout" or "output"; `passed` means that all tests passed."""
 
     ended: str
     code: int | None
@@ -85,7 +84,7 @@ class Run:
 
 @lru_cache(maxsize=1)
 def protections() -> Protections:
-    """Try the sandbox once, log which protections are active, and remember it for this process."""
+    """Probe the sandbox, log which protections are active, and cache the result for this process."""
     attempts = (True, False) if os.geteuid() == 0 else (False,)
     errors: list[str] = []
     for nobody in attempts:
@@ -97,16 +96,16 @@ def protections() -> Protections:
             _log.log(logging.WARNING if result.missing else logging.INFO, "%s", result)
             return result
         errors.append(outcome.stderr.strip()[-300:])
-    raise RuntimeError(f"the sandbox does not start here: {errors[-1]}")
+    raise RuntimeError(f"the sandbox does not start on this machine: {errors[-1]}")
 
 
-def run_tests(code: str, tests: Sequence[str], limits: Limits) -> Run:
-    """Run `code`, then each of `tests` on its names, in a process of their own; it passed when all ran to their end."""
+def run_tests(code: str, tests: Sequence[str], limits: Limits) -> RunResult:
+    """Run `code`, then `tests` on its names in a separate process; the run passed when every test finished."""
     config = {**_config(limits), "code": code, "nobody": protections().nobody}
     return _start(config, limits, tests)[0]
 
 
-def run_program(code: str, stdin: str, limits: Limits) -> Run:
+def run_program(code: str, stdin: str, limits: Limits) -> RunResult:
     """Run `code` as a script that reads `stdin`."""
     config = {**_config(limits), "code": code, "stdin": stdin, "stdio": True, "nobody": protections().nobody}
     return _start(config, limits)[0]
@@ -116,7 +115,7 @@ def _config(limits: Limits, *, probe: bool = False) -> dict[str, object]:
     return {"probe": probe, "stdio": False, "code": "", "stdin": "", **limits.model_dump()}
 
 
-def _start(config: dict[str, object], limits: Limits, tests: Sequence[str] = ()) -> tuple[Run, bytes]:
+def _start(config: dict[str, object], limits: Limits, tests: Sequence[str] = ()) -> tuple[RunResult, bytes]:
     folder = tempfile.mkdtemp(prefix="tracefactory-")
     os.chmod(folder, 0o777)  # the program may run as another user
     token = secrets.token_hex(32)
@@ -137,31 +136,31 @@ def _start(config: dict[str, object], limits: Limits, tests: Sequence[str] = ())
         for descriptor in (config_in, result_out, tests_in):
             os.close(descriptor)
         with process, os.fdopen(config_out, "wb") as file, os.fdopen(tests_out, "wb") as tests_file:
-            _feed(file, {**config, "folder": folder})
-            feeding = threading.Thread(target=_feed, args=(tests_file, {"tests": list(tests), "token": token}))
-            feeding.start()  # more than a pipe holds is only taken when the tests start
+            _write_json(file, {**config, "folder": folder})
+            writer = threading.Thread(target=_write_json, args=(tests_file, {"tests": list(tests), "token": token}))
+            writer.start()  # writing more than the pipe's buffer blocks until the tests start
             ended, stdout, stderr, reply = _collect(process, result_in, limits, begin)
-            feeding.join()
+            writer.join()
     finally:
         os.close(result_in)
         shutil.rmtree(folder, ignore_errors=True)
     texts = [part.decode("utf-8", "replace") for part in (stdout, stderr)]
     passed = ended == "exit" and process.returncode == 0 and secrets.compare_digest(reply, token.encode())
-    return Run(ended, process.returncode, texts[0], texts[1], passed, time.monotonic() - begin), reply
+    return RunResult(ended, process.returncode, texts[0], texts[1], passed, time.monotonic() - begin), reply
 
 
-def _feed(file: IO[bytes], config: dict[str, object]) -> None:
+def _write_json(file: IO[bytes], config: dict[str, object]) -> None:
     try:
         file.write(json.dumps(config).encode())
         file.close()
     except BrokenPipeError:
-        _log.warning("the sandbox ended before it read its program")
+        _log.warning("the sandbox exited before it read its program")
 
 
 def _collect(
     process: subprocess.Popen[bytes], result: int, limits: Limits, begin: float
 ) -> tuple[str, bytes, bytes, bytes]:
-    """Read what the program writes until it ends, is late or writes too much; then end its whole tree."""
+    """Read the output of the program until it exits, times out or writes too much; then kill its process tree."""
     assert process.stdout is not None
     assert process.stderr is not None
     parts: dict[int, list[bytes]] = {process.stdout.fileno(): [], process.stderr.fileno(): [], result: []}
@@ -177,7 +176,7 @@ def _collect(
                 ended = "timeout"
                 break
             if not ready and process.poll() is not None:
-                break  # something that outlived it holds the pipes open
+                break  # a process that outlived the program holds the pipes open
             for key, _ in ready:
                 chunk = os.read(key.fd, 1 << 16)
                 if not chunk:
@@ -192,21 +191,21 @@ def _collect(
             process.wait(max(0.1, begin + limits.wall_seconds - time.monotonic()))
         except subprocess.TimeoutExpired:
             ended = "timeout"
-    _end(process)
+    _kill_tree(process)
     if ended == "exit" and process.returncode == _OUT_OF_TIME:
         ended = "timeout"
     out, err, reply = (b"".join(chunks)[: limits.output_bytes] for chunks in parts.values())
     return ended, out, err, reply
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the program's tree: its group, what left the group, and with the namespace whatever was hidden there."""
-    with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself, and its first process ended the rest
+def _kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process tree: its group, processes that left the group, and with them the process namespace."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # the process has exited, and its first process killed the rest
         for child in psutil.Process(process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
-        _log.debug("the program had ended")
+        _log.debug("the program has already exited")
     process.wait()

@@ -1,6 +1,6 @@
-"""One client for every teacher: chat completions over the OpenAI protocol, with our own retries.
+"""The client for all chat models: completions over the OpenAI protocol, with retries.
 
-Nothing a server says is lost: answers are read as plain JSON, so reasoning fields and usage details survive.
+Responses are read as plain JSON, so fields that the OpenAI library does not know, such as reasoning, are kept.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ from tracefactory.core.model import (
 )
 from tracefactory.serving.logprobs import packed
 
-_CONNECT_S = 30.0  # to open a connection; the rest of `timeout_s` is the server's to think
-_BACKOFF_CAP_S = 60.0
-_SHUNNED_S = 10.0  # how long a server whose connection failed is asked only when all others failed too
+_CONNECT_S = 30.0  # to open a connection; `timeout_s` applies to the response
+_MAX_BACKOFF_S = 60.0
+_AVOIDED_S = 10.0  # how long a server is avoided after a failed connection, while there is another one
 _MESSAGE_CHARS = 500
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Machine-readable codes of error bodies that say more than the HTTP status; none of them gets better by waiting.
+# Error codes that are more specific than the HTTP status; none of them is worth a retry.
 _FINAL_CODES = {
     "insufficient_quota": "quota",
     "content_filter": "content_filter",
-    "context_length_exceeded": "context_length",  # OpenAI and those who follow it
+    "context_length_exceeded": "context_length",  # OpenAI and compatible servers
     "exceed_context_size_error": "context_length",  # llama.cpp
 }
 _STATUS_KINDS = {401: "auth", 403: "auth", 404: "not_found", 408: "timeout", 409: "conflict", 429: "rate_limited"}
 _RETRIED = frozenset({408, 409, 429})
-# Words of servers for an answer they gave up on; the text they come with is not a completion.
+# Finish reasons of aborted requests; the text in such a response is not a completion.
 _ABORTED = frozenset({"error", "abort"})
-_UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError)  # what reading foreign JSON raises
+_UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError)  # what reading unexpected JSON raises
 
 T = TypeVar("T")
 
@@ -61,10 +61,10 @@ class _AttemptFailed(Exception):  # noqa: N818  # internal: becomes RequestFaile
 
 
 class ChatClient:
-    """Asks one model for completions, with at most `spec.concurrency` requests in flight.
+    """Requests completions from one model, with at most `spec.concurrency` requests in flight.
 
-    Owns its endpoint: `close` ends the server process, if there is one. `backoff_s` is the base of the exponential
-    back-off, in seconds. Use from one event loop.
+    The client owns its endpoint: `close` stops a managed server process. `backoff_s` is the base of the exponential
+    backoff, in seconds. Use it from one event loop.
     """
 
     def __init__(
@@ -84,11 +84,11 @@ class ChatClient:
         self._slots = asyncio.Semaphore(spec.concurrency)
         self._clients: dict[str, openai.AsyncOpenAI] = {}
         self._in_flight: Counter[str] = Counter()
-        self._shunned_until: dict[str, float] = {}
+        self._avoided_until: dict[str, float] = {}
 
     @classmethod
     def connect(cls, spec: ModelSpec, log_dir: Path, environment: Environment | None = None) -> ChatClient:
-        """Return a client of `spec`, with the key and addresses of the environment. Servers start at the first request.
+        """Return a client for `spec`, with the API key and URLs of the environment. Servers start at the first request.
 
         Raises:
             UserError: for an unset environment variable or missing weights.
@@ -97,26 +97,26 @@ class ChatClient:
         return cls(spec, endpoint_for(spec, environment), log_dir, spec.secret(environment))
 
     async def complete(self, request: ChatRequest) -> Completion:
-        """Return the completion of `request`, trying again when that may help.
+        """Return the completion of `request`, with retries.
 
-        A slot stays taken while the client waits to try again, so a struggling server gets less work.
+        A request keeps its slot while it waits for a retry, so an overloaded server gets fewer requests.
 
         Raises:
-            RequestFailed: when no attempt is left, or at once for a failure that would repeat itself.
-            RunError: when a server process of our own cannot be kept alive.
+            RequestFailed: when no attempt is left, or at once when a retry cannot help.
+            RunError: when a managed server process cannot be kept running.
         """
 
         def read(answer: object, attempt: int, seconds: float) -> Completion:
             return self._completion(request, answer, attempt, seconds)
 
-        return await self._asked(lambda url: f"{url}/chat/completions", self.spec.body(request), read)
+        return await self._send(lambda url: f"{url}/chat/completions", self.spec.body(request), read)
 
     async def ask(self, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], T], *, near: str = "") -> T:
-        """Return `read` of the JSON that another endpoint of the same servers answers; retries as `complete` does.
+        """Return `read` of the JSON response of another endpoint of the same servers, with the retries of `complete`.
 
-        `path` counts from the server's root; without a `body` it is a GET. Requests with the same `near` go to the same
-        server while it answers: that is where their common beginning is cached. What `read` cannot read is the server's
-        failure.
+        `path` starts at the server's root; without a `body` the request is a GET. Requests with the same `near` go to
+        the same server while it is up, because it has cached their common prefix. An error of `read` counts as a
+        failure of the server.
 
         Raises:
             RequestFailed, RunError: as `complete` does.
@@ -128,9 +128,9 @@ class ChatClient:
             except _UNREADABLE as error:
                 raise _unreadable(error) from error
 
-        return await self._asked(lambda url: url.removesuffix("/v1") + path, body, checked, near)
+        return await self._send(lambda url: url.removesuffix("/v1") + path, body, checked, near)
 
-    async def _asked(
+    async def _send(
         self,
         address: Callable[[str], str],
         body: Mapping[str, Any] | None,
@@ -141,7 +141,7 @@ class ChatClient:
             attempt = 1
             while True:
                 try:
-                    url = self._chosen(await self._endpoint.start(self._log_dir), near)
+                    url = self._choose(await self._endpoint.start(self._log_dir), near)
                     started = time.monotonic()
                     answer = await self._attempt(url, address(url), body)
                     return read(answer, attempt, time.monotonic() - started)
@@ -156,11 +156,11 @@ class ChatClient:
 
     @property
     def notice(self) -> str:
-        """What a person waiting for answers should know about the servers; mostly empty."""
+        """The status of the servers for the user, empty when there is nothing to report."""
         return self._endpoint.notice
 
     async def close(self) -> None:
-        """Close the connections and end the server process, if there is one of ours."""
+        """Close the connections and stop a managed server process."""
         for client in self._clients.values():
             await client.close()
         self._clients.clear()
@@ -175,12 +175,14 @@ class ChatClient:
         except openai.APIStatusError as error:
             raise self._from_status(error.status_code, error.body, error.response.headers) from error
         except openai.APIConnectionError as error:
-            self._shunned_until[url] = time.monotonic() + _SHUNNED_S
+            self._avoided_until[url] = time.monotonic() + _AVOIDED_S
             raise _from_connection(error, self.spec.timeout_s) from error
         except UnicodeEncodeError as error:
-            raise _AttemptFailed("bad_request", "the messages hold text that is not UTF-8", retryable=False) from error
+            raise _AttemptFailed(
+                "bad_request", "the messages contain text that is not UTF-8", retryable=False
+            ) from error
         except json.JSONDecodeError as error:
-            raise _AttemptFailed("bad_response", "the answer was no JSON", retryable=True) from error
+            raise _AttemptFailed("bad_response", "the response is not JSON", retryable=True) from error
         finally:
             self._in_flight[url] -= 1
 
@@ -190,7 +192,7 @@ class ChatClient:
             loopback = urlsplit(url).hostname in {"127.0.0.1", "localhost", "::1"}
             client = self._clients[url] = openai.AsyncOpenAI(
                 base_url=url,
-                # Never fall back to OPENAI_API_KEY: it is not meant for just any server.
+                # Do not fall back to OPENAI_API_KEY, which must not be sent to other servers.
                 api_key=self._key.get_secret_value() if self._key is not None else "none",
                 max_retries=0,
                 timeout=openai.Timeout(self.spec.timeout_s, connect=min(_CONNECT_S, self.spec.timeout_s)),
@@ -198,32 +200,32 @@ class ChatClient:
             )
         return client
 
-    def _chosen(self, urls: list[str], near: str) -> str:
-        """Return the server with the least to do, or the one that requests with this `near` go to."""
-        # A dead server fails fast and so looks idle; without shunning it would draw every request.
+    def _choose(self, urls: list[str], near: str) -> str:
+        """Return the server with the fewest requests in flight, or the one assigned to `near`."""
+        # A dead server fails fast and so looks idle; if it were not avoided, it would get every request.
         now = time.monotonic()
-        shunned = {url: self._shunned_until.get(url, 0.0) > now for url in urls}
-        if near:  # rendezvous hashing: only what a lost server had moves
-            return min(urls, key=lambda url: (shunned[url], hashlib.sha256(f"{near} {url}".encode()).digest()))
-        return min(urls, key=lambda url: (shunned[url], self._in_flight[url]))
+        avoided = {url: self._avoided_until.get(url, 0.0) > now for url in urls}
+        if near:  # rendezvous hashing: when a server is lost, only its requests move
+            return min(urls, key=lambda url: (avoided[url], hashlib.sha256(f"{near} {url}".encode()).digest()))
+        return min(urls, key=lambda url: (avoided[url], self._in_flight[url]))
 
     def _delay_s(self, attempt: int, retry_after_s: float | None) -> float:
-        # Full jitter: clients that failed together do not come back together.
-        jitter_s = random.uniform(0, min(_BACKOFF_CAP_S, self._backoff_s * 2.0 ** (attempt - 1)))
+        # Full jitter: clients that failed at the same time do not retry at the same time.
+        jitter_s = random.uniform(0, min(_MAX_BACKOFF_S, self._backoff_s * 2.0 ** (attempt - 1)))
         return jitter_s if retry_after_s is None else retry_after_s + random.uniform(0, self._backoff_s)
 
     def _from_status(self, status: int, body: object, headers: Mapping[str, str]) -> _AttemptFailed:
         error = body.get("error", body) if isinstance(body, dict) else body
         detail = error if isinstance(error, dict) else {"message": error}
-        for word in (detail.get("code"), detail.get("type")):
-            if isinstance(word, str) and word in _FINAL_CODES:
-                return _AttemptFailed(_FINAL_CODES[word], self._readable(status, detail), retryable=False)
+        for code in (detail.get("code"), detail.get("type")):
+            if isinstance(code, str) and code in _FINAL_CODES:
+                return _AttemptFailed(_FINAL_CODES[code], self._message(status, detail), retryable=False)
         kind = _STATUS_KINDS.get(status, "server_error" if status >= 500 else "bad_request")
         retryable = status in _RETRIED or status >= 500
-        waiting = retry_after_seconds(headers) if retryable else None
-        return _AttemptFailed(kind, self._readable(status, detail), retryable=retryable, retry_after_s=waiting)
+        retry_after_s = retry_after_seconds(headers) if retryable else None
+        return _AttemptFailed(kind, self._message(status, detail), retryable=retryable, retry_after_s=retry_after_s)
 
-    def _readable(self, status: int, detail: Mapping[str, object]) -> str:
+    def _message(self, status: int, detail: Mapping[str, object]) -> str:
         message = " ".join(str(detail.get("message") or "").split())[:_MESSAGE_CHARS]
         if self._key is not None:
             message = message.replace(self._key.get_secret_value(), "***")
@@ -234,19 +236,20 @@ class ChatClient:
             code = answer["error"].get("code") if isinstance(answer["error"], dict) else None
             raise self._from_status(code if isinstance(code, int) else 500, answer, {})
         try:
-            return _read(request, answer, self.spec.echoes_prefill, attempt, seconds)
+            return _completion(request, answer, self.spec.echoes_prefill, attempt, seconds)
         except _UNREADABLE as error:
             raise _unreadable(error) from error
 
 
-def _read(request: ChatRequest, answer: Any, echoed: bool, attempt: int, seconds: float) -> Completion:
+def _completion(request: ChatRequest, answer: Any, echoes_prefill: bool, attempt: int, seconds: float) -> Completion:
     choice = answer["choices"][0]
     message, finish_reason = choice["message"], choice["finish_reason"]
     if finish_reason is None or finish_reason in _ABORTED:
-        raise _AttemptFailed("server_error", f"the server gave up (finish_reason {finish_reason})", retryable=True)
+        aborted = f"the server aborted the request (finish_reason {finish_reason})"
+        raise _AttemptFailed("server_error", aborted, retryable=True)
     usage = answer.get("usage") or {}
     content = clean(message.get("content") or "")
-    if echoed and request.has_prefill:
+    if echoes_prefill and request.has_prefill:
         content = content.removeprefix(request.messages[-1]["content"])
     logprobs = choice.get("logprobs")
     return Completion(
@@ -268,12 +271,12 @@ def _read(request: ChatRequest, answer: Any, echoed: bool, attempt: int, seconds
 
 def _unreadable(error: Exception) -> _AttemptFailed:
     return _AttemptFailed(
-        "bad_response", f"the answer is not what was asked for: {type(error).__name__}", retryable=True
+        "bad_response", f"the response has an unexpected format: {type(error).__name__}", retryable=True
     )
 
 
 def clean(text: str) -> str:
-    """Replace lone surrogates, which JSON can carry and UTF-8 (and so Arrow) cannot, by U+FFFD."""
+    """Replace lone surrogates by U+FFFD: JSON can encode them, UTF-8 (and therefore Arrow) cannot."""
     return _SURROGATE.sub("\ufffd", text)
 
 
@@ -282,7 +285,7 @@ def _clean_or_none(text: str | None) -> str | None:
 
 
 def _from_connection(error: openai.APIConnectionError, timeout_s: float) -> _AttemptFailed:
-    # The transport reports a connection lost before the headers as a time-out; the cause below it tells them apart.
+    # The transport reports a connection lost before the headers as a time-out; only the innermost cause differs.
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None:
@@ -290,12 +293,12 @@ def _from_connection(error: openai.APIConnectionError, timeout_s: float) -> _Att
         cause = cause.__cause__
     deepest = causes[-1]
     if isinstance(deepest, (aiohttp.ServerTimeoutError, TimeoutError)):
-        return _AttemptFailed("timeout", f"no answer within {timeout_s:g} s", retryable=True)
+        return _AttemptFailed("timeout", f"no response within {timeout_s:g} s", retryable=True)
     return _AttemptFailed("connection", f"the connection failed ({type(deepest).__name__})", retryable=True)
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Return how long a server asks to wait (RFC 9110, 10.2.3: seconds or an HTTP date), or None if it does not say."""
+    """Return the seconds of the Retry-After header (RFC 9110, 10.2.3: seconds or an HTTP date), None without one."""
     value = headers.get("retry-after")
     if value is None:
         return None

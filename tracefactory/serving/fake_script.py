@@ -1,7 +1,7 @@
-"""What the fake model answers: a pure function of the request and the script, never of attempts, time or load.
+"""The answers of the fake model, a pure function of the request and the script (not of attempts, time or load).
 
-The fake solves integer arithmetic ("What is 4 + 3 - 2?"); to any other question it answers with a number that is always
-the same for that question. How often it is wrong, how it writes and where it puts its reasoning are scripted.
+The fake model solves integer arithmetic ("What is 4 + 3 - 2?"); any other question gets a number that is fixed for that
+question. The error rate, the style and the place of the reasoning are scripted.
 """
 
 from __future__ import annotations
@@ -22,56 +22,56 @@ from tracefactory.core.fingerprint import digest
 from tracefactory.core.rows import Frozen
 from tracefactory.text.reasoning import opens_thinking
 
-Rate = Field(default=0.0, ge=0, le=1)
+
+def _rate(description: str) -> Any:
+    return Field(default=0.0, ge=0, le=1, description=description)
 
 
 class FakeScript(Frozen):
-    """How a fake model behaves. Rates are probabilities, decided by hashes, so that every run is the same.
+    """The behaviour of a fake model. Rates are probabilities; hashes decide, so that runs are reproducible.
 
-    Answers: `accuracy` is the share of right answers; `style` decides how long an answer is (`auto`: long unless the
-    prompt asks for a brief or direct answer); `reasoning` is where the reasoning of long answers goes (`prefilled`:
-    inline, as if the chat template had opened the tag); `rate_truncate`, `rate_empty` and `rate_refuse` spoil answers
-    for good: the same request always gets the same answer. `reply` is said to every request instead of an answer of its
-    own, as a judge would. `seed` gives another model of the same kind.
-
-    Faults: `rate_429`, `rate_500`, `rate_drop` (the connection closes in the middle of the body) and `rate_hang`
-    (silence for `hang_s` seconds, then the answer) spoil single attempts; a request meets at most `max_faults` of them.
-    `retry_after_s` goes with a 429. `latency_s` is the median of a lognormal with the shape `latency_sigma`.
+    `rate_truncate`, `rate_empty` and `rate_refuse` are permanent: the same request always gets the same answer. Faults
+    (`rate_429` and the rates after it) affect single attempts.
     """
 
-    accuracy: float = Field(default=1.0, ge=0, le=1)
-    style: Literal["auto", "long", "short"] = "auto"
-    reasoning: Literal["reasoning_content", "reasoning", "inline", "prefilled"] = "inline"
-    rate_truncate: float = Rate
-    rate_empty: float = Rate
-    rate_refuse: float = Rate
-    reply: str | None = None
-    seed: int = 0
-    rate_429: float = Rate
-    rate_500: float = Rate
-    rate_drop: float = Rate
-    rate_hang: float = Rate
-    max_faults: int = Field(default=3, ge=0)
-    retry_after_s: float = Field(default=0.0, ge=0)
-    hang_s: float = Field(default=5.0, ge=0)
-    latency_s: float = Field(default=0.0, ge=0)
-    latency_sigma: float = Field(default=0.0, ge=0)
+    accuracy: float = Field(default=1.0, ge=0, le=1, description="Share of correct answers.")
+    style: Literal["auto", "long", "short"] = Field(
+        default="auto", description="How long answers are; auto: long unless the prompt asks for a brief one."
+    )
+    reasoning: Literal["reasoning_content", "reasoning", "inline", "prefilled"] = Field(
+        default="inline",
+        description="Where reasoning of long answers is returned; prefilled: inline, the template opened the tag.",
+    )
+    rate_truncate: float = _rate("Share of answers that are cut off.")
+    rate_empty: float = _rate("Share of answers that are empty.")
+    rate_refuse: float = _rate("Share of requests that are refused.")
+    reply: str | None = Field(default=None, description="A fixed reply to every request, for example a judge's.")
+    seed: int = Field(default=0, description="A different seed gives a different model with the same behaviour.")
+    rate_429: float = _rate("Share of attempts that get status 429.")
+    rate_500: float = _rate("Share of attempts that get status 500.")
+    rate_drop: float = _rate("Share of attempts whose connection closes in the middle of the body.")
+    rate_hang: float = _rate("Share of attempts whose response is delayed by `hang_s` seconds.")
+    max_faults: int = Field(default=3, ge=0, description="Maximum faults per request.")
+    retry_after_s: float = Field(default=0.0, ge=0, description="Seconds in the Retry-After of a 429.")
+    hang_s: float = Field(default=5.0, ge=0, description="Delay of an attempt that hangs, in seconds.")
+    latency_s: float = Field(default=0.0, ge=0, description="Median latency in seconds, of a lognormal.")
+    latency_sigma: float = Field(default=0.0, ge=0, description="Shape of that lognormal.")
 
     @classmethod
     def load(cls, text_or_file: str) -> FakeScript:
         """Read a script from a JSON object, or from a file that holds one.
 
         Raises:
-            UserError: when the file is missing, or for what a script cannot say.
+            UserError: when the file is missing or the script is invalid.
         """
         try:
             is_text = text_or_file.lstrip().startswith("{")
             return cls.model_validate_json(text_or_file if is_text else Path(text_or_file).read_bytes())
         except (OSError, ValidationError) as error:
-            raise UserError(f"no script of the fake model: {error}") from error
+            raise UserError(f"invalid script for the fake model: {error}") from error
 
     def identity(self) -> dict[str, Any]:
-        """Return the part that decides answers: no faults, no latency."""
+        """Return the fields that decide answers, without faults and latency."""
         return self.model_dump(
             include={"accuracy", "style", "reasoning", "rate_truncate", "rate_empty", "rate_refuse", "reply", "seed"}
         )
@@ -79,7 +79,7 @@ class FakeScript(Frozen):
 
 @dataclass(frozen=True)
 class Answer:
-    """What the fake says: the message as the protocol carries it, why it ended, and its size in tokens."""
+    """A completion of the fake model: the message of the protocol, the finish reason and the token counts."""
 
     message: dict[str, str | None]
     finish_reason: str
@@ -87,14 +87,14 @@ class Answer:
     completion_tokens: int
 
 
-def logprobs(said: Answer) -> list[dict[str, Any]]:
-    """Return the log-probability of every token of an answer, as the protocol has it: the same for the same text.
+def logprobs(reply: Answer) -> list[dict[str, Any]]:
+    """Return the log-probability of every token of an answer in the protocol's format; equal texts have equal values.
 
-    A separate reasoning comes first, between the tags that a server's parser takes off.
+    A separate reasoning comes first, in the tags that a server's parser removes.
     """
-    apart = said.message.get("reasoning_content") or said.message.get("reasoning")
-    texts = ["<think>\n", *pieces(apart), "\n</think>\n\n"] if apart else []
-    texts += pieces(said.message.get("content") or "")
+    reasoning = reply.message.get("reasoning_content") or reply.message.get("reasoning")
+    texts = ["<think>\n", *pieces(reasoning), "\n</think>\n\n"] if reasoning else []
+    texts += pieces(reply.message.get("content") or "")
     return [
         {"token": text, "bytes": list(text.encode()), "logprob": -3.0 * chance("p", place, text), "top_logprobs": []}
         for place, text in enumerate(texts)
@@ -102,19 +102,19 @@ def logprobs(said: Answer) -> list[dict[str, Any]]:
 
 
 def chance(*parts: Any) -> float:
-    """Return a number in [0, 1) that looks random and is always the same for the same JSON data."""
+    """Return a pseudo-random number in [0, 1), derived from JSON data."""
     return int(digest(list(parts))[:13], 16) / 16.0**13
 
 
 def pieces(text: str) -> list[str]:
-    """Split a text into the fake's tokens: words and signs, each with the white space before it; nothing is lost."""
+    """Split a text into tokens: words and signs, each with the white space before it. Joining them gives the text."""
     return re.findall(r"\s*(?:\w+|[^\w\s])|\s+$", text)
 
 
 def answer(body: Mapping[str, Any], script: FakeScript) -> Answer:
     """Return the answer to a chat request body."""
     messages: Sequence[Mapping[str, Any]] = body["messages"]
-    key = digest({"seed": script.seed, "body": {name: body[name] for name in body if name not in _NOT_DECIDING}})
+    key = digest({"seed": script.seed, "body": {name: body[name] for name in body if name not in _IGNORED_FIELDS}})
     prompt_tokens = sum(len(pieces(str(message.get("content") or ""))) for message in messages)
     if chance("refuse", key) < script.rate_refuse:
         return Answer({"content": None, "refusal": "I cannot help with that."}, "stop", prompt_tokens, 7)
@@ -137,19 +137,18 @@ def _write(messages: Sequence[Mapping[str, Any]], key: str, script: FakeScript) 
     question = users[-1] if users else ""
     if script.reply is not None:
         return "", script.reply
-    found = find_expression(question)
-    right = evaluate(found) if found is not None else None
-    if right is None:
-        right = int(chance("answer", question) * 1000)
+    expression = find_expression(question)
+    value = evaluate(expression) if expression is not None else None
+    right = int(chance("answer", question) * 1000) if value is None else value
     wrong_by = 0 if chance("right", key) < script.accuracy else 1 + int(chance("by", key) * 8)
-    said = right + wrong_by
-    subject = found if found is not None and evaluate(found) is not None else "the quantity asked for"
+    result = right + wrong_by
+    subject = expression if expression is not None and value is not None else "the quantity asked for"
     if _is_long(messages, script):
-        return _reasoning(subject, found, said, wrong_by, key), f"The answer is \\boxed{{{said}}}."
-    return "", f"{subject[:1].upper()}{subject[1:]} is {said}. The answer is \\boxed{{{said}}}."
+        return _reasoning(subject, expression, result, wrong_by, key), f"The answer is \\boxed{{{result}}}."
+    return "", f"{subject[:1].upper()}{subject[1:]} is {result}. The answer is \\boxed{{{result}}}."
 
 
-_NOT_DECIDING = frozenset({"model", "logprobs", "top_logprobs"})
+_IGNORED_FIELDS = frozenset({"model", "logprobs", "top_logprobs"})
 _BRIEF = re.compile(
     r"\b(brief(ly)?|short(ly)?|concise(ly)?|direct(ly)?|at once|only the (final )?answer|one line)\b", re.IGNORECASE
 )
@@ -179,7 +178,7 @@ _DOUBTS = (
 )
 
 
-def _reasoning(subject: str, expression: str | None, said: int, wrong_by: int, key: str) -> str:
+def _reasoning(subject: str, expression: str | None, result: int, wrong_by: int, key: str) -> str:
     steps = [_OPENINGS[int(chance("opening", key) * len(_OPENINGS))].format(subject)]
     terms = _running_sum(expression) if expression is not None else []
     for number, (before, term, after) in enumerate(terms):
@@ -187,15 +186,15 @@ def _reasoning(subject: str, expression: str | None, said: int, wrong_by: int, k
         link = _LINKS[int(chance("link", key, number) * len(_LINKS))]
         steps.append(f"{link} {before} {'-' if term < 0 else '+'} {abs(term)} = {after + slip}.")
     if not terms:
-        steps.append(f"{_LINKS[int(chance('link', key) * len(_LINKS))]} putting what is known together gives {said}.")
+        steps.append(f"{_LINKS[int(chance('link', key) * len(_LINKS))]} putting what is known together gives {result}.")
     order = sorted(range(len(_DOUBTS)), key=lambda index: chance("doubt", key, index))
-    steps += [_DOUBTS[index].format(said) for index in order[: 1 + int(chance("doubts", key) * len(_DOUBTS))]]
-    steps.append(f"So the result is {said}.")
+    steps += [_DOUBTS[index].format(result) for index in order[: 1 + int(chance("doubts", key) * len(_DOUBTS))]]
+    steps.append(f"So the result is {result}.")
     return "\n\n".join(steps)
 
 
 def _running_sum(expression: str) -> list[tuple[int, int, int]]:
-    """Return (before, term, after) for each term of a plain sum after the first; nothing for other expressions."""
+    """Return (before, term, after) for each term of a plain sum after the first; empty for other expressions."""
     if not re.fullmatch(r"[-+]?\s*\d+(\s*[-+]\s*\d+)*", expression):
         return []
     terms = [int(re.sub(r"\s", "", term)) for term in re.findall(r"[-+]?\s*\d+", expression)]
@@ -204,7 +203,7 @@ def _running_sum(expression: str) -> list[tuple[int, int, int]]:
 
 
 def _cut(reasoning: str, final: str, limit: int | None) -> tuple[str, str, bool, int]:
-    """Return both texts cut to `limit` tokens in all, whether nothing was cut, and the tokens used."""
+    """Return both texts cut to `limit` tokens in total, whether they are complete, and the tokens used."""
     first, second = pieces(reasoning), pieces(final)
     total = len(first) + len(second)
     if limit is None or total <= limit:
@@ -224,7 +223,7 @@ def _deliver(
         last.get("role") == "assistant" and opens_thinking(str(last.get("content")))
     )
     opening = "" if opened else "<think>\n"
-    # The thinking was closed if any of the answer was still said.
+    # The thinking was closed if any part of the answer was written.
     closing = f"\n</think>\n\n{final}" if whole or final else ""
     return {"content": f"{opening}{reasoning}{closing}"}
 
@@ -235,7 +234,7 @@ def _stop_at(content: str, stop: str | Sequence[str] | None) -> tuple[str, bool]
     return (content[: min(ends)], True) if ends else (content, False)
 
 
-_SEARCHED = 2000  # characters at the end of a question; bounds what the pattern may cost
+_SEARCHED = 2000  # characters at the end of a question; bounds the time of the pattern
 _NUMBER = r"\(*\s*-?\s*\d{1,30}\s*\)*"
 _EXPRESSION = re.compile(rf"{_NUMBER}(?:\s*[-+*/×÷]\s*{_NUMBER})+")
 _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
@@ -247,13 +246,13 @@ _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] =
 
 
 def find_expression(text: str) -> str | None:
-    """Return the last arithmetic expression of a text (with two numbers at least), or None."""
+    """Return the last arithmetic expression of a text (with at least two numbers), or None."""
     found = [match[0].strip() for match in _EXPRESSION.finditer(text[-_SEARCHED:])]
     return found[-1] if found else None
 
 
 def evaluate(expression: str) -> int | None:
-    """Return the value of an arithmetic expression, or None when it is no integer or is not well formed."""
+    """Return the value of an arithmetic expression, or None when it is not an integer or not well-formed."""
     try:
         value = _value(ast.parse(expression.replace("×", "*").replace("÷", "/"), mode="eval").body)
     except (SyntaxError, ValueError, ZeroDivisionError):
@@ -268,4 +267,4 @@ def _value(node: ast.expr) -> Fraction:
         return -_value(node.operand)
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         return _OPERATORS[type(node.op)](_value(node.left), _value(node.right))
-    raise ValueError(f"{type(node).__name__} is no arithmetic")
+    raise ValueError(f"{type(node).__name__} is not arithmetic")

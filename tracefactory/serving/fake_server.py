@@ -1,13 +1,13 @@
-"""The fake teacher: a deterministic server of the OpenAI protocol, with scripted answers, latencies and faults.
+"""A fake teacher: a deterministic server of the OpenAI protocol with scripted answers, latencies and faults.
 
-It ships with the package because it is how a pipeline, a filter or a client is tested without a model:
+It is part of the package because users test pipelines, filters and clients with it, without a model:
 
     python -m tracefactory.serving.fake_server --port 8000 --script script.json
 
-then `{use: openai, model: fake, base_url: "http://127.0.0.1:8000/v1"}`; or `{use: fake, script: {...}}`, which starts
-and ends the server by itself; or `async with FakeServer(FakeScript(...)) as server:` in a test. `FakeScript` says
-what can be scripted. The server answers POST /v1/chat/completions, GET /v1/models, GET /health, and GET /stats: what it
-was asked and what it did.
+with `{use: openai, model: fake, base_url: "http://127.0.0.1:8000/v1"}`; or `{use: fake, script: {...}}`, which starts
+and stops the server itself; or `async with FakeServer(FakeScript(...)) as server:` in a test. `FakeScript` documents
+what can be scripted. The server answers POST /v1/chat/completions, GET /v1/models, GET /health, and GET /stats with its
+request counts.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from tracefactory.serving.fake_script import Answer, FakeScript, answer, chance,
 class FakeServer:
     """A fake teacher in this process, on a loopback port; an async context manager.
 
-    `port` 0 takes a free port. `request_log` is a file to which every request and its end is appended as one JSON line,
-    with a single write, so that counts survive a kill.
+    `port` 0 uses a free port. To the file `request_log`, each received request and each completion is appended as one
+    JSON line in a single write, so that the counts survive a kill.
     """
 
     def __init__(self, script: FakeScript | None = None, *, port: int = 0, request_log: Path | None = None) -> None:
@@ -57,7 +57,7 @@ class FakeServer:
         return f"http://127.0.0.1:{self.port}/v1"
 
     def stats(self) -> dict[str, Any]:
-        """Return what GET /stats answers; `completed` counts answers that a client would pay for, by request key."""
+        """Return the response of GET /stats; `completed` counts billable completions by request key."""
         return {
             "received": self.received,
             "completed_total": self.completed.total(),
@@ -68,7 +68,7 @@ class FakeServer:
         }
 
     async def __aenter__(self) -> FakeServer:
-        """Start to listen."""
+        """Start listening."""
         if self._request_log is not None:
             self._log_fd = os.open(self._request_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         app = web.Application(client_max_size=64 * 2**20)
@@ -85,7 +85,7 @@ class FakeServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop to listen; requests in flight are cut off."""
+        """Stop listening and abort requests in flight."""
         if self._runner is not None:
             await self._runner.cleanup()
         if self._log_fd is not None:
@@ -113,9 +113,9 @@ class FakeServer:
         try:
             body = await request.json()
             if not isinstance(body["messages"], list) or not body["messages"]:
-                raise TypeError("messages must be a list that is not empty")
+                raise TypeError("messages must be a non-empty list")
             key = digest(body)
-            said = answer(body, self.script)
+            reply = answer(body, self.script)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return _error(400, "invalid_request_error", f"{type(error).__name__}: {error}")
         self._attempts[key] += 1
@@ -129,10 +129,10 @@ class FakeServer:
             return _error(429, "rate_limit_exceeded", "too many requests", retry_after_s=self.script.retry_after_s)
         if fault == "500":
             return _error(500, "server_error", "a scripted failure")
-        data = json.dumps(_chat_body(key, body, said)).encode()
+        data = json.dumps(_chat_body(key, body, reply)).encode()
         if fault == "drop":
-            return await _half(request, data)
-        # Counted before it is sent: a real server has billed by then, whatever becomes of the connection.
+            return await _send_half(request, data)
+        # Counted before it is sent: a real server bills the completion even if the connection is lost.
         self.completed[key] += 1
         self._log({"event": "completed", "key": key, "attempt": self._attempts[key]})
         return web.Response(body=data, content_type="application/json")
@@ -160,7 +160,7 @@ class FakeServer:
             os.write(self._log_fd, (json.dumps(event) + "\n").encode())
 
 
-def _chat_body(key: str, body: dict[str, Any], said: Answer) -> dict[str, Any]:
+def _chat_body(key: str, body: dict[str, Any], reply: Answer) -> dict[str, Any]:
     return {
         "id": f"chatcmpl-{key[:24]}",
         "object": "chat.completion",
@@ -170,15 +170,15 @@ def _chat_body(key: str, body: dict[str, Any], said: Answer) -> dict[str, Any]:
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", **said.message},
-                "finish_reason": said.finish_reason,
-                "logprobs": {"content": logprobs(said)} if body.get("logprobs") else None,
+                "message": {"role": "assistant", **reply.message},
+                "finish_reason": reply.finish_reason,
+                "logprobs": {"content": logprobs(reply)} if body.get("logprobs") else None,
             }
         ],
         "usage": {
-            "prompt_tokens": said.prompt_tokens,
-            "completion_tokens": said.completion_tokens,
-            "total_tokens": said.prompt_tokens + said.completion_tokens,
+            "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": reply.completion_tokens,
+            "total_tokens": reply.prompt_tokens + reply.completion_tokens,
             "prompt_tokens_details": {"cached_tokens": 0},
         },
     }
@@ -191,7 +191,7 @@ def _error(status: int, code: str, message: str, *, retry_after_s: float | None 
     )
 
 
-async def _half(request: web.Request, data: bytes) -> web.StreamResponse:
+async def _send_half(request: web.Request, data: bytes) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": str(len(data))})
     await response.prepare(request)
     await response.write(data[: len(data) // 2])
@@ -212,16 +212,16 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Run the server until it is interrupted, or until its parent ends if that passed --ready-fd.
+    """Run the server until it is interrupted, or until its parent exits if it passed --ready-fd.
 
     Raises:
         UserError: for a script that cannot be read.
     """
-    parser = argparse.ArgumentParser(description="A deterministic fake of an OpenAI-compatible model server.")
-    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 takes a free one and prints its URL")
-    parser.add_argument("--script", default="{}", help="fields of FakeScript: a JSON file, or the JSON object itself")
-    parser.add_argument("--request-log", type=Path, help="append one JSON line per request and per answer to this file")
-    parser.add_argument("--ready-fd", type=int, help="for a parent process: the pipe to report the port on")
+    parser = argparse.ArgumentParser(description="Run a deterministic fake of an OpenAI-compatible model server.")
+    parser.add_argument("--port", type=int, default=0, help="port on 127.0.0.1; 0 uses a free port; the URL is printed")
+    parser.add_argument("--script", default="{}", help="fields of FakeScript: a JSON file or a JSON object")
+    parser.add_argument("--request-log", type=Path, help="append one JSON line per request and completion to this file")
+    parser.add_argument("--ready-fd", type=int, help="for a parent process: pipe on which to report the port")
     arguments = parser.parse_args()
     if arguments.ready_fd is not None:
         end_with_parent()

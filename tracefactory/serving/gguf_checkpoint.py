@@ -1,7 +1,8 @@
-"""A GGUF file as a checkpoint folder: `python -m tracefactory.serving.gguf_checkpoint model.gguf folder`.
+"""Convert a GGUF file to a checkpoint folder: `python -m tracefactory.serving.gguf_checkpoint model.gguf folder`.
 
-vLLM and other engines read checkpoints (safetensors, config, tokenizer), and small models often come as GGUF only. The
-weights are dequantized once; the folder then serves wherever a Hugging Face checkpoint does. Needs the extra `student`.
+vLLM and other engines read checkpoints (safetensors, config, tokenizer), but small models are often published only as
+GGUF. The weights are dequantized once; the folder can then be used like any Hugging Face checkpoint. Needs the extra
+`student`.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.errors import UserError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-# Text with what tokenizers get wrong: runs of spaces, code, digits, letters beyond ASCII, an emoji of several tokens.
+# Text that tokenizers often get wrong: runs of spaces, code, digits, letters beyond ASCII, an emoji of several tokens.
 _PROBE = 'Let x  = 12.5;\n\tif (x >= 3) { return "näïve"; }  # 𝑥² ≈ 156 🦙\n\n'
 
 
 def convert(gguf: Path, folder: Path, dtype: Dtype = "float32") -> None:
-    """Write the model and tokenizer of a GGUF file to `folder`, whole or not at all.
+    """Write the model and tokenizer of a GGUF file to `folder`, atomically.
 
     Raises:
-        UserError: when `folder` exists, the extra `student` is missing, the file cannot be read, or its tokenizer does
-            not give back the text it was given or lost its chat template on the way.
+        UserError: when `folder` exists, the extra `student` is missing, the file cannot be read, or the written
+            tokenizer does not reproduce a text or has lost its chat template.
     """
     if folder.exists():
-        raise UserError(f"{folder} exists; name a new folder")
+        raise UserError(f"{folder} already exists; choose another folder")
     try:
         from tracefactory.serving.loading import load_model, load_tokenizer
     except ModuleNotFoundError as error:
@@ -38,20 +39,20 @@ def convert(gguf: Path, folder: Path, dtype: Dtype = "float32") -> None:
     model = load_model(spec)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-        draft = Path(temporary) / "checkpoint"
-        model.save_pretrained(draft)
-        tokenizer.save_pretrained(draft)
-        _check_tokenizer(tokenizer, draft)
-        draft.replace(folder)
+        checkpoint = Path(temporary) / "checkpoint"
+        model.save_pretrained(checkpoint)
+        tokenizer.save_pretrained(checkpoint)
+        _check_tokenizer(tokenizer, checkpoint)
+        checkpoint.replace(folder)
 
 
-def _check_tokenizer(original: Any, draft: Path) -> None:
+def _check_tokenizer(original: Any, checkpoint: Path) -> None:
     from transformers import AutoTokenizer
 
-    written = AutoTokenizer.from_pretrained(draft)
+    written = AutoTokenizer.from_pretrained(checkpoint)
     ids = written.encode(_PROBE, add_special_tokens=False)
     if ids != original.encode(_PROBE, add_special_tokens=False) or written.decode(ids) != _PROBE:
-        raise UserError("the tokenizer in this GGUF file does not give back the text it is given")
+        raise UserError("the tokenizer in this GGUF file does not decode its tokens to the original text")
     if written.chat_template != original.chat_template:
         raise UserError("the chat template was lost when the tokenizer was written")
 

@@ -1,7 +1,7 @@
-"""The llama.cpp server as a process: `python -m tracefactory.serving.llama_server --model file.gguf`.
+"""Run the llama.cpp server as a process: `python -m tracefactory.serving.llama_server --model file.gguf`.
 
-The server itself (HTTP, batching, prompt cache) is llama.cpp's own C++ code inside of xllamacpp; this module gives it
-its parameters and ends it with its parent.
+The server itself (HTTP, batching, prompt cache) is llama.cpp's C++ code in xllamacpp; this module sets its parameters
+and stops it when its parent exits.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from urllib.parse import urlsplit
 from tracefactory.core.processes import end_with_parent, report_ready
 
 _WARNINGS = 2  # llama.cpp's log level; its default also logs several lines per request
-_PROMPT_CACHE_MIB = 512  # for prompts that lost their slot; llama.cpp's default of 8 GiB can exceed a small machine
+_PROMPT_CACHE_MIB = (
+    512  # for prompts that lost their slot; llama.cpp's default of 8 GiB is too much for a small machine
+)
 
 
 def serve(arguments: argparse.Namespace) -> Any:
-    """Load the model and return the server, which listens on a free loopback port when this returns.
+    """Load the model and return the server, which then listens on a loopback port.
 
     Raises:
-        RuntimeError: when llama.cpp cannot load the model; it has then said why on standard error.
+        RuntimeError: when llama.cpp cannot load the model; it has printed the reason to stderr.
     """
-    # llama.cpp's threads spin while they wait for each other, so a busy neighbour on the same cores stops them all.
-    # OpenMP reads this when the library is loaded, hence the import below it; a value the user has set stays.
+    # llama.cpp's threads spin while they wait for each other, so another busy process on their cores stalls all of
+    # them. OpenMP reads this when the library is loaded, hence the import below. A value set by the user is kept.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import xllamacpp
 
@@ -45,15 +47,15 @@ def serve(arguments: argparse.Namespace) -> Any:
 
 
 def main() -> None:
-    """Serve until interrupted, or until the parent ends if that passed --ready-fd."""
-    parser = argparse.ArgumentParser(description="A llama.cpp server for one GGUF model on 127.0.0.1.")
+    """Serve until interrupted, or until the parent exits if it passed --ready-fd."""
+    parser = argparse.ArgumentParser(description="Serve one GGUF model with llama.cpp on 127.0.0.1.")
     parser.add_argument("--model", required=True, help="GGUF file")
-    parser.add_argument("--port", type=int, default=0, help="0 takes a free port")
-    parser.add_argument("--slots", type=int, default=8, help="completions decoded together")
-    parser.add_argument("--ctx-per-slot", type=int, default=4096, help="tokens of prompt and completion in one slot")
+    parser.add_argument("--port", type=int, default=0, help="0 uses a free port")
+    parser.add_argument("--slots", type=int, default=8, help="number of completions decoded in parallel")
+    parser.add_argument("--ctx-per-slot", type=int, default=4096, help="tokens of prompt and completion per slot")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--gpu-layers", type=int, default=0)
-    parser.add_argument("--ready-fd", type=int, help="for a parent process: the pipe to report the port on")
+    parser.add_argument("--ready-fd", type=int, help="for a parent process: pipe on which to report the port")
     arguments = parser.parse_args()
     if arguments.ready_fd is not None:
         end_with_parent()

@@ -1,4 +1,4 @@
-"""Loading a student's checkpoint and tokenizer through transformers, from a Hub id, a folder or a GGUF file."""
+"""Load a checkpoint and its tokenizer with transformers, from a Hub id, a folder or a GGUF file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tracefactory.core.errors import UserError
 
 
 def load_tokenizer(spec: Checkpoint) -> Any:
-    """Return the student's tokenizer, with the template override in place.
+    """Return the tokenizer of a checkpoint, with the chat template of `spec` if it has one.
 
     Raises:
         UserError: when it cannot be loaded, has no character offsets, or has no chat template.
@@ -23,23 +23,25 @@ def load_tokenizer(spec: Checkpoint) -> Any:
     name, revision = (spec.tokenizer, spec.tokenizer_revision) if spec.tokenizer else (spec.model, spec.revision)
     tokenizer = _pretrained(AutoTokenizer, name, revision)
     if not tokenizer.is_fast:
-        raise UserError(f"the tokenizer of {name} reports no character offsets; name a fast one with `tokenizer:`")
+        raise UserError(f"the tokenizer of {name} has no character offsets; set `tokenizer:` to a fast tokenizer")
     if spec.chat_template is not None:
         tokenizer.chat_template = existing(spec.chat_template).read_text(encoding="utf-8")
     if not tokenizer.chat_template:
-        raise UserError(f"the tokenizer of {name} has no chat template; give the one to train with as `chat_template:`")
+        raise UserError(
+            f"the tokenizer of {name} has no chat template; set `chat_template:` to the one used in training"
+        )
     return tokenizer
 
 
 def load_model(spec: Checkpoint) -> Any:
-    """Return the student in evaluation mode, in `spec.dtype` on its device. A GGUF file is dequantized on loading.
+    """Return the model in evaluation mode, in `spec.dtype` on its device. A GGUF file is dequantized on loading.
 
     Raises:
         UserError: when it cannot be loaded.
     """
     model = _pretrained(AutoModelForCausalLM, spec.model, spec.revision, dtype=getattr(torch, spec.dtype))
     if getattr(model, "hf_quantizer", None) is not None and spec.model.endswith(".gguf"):
-        # The weights are plain tensors by now; with the markers transformers would refuse to save or cast them.
+        # The weights are plain tensors now; with these attributes transformers would refuse to save or cast them.
         model.hf_quantizer = None
         model.is_quantized = False
         del model.config.quantization_config
@@ -47,7 +49,7 @@ def load_model(spec: Checkpoint) -> Any:
 
 
 def resolve_device(device: str) -> str:
-    """Turn "auto" into a device that is there."""
+    """Replace "auto" by "cuda" if it is available, else by "cpu"."""
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,15 +68,15 @@ def _pretrained(factory: Any, name: str, revision: str | None, **options: Any) -
         with _without_bars():
             return factory.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the student {name}: {error}") from error
+        raise UserError(f"cannot load {name}: {error}") from error
 
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Keep progress bars off stderr, where they would break into a run's own display."""
+    """Disable progress bars, which would break the display of a run on stderr."""
     shown, bar = logging.is_progress_bar_enabled(), modeling_gguf_pytorch_utils.tqdm
     logging.disable_progress_bar()
-    # The bar of a GGUF file is tqdm's own, which asks no switch of transformers.
+    # GGUF loading uses tqdm directly, so the switch of transformers does not apply.
     modeling_gguf_pytorch_utils.tqdm = lambda items, **_: items
     try:
         yield

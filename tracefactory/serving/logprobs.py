@@ -1,4 +1,4 @@
-"""The log-probabilities of a completion's own tokens, kept small: the bytes of each and its number."""
+"""A compact JSON format for the log-probabilities of a completion's sampled tokens."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _DIGITS = 5  # decimals of a natural logarithm: servers compute in half or singl
 
 
 def packed(reported: Mapping[str, Any]) -> str | None:
-    """Return what a server of the OpenAI protocol reported as `logprobs` of a choice as one JSON text; None for none.
+    """Return the `logprobs` of a choice in the OpenAI protocol as compact JSON, None when there are none.
 
-    Of each sampled token its length in bytes and its log-probability are kept, and the bytes of all of them as one text
-    (in base64 where they are no UTF-8, as in a completion cut inside of a character). Alternatives are dropped.
+    The JSON has the length in bytes and the log-probability of each sampled token, and the bytes of all tokens as one
+    text (base64 when they are not UTF-8, as in a completion cut inside a character). Alternatives are dropped.
 
     Raises:
-        KeyError, TypeError, ValueError: for what is not of the protocol.
+        KeyError, TypeError, ValueError: when the value does not follow the protocol.
     """
     entries: Sequence[Mapping[str, Any]] | None = reported.get("content")
     if not entries:
         return None
-    # A token's text alone cannot say which bytes it is when it holds a part of a character.
+    # The text of a token that is part of a character does not determine its bytes.
     tokens = [entry["token"].encode() if entry.get("bytes") is None else bytes(entry["bytes"]) for entry in entries]
     whole = b"".join(tokens)
     try:
@@ -35,10 +35,10 @@ def packed(reported: Mapping[str, Any]) -> str | None:
 
 
 def unpacked(stored: str) -> tuple[list[bytes], list[float]]:
-    """Return the bytes and the log-probability (natural logarithm) of every token that `packed` kept, in order."""
-    kept = json.loads(stored)
-    whole = kept["text"].encode() if "text" in kept else base64.b64decode(kept["base64"])
+    """Return the bytes and the natural log-probability of every token in the output of `packed`, in order."""
+    values = json.loads(stored)
+    whole = values["text"].encode() if "text" in values else base64.b64decode(values["base64"])
     ends = [0]
-    for length in kept["lengths"]:
+    for length in values["lengths"]:
         ends.append(ends[-1] + length)
-    return [whole[start:end] for start, end in pairwise(ends)], kept["logprobs"]
+    return [whole[start:end] for start, end in pairwise(ends)], values["logprobs"]

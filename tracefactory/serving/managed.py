@@ -1,4 +1,4 @@
-"""Endpoints: an address somewhere, and a server process of our own that is restarted when it dies."""
+"""Model endpoints: fixed URLs, and a managed server process that is restarted when it dies."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from tracefactory.core.processes import Child
 
 
 class FixedEndpoint:
-    """Servers that somebody else runs."""
+    """Servers that are not managed by this package."""
 
     def __init__(self, base_urls: Sequence[str]) -> None:
         self._base_urls = [url.rstrip("/") for url in base_urls]
 
     async def start(self, log_dir: Path) -> list[str]:
-        """Return the addresses; there is nothing to start."""
+        """Return the URLs; there is nothing to start."""
         return list(self._base_urls)
 
     async def stop(self) -> None:
-        """Do nothing: the servers are not ours."""
+        """Do nothing: the servers are not managed here."""
 
     @property
     def notice(self) -> str:
-        """Empty: what the servers are at is not known."""
+        """Empty: the state of the servers is unknown."""
         return ""
 
 
 class ManagedEndpoint:
-    """One server process of our own, `python -m module`, that speaks the OpenAI protocol on a free loopback port.
+    """One managed server process, `python -m module`, that serves the OpenAI protocol on a free loopback port.
 
-    The options become `--name value` arguments. The process ends with this one. A server that dies is started again by
-    the next `start`, at most `restarts` times in all.
+    The options become `--name value` arguments. The process ends with this one. A server that died is restarted by the
+    next `start`, at most `restarts` times in total.
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class ManagedEndpoint:
         """Return the base URL of the running server, starting or restarting it.
 
         Raises:
-            RunError: when it does not come up or has died too often.
+            RunError: when it does not start or has died too often.
         """
         async with self._lock:
-            if self._failed is not None:  # found by whoever called first; the others need not try it again
+            if self._failed is not None:  # an earlier call failed; do not try again
                 raise self._failed
             try:
                 if self._child is not None and not self._child.alive:
-                    await self._bury(self._child)
+                    await self._discard(self._child)
                 if self._child is None:
                     self._starting = True
                     self._child = await self._spawn(log_dir)
@@ -89,25 +89,25 @@ class ManagedEndpoint:
 
     @property
     def notice(self) -> str:
-        """Whether the server is starting, or starting again."""
-        return f"{self.name} starts" if self._starting else ""
+        """A message while the server starts or restarts, else empty."""
+        return f"{self.name} is starting" if self._starting else ""
 
     async def stop(self) -> None:
-        """End the server process, if one runs."""
+        """Stop the server process, if it is running."""
         async with self._lock:
             if self._child is not None:
                 await self._child.stop()
                 self._child = None
 
-    async def _bury(self, child: Child) -> None:
+    async def _discard(self, child: Child) -> None:
         await child.stop()
         self._child = None
         if not self._restarts_left:
-            raise RunError(f"{self.name} died too often; the end of {child.log_file}:\n{child.log_tail()}")
+            raise RunError(f"{self.name} died too often; last lines of {child.log_file}:\n{child.log_tail()}")
         self._restarts_left -= 1
 
     async def _spawn(self, log_dir: Path) -> Child:
-        # Two servers of one model that differ in an option keep separate logs.
+        # Servers of one model with different options have separate logs.
         suffix = hashlib.sha256(json.dumps(self._argv).encode()).hexdigest()[:8]
         log_file = log_dir / f"{self.name.replace('/', '-')}-{suffix}.log"
         deadline = time.monotonic() + self._ready_timeout_s
@@ -120,7 +120,7 @@ class ManagedEndpoint:
         return child
 
     async def _await_health(self, child: Child, deadline: float) -> None:
-        import aiohttp  # a tenth of a second: not for models that are only looked up
+        import aiohttp  # takes 0.1 s, so it is imported only to start a server
 
         url = f"http://127.0.0.1:{child.facts['port']}/health"
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
@@ -129,10 +129,10 @@ class ManagedEndpoint:
                     async with session.get(url) as response:
                         if response.status == 200:
                             return
-                        found = f"answered {response.status}"
+                        result = f"answered {response.status}"
                 except (aiohttp.ClientError, TimeoutError) as error:
-                    found = f"did not answer: {type(error).__name__}"
+                    result = f"did not answer: {type(error).__name__}"
                 if time.monotonic() > deadline:
-                    raise RunError(f"{self.name} is not healthy, /health {found}; its log is {child.log_file}")
+                    raise RunError(f"{self.name} is not healthy: /health {result}; see its log {child.log_file}")
                 await asyncio.sleep(0.1)
-        raise RunError(f"{self.name} ended while starting; the end of {child.log_file}:\n{child.log_tail()}")
+        raise RunError(f"{self.name} exited while starting; last lines of {child.log_file}:\n{child.log_tail()}")

@@ -1,13 +1,13 @@
-"""Tokens in, tokens out: what scoring and decoding ask of a vLLM server (its endpoint /inference/v1/generate).
+"""A token-level client of vLLM servers, for scoring and decoding (endpoint /inference/v1/generate).
 
-Everything is in the model's token ids; no text is made on the way. Log-probabilities are natural logarithms.
+Requests and responses consist of the model's token ids, without text. Log-probabilities are natural logarithms.
 
-Scoring reads the server's prefix cache, which it does not do by itself (`skip_reading_prefix_cache`): 16 new tokens
-after 512 cached ones took a ninth of the time of all 528, measured with vLLM 0.32 on a CPU. The trap in it (V1 model
-runner; the V2 runner leaves those rows out): what the server says about tokens inside the cached part is left-over
-memory. So an answer is read only behind the number of cached tokens that it reports, and where that reaches into what
-was asked for, the request is made again without the cache. And where the left-over memory holds no number that JSON
-knows (3 of 10 answers, measured with 20 likeliest tokens), the server refuses its own answer, and it is asked again.
+Scoring uses the server's prefix cache, which vLLM does not do by default (`skip_reading_prefix_cache`): 16 new tokens
+after 512 cached ones took a ninth of the time of all 528, measured with vLLM 0.32 on a CPU. With the V1 model runner,
+the values of tokens inside the cached part are uninitialised memory (the V2 runner omits these rows). Therefore only
+the rows after the reported number of cached tokens are read, and when the cached part overlaps the requested tokens,
+the request is repeated without the cache. When the uninitialised memory contains a number that JSON cannot represent
+(3 of 10 responses, measured with 20 likeliest tokens), the server rejects its own response and the request is repeated.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from tracefactory.serving.client import ChatClient
 
 _PATH = "/inference/v1/generate"
 _CACHED_TRIES = 3
-_WHOLE = frozenset({"stop", "length"})  # a server that ends gives up what it was at, and answers so far as it came
+_COMPLETE = frozenset({"stop", "length"})  # a server that shuts down aborts requests and returns partial responses
 
 Ids = Sequence[int]
 Likeliest = tuple[tuple[int, float], ...]
-"""(token id, log-probability), the likeliest first."""
+"""(token id, log-probability) pairs, likeliest first."""
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """One token in its place: its log-probability and rank (1: the likeliest) there, and the likeliest tokens."""
+    """One token with its log-probability and rank (1: the likeliest), and the likeliest tokens of its position."""
 
     token_id: int
     logprob: float
@@ -51,9 +51,9 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Scored:
-    """What the model says about given tokens: a row for each, and the likeliest tokens to follow the last.
+    """The scores of given tokens: a row for each, and the likeliest tokens after the last one.
 
-    `computed_tokens` counts the tokens that the servers had to compute for it: what was not in their cache.
+    `computed_tokens` counts the tokens that the servers computed because they were not in the cache.
     """
 
     rows: tuple[TokenRow, ...]
@@ -63,7 +63,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class _Answer:
-    """One answer to a scoring request: rows of the last tokens of the prompt, as far as they were computed."""
+    """The response to one scoring request, with the rows of the prompt tokens that were not cached."""
 
     rows: Mapping[int, TokenRow]  # by position
     next: Likeliest
@@ -71,10 +71,10 @@ class _Answer:
 
 
 class TokenClient:
-    """Draws and scores tokens through the one client of a vLLM model.
+    """Samples and scores tokens with the client of a vLLM model.
 
-    `client` is owned by the caller. `near` says which requests belong together: those of one trace go to one server, in
-    whose cache their common beginning is.
+    The caller owns `client`. Requests with the same `near` go to the same server, which has their common prefix in its
+    cache; requests of one trace share it.
     """
 
     def __init__(self, client: ChatClient) -> None:
@@ -94,12 +94,11 @@ class TokenClient:
         near: str = "",
         extra: Mapping[str, Any] | None = None,
     ) -> Drawn:
-        """Return up to `max_tokens` tokens sampled to follow `prompt`, each with the `likeliest` tokens of its place.
+        """Sample up to `max_tokens` tokens after `prompt`, each with the `likeliest` tokens of its position.
 
-        `extra` joins the sampling parameters, under vLLM's names.
-
-        Whether the log-probabilities are the model's own or those left after temperature and top-p is the server's
-        `logprobs_mode` (`raw_logprobs` or `processed_logprobs`, an engine argument).
+        `extra` is added to the sampling parameters, with vLLM's names. The server's engine argument `logprobs_mode`
+        decides whether log-probabilities are the model's own (`raw_logprobs`) or those after temperature and top-p
+        (`processed_logprobs`).
 
         Raises:
             RequestFailed, RunError: as `ChatClient.complete` does.
@@ -121,21 +120,21 @@ class TokenClient:
     async def score(
         self, tokens: Ids, *, start: int = 1, likeliest: int = 0, chunk: int = 512, near: str = ""
     ) -> Scored:
-        """Return what the model says about tokens[start:] given all before them, at temperature 1, whatever the mode.
+        """Score tokens[start:] given all tokens before them, at temperature 1, for every `logprobs_mode`.
 
-        At most about `chunk` tokens are scored per request, so that the memory for it stays bounded on both sides; the
-        cache makes that cost little more than one request. Scoring a beginning again with more tokens behind it (a
-        draft, say) costs only the new tokens while the server still has it in its cache.
+        At most about `chunk` tokens are scored per request, which bounds the memory on both sides; because of the cache
+        this costs little more than one request. Scoring a cached prefix again with more tokens, such as a draft, costs
+        only the new tokens.
 
         Raises:
-            ValueError: for a start that has nothing before it, or a chunk below 2.
-            UserError: when the server does not report what it read from its cache.
+            ValueError: for a start of 0 or beyond the end, or a chunk below 2.
+            UserError: when the server does not report how many tokens it read from its cache.
             RequestFailed, RunError: as `ChatClient.complete` does.
         """
         if not 1 <= start <= len(tokens) or chunk < 2:
-            raise ValueError(f"cannot score from token {start} of {len(tokens)} in chunks of {chunk}")
+            raise ValueError(f"cannot score {len(tokens)} tokens from token {start} in chunks of {chunk}")
         computed = 0
-        if start > chunk:  # computed without scores, which would be thrown away
+        if start > chunk:  # fill the cache without computing scores that are not needed
             drawn = await self.draw(tokens[: _odd(start - 1)], max_tokens=1, temperature=0.0, near=near)
             computed += drawn.prompt_tokens - drawn.cached_tokens
         rows: list[TokenRow] = []
@@ -150,14 +149,14 @@ class TokenClient:
         return Scored(tuple(rows), following, computed)
 
     async def _scored(self, tokens: Ids, likeliest: int, near: str, first: int) -> _Answer:
-        """Return rows from position `first` on, with the help of the cache if that works out."""
-        for wider in range(_CACHED_TRIES):
+        """Return rows from position `first` on, with the cache if possible."""
+        for extra in range(_CACHED_TRIES):
             try:
-                answer = await self._ask(tokens, likeliest, near, likeliest + wider, cache=True)
+                answer = await self._ask(tokens, likeliest, near, likeliest + extra, cache=True)
             except RequestFailed as failed:
                 if failed.kind != "bad_request":
                     raise
-                continue  # one entry more per row lies elsewhere in memory; what is truly bad fails without cache too
+                continue  # another number of entries uses other memory; a truly bad request fails without cache too
             if answer.cached < first:
                 return answer
             break
@@ -176,7 +175,7 @@ class TokenClient:
         )
 
     def _body(self, tokens: Ids, sampling: Mapping[str, Any]) -> dict[str, Any]:
-        # Left-over rows hold ids that no tokenizer knows, so the server must not try to name them.
+        # Uninitialised rows contain invalid token ids, so the server must not detokenize them.
         return {
             "model": self._client.spec.model,
             "token_ids": list(tokens),
@@ -185,35 +184,35 @@ class TokenClient:
 
 
 def _odd(count: int) -> int:
-    """Return an odd number just above or at `count`.
+    """Return `count`, or the next number if it is even.
 
-    The server caches whole blocks of an even number of tokens, so an odd end is never in the cache itself, and what the
-    model says about the next token is computed by the next request.
+    The server caches whole blocks of an even number of tokens, so the last of an odd number of tokens is never cached,
+    and the next request computes the distribution after it.
     """
     return count | 1
 
 
 def _asked_for(likeliest: int) -> int:
-    # The server counts the sampled token as one of them, so that the last of them can be missing.
+    # The server counts the sampled token as one of them, so the last of them can be missing.
     return likeliest + 1 if likeliest else 0
 
 
 def _drawn(answer: Any, likeliest: int) -> Drawn:
     choice, usage = answer["choices"][0], answer["usage"]
-    if choice["finish_reason"] not in _WHOLE:
-        raise ValueError(f"the server gave up (finish_reason {choice['finish_reason']})")
+    if choice["finish_reason"] not in _COMPLETE:
+        raise ValueError(f"the server aborted the request (finish_reason {choice['finish_reason']})")
     rows: list[TokenRow] = []
-    for one in choice["logprobs"]["content"]:
-        ranked = sorted((int(top["rank"]), top["token_id"], top["logprob"]) for top in one["top_logprobs"])
+    for entry in choice["logprobs"]["content"]:
+        ranked = sorted((int(top["rank"]), top["token_id"], top["logprob"]) for top in entry["top_logprobs"])
         tops = tuple((token_id, logprob) for _, token_id, logprob in ranked)
-        rows.append(TokenRow(one["token_id"], one["logprob"], int(one["rank"]), tops[:likeliest]))
+        rows.append(TokenRow(entry["token_id"], entry["logprob"], int(entry["rank"]), tops[:likeliest]))
     if [row.token_id for row in rows] != choice["token_ids"]:
-        raise ValueError("the log-probabilities are of other tokens")
+        raise ValueError("the log-probabilities do not belong to the returned tokens")
     return Drawn(tuple(rows), choice["finish_reason"], usage["prompt_tokens"], _cached(answer))
 
 
 def _answer(answer: Any, tokens: Ids, likeliest: int) -> _Answer:
-    """Read the rows behind the cached part. A server may leave the rows of the cached part out: count from the end."""
+    """Read the rows after the cached part. Positions are counted from the end: a server may omit the cached rows."""
     cached = _cached(answer)
     given = answer["prompt_logprobs"]
     rows = {
@@ -234,5 +233,7 @@ def _cached(answer: Any) -> int:
     """Return how many tokens of the prompt were read from the cache."""
     details = answer["usage"].get("prompt_tokens_details")
     if details is None:
-        raise UserError("the server does not say how much it read from its cache: --enable-prompt-tokens-details")
+        raise UserError(
+            "the server does not report cached tokens; start `vllm serve` with --enable-prompt-tokens-details"
+        )
     return int(details["cached_tokens"])

@@ -28,6 +28,7 @@ from tracefactory.core.stage import (
     Stage,
     Wanted,
 )
+from tracefactory.stages._measured import kind_taken
 from tracefactory.text.reasoning import split_reasoning
 
 
@@ -118,8 +119,7 @@ class SampleStage(Stage[S]):
         return rows * stage.params.samples
 
     def check(self, stage: StageSpec[S], pipeline: Pipeline) -> list[Mistake]:
-        inputs = {pipeline.stage(name).verb for name in stage.inputs}
-        kind = Kind.PROBLEMS if inputs == {"source"} else Kind.TRACES
+        kind = Kind.PROBLEMS if kind_taken(stage, pipeline) is Kind.PROBLEMS else Kind.TRACES
         mistakes = list(pipeline.prompts[stage.params.prompt].check(kind))
         if stage.params.writes == "turn" and kind is Kind.PROBLEMS:
             mistakes.append(Mistake("writes: a problem has no conversation to go on with", hint="leave it out"))

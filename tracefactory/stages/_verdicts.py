@@ -113,8 +113,9 @@ def verifier_versions(stage: StageSpec[Any], pipeline: Pipeline, named: str | No
         return {named: VERIFIERS.get(named).version}
     names: set[str] = set()
     for above in pipeline.above(stage):
-        if above.verb == "source":
-            names |= SOURCES.get(above.name)().verifiers(above.params)
+        if above.verb == "source":  # a project's own way to read says nothing of verifiers: its problems may name any
+            known = above.name in SOURCES
+            names |= SOURCES.get(above.name)().verifiers(above.params) if known else VERIFIERS.names()
     return {name: VERIFIERS.get(name).version for name in sorted(names)}
 
 

@@ -1,9 +1,9 @@
-"""Journals of the request store: one JSON line for each completion, appended the moment it arrives.
+"""Journals of the request store: one JSON line per completion, appended when it arrives.
 
-    {"key":"<64 digits>","crc":"<8 digits>","near":"<id of a problem, or nothing>","record":{...}}
+    {"key":"<64 digits>","crc":"<8 digits>","near":"<id of a problem, or empty>","record":{...}}
 
-A journal has one writer, which holds a lock on it. A line is one `write`, so a killed writer leaves at most one torn
-line, at the end of its own file; readers ignore it. Lines of version 1 have neither `crc` nor `near`.
+A journal has one writer, which holds a lock on it. A line is written by one `write`, so a killed writer leaves at most
+one incomplete line, at the end of its file; readers ignore it. Lines of version 1 have neither `crc` nor `near`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from tracefactory.core.errors import RunError
 from tracefactory.core.files import TEMPORARY
 
 PREFIX, SUFFIX = "journal-", ".jsonl"
-_KEY = slice(8, 72)  # behind {"key":"
-_CRC = slice(81, 89)  # behind ","crc":"
-_NEAR_AT = 99  # behind ","near":"
-_V1_RECORD_AT = 83  # behind ","record":
+_KEY = slice(8, 72)  # after {"key":"
+_CRC = slice(81, 89)  # after ","crc":"
+_NEAR_AT = 99  # after ","near":"
+_V1_RECORD_AT = 83  # after ","record":
 _END = b"}\n"
 
 
 class Line(NamedTuple):
-    """One line of a journal, taken apart; `record` is its JSON."""
+    """One parsed line of a journal; `record` is JSON."""
 
     key: str
     near: str
@@ -52,9 +52,9 @@ class Journal:
 
     @classmethod
     def create(cls, folder: Path) -> Journal:
-        """Create a journal and lock it for as long as it may still be written."""
+        """Create a journal and lock it until it is closed."""
         path = folder / f"{PREFIX}{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}{SUFFIX}"
-        # It has its name once it is locked: a compaction would take an unlocked one for a closed one and remove it.
+        # It gets its name after it is locked, because a compaction would remove an unlocked journal.
         unnamed = folder / f"{TEMPORARY}{path.name}"
         descriptor = os.open(unnamed, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -62,10 +62,10 @@ class Journal:
         return cls(path, descriptor)
 
     def append(self, key: str, record: Mapping[str, Any], near: str) -> tuple[int, int]:
-        """Append one completion and return where its line starts and how long it is.
+        """Append one completion and return the start and the length of its line.
 
         Raises:
-            RunError: when it cannot be written whole; nothing of it is left in the file then.
+            RunError: when it cannot be written completely; then the file is unchanged.
         """
         text = orjson.dumps(record)
         head = f'{{"key":"{key}","crc":"{zlib.crc32(text):08x}","near":"{near}","record":'
@@ -76,13 +76,13 @@ class Journal:
             raise RunError(f"{self.path}: a completion could not be written: {error.strerror}") from error
         if written != len(line):
             os.ftruncate(self.descriptor, self.size)
-            raise RunError(f"{self.path}: a completion could not be written whole: the disk is full")
-        place = self.size, len(line)
+            raise RunError(f"{self.path}: a completion could not be written completely: the disk is full")
+        location = self.size, len(line)
         self.size += len(line)
-        return place
+        return location
 
     def sync(self) -> None:
-        """Make what was appended survive a power cut."""
+        """Sync the journal to disk."""
         os.fdatasync(self.descriptor)
 
     def close(self) -> None:
@@ -91,12 +91,12 @@ class Journal:
 
 
 def keys_from(path: Path, start: int) -> Iterator[tuple[str, int, int, bool]]:
-    """Yield (key, start, length, whether of version 1) of the whole lines of a journal from the byte `start` on."""
+    """Yield (key, start, length, whether of version 1) of the complete lines of a journal from byte `start` on."""
     with path.open("rb") as file:
         file.seek(start)
         for line in file:
             if not line.endswith(b"\n"):
-                return  # torn, or still being written
+                return  # incomplete, or still being written
             yield line[_KEY].decode(), start, len(line), _is_v1(line)
             start += len(line)
 
@@ -106,21 +106,21 @@ def read_line(path: Path, start: int, length: int) -> dict[str, Any]:
 
     Raises:
         RunError: when the line is damaged.
-        FileNotFoundError: when the journal is gone, because it was compacted.
+        FileNotFoundError: when the journal has been compacted.
     """
     with path.open("rb") as file:
         file.seek(start)
         raw = file.read(length)
     try:
         line = parse(raw)
-        found: dict[str, Any] = orjson.loads(line.record)
+        record: dict[str, Any] = orjson.loads(line.record)
     except ValueError as error:
         raise RunError(f"{path}: the line at byte {start} is damaged ({error})") from error
-    return found
+    return record
 
 
 def lines_of(path: Path) -> Iterator[Line]:
-    """Yield the whole lines of a journal.
+    """Yield the complete lines of a journal.
 
     Raises:
         RunError: when one is damaged.
@@ -138,13 +138,13 @@ def lines_of(path: Path) -> Iterator[Line]:
 
 
 def parse(raw: bytes) -> Line:
-    """Take a line apart.
+    """Parse a line.
 
     Raises:
-        ValueError: when it is not what was written.
+        ValueError: when the line is damaged.
     """
     if not raw.startswith(b'{"key":"') or not raw.endswith(_END):
-        raise ValueError("it is no line of a journal")
+        raise ValueError("not a line of a journal")
     key = raw[_KEY].decode("ascii")
     if _is_v1(raw):
         record = raw[_V1_RECORD_AT : -len(_END)]
@@ -153,7 +153,7 @@ def parse(raw: bytes) -> Line:
     near_end = raw.index(b'"', _NEAR_AT)
     record = raw[near_end + len(b'","record":') : -len(_END)]
     if f"{zlib.crc32(record):08x}".encode() != raw[_CRC]:
-        raise ValueError("its checksum does not fit")
+        raise ValueError("wrong checksum")
     return Line(key, raw[_NEAR_AT:near_end].decode("ascii"), record, 2)
 
 
@@ -163,7 +163,7 @@ def _is_v1(line: bytes) -> bool:
 
 @contextmanager
 def closed_journals(folder: Path) -> Iterator[list[Path]]:
-    """Yield the journals whose writer is gone or has moved on, locked against a second compaction."""
+    """Yield the journals without a writer, locked against another compaction."""
     held: list[tuple[Path, int]] = []
     for path in sorted(folder.glob(f"{PREFIX}*{SUFFIX}")):
         try:

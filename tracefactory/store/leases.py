@@ -1,8 +1,9 @@
-"""Who may write: one run per stage, and nobody while an orphan of a dead run is still finishing.
+"""Leases for writing a stage's folder: one run at a time, after all workers of a dead run have exited.
 
-A lease is an exclusive `flock` on a file in the stage's folder, so it ends with its process however that ends. Workers
-outlive a killed driver for some seconds; each holds a shared lock on its run's `alive` file, and whoever takes over a
-lease waits for that. On file systems where locks are local to a host, the lease's heartbeat (its mtime) tells.
+A lease is an exclusive `flock` on a file in the stage's folder, so it is released when its process ends, in any way.
+Workers can outlive a killed driver for some seconds; each holds a shared lock on its run's `alive` file, and the next
+owner of the lease waits for these locks. On file systems where locks are local to a host, the heartbeat (the mtime of
+the lease) is used instead.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ STALE_S = 60.0
 
 
 class RunLock:
-    """Says that a process of a run lives: a shared lock on `runs/<run>/alive`, held until the process ends."""
+    """A shared lock on `runs/<run>/alive`, held by every process of a run until it ends."""
 
     def __init__(self, root: Path, run_id: str) -> None:
         path = alive_file(root, run_id)
@@ -40,21 +41,21 @@ def alive_file(root: Path, run_id: str) -> Path:
 
 
 class Lease:
-    """The right to write one stage's folder. Waits for another run's lease, saying so through `tell`."""
+    """The exclusive right to write one stage's folder. Waits for another run's lease, and reports it with `notify`."""
 
-    def __init__(self, root: Path, folder: Path, run_id: str, tell: Callable[[str], None]) -> None:
+    def __init__(self, root: Path, folder: Path, run_id: str, notify: Callable[[str], None]) -> None:
         self.root = root
         self.path = folder / "lease.json"
         self.run_id = run_id
-        self.tell = tell
+        self.notify = notify
         self._file: IO[str] | None = None
-        self._beat: asyncio.Task[None] | None = None
+        self._heartbeat: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Lease:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a+")
         try:
-            await self._acquired()
+            await self._acquire()
         except BaseException:
             self._file.close()
             raise
@@ -62,34 +63,34 @@ class Lease:
         self._file.truncate()
         json.dump({"run": self.run_id, "host": socket.gethostname(), "pid": os.getpid()}, self._file)
         self._file.flush()
-        self._beat = asyncio.create_task(self._keep_beating())
+        self._heartbeat = asyncio.create_task(self._send_heartbeats())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._beat is not None:
-            self._beat.cancel()
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
         if self._file is not None:
             self._file.truncate(0)
             self._file.close()
 
-    async def _acquired(self) -> None:
-        """Wait until the lock is ours, saying once for whom."""
-        told = False
-        while (holder := self._held_by()) is not None:
-            if not told:
-                self.tell(f"{self.path.parent.name}: waiting for {holder}")
-                told = True
+    async def _acquire(self) -> None:
+        """Wait for the lock, and report its owner once."""
+        notified = False
+        while (holder := self._try_lock()) is not None:
+            if not notified:
+                self.notify(f"{self.path.parent.name}: waiting for {holder}")
+                notified = True
             await asyncio.sleep(0.2)
 
-    def _held_by(self) -> str | None:
-        """Try to take the lock; return a description of who has it, or None when it is ours."""
+    def _try_lock(self) -> str | None:
+        """Try to take the lock; return a description of its owner, or None on success."""
         assert self._file is not None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return f"{_name(self._owner())}, which is writing it"
+            return f"{_describe(self._owner())}, which is writing it"
         owner = self._owner()
         if owner is None or owner["run"] == self.run_id:
             return None
@@ -97,7 +98,7 @@ class Lease:
         fresh = elsewhere and time.time() - self.path.stat().st_mtime < STALE_S
         if fresh or has_workers(self.root, owner["run"]):
             fcntl.flock(self._file, fcntl.LOCK_UN)
-            return f"{_name(owner)}, whose workers are still finishing"
+            return f"{_describe(owner)}, whose workers are still finishing"
         return None
 
     def _owner(self) -> dict[str, Any] | None:
@@ -106,14 +107,14 @@ class Lease:
         text = self._file.read()
         return json.loads(text) if text.endswith("}") else None
 
-    async def _keep_beating(self) -> None:
+    async def _send_heartbeats(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             os.utime(self.path)
 
 
 def has_workers(root: Path, run_id: str) -> bool:
-    """Tell whether any process still holds the run's `alive` lock."""
+    """Return whether a process still holds the run's `alive` lock."""
     path = alive_file(root, run_id)
     if not path.exists():
         return False
@@ -125,5 +126,5 @@ def has_workers(root: Path, run_id: str) -> bool:
     return False
 
 
-def _name(owner: dict[str, Any] | None) -> str:
+def _describe(owner: dict[str, Any] | None) -> str:
     return "another run" if owner is None else f"run {owner['run']} (process {owner['pid']} on {owner['host']})"

@@ -1,11 +1,11 @@
-"""The request store: one entry per paid completion, kept for good and found by content.
+"""The request store: a permanent, content-addressed store of paid completions.
 
-    requests/journal-<writer>.jsonl   appended the moment a completion arrives (`store.journals`)
+    requests/journal-<writer>.jsonl   appended when a completion arrives (`store.journals`)
     requests/<sha256>.parquet         closed journals, compacted, each with an index (`store.segments`)
 
-The key is that of the request alone: no stage, shard, run, endpoint or worker count. Completions survive the death of
-any process; against a power cut they are synced to disk at most every second. Only the keys of journals are held in
-memory; a writer closes its journal at `ROTATE_BYTES`, and closed journals are compacted while runs go on.
+The key depends only on the request, not on stage, shard, run, endpoint or number of workers. Completions survive the
+death of any process; for power failures, they are synced to disk at most every second. Only the keys of journals are in
+memory; a writer closes its journal at `ROTATE_BYTES`, and closed journals are compacted during runs.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tracefactory.store.segments import Segment, prefixes_of, write_segment
 
 ROTATE_BYTES = 32 << 20
 COMPACT_BYTES = 64 << 20
-_SEGMENT_BYTES = 256 << 20  # of records that are sorted in memory to become one segment
+_SEGMENT_BYTES = 256 << 20  # of records that are sorted in memory for one segment
 _CACHE_BYTES = 64 << 20
 _SYNC_EVERY_S = 1.0
 
 
-class _Place(NamedTuple):
-    """A line of a journal."""
+class _Location(NamedTuple):
+    """The location of a line in a journal."""
 
     file: str
     start: int
@@ -40,16 +40,16 @@ class _Place(NamedTuple):
 
 
 class RequestStore:
-    """Reads every completion ever paid for in one state folder, and appends new ones.
+    """Reads the completions in one state folder, and appends new ones.
 
-    One instance belongs to one process. `get` and `present` see what other processes have written since.
+    An instance belongs to one process. `get` and `present` include what other processes have written since.
     """
 
     def __init__(self, root: Path) -> None:
         self.folder = root / "requests"
         self._segments: dict[str, Segment] = {}
-        self._lines: dict[str, _Place] = {}
-        self._read_until: dict[str, int] = {}
+        self._lines: dict[str, _Location] = {}
+        self._indexed_until: dict[str, int] = {}
         self._has_v1 = False
         self._journal: Journal | None = None
         self._synced = 0.0
@@ -57,14 +57,14 @@ class RequestStore:
         self._cached_bytes = 0
 
     def refresh(self) -> None:
-        """Take in what has been written since the last look."""
+        """Index what has been written since the last refresh."""
         journals = {path.name: path for path in self.folder.glob(f"{PREFIX}*{SUFFIX}")}
-        if gone := self._read_until.keys() - journals.keys():  # compacted: the keys are in a segment now
-            self._lines = {key: place for key, place in self._lines.items() if place.file not in gone}
-            self._read_until = {name: end for name, end in self._read_until.items() if name not in gone}
+        if compacted := self._indexed_until.keys() - journals.keys():  # their keys are in a segment now
+            self._lines = {key: location for key, location in self._lines.items() if location.file not in compacted}
+            self._indexed_until = {name: end for name, end in self._indexed_until.items() if name not in compacted}
         for path in journals.values():
             self._index(path)
-        # Segments last: a journal that went since it was listed is in one of them.
+        # Segments last: a journal that was compacted since it was listed is in one of them.
         names = {path.name for path in self.folder.glob("[!.]*.parquet")}
         for name in names - self._segments.keys():
             self._segments[name] = Segment(self.folder / name)
@@ -72,41 +72,41 @@ class RequestStore:
 
     @property
     def has_v1_keys(self) -> bool:
-        """Whether some completions lie under keys of version 1, so that a request must be looked up by both."""
+        """Whether some completions have keys of version 1, so that requests must be looked up by both keys."""
         return self._has_v1
 
     def present(self, keys: Iterable[str]) -> set[str]:
-        """Return those of `keys` that have been paid for. Keys in segments are told by their first 64 bits."""
+        """Return the `keys` with a stored completion. Keys in segments are compared by their first 64 bits."""
         self.refresh()
         wanted = list(keys)
         found = {key for key in wanted if key in self._lines}
         missing = [key for key in wanted if key not in found]
         prefixes = prefixes_of(missing)
-        hit = np.zeros(len(missing), bool)
+        in_segment = np.zeros(len(missing), bool)
         for segment in self._segments.values():
-            hit |= segment.rows_of(prefixes) >= 0
-        return found.union(key for key, there in zip(missing, hit.tolist(), strict=True) if there)
+            in_segment |= segment.rows_of(prefixes) >= 0
+        return found.union(key for key, stored in zip(missing, in_segment.tolist(), strict=True) if stored)
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether this process has seen the completion in a journal; looks at no file."""
+        """Return whether the completion is in a journal that this process has indexed; reads no file."""
         return key in self._lines
 
     def get(self, keys: Iterable[str]) -> dict[str, Mapping[str, Any]]:
-        """Return the stored records (`request`, `completion`, `cost`, ...) of those of `keys` that are there."""
+        """Return the records (`request`, `completion`, `cost`, ...) of the `keys` that are stored."""
         wanted = list(dict.fromkeys(keys))
         self.refresh()
         for _ in range(3):
             try:
                 return self._get(wanted)
-            except FileNotFoundError:  # compacted by another process between looking and reading
+            except FileNotFoundError:  # another process compacted a journal in the meantime
                 self._forget()
                 self.refresh()
-        raise RunError(f"{self.folder} changes faster than it can be read")
+        raise RunError(f"{self.folder} was compacted again during every attempt to read it")
 
     async def put(self, key: str, record: Mapping[str, Any], near: str = "") -> None:
-        """Append one paid completion. When this returns it survives the death of the process.
+        """Append one paid completion. When this returns, it survives the death of the process.
 
-        `near` is the id of the problem it is about: completions about one problem are stored side by side.
+        `near` is the id of its problem; completions of one problem are stored next to each other.
 
         Raises:
             RunError: when it cannot be written.
@@ -116,8 +116,8 @@ class RequestStore:
             self._journal = Journal.create(self.folder)
         journal = self._journal
         start, length = journal.append(key, record, near)
-        self._lines.setdefault(key, _Place(journal.path.name, start, length))
-        self._read_until[journal.path.name] = journal.size
+        self._lines.setdefault(key, _Location(journal.path.name, start, length))
+        self._indexed_until[journal.path.name] = journal.size
         self._remember(key, length, record)
         if journal.size > ROTATE_BYTES:
             self._journal = None
@@ -137,28 +137,28 @@ class RequestStore:
             segment.close()
         self._segments.clear()
         self._lines.clear()
-        self._read_until.clear()
+        self._indexed_until.clear()
 
     def _index(self, path: Path) -> None:
-        position = self._read_until.get(path.name, 0)
+        position = self._indexed_until.get(path.name, 0)
         try:
             if path.stat().st_size == position:
                 return
             for key, start, length, is_v1 in keys_from(path, position):
-                self._lines.setdefault(key, _Place(path.name, start, length))
+                self._lines.setdefault(key, _Location(path.name, start, length))
                 self._has_v1 |= is_v1
                 position = start + length
         except FileNotFoundError:
-            return  # compacted since it was listed; its segment is there already
-        self._read_until[path.name] = position
+            return  # compacted since it was listed; its segment exists already
+        self._indexed_until[path.name] = position
 
     def _get(self, wanted: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         found: dict[str, Mapping[str, Any]] = {}
         for key in wanted:
             if (cached := self._cache.get(key)) is not None:
                 found[key] = cached[1]
-            elif (place := self._lines.get(key)) is not None:
-                found[key] = read_line(self.folder / place.file, place.start, place.length)
+            elif (location := self._lines.get(key)) is not None:
+                found[key] = read_line(self.folder / location.file, location.start, location.length)
         for segment in self._segments.values():
             missing = [key for key in wanted if key not in found]
             if not missing:
@@ -166,12 +166,12 @@ class RequestStore:
             rows = segment.rows_of(prefixes_of(missing))
             by_row = {int(row): key for row, key in zip(rows, missing, strict=True) if row >= 0}
             for row, key, record in segment.read(sorted(by_row)):
-                if key == by_row[row]:  # the prefix alone is no proof
+                if key == by_row[row]:  # the index compares only prefixes
                     found[key] = orjson.loads(record)
         return found
 
     def _remember(self, key: str, size: int, record: Mapping[str, Any]) -> None:
-        """Hold the newest completions, which are about to be read back as rows."""
+        """Cache the newest completions, which are read back soon to make rows."""
         self._cache[key] = (size, record)
         self._cached_bytes += size
         while self._cached_bytes > _CACHE_BYTES:
@@ -180,10 +180,10 @@ class RequestStore:
 
 
 def compact(root: Path, *, at_least: int = COMPACT_BYTES) -> int:
-    """Turn journals nobody writes any more into segments when they hold `at_least` bytes.
+    """Compact closed journals into segments if they have `at_least` bytes; return the number of compacted journals.
 
-    Returns the number of journals compacted. Safe beside running readers and writers: a segment is in place before its
-    journals go, and a journal in use is left alone.
+    This is safe while other processes read and write: a segment is written before its journals are removed, and
+    journals in use are skipped.
     """
     folder = root / "requests"
     with closed_journals(folder) as journals:

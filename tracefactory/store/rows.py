@@ -1,8 +1,8 @@
-"""The rows of a stage, put together from the tables along its path.
+"""The rows of a stage, combined from the tables of the stages on its path.
 
-A stage's rows are those that it made and, if it judges, those of its inputs, less what it did not keep; its `judged`
-table has one line for each of them, in the same order. So nothing is joined: tables are stacked, and every column comes
-from the last stage on the path that gave it a value.
+A stage's rows are those it made and, if it judges, those of its inputs, without those it did not keep. Its `judged`
+table has one line for each row, in the same order, so tables are stacked and not joined. Each column is from the last
+stage on the path that has a value for it.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from tracefactory.core.tables import DECISION_COLUMNS, KEYS, TABLE_OF, Table, pr
 from tracefactory.store.stages import StageFolder
 
 CHUNK_BYTES, CHUNK_ROWS = 16 << 20, 4096
-"""What `StageRows.batches` reads at once, in text and in rows."""
+"""The maximum text and number of rows that `StageRows.batches` reads at once."""
 _SIZES = ("reasoning_characters", "answer_characters")
-_PROBLEM_CHARACTERS = 2000  # a guess at the text of a problem, whose size no column tells
+_PROBLEM_CHARACTERS = 2000  # an estimate of the text of a problem; no column has its size
 
 
 @dataclass(frozen=True)
 class StageRows:
     """The rows of one stage, in a layout of `shards` shards.
 
-    `gives` is their kind and `makes` the kind of those the stage made itself; `judges` says whether it passes on rows
-    of its `inputs`.
+    `gives` is their kind and `makes` the kind of the rows that the stage made itself; `judges` is whether it passes on
+    rows of its `inputs`.
     """
 
     folder: StageFolder
@@ -48,36 +48,36 @@ class StageRows:
 
         Args:
             span: the range of problems.
-            wanted: names of columns besides the keys; None for all there are. A name that no row has is left out.
+            wanted: names of columns in addition to the keys, None for all. Missing columns are skipped.
         """
         wanted = None if wanted is None else frozenset(wanted)
         frame = self.judged(span, wanted).filter("kept")
         return frame.drop([name for name in DECISION_COLUMNS if name in frame.columns])
 
     def judged(self, span: Span, wanted: frozenset[str] | None = None) -> pl.DataFrame:
-        """Return all rows of a span that the stage made or was given, with what it decided about them.
+        """Return all rows of a span that the stage made or received, with its decisions.
 
         Raises:
-            RunError: when its table does not fit the rows: a file was lost or exchanged.
+            RunError: when its judged table does not match the rows, because a file was lost or replaced.
         """
         rows = self._rows(span, wanted)
         judged = self._read(Table.JUDGED, span, None if wanted is None else wanted | {"kept"})
         if not rows["id"].equals(judged["id"]):
-            raise self._damaged(f"its judged table does not fit the rows of {span.first} to {span.last}")
-        return _overlaid(rows, judged.drop(KEYS))
+            raise self._damaged(f"its judged table does not match the rows of {span.first} to {span.last}")
+        return _overlay(rows, judged.drop(KEYS))
 
     def problems(self, span: Span, wanted: Iterable[str] | None = None) -> pl.DataFrame:
-        """Return the problems that the rows of a span belong to, each once."""
+        """Return the problems of the rows of a span, each once, possibly including those of dropped rows."""
         wanted = None if wanted is None else frozenset(wanted)
         if self.gives is Kind.PROBLEMS:
             return self.frame(span, wanted)
         found = [one.problems(span, wanted) for one in self.inputs]
-        if not self.inputs:  # a source of traces, which made the problems too
+        if not self.inputs:  # a source of traces, which also made their problems
             found = [self._read(Table.PROBLEMS, span, wanted)]
-        return _united(found)
+        return _merge(found)
 
     def batches(self, span: Span, problems: int) -> Iterator[Batch]:
-        """Yield the rows of a span with all their columns, up to `problems` whole problems at a time."""
+        """Yield the rows of a span with all columns, in batches of up to `problems` complete problems."""
         for chunk in self._chunks(span):
             if self.gives is Kind.PROBLEMS:
                 rows = problems_from(self.frame(chunk))
@@ -93,13 +93,13 @@ class StageRows:
         return traces_from(frame, {one.id: one for one in known})
 
     def rows(self) -> Iterator[Problem | Trace]:
-        """Yield every row, a chunk at a time."""
+        """Yield all rows; they are read in chunks."""
         for batch in self.batches(Span.all(), CHUNK_ROWS):
             yield from batch.rows
 
     @cached_property
     def columns(self) -> Mapping[str, Column]:
-        """The declared columns that rows have here, by name."""
+        """The declared columns of the rows, by name."""
         found: dict[str, Column] = {}
         for one in self.inputs:
             found |= one.columns
@@ -115,10 +115,10 @@ class StageRows:
         found = [one.frame(span, wanted) for one in self.inputs] if self.judges else []
         if self.makes is not Kind.NONE:
             found.append(self._read(TABLE_OF[self.makes], span, wanted))
-        return _united(found)
+        return _merge(found)
 
     def _read(self, table: Table, span: Span, wanted: frozenset[str] | None) -> pl.DataFrame:
-        """Return columns of one table; parts may lack a declared column, which is null in them."""
+        """Return columns of one table; a declared column that is missing in a part is null."""
         own = self.columns_of(table, span)
         schema = {name: kind for name, kind in own.items() if wanted is None or name in wanted or name in KEYS}
         parts = [self.folder.part(table, index, self.shards) for index in span.parts(self.shards)]
@@ -132,7 +132,7 @@ class StageRows:
             raise self._damaged(f"a part of its {table} table is missing or damaged ({error})") from error
 
     def _damaged(self, what: str) -> RunError:
-        return RunError(f"{self.folder.path}: {what}: remove the folder and run again; nothing is paid again")
+        return RunError(f"{self.folder.path}: {what}; remove the folder and run again (completions are not paid again)")
 
     def columns_of(self, table: Table, span: Span) -> dict[str, pl.DataType]:
         """Return the columns of one table and their types."""
@@ -147,7 +147,7 @@ class StageRows:
         return dict(pl.Schema(schema_of(table, declared)))
 
     def _chunks(self, span: Span) -> Iterator[Span]:
-        """Yield spans that each hold about as much as is to be read at once."""
+        """Yield spans with about the amount of data to read at once."""
         sizes = self.frame(span, _SIZES if self.gives is Kind.TRACES else ())
         if sizes.is_empty():
             return
@@ -175,16 +175,16 @@ class StageRows:
 
 
 def stored_rows(root: Path, stage_id: str, key: str) -> StageRows:
-    """Return the rows of a finished stage from what is on disk alone.
+    """Return the rows of a finished stage, from the files of the state folder only.
 
     Raises:
-        RunError: when it, or a stage above it, is not there as a finished one.
+        RunError: when the stage or one above it is not finished.
     """
     folder = StageFolder(root, stage_id, key)
     record, identity = folder.record(), folder.identity()
     if record is None or identity is None:
-        raise RunError(f"{folder.path} holds no finished stage: run the pipeline again, what was paid for is kept")
-    inputs = tuple(stored_rows(root, source, its_key) for source, its_key in identity.get("inputs", {}).items())
+        raise RunError(f"{folder.path} has no finished stage; run the pipeline again (completions are not paid again)")
+    inputs = tuple(stored_rows(root, source, source_key) for source, source_key in identity.get("inputs", {}).items())
     return StageRows(folder, record.shards, record.gives, record.makes, record.judges, inputs)
 
 
@@ -195,8 +195,8 @@ def files_of(rows: StageRows) -> Iterator[Path]:
         yield from (rows.folder.part(table, index, rows.shards) for index in range(rows.shards))
 
 
-def _united(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
-    """Return the rows of several frames in order; a row that several of them hold is one, with the columns of all."""
+def _merge(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Return the rows of several frames in order; equal rows are merged into one with all columns."""
     if len(frames) == 1:
         return frames[0]
     merged = pl.concat(frames, how="diagonal_relaxed").sort(KEYS, maintain_order=True)
@@ -205,8 +205,8 @@ def _united(frames: Sequence[pl.DataFrame]) -> pl.DataFrame:
     return merged
 
 
-def _overlaid(rows: pl.DataFrame, newer: pl.DataFrame) -> pl.DataFrame:
-    """Return rows with newer columns; where a newer one has no value, the older one stands."""
+def _overlay(rows: pl.DataFrame, newer: pl.DataFrame) -> pl.DataFrame:
+    """Return rows with newer columns; a null in a newer column is replaced by the older value."""
     both = [name for name in newer.columns if name in rows.columns]
     older = [rows[name].alias(name) for name in both]
     stacked = rows.drop(both).hstack(newer)

@@ -1,8 +1,8 @@
-"""The score store: what a student said of every token of a trace, kept for good, so that it is computed once.
+"""The score store: a permanent store of token scores of traces under a student.
 
-    scores/<student key16>/part-<unique>.parquet    rows of TOKEN_SCORES_SCHEMA; one file per shard that was scored
+    scores/<student key16>/part-<unique>.parquet    rows of TOKEN_SCORES_SCHEMA; one file per scored shard
 
-A row counts only while the trace still has the tokens it was scored on.
+A row is valid only if the trace still has the tokens that were scored.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from tracefactory.core.token_scores import TOKEN_SCORES_SCHEMA, WORDS, TokenScor
 
 
 class _Index:
-    """Which file holds the scores of which traces; a file is looked into once, and never changes."""
+    """An index from traces to files with their scores. Files never change, so each is read once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._ids: dict[str, pa.Array] = {}
 
     def files_with(self, trace_ids: pa.Array) -> list[str]:
-        """Return the files that hold scores of any of these traces, in the order of their names."""
+        """Return the files with scores of any of these traces, sorted by name."""
         for path in map(str, self._folder.glob("part-*.parquet")):
             if path not in self._ids:
                 self._ids[path] = pq.read_table(path, columns=["trace_id"])["trace_id"].combine_chunks()
@@ -41,19 +41,19 @@ def _index(folder: Path) -> _Index:
 
 
 class ScoreStore:
-    """The scores of one student in one state folder; any number of processes may add to it."""
+    """The scores of one student in one state folder. Several processes can add scores."""
 
     def __init__(self, root: Path, student_key: str) -> None:
         self.student_key = student_key
         self.folder = root / "scores" / student_key[:16]
 
     def get(self, trace_ids: Iterable[str], *, words: bool = False) -> dict[str, list[TokenScores]]:
-        """Return what is stored of these traces; a trace whose text has changed since has several scores.
+        """Return the stored scores of these traces; a trace whose text has changed can have several.
 
-        With `words` also the text, and what the student would have said instead, as far as they are stored.
+        With `words`, the scores include the text and the student's likeliest tokens, if they are stored.
         """
         wanted = pa.array(list(trace_ids), pa.string())
-        import pyarrow.dataset as ds  # it imports pandas, where that is installed
+        import pyarrow.dataset as ds  # imports pandas if it is installed
 
         files = _index(self.folder).files_with(wanted)
         if not files:
@@ -67,7 +67,7 @@ class ScoreStore:
         return found
 
     def put(self, scored: Mapping[str, TokenScores]) -> None:
-        """Add scores by trace id, whole or not at all."""
+        """Add scores by trace id, atomically."""
         if scored:
             table = scores_to_table((trace_id, self.student_key, scores) for trace_id, scores in scored.items())
             with whole_file(self.folder / f"part-{uuid4().hex}.parquet") as temporary:

@@ -1,10 +1,10 @@
 """Segments of the request store: immutable Parquet files of completions, each with a sorted index of its keys.
 
-    <sha256>.parquet   columns key (64 hexadecimal digits) and record (JSON), sorted by the problem they are about
-    <sha256>.index     the first 8 bytes of every key, sorted, and the row each belongs to; memory-mapped
+    <sha256>.parquet   columns key (64 hexadecimal digits) and record (JSON), sorted by problem
+    <sha256>.index     the first 8 bytes of every key, sorted, and the row of each, with a checksum; memory-mapped
 
-A segment is named by its content, so writing it twice is one file. Segments of version 1 (`segment-*.parquet`) are read
-as they are; a missing or damaged index is built again from the keys.
+A segment is named by its content, so writing it twice gives one file. Segments of version 1 (`segment-*.parquet`) are
+supported for reading; a missing or damaged index is rebuilt from the keys.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +28,11 @@ from tracefactory.core.files import whole_file
 
 SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False), pa.field("record", pa.string(), nullable=False)])
 GROUP_BYTES = 4 << 20
-"""Bytes of records in one row group: what is read to get at one of them."""
+"""Bytes of records in one row group, which is read to get one of them."""
 V1_PREFIX = "segment-"
 _GROUP_ROWS = 4096
-_MAGIC = b"tfindex2"
+_MAGIC = b"tfindex3"
+_HEADER = struct.Struct("<8sQQ")  # magic, number of keys, CRC-32 of what follows
 _KEY_VERSIONS = b"key_versions"
 
 Prefixes = NDArray[np.uint64]
@@ -41,7 +44,7 @@ def prefixes_of(keys: Sequence[str]) -> Prefixes:
 
 
 class Segment:
-    """One segment, opened for reading. Nothing but the index is held, and that is memory-mapped."""
+    """One segment, opened for reading. Only the index is kept open, memory-mapped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,14 +58,14 @@ class Segment:
         return b"1" in (self._file.schema_arrow.metadata or {}).get(_KEY_VERSIONS, b"").split(b",")
 
     def rows_of(self, prefixes: Prefixes) -> NDArray[np.int64]:
-        """Return the row of each key by its prefix, -1 where the segment does not have it."""
+        """Return the row of each key prefix, -1 for prefixes that are not in the segment."""
         found = np.searchsorted(self.index.prefixes, prefixes)
         inside = np.minimum(found, len(self.index.prefixes) - 1)
         hit = self.index.prefixes[inside] == prefixes if len(self.index.prefixes) else np.zeros(len(prefixes), bool)
         return np.where(hit, self.index.rows[inside].astype(np.int64), -1)
 
     def read(self, rows: Sequence[int]) -> Iterator[tuple[int, str, str]]:
-        """Yield (row, key, record) for rows given in ascending order; each row group is read once."""
+        """Yield (row, key, record) for rows in ascending order; each row group is read once."""
         group, first, table = -1, 0, None
         for row in rows:
             wanted = int(np.searchsorted(self._ends, row, side="right"))
@@ -87,7 +90,7 @@ class Segment:
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:
-        """The row after the last one of each row group."""
+        """The end row of each row group."""
         metadata = self._file.metadata
         return np.cumsum([metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)])
 
@@ -96,8 +99,8 @@ def write_segment(folder: Path, records: list[tuple[str, str, bytes]], key_versi
     """Write a segment and its index into `folder` and return its path.
 
     Args:
-        records: (near, key, record as JSON) of each completion; those about one problem (`near`) end up side by side.
-        key_versions: the versions of the keys among them.
+        records: (near, key, record as JSON) of each completion; those of one problem (`near`) are stored together.
+        key_versions: the versions of their keys.
     """
     ordered = sorted(records, key=lambda one: one[:2])
     digest = hashlib.sha256()
@@ -134,48 +137,51 @@ class _Index:
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        count = int.from_bytes(self._map[len(_MAGIC) : len(_MAGIC) + 8], "little")
-        start = len(_MAGIC) + 8
-        if self._map[: len(_MAGIC)] != _MAGIC or len(self._map) != start + 12 * count:
+        whole = memoryview(self._map)
+        magic, count, checksum = _HEADER.unpack(whole[: _HEADER.size]) if len(whole) >= _HEADER.size else (b"", 0, 0)
+        if magic != _MAGIC or len(whole) != _HEADER.size + 12 * count or zlib.crc32(whole[_HEADER.size :]) != checksum:
+            whole.release()
             self._map.close()
-            raise ValueError(f"{path} is no index of this version")
-        self.prefixes: Prefixes = np.frombuffer(self._map, np.uint64, count, start)
-        self.rows: NDArray[np.uint32] = np.frombuffer(self._map, np.uint32, count, start + 8 * count)
+            raise ValueError(f"{path} is damaged or has another version")
+        self.prefixes: Prefixes = np.frombuffer(self._map, np.uint64, count, _HEADER.size)
+        self.rows: NDArray[np.uint32] = np.frombuffer(self._map, np.uint32, count, _HEADER.size + 8 * count)
+        whole.release()
 
     def close(self) -> None:
         del self.prefixes, self.rows
         self._map.close()
 
 
-class _InMemory:
-    """The same for a segment whose index cannot be written: the folder is read-only."""
+class _MemoryIndex:
+    """An index in memory, for a segment in a read-only folder."""
 
     def __init__(self, keys: Sequence[str]) -> None:
-        self.prefixes, self.rows = _sorted(keys)
+        self.prefixes, self.rows = _sorted_prefixes(keys)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing."""
 
 
-def _sorted(keys: Sequence[str]) -> tuple[Prefixes, NDArray[np.uint32]]:
+def _sorted_prefixes(keys: Sequence[str]) -> tuple[Prefixes, NDArray[np.uint32]]:
     prefixes = prefixes_of(keys)
     order = np.argsort(prefixes, kind="stable")
     return prefixes[order], order.astype(np.uint32)
 
 
-def _open_index(path: Path) -> _Index | _InMemory:
+def _open_index(path: Path) -> _Index | _MemoryIndex:
     index = path.with_suffix(".index")
     try:
         return _Index(index)
     except (FileNotFoundError, ValueError):
         keys = pq.read_table(path, columns=["key"])["key"].to_pylist()
         if not os.access(path.parent, os.W_OK):
-            return _InMemory(keys)
+            return _MemoryIndex(keys)
         _write_index(path, keys)
         return _Index(index)
 
 
 def _write_index(path: Path, keys: Sequence[str]) -> None:
-    prefixes, rows = _sorted(keys)
+    prefixes, rows = _sorted_prefixes(keys)
     with whole_file(path.with_suffix(".index")) as temporary, temporary.open("wb") as file:
-        file.write(_MAGIC + len(keys).to_bytes(8, "little") + prefixes.tobytes() + rows.tobytes())
+        body = prefixes.tobytes() + rows.tobytes()
+        file.write(_HEADER.pack(_MAGIC, len(keys), zlib.crc32(body)) + body)

@@ -1,15 +1,15 @@
-"""What is on disk of each stage: identity first, whole shards, the record last.
+"""The files of each stage: the identity is written first, then complete shards, and the record last.
 
     stages/<stage id>-<key16>/
         identity.json                          what the key was made from; written first
         problems-00003-of-00016.parquet        the text of the problems that one shard made
         traces-00003-of-00016.parquet          the text of the traces that one shard made
-        judged-00003-of-00016.parquet          one line per row, made or given: kept or why not, and declared columns;
-                                               written last, its footer holds the shard's `ShardRecord`
-        record.json                            totals and digests; written last of all: with it the stage is done
+        judged-00003-of-00016.parquet          one line per row, made or received: kept or the reason, and declared
+                                               columns; written last, with the shard's `ShardRecord` in its footer
+        record.json                            totals and digests; written at the end: the stage is done
 
-A shard is a range of the hash that a problem's id is, so that shards in order are sorted, and a shard of one layout
-lies in one of a coarser layout. All tables are sorted by (problem_id, id).
+A shard is a range of problem ids, which are hashes. Shards in order are therefore sorted, and each shard of a layout is
+inside one shard of a coarser layout. All tables are sorted by (problem_id, id).
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from tracefactory.core.tables import Table, schema_of
 
 FOOTER_KEY = b"tracefactory"
 GROUP_BYTES, GROUP_ROWS = 16 << 20, 4096
-"""What a row group of text holds at most: it is what is read at once."""
+"""The maximum size of a row group of text, which is read at once."""
 JUDGED_ROWS = 1 << 16
-"""Rows in a group of a `judged` table, which holds no text."""
+"""Rows in a row group of a `judged` table, which has no text."""
 _PART = re.compile(r"^([a-z]+)-(\d{5})-of-(\d{5})\.parquet$")
 
 
 class Tally(Frozen):
-    """Counts of one shard, or of a whole stage when added up. `owed` of the errors are for another run to try again."""
+    """Counts of one shard; sums are counts of a stage. `owed` is the number of errors that the next run retries."""
 
     rows_in: int = 0
     kept: int = 0
@@ -63,16 +63,16 @@ class Tally(Frozen):
             errors=self.errors + other.errors,
             owed=self.owed + other.owed,
             reasons=dict(Counter(self.reasons) + Counter(other.reasons)),
-            numbers=_added(self.numbers, other.numbers),
+            numbers=_sum_numbers(self.numbers, other.numbers),
             notes=tuple(dict.fromkeys((*self.notes, *other.notes))),
         )
 
 
 class ShardRecord(Frozen):
-    """What one shard was made from, by which run, and what came of it.
+    """The inputs, the run and the result of one shard.
 
-    `inputs` are the tokens of the shards it was made from; `digest` is of its own tables; `token` is of both, so that
-    it is another when anything above changed. `columns` are those that its `judged` table has.
+    `inputs` are the tokens of its input shards; `digest` is that of its own tables; `token` is made from both, so it
+    changes when an input changes. `columns` are those of its `judged` table.
     """
 
     run: str
@@ -84,9 +84,9 @@ class ShardRecord(Frozen):
 
 
 class StageRecord(Frozen):
-    """A finished stage. `digest` is of all its rows: of its own tables, and of the stages in `inputs` as they were.
+    """The record of a finished stage. `digest` covers its own tables and the digests of the stages in `inputs`.
 
-    `gives`, `makes` and `judges` are those of the operation, so that its rows can be read without the pipeline.
+    `gives`, `makes` and `judges` are those of the operation, so that rows can be read without the pipeline.
     """
 
     stage: str
@@ -103,7 +103,7 @@ class StageRecord(Frozen):
 
 
 class StageFolder:
-    """One stage's folder: the only code that writes it."""
+    """One stage's folder; no other code writes to it."""
 
     def __init__(self, root: Path, stage_id: str, key: str) -> None:
         self.stage_id = stage_id
@@ -115,12 +115,12 @@ class StageFolder:
             write_json(self.path / "identity.json", identity)
 
     def identity(self) -> Mapping[str, Any] | None:
-        """Return what the stage's key was made from; None for a stage that has not begun."""
+        """Return what the stage's key was made from, None for a stage that has not been started."""
         found: Mapping[str, Any] | None = read_json(self.path / "identity.json")
         return found
 
     def record(self) -> StageRecord | None:
-        """Return the record of a finished stage; one of version 0.1, whose tables were others, counts as none."""
+        """Return the record of a finished stage, None without one or with one of version 0.1 (other tables)."""
         found = read_json(self.path / "record.json")
         return None if found is None or "makes" not in found else StageRecord.model_validate(found)
 
@@ -128,7 +128,7 @@ class StageFolder:
         write_json(self.path / "record.json", record.model_dump(mode="json"))
 
     def reopen(self, shards: int) -> None:
-        """Make the folder ready for writing: no record, no torn files, no parts of another shard layout."""
+        """Prepare the folder for writing: remove the record, incomplete files and parts of another shard layout."""
         (self.path / "record.json").unlink(missing_ok=True)
         remove_matching(self.path, lambda name: name.startswith(TEMPORARY) or _other_layout(name, shards))
 
@@ -136,7 +136,7 @@ class StageFolder:
         return self.path / f"{table.value}-{index:05d}-of-{count:05d}.parquet"
 
     def shard_record(self, index: int, count: int) -> ShardRecord | None:
-        """Return the record of a shard; None while it is not done."""
+        """Return the record of a shard, None while it is not done."""
         try:
             footer = pq.read_schema(self.part(Table.JUDGED, index, count)).metadata[FOOTER_KEY]
         except FileNotFoundError:
@@ -144,11 +144,11 @@ class StageFolder:
         return ShardRecord.model_validate_json(footer)
 
     def shards_done(self) -> int:
-        """Return how many shards are there, finished or not as a stage."""
+        """Return the number of finished shards."""
         return sum(1 for _ in self.path.glob(f"{Table.JUDGED.value}-*.parquet"))
 
     def write_shard(self, index: int, count: int, tables: Tables, run: str, inputs: Mapping[str, str]) -> ShardRecord:
-        """Commit a shard whose made rows are in `tables` already; its `judged` table goes last, with the record."""
+        """Commit a shard; its `judged` table with the record is written last."""
         judged = tables.judged()
         own = combined_digest([*tables.digests, table_digest(judged)])
         record = ShardRecord(
@@ -168,9 +168,9 @@ class StageFolder:
 
 
 class Tables:
-    """Collects the tables of one shard: made rows go to disk as they come, `judged` is held, it is small.
+    """Collects the tables of one shard: made rows are written at once; `judged`, which is small, is kept in memory.
 
-    Used as a context manager: what was not committed is removed.
+    A context manager that removes uncommitted files.
     """
 
     def __init__(self, folder: StageFolder, index: int, count: int) -> None:
@@ -192,20 +192,20 @@ class Tables:
             writer.abandon()
 
     def add_made(self, table: Table, rows: pa.Table) -> None:
-        """Append rows that were made; what is added must come behind what was added before."""
+        """Append made rows, which must be sorted after all rows added before."""
         if table not in self._writers:
             self._writers[table] = _RowWriter(self.folder.part(table, self.index, self.shards), schema_of(table))
         self._writers[table].add(rows)
         self.digests.append(table_digest(rows))
 
     def add_judged(self, judged: pa.Table, columns: Iterable[Column]) -> None:
-        """Append judgements, sorted behind those that were added before; `columns` are what their values are."""
+        """Append judgements, which must be sorted after those added before; `columns` describe their values."""
         self._judged.append(judged)
         self.columns |= {column.name: column for column in columns}
 
     def count(self, numbers: Mapping[str, float], notes: Iterable[str] = ()) -> None:
-        """Add numbers to those of the shard, and sentences that a person must see."""
-        self.numbers = _added(self.numbers, numbers)
+        """Add to the numbers of the shard, and add notes for the user."""
+        self.numbers = _sum_numbers(self.numbers, numbers)
         self.notes += notes
 
     def judged(self) -> pa.Table:
@@ -213,35 +213,35 @@ class Tables:
         return pa.concat_tables([empty, *self._judged], promote_options="default")
 
     def expect(self, tables: Sequence[Table]) -> None:
-        """Have an empty table written for each of these that no row was made for."""
+        """Ensure that each of these tables is written, even when it is empty."""
         for table in tables:
             if table not in self._writers:
                 self._writers[table] = _RowWriter(self.folder.part(table, self.index, self.shards), schema_of(table))
 
     def commit(self) -> None:
-        """Put the made rows in place."""
+        """Commit the tables of made rows."""
         for writer in self._writers.values():
             writer.commit()
 
 
 class _RowWriter:
-    """Writes one part row group by row group; it appears whole or not at all."""
+    """Writes one part by row groups, atomically."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._whole = whole_file(path)
-        self._writer = pq.ParquetWriter(self._whole.__enter__(), schema, compression="zstd")
-        self._held: list[pa.Table] = []
+        self._atomic = whole_file(path)
+        self._writer = pq.ParquetWriter(self._atomic.__enter__(), schema, compression="zstd")
+        self._pending: list[pa.Table] = []
         self._rows = self._bytes = 0
         self._open = True
 
     def add(self, rows: pa.Table) -> None:
-        # A batch is cut where row groups end, so that one group never holds much more than is to be read at once.
+        # Batches are split at row groups, so that no group is much larger than the limit.
         step = max(1, min(GROUP_ROWS, GROUP_BYTES * max(rows.num_rows, 1) // max(rows.nbytes, 1)))
         for start in range(0, rows.num_rows, step):
             piece = rows.slice(start, step)
             if self._rows + piece.num_rows > GROUP_ROWS or self._bytes + piece.nbytes > GROUP_BYTES:
                 self._flush()
-            self._held.append(piece)
+            self._pending.append(piece)
             self._rows += piece.num_rows
             self._bytes += piece.nbytes
 
@@ -249,24 +249,24 @@ class _RowWriter:
         self._flush()
         self._writer.close()
         self._open = False
-        self._whole.__exit__(None, None, None)
+        self._atomic.__exit__(None, None, None)
 
     def abandon(self) -> None:
         if self._open:
             self._open = False
             self._writer.close()
             error = RuntimeError("the shard was not committed")
-            self._whole.__exit__(type(error), error, None)
+            self._atomic.__exit__(type(error), error, None)
 
     def _flush(self) -> None:
-        if self._held:
-            table = pa.concat_tables(self._held)
+        if self._pending:
+            table = pa.concat_tables(self._pending)
             self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
-            self._held, self._rows, self._bytes = [], 0, 0
+            self._pending, self._rows, self._bytes = [], 0, 0
 
 
 def tally_of(judged: pa.Table, numbers: Mapping[str, float], notes: Iterable[str]) -> Tally:
-    """Count what a `judged` table says. A row that was replaced by a made one counts once, as what was made of it."""
+    """Return the counts of a `judged` table. A row that was replaced by a made row counts once, as the made row."""
     lines = pl.DataFrame(judged.select(["kept", "failed", "owed", "reason"]))
     lines = lines.filter(pl.col("reason").ne_missing(REPLACED))
     kept, errors = int(lines["kept"].sum()), int(lines["failed"].sum())
@@ -284,17 +284,17 @@ def tally_of(judged: pa.Table, numbers: Mapping[str, float], notes: Iterable[str
 
 
 def input_token(folder: StageFolder, layout: int, span: Span) -> str:
-    """Return what stands for the rows of a span of a stage: the tokens of the shards that hold it."""
+    """Return a token for the rows of a span of a stage, from the tokens of its shards."""
     records = [folder.shard_record(index, layout) for index in span.parts(layout)]
     return digest([record.token for record in records if record is not None])
 
 
 def stage_digest(own: Iterable[str], inputs: Mapping[str, str]) -> str:
-    """Return the digest of a stage's rows from the digests of its shards and of its inputs; the layout is not in it."""
+    """Return the digest of a stage's rows from those of its shards and inputs; it does not depend on the layout."""
     return digest({"own": combined_digest(own), "inputs": dict(inputs)})
 
 
-def _added(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float]:
+def _sum_numbers(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float]:
     return {name: one.get(name, 0) + two.get(name, 0) for name in sorted({*one, *two})}
 
 

@@ -1,7 +1,6 @@
-"""What a trace is to the student that will learn from it: token scores under the student, and measures over them.
+"""Token scores of traces under a student, and measures computed from them.
 
-Only `open_student` needs the `student` extra (torch, transformers); the measures, the tables and the selection are
-pure and run wherever stored scores are read.
+Only loading a model or tokenizer needs the `student` extra (torch, transformers); measures work on stored scores.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ __all__ = ["Checkpoint", "check_template", "open_served", "open_student"]
 
 
 def check_template(spec: Checkpoint) -> None:
-    """Check, with the tokenizer alone, that the student's chat template keeps the reasoning.
+    """Check that the student's chat template keeps the reasoning; only the tokenizer is loaded.
 
     Raises:
-        UserError: when it drops it, with what to do, or when the `student` extra is missing.
+        UserError: when the template drops the reasoning, or the `student` extra is not installed.
     """
     try:
         from tracefactory.serving.loading import load_tokenizer
@@ -37,8 +36,8 @@ def open_student(spec: Checkpoint) -> Student:
     """Load the student and check that its chat template keeps the reasoning.
 
     Raises:
-        UserError: when the `student` extra is not installed, the checkpoint cannot be loaded or does not fit scoring,
-            or its chat template drops what it should be trained on.
+        UserError: when the `student` extra is not installed, the checkpoint cannot be loaded or scored, or its chat
+            template drops part of the trace.
     """
     try:
         from tracefactory.students.student import Student
@@ -50,10 +49,10 @@ def open_student(spec: Checkpoint) -> Student:
 
 
 def open_served(spec: Checkpoint, client: ChatClient, max_tokens: int | None) -> ServedStudent:
-    """Return a student that vLLM serves, with the tokenizer of `spec`; its chat template is checked likewise.
+    """Return a student that vLLM serves, with the tokenizer of `spec`, after the check of its chat template.
 
     Raises:
-        UserError: when the `student` extra is not installed, or the tokenizer or its template does not do.
+        UserError: when the `student` extra is not installed, or the tokenizer or its chat template cannot be used.
     """
     try:
         from tracefactory.students.served import ServedStudent

@@ -1,4 +1,4 @@
-"""Sentence by sentence, how much surer the teacher was than the student, from what is stored of both."""
+"""Measures that compare the stored log-probabilities of teacher and student, sentence by sentence."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tracefactory.text.steps import Granularity, segment
 
 
 class DivergenceParams(Frozen):
-    """A sentence is the teacher's if it finds it at least `ratio` times as probable per token as the student."""
+    """A teacher sentence is at least `ratio` times as probable per token for the teacher as for the student."""
 
     ratio: float = Field(default=2.0, gt=1, description="How much likelier per token a teacher's sentence is.")
 
 
 def divergence_names(params: DivergenceParams) -> tuple[str, str, str]:
-    """Return the names of the measures: the share of the teacher's sentences, the mean log ratio, and the sentences."""
+    """Return the names of the measures: the share of teacher sentences, the mean log ratio, the number of sentences."""
     return f"teacher_sentences_r{params.ratio:g}", "sentence_log_ratio", "sentences"
 
 
@@ -49,13 +49,12 @@ def divergence_columns(student: str, params: DivergenceParams) -> list[Column]:
 def divergence_measures(
     trace: Trace, scores: TokenScores, logprobs: str | None, params: DivergenceParams
 ) -> dict[str, float] | str:
-    """Return the measures of a trace, or why it has none, as a snake_case word.
+    """Return the measures of a trace, or the reason why it has none as a snake_case word.
 
-    `logprobs` are those the teacher's server reported (see `packed`). Teacher and student may have different
-    tokenizers: each sentence is averaged over each model's own tokens (DASD-4B-Thinking report, 2026). Without
-    measures are a trace made of another, whose text is not what its teacher sampled in this order (`derived`), one
-    whose teacher reported nothing (`no_teacher_logprobs`), and one whose reported tokens do not spell its text
-    (`tokens_spell_another_text`), as when a server rewrites what was sampled.
+    `logprobs` are those that the teacher's server reported (see `packed`). Teacher and student may have different
+    tokenizers: each sentence is averaged over each model's own tokens (DASD-4B-Thinking report, 2026). The reasons are
+    `derived` (the trace was made from another one, so the teacher did not sample its text as it is),
+    `no_teacher_logprobs`, `tokens_spell_another_text` (the server changed the sampled text) and `no_sentence`.
     """
     if trace.op != "sample" or trace.parents:
         return "derived"
@@ -76,6 +75,6 @@ def divergence_measures(
 
 
 def stored_logprobs(record: Mapping[str, Any] | None) -> str | None:
-    """Return the teacher's log-probabilities of a stored completion, None where it has none that can be read."""
-    found: str | None = record["completion"].get("logprobs") if record else None
-    return found if found is not None and "lengths" in json.loads(found) else None
+    """Return the teacher's log-probabilities of a stored completion, None when it has none in a readable format."""
+    logprobs: str | None = record["completion"].get("logprobs") if record else None
+    return logprobs if logprobs is not None and "lengths" in json.loads(logprobs) else None

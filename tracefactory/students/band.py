@@ -1,4 +1,4 @@
-"""Where filters that version 0.1 wrote into projects import bands from; new ones use `tracefactory.filters`."""
+"""Compatibility imports for filters of version 0.1; new filters import from `tracefactory.filters`."""
 
 from tracefactory.filters.api import Band, StudentBand
 

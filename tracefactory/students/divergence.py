@@ -1,4 +1,4 @@
-"""Where teacher and student disagree about a sentence, from the log-probabilities each gave to the sampled tokens."""
+"""Compare teacher and student by the log-probabilities that each gives to the sampled tokens of a sentence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tracefactory.students.steps import token_ranges
 
 @dataclass(frozen=True, eq=False)
 class TeacherScores:
-    """The teacher's log-probability of each token it sampled, and the characters of the body it spells."""
+    """The teacher's log-probability of each sampled token, and the token's characters in the body."""
 
     logprobs: NDArray[np.float64]
     starts: Ints
@@ -24,7 +24,7 @@ class TeacherScores:
 
 @dataclass(frozen=True)
 class SentenceDivergence:
-    """One sentence under both models: summed log-probabilities (nats) and token counts, each in its own tokens."""
+    """One sentence under both models: summed log-probabilities (nats) and counts of each model's own tokens."""
 
     start: int
     end: int
@@ -45,27 +45,28 @@ class SentenceDivergence:
 
     @property
     def log_ratio(self) -> float:
-        """ln(teacher_p / student_p): positive where the teacher is the surer of the two."""
+        """ln(teacher_p / student_p); positive when the sentence is more probable for the teacher."""
         return self.teacher_logprob / self.teacher_tokens - self.student_logprob / self.student_tokens
 
 
 def align_teacher(tokens: Sequence[bytes], logprobs: Sequence[float], body: str) -> TeacherScores:
-    """Place the teacher's sampled tokens on `body`: the trace's reasoning, or its answer when it has no reasoning.
+    """Align the teacher's sampled tokens with `body`: the trace's reasoning, or its answer when it has no reasoning.
 
-    `tokens` are the bytes of the completion's tokens as the server reported them, in order; what they spell outside
-    `body` (thinking tags, the answer) is left aside.
+    `tokens` are the bytes of the completion's tokens as the server reported them, in order; tokens outside `body`
+    (thinking tags, the answer) are skipped.
 
     Raises:
-        ValueError: when the tokens do not spell `body` exactly once, so that it cannot be said which token is where: a
-            derived trace, a server that rewrites its text, or token texts that are not the bytes sampled.
+        ValueError: when `body` does not occur exactly once in the tokens, so that they cannot be aligned: for a derived
+            trace, a server that changes its text, or token texts that are not the sampled bytes.
     """
     if len(tokens) != len(logprobs):
         raise ValueError(f"{len(tokens)} teacher tokens, but {len(logprobs)} log-probabilities")
     whole, wanted = b"".join(tokens), body.encode("utf-8")
     if not wanted or whole.count(wanted) != 1:
-        raise ValueError(f"the teacher's tokens spell the text {whole.count(wanted) if wanted else 0} times, not once")
+        times = whole.count(wanted) if wanted else 0
+        raise ValueError(f"the text occurs {times} times in the teacher's tokens; it must occur once")
     first = whole.index(wanted)
-    # characters up to and with each byte: UTF-8 continuation bytes begin no character
+    # the number of characters up to each byte; UTF-8 continuation bytes do not start a character
     octets = np.frombuffer(whole, dtype=np.uint8)
     characters = np.concatenate([[0], np.cumsum((octets & 0xC0) != 0x80)])
     borders = np.cumsum([0, *(len(token) for token in tokens)])
@@ -83,10 +84,10 @@ def sentence_divergence(
 ) -> list[SentenceDivergence]:
     """Compare teacher and student sentence by sentence (divergence-aware sampling, DASD-4B-Thinking report, 2026).
 
-    The score of a sentence is the geometric mean of its token probabilities under each model. It asks only for the
-    probabilities of the sampled tokens and needs no shared vocabulary: each model counts its own tokens. Comparing
-    token by token would need one, and is not offered. `sentences` are characters of the trace's body, as in
-    `step_curves`; one in which either model has no token of its own is left out.
+    The score of a sentence is the geometric mean of its token probabilities under each model. It uses only the
+    probabilities of the sampled tokens and needs no shared vocabulary, because each model counts its own tokens.
+    `sentences` are character ranges of the trace's body, as in `step_curves`; a sentence in which one of the models has
+    no token is skipped.
     """
     found = []
     teacher_ranges = token_ranges(teacher.starts, teacher.ends, sentences)
@@ -100,13 +101,13 @@ def sentence_divergence(
 
 
 def teacher_sentence_share(sentences: Sequence[SentenceDivergence], ratio: float = 2.0) -> float:
-    """Return the share of "teacher sentences": those the teacher finds at least `ratio` times as probable per token.
+    """Return the share of teacher sentences: those with a ratio of at least `ratio` per token.
 
-    The DASD report prefers responses rich in sentences with p_teacher far above p_student and does not give its
-    threshold; `ratio` is a parameter of ours.
+    The DASD report prefers responses with many sentences whose p_teacher is far above p_student, but does not give its
+    threshold; `ratio` is our parameter.
 
     Raises:
-        ValueError: for no sentences.
+        ValueError: when there are no sentences.
     """
     if not sentences:
         raise ValueError("no sentences to compare")

@@ -1,4 +1,4 @@
-"""From hidden states to log-probability, rank and entropy, without ever holding the logits of a whole trace."""
+"""Compute log-probability, rank and entropy from hidden states, in chunks, without the logits of a whole trace."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tracefactory.core.token_scores import Floats, Ints
 class ScoringHead:
     """The student's output layer in float32, applied to `chunk` positions at a time.
 
-    Beside the hidden states and the weight, scoring n positions holds at most
+    In addition to the hidden states and the weight, scoring n positions needs at most
 
         peak_bytes(chunk, vocab) = 8 * chunk * vocab
 
-    bytes: the float32 logits and one float32 work array of their size, both reused from chunk to chunk. It does not
-    depend on n. With the default chunk of 256 that is 311 MB for a vocabulary of 151,936, against 20 GB for the
+    bytes, for the float32 logits and one work array of their size, which are reused for every chunk. This does not
+    depend on n. With the default chunk of 256 it is 311 MB for a vocabulary of 151,936, compared with 20 GB for the
     float32 logits of 32,768 tokens.
 
-    A checkpoint in half precision gets a float32 copy of the output weight (vocab * hidden * 4 bytes): logits rounded
-    to bfloat16 would tie by the hundred, and ranks with them.
+    A checkpoint in half precision gets a float32 copy of the output weight (vocab * hidden * 4 bytes): in bfloat16,
+    hundreds of logits and therefore ranks would be tied.
     """
 
     def __init__(self, layer: Any, chunk: int) -> None:
@@ -33,13 +33,13 @@ class ScoringHead:
     def score(self, hidden: Any, targets: Any) -> tuple[Any, Any, Any, Any]:
         """Score `targets` [n] from the hidden states [n, d] before them.
 
-        Returns log-probabilities, ranks, entropies and the likeliest words, each [n]. They stay on the device, in
-        float32 and int32, so that chunks do not wait for each other.
+        Returns log-probabilities, ranks, entropies and the likeliest tokens, each [n]. They stay on the device, in
+        float32 and int32, so that chunks do not synchronise with the host.
         """
         rows = min(self._chunk, len(hidden))
         shape = (rows, self._weight.shape[0])
         with torch.inference_mode():
-            # two arrays for all chunks: fresh memory for each costs more than the arithmetic on it
+            # two arrays for all chunks: allocating memory for each chunk costs more than the computation
             logits = torch.empty(shape, dtype=torch.float32, device=hidden.device)
             work = torch.empty_like(logits)
             parts = [
@@ -54,7 +54,7 @@ class ScoringHead:
         if self._bias is not None:
             logits += self._bias
         target = logits.gather(1, wanted[:, None])
-        # ones and zeros in float32 add up exactly to 2^24 words, and faster than booleans
+        # sums of ones in float32 are exact up to 2^24 tokens, and faster than sums of booleans
         ranks = torch.gt(logits, target, out=work).sum(dim=1).int() + 1
         top, likeliest = logits.max(dim=1, keepdim=True)
         logits -= top
@@ -66,7 +66,7 @@ class ScoringHead:
 
 
 def peak_bytes(chunk: int, vocab: int) -> int:
-    """Return the most bytes `ScoringHead.score` takes beside its inputs, whatever the number of positions."""
+    """Return the peak memory in bytes of `ScoringHead.score` without its inputs, for any number of positions."""
     return 8 * chunk * vocab
 
 
@@ -74,10 +74,10 @@ def to_host(logprobs: Any, ranks: Any, entropies: Any, likeliest: Any) -> tuple[
     """Copy scores to the host.
 
     Raises:
-        ArithmeticError: when the student's logits were not finite, which half precision can cause.
+        ArithmeticError: when the student's logits are not finite, which half precision can cause.
     """
     if not bool(torch.isfinite(logprobs).all() & torch.isfinite(entropies).all()):
-        raise ArithmeticError("the student's logits are not finite: the checkpoint is broken, or needs dtype: float32")
+        raise ArithmeticError("the student's logits are not finite: set `dtype: float32`, or the checkpoint is broken")
     return (
         logprobs.cpu().numpy().astype(np.float32, copy=False),
         ranks.cpu().numpy().astype(np.int32, copy=False),

@@ -1,4 +1,4 @@
-"""A student in this worker's own memory behind the interface of one that is served."""
+"""A student in this process, with the asynchronous interface of a served student."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 class InProcess:
-    """Runs one pass of the student at a time, in a thread, so that the worker goes on meanwhile."""
+    """Runs one pass of the student at a time, in a thread, so that the event loop is not blocked."""
 
     def __init__(self, student: Student) -> None:
         self.student = student
         self.max_tokens = student.max_tokens
         self.render = student.render
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def score(self, rendered: Sequence[Rendered]) -> list[TokenScores | RequestFailed]:
-        """Score the supervised tokens of every rendering, in the order given; raises what `Student.score` does."""
-        async with self._turn:
+        """Score the supervised tokens of every rendering, in order; raises what `Student.score` raises."""
+        async with self._lock:
             return list(await asyncio.to_thread(self.student.score, rendered))

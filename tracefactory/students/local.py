@@ -1,4 +1,4 @@
-"""Local naturalness: how likely each step is to the student when it sees only the few steps before it."""
+"""Local naturalness: the probability of each step for the student, given only the few steps before it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tracefactory.students.steps import token_ranges
 
 
 class Scorer(Protocol):
-    """What measuring asks of a student: in this process (`InProcess`) or behind a server (`ServedStudent`)."""
+    """A student that scores renderings: in this process (`InProcess`) or behind a server (`ServedStudent`)."""
 
     async def score(self, rendered: Sequence[Rendered]) -> list[TokenScores | RequestFailed]: ...
 
@@ -24,39 +24,39 @@ class Scorer(Protocol):
 async def local_naturalness(
     student: Scorer, traces: Sequence[tuple[Rendered, Sequence[Span]]], window: int = 4
 ) -> list[float | RequestFailed | None]:
-    """Return, per trace, the mean over its steps of the step's mean token log-probability given a local window.
+    """Return for each trace the mean over its steps of the step's mean token log-probability in a local window.
 
     Definition (arXiv 2510.03988): each step is scored under the student with only the last `window` steps as context,
-    then averaged; higher is more natural, and it stays informative where the log-probability of a long trace does not.
-    The paper's step and window are not published in a form we could confirm: steps are the caller's spans (characters
-    of the trace's body, as in `step_curves`), and the prompt counts as the step before the first one, so that the
-    first steps still see it and later ones do not. Every window opens with the control token the rendering opens with.
-    A step without a token of its own is left out; a trace without any such step is None, and one of which a window
-    could not be scored is that failure.
+    then averaged. Higher is more natural; unlike the log-probability of the whole trace, it stays informative for long
+    traces. The paper's steps and window could not be confirmed from what is published. Here, steps are the caller's
+    spans (characters of the trace's body, as in `step_curves`), and the prompt counts as the step before the first one,
+    so only the first steps have it in their context. Every window starts with the control token at the start of the
+    rendering, if there is one. Steps without a token are skipped. The result is None for a trace without any step with
+    tokens, and the failure for a trace of which a window could not be scored.
 
-    This is a forward pass over about (1 + window) times the tokens of the trace.
+    The cost is a forward pass over about (1 + window) times the tokens of the trace.
 
     Raises:
-        ValueError: for a window below 1, or what the student raises.
+        ValueError: for a window below 1, and what the student raises.
     """
     if window < 1:
-        raise ValueError("a window holds at least one step")
-    pieces = [step_windows(rendered, steps, window) for rendered, steps in traces]
-    scores = iter(await student.score([piece for of_trace in pieces for piece in of_trace]))
-    return [_mean([next(scores) for _ in of_trace]) for of_trace in pieces]
+        raise ValueError("the window must have at least one step")
+    windows = [step_windows(rendered, steps, window) for rendered, steps in traces]
+    scores = iter(await student.score([piece for of_trace in windows for piece in of_trace]))
+    return [_mean([next(scores) for _ in of_trace]) for of_trace in windows]
 
 
 def _mean(scored: Sequence[TokenScores | RequestFailed]) -> float | RequestFailed | None:
     values = []
-    for one in scored:
-        if isinstance(one, RequestFailed):
-            return one
-        values.append(-mean_surprisal(one))
+    for scores in scored:
+        if isinstance(scores, RequestFailed):
+            return scores
+        values.append(-mean_surprisal(scores))
     return float(np.mean(values)) if values else None
 
 
 def step_windows(rendered: Rendered, steps: Sequence[Span], window: int) -> list[Rendered]:
-    """Cut one rendering per step: the step's tokens supervised, behind the tokens of the `window` steps before it."""
+    """Return one rendering per step: its supervised tokens, after the tokens of the `window` steps before it."""
     ranges = token_ranges(rendered.starts - rendered.body_start, rendered.ends - rendered.body_start, steps)
     ranges = [(first + rendered.first, stop + rendered.first) for first, stop in ranges if first < stop]
     openings = [0, *(first for first, _ in ranges)]  # the prompt, then the steps

@@ -1,7 +1,7 @@
-"""Measures of one trace, or of a set of traces, derived from stored token scores without another forward pass.
+"""Measures of traces, computed from stored token scores without another forward pass.
 
-Every sum and mean runs over all supervised tokens: reasoning, answer and end-of-turn marker, as the student is trained
-on them. p is the student's probability at temperature 1, surprisal is -ln p in nats.
+All sums and means are over the supervised tokens: reasoning, answer and end-of-turn marker, as in training. p is the
+student's probability at temperature 1; surprisal is -ln p in nats.
 """
 
 from __future__ import annotations
@@ -23,24 +23,23 @@ _LEAST_NLL = 1e-12
 
 
 class MeasureParams(Frozen):
-    """Which cut-offs to measure at. A filter can only decide at a cut-off that was measured.
+    """The cut-offs to measure at. A filter can use only cut-offs that were measured."""
 
-    `quantiles` of p are low quantiles; `below` are thresholds of p; `top_k` are ranks; `acceptance` are pairs of a
-    threshold of p and a rank for reverse speculative decoding's rule.
-    """
-
-    quantiles: tuple[float, ...] = (0.01, 0.05, 0.1)
-    below: tuple[float, ...] = (0.01,)
-    top_k: tuple[int, ...] = (20,)
-    acceptance: tuple[tuple[float, int], ...] = Field(default=((0.01, 20),))
+    quantiles: tuple[float, ...] = Field(default=(0.01, 0.05, 0.1), description="Low quantiles of p over the tokens.")
+    below: tuple[float, ...] = Field(default=(0.01,), description="Thresholds of p, for the share of tokens below.")
+    top_k: tuple[int, ...] = Field(default=(20,), description="Ranks, for the share of tokens outside of them.")
+    acceptance: tuple[tuple[float, int], ...] = Field(
+        default=((0.01, 20),),
+        description="Pairs of a threshold of p and a rank, for the rule of reverse speculative decoding.",
+    )
 
 
 def trace_measures(scores: TokenScores, params: MeasureParams | None = None) -> dict[str, float]:
     """Return every measure of one trace by name.
 
     tokens, mean_surprisal, perplexity, mean_entropy, min_p, mean_clipped_rank, rank_surprisal, and by cut-off
-    p_q<q>, share_below_p<p>, share_outside_top<k>, acceptance_p<p>_top<k>. Without entropies (a served student tells
-    none) there is no mean_entropy.
+    p_q<q>, share_below_p<p>, share_outside_top<k>, acceptance_p<p>_top<k>. There is no mean_entropy without entropies,
+    which a served student does not report.
 
     Raises:
         ValueError: for a trace without supervised tokens.
@@ -77,36 +76,36 @@ _ABOUT: dict[str, tuple[str, str, Literal["lower", "higher", ""], str]] = {
     "share_outside_top": ("Share of tokens outside of the student's likeliest.", "share", "lower", ""),
     "acceptance_p": ("Share of tokens that reverse speculative decoding takes.", "share", "higher", "arXiv 2509.22230"),
 }
-_STEMS = ("p_q", "share_below_p", "share_outside_top", "acceptance_p")  # a cut-off follows in the name
+_STEMS = ("p_q", "share_below_p", "share_outside_top", "acceptance_p")  # followed by a cut-off in the name
 
 
 def measure_columns(student: str, params: MeasureParams, *, entropies: bool) -> list[Column]:
     """Return the columns of all measures that `trace_measures` gives under a student."""
     columns = []
     for name in measure_names(params, entropies=entropies):
-        stem = name if name in _ABOUT else next(one for one in _STEMS if name.startswith(one))
+        stem = name if name in _ABOUT else next(stem for stem in _STEMS if name.startswith(stem))
         about, unit, better, source = _ABOUT[stem]
         columns.append(Column(name=f"{student}/{name}", description=about, unit=unit, direction=better, source=source))
     return columns
 
 
 def measure_names(params: MeasureParams, *, entropies: bool) -> tuple[str, ...]:
-    """Return the names of all measures that `trace_measures` returns with these parameters."""
-    ones, known = np.ones(1, np.int32), np.full(1, 0.0 if entropies else math.nan, np.float32)
-    one = TokenScores(
+    """Return the names of the measures of `trace_measures` with these parameters."""
+    ones, entropy = np.ones(1, np.int32), np.full(1, 0.0 if entropies else math.nan, np.float32)
+    scores = TokenScores(
         token_ids=ones,
         starts=ones,
         ends=ones,
         ranks=ones,
         logprobs=np.zeros(1, np.float32),
-        entropies=known,
+        entropies=entropy,
         body_start=0,
     )
-    return tuple(trace_measures(one, params))
+    return tuple(trace_measures(scores, params))
 
 
 def mean_surprisal(scores: TokenScores) -> float:
-    """Return the mean of -ln p over tokens, in nats: the global naturalness of other work, negated."""
+    """Return the mean of -ln p over tokens, in nats; other work calls its negative global naturalness."""
     if len(scores) == 0:
         raise ValueError("a trace without supervised tokens has no measures")
     return -float(scores.logprobs.mean(dtype=np.float64))
@@ -120,7 +119,7 @@ def perplexity(scores: TokenScores) -> float:
 def p_quantile(scores: TokenScores, q: float) -> float:
     """Return the q-quantile of p over tokens: the smallest p that at least a share q of the tokens does not exceed.
 
-    It is the p of some token (no interpolation); q = 0 is the minimum.
+    It is the p of a token, without interpolation; q = 0 gives the minimum.
     """
     return float(np.exp(np.quantile(scores.logprobs.astype(np.float64), q, method="inverted_cdf")))
 
@@ -131,17 +130,17 @@ def share_below(scores: TokenScores, p: float) -> float:
 
 
 def share_outside_top(scores: TokenScores, k: int) -> float:
-    """Return the share of tokens that are not among the student's k likeliest at their position."""
+    """Return the share of tokens that are not among the student's k likeliest tokens at their position."""
     return float(np.mean(scores.ranks > k))
 
 
 def acceptance(scores: TokenScores, p: float = 0.01, top_k: int = 20) -> float:
-    """Return the share of tokens that reverse speculative decoding's rule would have accepted.
+    """Return the share of tokens that the rule of reverse speculative decoding would accept.
 
-    The rule (arXiv 2509.22230, and its authors' code): a teacher's token is accepted when it is in the student's top 20
-    and the student gives it a probability of at least 0.01. It is an absolute threshold, not the ratio of speculative
+    The rule (arXiv 2509.22230, and its authors' code) accepts a teacher's token when it is in the student's top 20 and
+    the student gives it a probability of at least 0.01. This is an absolute threshold, not the ratio of speculative
     decoding. Here it is applied to a finished trace, token by token, under the student's unmodified distribution
-    (temperature 1, no nucleus); whether the authors' threshold saw the tempered one depended on their engine.
+    (temperature 1, no nucleus). Whether the authors compared tempered probabilities depended on their engine.
     """
     return float(np.mean((scores.logprobs >= math.log(p)) & (scores.ranks <= top_k)))
 
@@ -154,8 +153,8 @@ def mean_clipped_rank(scores: TokenScores) -> float:
 def rank_surprisal(scores: TokenScores) -> float:
     """Return the rank-surprisal ratio of a trace: sum of min(rank, 100) over sum of surprisal; lower is better.
 
-    Definition: arXiv 2601.14249. Low for tokens that are improbable to the student and yet well ranked. As in the
-    authors' code the denominator is at least 1e-12, so that a trace the student is certain of has a (huge) value.
+    Definition: arXiv 2601.14249. It is low for tokens with a low probability but a good rank. As in the authors' code,
+    the denominator is at least 1e-12, so that a trace with probability 1 has a (very large) value.
     """
     return mean_clipped_rank(scores) / max(mean_surprisal(scores), _LEAST_NLL)
 
@@ -163,11 +162,11 @@ def rank_surprisal(scores: TokenScores) -> float:
 def dataset_rank_surprisal(traces: Iterable[tuple[float, float]]) -> float:
     """Return the rank-surprisal ratio of a set of traces, each given as (mean_clipped_rank, mean_surprisal).
 
-    It is the mean over traces of the first over the mean over traces of the second (arXiv 2601.14249), so that a long
-    trace weighs no more than a short one; the paper ranks teachers by it from 200 traces each.
+    It is the ratio of the two means over traces (arXiv 2601.14249), so traces have equal weight whatever their length.
+    The paper ranks teachers by it, with 200 traces each.
 
     Raises:
-        ValueError: for no traces.
+        ValueError: when there are no traces.
     """
     pairs = np.array(list(traces), dtype=np.float64)
     if len(pairs) == 0:
@@ -177,13 +176,13 @@ def dataset_rank_surprisal(traces: Iterable[tuple[float, float]]) -> float:
 
 
 def least_likely(scores: TokenScores, count: int) -> list[int]:
-    """Return the indices of the `count` tokens with the lowest p, lowest first; equal ones in order of the text."""
+    """Return the indices of the `count` tokens with the lowest p, lowest first; ties in the order of the text."""
     return [int(index) for index in np.argsort(scores.logprobs, kind="stable")[:count]]
 
 
 def token_span(scores: TokenScores, index: int) -> Span:
-    """Return where a token lies in the trace's body (its reasoning, or its answer when it has none), in characters.
+    """Return the character range of a token in the trace's body (its reasoning, or its answer when it has none).
 
-    Tokens of what the template writes before the body have negative positions.
+    Tokens that the template writes before the body have negative positions.
     """
     return int(scores.starts[index]) - scores.body_start, int(scores.ends[index]) - scores.body_start

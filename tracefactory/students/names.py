@@ -1,10 +1,10 @@
-"""Names of measures that have parameters in them; filters ask for them by these."""
+"""Names of measures that contain parameters, as filters use them."""
 
 from __future__ import annotations
 
 
 def acceptance_name(p: float, top_k: int) -> str:
-    """Return the name of the share of tokens with probability `p` or more among the `top_k` likeliest."""
+    """Return the name of the share of tokens that have at least probability `p` and are in the `top_k` likeliest."""
     return f"acceptance_p{p:g}_top{top_k}"
 
 

@@ -1,4 +1,4 @@
-"""Which teacher suits a student: teachers ranked by what they wrote, with intervals from resampled problems."""
+"""Rank teachers for a student by measures of their traces, with bootstrap intervals over problems."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tracefactory.verification.pass_rates import PassRate, pass_rate
 
 RESAMPLES = 2000
 LOCAL_WINDOW = 4
-PAPER_TRACES = 200  # per teacher in the study that the default goes by
+PAPER_TRACES = 200  # per teacher, in the study of the default measure
 
 Table = NDArray[np.float64]
 
 
-class By(StrEnum):
-    """What teachers are ranked by."""
+class RankBy(StrEnum):
+    """The measure to rank teachers by."""
 
     RANK_SURPRISAL = "rank_surprisal"
     LOCAL_NATURALNESS = "local_naturalness"
@@ -32,7 +32,7 @@ class By(StrEnum):
 
 @dataclass(frozen=True)
 class Basis:
-    """One way to rank: the mean over traces of one measure, or its ratio to that of another, and what supports it."""
+    """A ranking criterion: the mean of a measure over traces, or its ratio to the mean of another, and its evidence."""
 
     measure: str
     per: str | None
@@ -41,28 +41,28 @@ class Basis:
 
 
 BASES = {
-    By.RANK_SURPRISAL: Basis(
+    RankBy.RANK_SURPRISAL: Basis(
         "mean_clipped_rank",
         "mean_surprisal",
         False,
         "rank-surprisal ratio, lower is better; Spearman 0.86 with accuracy after training over 5 students x 11 "
         "teachers, 200 traces of each (arXiv 2601.14249)",
     ),
-    By.LOCAL_NATURALNESS: Basis(
+    RankBy.LOCAL_NATURALNESS: Basis(
         f"local_naturalness_w{LOCAL_WINDOW}",
         None,
         True,
         "local naturalness, higher is better; one study with a 32B student (arXiv 2510.03988), whose window is not "
         f"published: {LOCAL_WINDOW} steps here",
     ),
-    By.MEAN_SURPRISAL: Basis(
+    RankBy.MEAN_SURPRISAL: Basis(
         "mean_surprisal",
         None,
         False,
-        "mean surprisal, lower is better; a weak guide: Spearman 0.49 in the study that gives the rank-surprisal ratio "
-        "0.86 (arXiv 2601.14249)",
+        "mean surprisal, lower is better; a weak criterion: Spearman 0.49 in the study with 0.86 for the "
+        "rank-surprisal ratio (arXiv 2601.14249)",
     ),
-    By.ACCEPTANCE: Basis(
+    RankBy.ACCEPTANCE: Basis(
         acceptance_name(0.01, 20),
         None,
         True,
@@ -73,13 +73,13 @@ BASES = {
 
 
 class TeacherRow(Frozen):
-    """One teacher's trial. `low` and `high` are the 95% interval of `value` over resampled problems.
+    """The result of one teacher's trial. `low` and `high` are the 95% interval of `value` over resampled problems.
 
-    `samples` were asked for; `failed` came back as errors, `refused` did not pass the stage's own rule, `unmeasured`
-    could not be scored under the student. The value is over `used` traces; it is None where there are none, and its
-    interval where they are of a single problem. `first` is the share of resamples in which this teacher ranks first.
-    Tokens are the server's counts of completions, `student_tokens` the median in the student's own. Costs are US
-    dollars, None where the model has no price; `cost_per_usable` is the cost of all samples per right trace.
+    Of the requested `samples`, `failed` are errors, `refused` were dropped by the stage's own rule, and `unmeasured`
+    could not be scored under the student. The value is over `used` traces; it is None when there are none, and its
+    interval is None when all of them are of one problem. `first` is the share of resamples in which this teacher ranks
+    first. Tokens are the server's counts of completions; `student_tokens` is the median in the student's tokens. Costs
+    are US dollars, None when the model has no price; `cost_per_usable` is the cost of all samples per correct trace.
     """
 
     teacher: str
@@ -105,8 +105,8 @@ class TeacherRow(Frozen):
 
 
 @dataclass(frozen=True)
-class Tried:
-    """What came of one teacher's trial: its traces as verified, and as measured under the student."""
+class TeacherTrial:
+    """The traces of one teacher's trial: verified, and measured under the student."""
 
     teacher: str
     model: str
@@ -120,54 +120,59 @@ class Tried:
 
 
 def rank_teachers(
-    tried: Sequence[Tried], student: str, by: By = By.RANK_SURPRISAL, *, every: bool = False, seed: int = 0
+    trials: Sequence[TeacherTrial],
+    student: str,
+    by: RankBy = RankBy.RANK_SURPRISAL,
+    *,
+    every: bool = False,
+    seed: int = 0,
 ) -> list[TeacherRow]:
-    """Return the teachers, the best first, those without a value last; equal ones in the order given.
+    """Return the teachers, best first, those without a value last; ties in the given order.
 
-    The value is that of the set of a teacher's right traces (of all its traces with `every`), as its paper defines it
-    for a set. Intervals are percentiles of a bootstrap over problems, the same draws for all teachers, so that what
-    makes a problem hard for all of them does not widen the comparison.
+    The value is that of the set of a teacher's correct traces (of all its traces with `every`), as the paper of the
+    measure defines it for sets. Intervals are percentiles of a bootstrap over problems. All teachers share the same
+    resamples, so that differences in difficulty between problems do not widen the comparison.
     """
     basis = BASES[by]
-    used = [[trace for trace in one.measured if every or _right(trace)] for one in tried]
-    problems = {trace.problem_id for one in tried for trace in one.verified}
+    used = [[trace for trace in one.measured if every or _is_correct(trace)] for one in trials]
+    problems = {trace.problem_id for one in trials for trace in one.verified}
     numbered = {problem: number for number, problem in enumerate(sorted(problems))}
     draws = _draws(len(numbered), seed)
     tables = [_table(traces, numbered, student, basis) for traces in used]
     values = [_values(np.ones((1, len(numbered))), table)[0] for table in tables]
-    resampled = np.array([_values(draws, table) for table in tables]).reshape(len(tried), RESAMPLES)
-    firsts = _firsts(resampled, basis.higher)
+    resampled = np.array([_values(draws, table) for table in tables]).reshape(len(trials), RESAMPLES)
+    firsts = _first_shares(resampled, basis.higher)
     rows = [
         _row(one, student, traces, value, spread, first)
-        for one, traces, value, spread, first in zip(tried, used, values, resampled, firsts, strict=True)
+        for one, traces, value, spread, first in zip(trials, used, values, resampled, firsts, strict=True)
     ]
     sign = -1.0 if basis.higher else 1.0
     return sorted(rows, key=lambda row: (row.value is None, sign * (row.value or 0.0)))
 
 
-def remarks(rows: Sequence[TeacherRow], by: By, *, every: bool = False) -> list[str]:
-    """Return what a person must know to read the ranking."""
-    said = [BASES[by].evidence]
+def remarks(rows: Sequence[TeacherRow], by: RankBy, *, every: bool = False) -> list[str]:
+    """Return the notes that are printed with the ranking."""
+    notes = [BASES[by].evidence]
     if every:
-        said.append("ranked by all traces, wrong ones too: a teacher that is never right can lead")
+        notes.append("ranked by all traces, including incorrect ones: a teacher without correct traces can rank first")
     valued = [row for row in rows if row.value is not None]
     if not valued:
-        return [*said, "no teacher has a right trace to rank by: --all ranks by all traces, right or not"]
+        return [*notes, "no teacher has a correct trace to rank by; use --all to rank by all traces"]
     fewest = min(row.used for row in valued)
     if fewest < PAPER_TRACES:
-        said.append(f"the fewest traces ranked by are {fewest}; the studies used {PAPER_TRACES}: see the intervals")
+        notes.append(f"a teacher has only {fewest} traces; the studies used {PAPER_TRACES}: see the intervals")
     if len(valued) > 1 and valued[0].first < 0.95:
-        said.append(f"not settled: {valued[0].stage} ranks first in {valued[0].first:.0%} of resamples")
-    said += [f"{row.stage}: no right trace, so it is not ranked" for row in rows if row.value is None]
-    return said
+        notes.append(f"not settled: {valued[0].stage} ranks first in {valued[0].first:.0%} of resamples")
+    notes += [f"{row.stage}: no correct trace, so it is not ranked" for row in rows if row.value is None]
+    return notes
 
 
-def _right(trace: Trace) -> bool:
+def _is_correct(trace: Trace) -> bool:
     return trace.verdict is not None and trace.verdict.outcome is Outcome.CORRECT
 
 
 def _draws(problems: int, seed: int) -> Table:
-    """Return how often each problem is drawn in each resample: [RESAMPLES, problems]."""
+    """Return the number of times each problem is drawn in each resample: [RESAMPLES, problems]."""
     if problems == 0:
         return np.zeros((RESAMPLES, 0))
     even = np.full(problems, 1.0 / problems)
@@ -175,7 +180,7 @@ def _draws(problems: int, seed: int) -> Table:
 
 
 def _table(traces: Sequence[Trace], numbered: dict[str, int], student: str, basis: Basis) -> Table:
-    """Return the sums over traces, per problem, of the measure and of what it is divided by: [problems, 2]."""
+    """Return the sums over traces, per problem, of the measure and of its divisor: [problems, 2]."""
     table = np.zeros((len(numbered), 2))
     for trace in traces:
         value = trace.measures.get(f"{student}/{basis.measure}")
@@ -185,14 +190,14 @@ def _table(traces: Sequence[Trace], numbered: dict[str, int], student: str, basi
 
 
 def _values(weights: Table, table: Table) -> Table:
-    """Return the value of the set in each resample; NaN where no trace of it was drawn."""
+    """Return the value of the set in each resample; NaN when none of its traces was drawn."""
     above, below = (weights @ table).T
     values: Table = np.divide(above, below, out=np.full(len(weights), np.nan), where=below != 0)
     return values
 
 
-def _firsts(resampled: Table, higher: bool) -> list[float]:
-    """Return the share of resamples in which each teacher is the best; ties are shared."""
+def _first_shares(resampled: Table, higher: bool) -> list[float]:
+    """Return the share of resamples in which each teacher is best; ties are split."""
     worst = -np.inf if higher else np.inf
     known = np.where(np.isnan(resampled), worst, resampled)
     best = known.max(axis=0) if higher else known.min(axis=0)
@@ -201,10 +206,12 @@ def _firsts(resampled: Table, higher: bool) -> list[float]:
     return [float(share) for share in shared.mean(axis=1)]
 
 
-def _row(one: Tried, student: str, used: Sequence[Trace], value: float, spread: Table, first: float) -> TeacherRow:
+def _row(
+    one: TeacherTrial, student: str, used: Sequence[Trace], value: float, spread: Table, first: float
+) -> TeacherRow:
     tokens = [trace.completion_tokens for trace in one.verified]
     own = [trace.measures[f"{student}/tokens"] for trace in used]
-    right = sum(map(_right, one.verified))
+    right = sum(map(_is_correct, one.verified))
     cost = sum(trace.cost for trace in one.verified) if one.priced else None
     known = spread[~np.isnan(spread)]
     spreads = len({trace.problem_id for trace in used}) > 1 and len(known) > 0

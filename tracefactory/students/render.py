@@ -1,4 +1,4 @@
-"""Writing a trace the way the student will be trained on it, and saying which tokens are supervised."""
+"""Render a trace with the student's chat template, as in training, and find its supervised tokens."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tracefactory.core.token_scores import Ints
 
 _REMEDY = (
     'use `reasoning: inline` ("<think>" text inside the message, which a plain chat template keeps) '
-    "or give a training template with `chat_template:`"
+    "or set `chat_template:` to a training template"
 )
 
 
 class RenderError(ValueError):
-    """One trace cannot be rendered without loss; `reason` is a stable snake_case identifier."""
+    """A trace cannot be rendered without loss; `reason` is a stable snake_case identifier."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -29,10 +29,10 @@ class RenderError(ValueError):
 class Rendered:
     """One trace in the student's tokens.
 
-    `ids` is the whole conversation; tokens [first, stop) are supervised, `text` is what they spell (the assistant's
-    turn up to and with its end-of-turn marker), and `starts`/`ends` are their characters in it. `body_start` is where
-    the reasoning begins in `text` (the answer, when there is no reasoning). `lead` is the control token the rendering
-    opens with, if it does.
+    `ids` is the whole conversation; tokens [first, stop) are supervised, `text` is their text (the assistant's turn
+    including its end-of-turn marker), and `starts`/`ends` are their character ranges in it. `body_start` is the start
+    of the reasoning in `text` (of the answer, when there is no reasoning). `lead` is the control token at the start of
+    the rendering, if there is one.
     """
 
     ids: Ints
@@ -49,16 +49,16 @@ class Rendered:
 
     @property
     def supervised(self) -> int:
-        """The number of supervised tokens: the length of the trace in the student's tokens."""
+        """The number of supervised tokens, which is the length of the trace in the student's tokens."""
         return self.stop - self.first
 
 
 class Renderer:
     """Renders traces with one tokenizer's chat template.
 
-    The conversation is tokenized as one text, as trainers do; a token is supervised when it holds a character of the
-    assistant's turn, so one that straddles the border belongs to the turn. Whitespace that the template writes behind
-    the end-of-turn marker is never generated and not supervised.
+    The conversation is tokenized as one text, as trainers do. A token is supervised when it contains a character of the
+    assistant's turn, including a token across its start. Whitespace that the template writes after the end-of-turn
+    marker is never generated, so it is not supervised.
     """
 
     def __init__(self, tokenizer: Any, reasoning: Literal["inline", "field"]) -> None:
@@ -67,31 +67,31 @@ class Renderer:
         self._placement = reasoning
 
     def check(self, system: str | None = None) -> None:
-        """Refuse a template that would lose the reasoning or the answer, before any work.
+        """Check that the template keeps the reasoning and the answer.
 
         Raises:
-            UserError: with what the template does and what to do about it.
+            UserError: when it does not, with the problem and its fix.
         """
         for reasoning in ("First, halve the 84 apples.\n\nThen add 3 pears.", ""):
             try:
                 self.render("How many are left?", reasoning, "There are \\boxed{45}.", system)
             except RenderError as error:
                 form = "with reasoning" if reasoning else "without reasoning"
-                message = f"the student's chat template cannot write a trace {form}: {error}; {_REMEDY}"
+                message = f"the student's chat template cannot render a trace {form}: {error}; {_REMEDY}"
                 raise UserError(message) from error
 
     def render(self, question: str, reasoning: str, answer: str, system: str | None = None) -> Rendered:
         """Render one trace.
 
         Raises:
-            RenderError: when the template fails, or its assistant turn does not hold the reasoning and then the answer.
+            RenderError: when the template fails, or its assistant turn lacks the reasoning or the answer.
         """
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages.append({"role": "user", "content": question})
         prompt = self._apply(messages, add_generation_prompt=True)
         whole = self._apply([*messages, self._turn(reasoning, answer)], add_generation_prompt=False)
         if not whole.startswith(prompt):
-            detail = "the turn it trains on does not begin with the prompt it generates from"
+            detail = "the text for training does not begin with the prompt for generation"
             raise RenderError("prompt_not_a_prefix", detail)
         turn = whole[len(prompt) :]
         body, end = _locate(turn, reasoning, answer)
@@ -117,10 +117,10 @@ class Renderer:
         encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.asarray(encoded["input_ids"], dtype=np.int32)
         offsets = np.asarray(encoded["offset_mapping"], dtype=np.int32).reshape(-1, 2)
-        held = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
-        if len(held) == 0 or held[0] == 0:
-            raise RenderError("no_supervised_tokens", "its assistant turn has no token behind a prompt")
-        first, stop = int(held[0]), int(held[-1]) + 1
+        inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
+        if len(inside) == 0 or inside[0] == 0:
+            raise RenderError("no_supervised_tokens", "its assistant turn has no token after a prompt")
+        first, stop = int(inside[0]), int(inside[-1]) + 1
         return Rendered(
             ids=ids,
             first=first,
@@ -134,9 +134,9 @@ class Renderer:
 
 
 def _locate(turn: str, reasoning: str, answer: str) -> tuple[int, int]:
-    """Return where the body begins in the assistant's turn and where the supervised part of the turn ends.
+    """Return the start of the body in the assistant's turn, and the end of the supervised part of the turn.
 
-    Templates may trim whitespace around either part; anything else that is missing is a loss.
+    Templates may trim whitespace around both parts; any other change is an error.
     """
     reasoning_at = turn.find(reasoning.strip())
     if reasoning_at < 0:

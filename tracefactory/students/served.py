@@ -1,4 +1,4 @@
-"""A student that vLLM serves: the same rendering and the same scores, but for what a server does not tell."""
+"""A student that vLLM serves: the same rendering and scores as in process, except what servers do not report."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tracefactory.students.render import Rendered, Renderer
 class ServedStudent:
     """Scores traces through a server's prompt log-probabilities, many traces at once.
 
-    `tokenizer` says whose tokenizer and chat template render the traces, `client` reaches the servers and is owned by
-    the caller, `max_tokens` is the longest conversation they take. At most `chunk` tokens of a trace are scored per
-    request, so that a server never holds the logits of more: chunk * vocabulary * 4 bytes (311 MB for 512 tokens and a
-    vocabulary of 151,936); between requests the trace stays in its prefix cache.
+    `tokenizer` is the checkpoint whose tokenizer and chat template render the traces. The caller owns `client`.
+    `max_tokens` is the longest conversation of the servers. At most `chunk` tokens of a trace are scored per request,
+    which limits the logits on the server to chunk * vocabulary * 4 bytes (311 MB for 512 tokens and a vocabulary of
+    151,936); between requests the trace stays in the prefix cache.
 
-    A server tells no entropy: `entropies` are NaN, and measures of them are left out. Its `ranks` count a token that
-    exactly ties as better, where the student in process counts it as equal.
+    Servers do not report entropies: `entropies` are NaN, and measures of them are omitted. Their `ranks` count an exact
+    tie as better; in process it counts as equal.
     """
 
     def __init__(self, tokenizer: Checkpoint, client: ChatClient, max_tokens: int | None, chunk: int = 512) -> None:
@@ -36,15 +36,15 @@ class ServedStudent:
         self._chunk = chunk
 
     def check_template(self, system: str | None = None) -> None:
-        """Raise UserError when the student's chat template would lose reasoning or answer (see `Renderer.check`)."""
+        """Raise UserError when the student's chat template drops reasoning or answer (see `Renderer.check`)."""
         self._renderer.check(system)
 
     def render(self, question: str, reasoning: str, answer: str, system: str | None = None) -> Rendered:
-        """Render a trace as the student will be trained on it (see `Renderer.render`)."""
+        """Render a trace as in training (see `Renderer.render`)."""
         return self._renderer.render(question, reasoning, answer, system)
 
     async def score(self, rendered: Sequence[Rendered]) -> list[TokenScores | RequestFailed]:
-        """Score the supervised tokens of every rendering, in the order given; one that fails costs the others nothing.
+        """Score the supervised tokens of every rendering, in order; a failed one does not affect the others.
 
         Raises:
             RunError, UserError: as `TokenClient.score` does.

@@ -1,4 +1,4 @@
-"""Per-step curves: the token scores of a trace gathered over a segmentation of its reasoning."""
+"""Curves over the steps of a trace: token scores aggregated by step."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Curve = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class StepCurves:
-    """One value per step, in order; NaN where a step has no token of its own.
+    """One value per step, in order; NaN for a step without tokens.
 
-    `tokens` counts; `surprisal` is the mean of -ln p in nats; `entropy` is the sum of token entropies in nats, the
-    step entropy of arXiv 2508.03346 as the paper defines it (its released code does otherwise); `first_surprisal` is
-    -ln p of the step's first token, by which arXiv 2508.05988 orders steps for removal; `clipped_rank` is the mean of
+    `tokens` is their number; `surprisal` is the mean of -ln p in nats; `entropy` is the sum of token entropies in nats,
+    the step entropy as the paper arXiv 2508.03346 defines it (its released code differs); `first_surprisal` is -ln p of
+    the step's first token, by which arXiv 2508.05988 orders steps for removal; `clipped_rank` is the mean of
     min(rank, 100).
     """
 
@@ -35,13 +35,13 @@ class StepCurves:
 
 
 def step_curves(scores: TokenScores, steps: Sequence[Span]) -> StepCurves:
-    """Gather token scores by step.
+    """Aggregate token scores by step.
 
-    `steps` are [start, end) characters of the trace's body (its reasoning, or its answer when it has no reasoning),
-    in order and without overlap, as pruning cuts them.
+    `steps` are [start, end) character ranges of the trace's body (its reasoning, or its answer when it has no
+    reasoning), in order and without overlap.
 
     Raises:
-        ValueError: when they are not in order.
+        ValueError: when they are not in order or overlap.
     """
     ranges = token_ranges(scores.starts - scores.body_start, scores.ends - scores.body_start, steps)
     surprisal = -scores.logprobs.astype(np.float64)
@@ -58,7 +58,7 @@ def step_curves(scores: TokenScores, steps: Sequence[Span]) -> StepCurves:
 def step_measures(scores: TokenScores, body: str, granularity: Granularity) -> dict[str, float | tuple[float, ...]]:
     """Return the surprisal curve of a trace: `steps`, their number, and `step_surprisal`, the mean of each in order.
 
-    `body` is the trace's reasoning (its answer, when it has none). A step without a token of its own is NaN.
+    `body` is the trace's reasoning (its answer, when it has none). A step without tokens is NaN.
     """
     steps = segment(body, granularity)
     curve = step_curves(scores, [(step.start, step.end) for step in steps]).surprisal
@@ -80,10 +80,11 @@ def step_columns(student: str) -> list[Column]:
 
 
 def token_ranges(starts: Ints, ends: Ints, steps: Sequence[Span]) -> list[Span]:
-    """Return the [first, stop) tokens of every step, given the tokens' characters in the steps' coordinates.
+    """Return the [first, stop) tokens of every step; the tokens' character ranges use the coordinates of the steps.
 
-    A token belongs to the step its last character lies in: subword tokens carry their space in front. One between two
-    steps closes the first, and so does one that begins in the last step and ends behind it (".\\n" before a tag).
+    A token belongs to the step of its last character, because subword tokens begin with their space. A token between
+    two steps belongs to the first of them, as does one that begins in the last step and ends after it (".\\n" before a
+    tag).
 
     Raises:
         ValueError: when steps are not in order or overlap.

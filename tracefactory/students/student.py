@@ -1,4 +1,4 @@
-"""The student: loaded once, renders traces and scores their supervised tokens."""
+"""A student in this process, which renders traces and scores their supervised tokens."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from tracefactory.students.render import Rendered, Renderer
 
 
 class Student:
-    """A causal language model that says how likely it finds a trace.
+    """A causal language model that scores traces.
 
-    Memory of one `score` call, whatever the number of traces: one forward pass of the transformer body over at most
+    A `score` call needs, for any number of traces, the memory of one forward pass of the transformer body over at most
     `max_batch_tokens` padded tokens (or one trace, if that is longer), its final hidden states twice, and
-    `head.peak_bytes(chunk, vocab)`. Only supervised positions reach the output layer. No key-value cache and no
-    attention mask is made: rows are padded on the right, where a causal model cannot see the padding.
+    `head.peak_bytes(chunk, vocab)`. The output layer is applied only to supervised positions. There is no key/value
+    cache and no attention mask: rows are padded on the right, where a causal model does not attend to the padding.
 
-    Loading raises UserError when the checkpoint cannot be loaded or its logits are not its output layer applied to its
-    final hidden states.
+    Loading raises UserError when the checkpoint cannot be loaded, or when its logits are not the output layer applied
+    to the final hidden states.
     """
 
     def __init__(self, spec: Checkpoint) -> None:
@@ -40,23 +40,23 @@ class Student:
 
     @property
     def max_tokens(self) -> int | None:
-        """The longest conversation the student has positions for, None where its configuration names no limit."""
+        """The longest conversation in tokens, None when the model's configuration has no limit."""
         limit: int | None = getattr(self.model.config, "max_position_embeddings", None)
         return limit
 
     def check_template(self, system: str | None = None) -> None:
-        """Raise UserError when the student's chat template would lose reasoning or answer (see `Renderer.check`)."""
+        """Raise UserError when the student's chat template drops reasoning or answer (see `Renderer.check`)."""
         self._renderer.check(system)
 
     def render(self, question: str, reasoning: str, answer: str, system: str | None = None) -> Rendered:
-        """Render a trace as the student will be trained on it (see `Renderer.render`)."""
+        """Render a trace as in training (see `Renderer.render`)."""
         return self._renderer.render(question, reasoning, answer, system)
 
     def score(self, rendered: Sequence[Rendered]) -> list[TokenScores]:
-        """Score the supervised tokens of every rendering, in the order given.
+        """Score the supervised tokens of every rendering, in order.
 
         Raises:
-            ValueError: when one is longer than `max_tokens`; a score past the student's positions means nothing.
+            ValueError: when one is longer than `max_tokens`, because scores beyond it are meaningless.
             ArithmeticError: when the logits are not finite.
         """
         limit = self.max_tokens
@@ -100,7 +100,7 @@ class Student:
             )
 
     def _words(self, likeliest: Ints, ranks: Ints) -> Iterator[str | None]:
-        """Yield, for every token, the likeliest one as text where it is another."""
+        """Yield for every token the likeliest token as text, None where the token itself is the likeliest."""
         for token_id, rank in zip(likeliest.tolist(), ranks.tolist(), strict=True):
             if rank == 1:
                 yield None
@@ -111,10 +111,10 @@ class Student:
 
 
 def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Group indices into batches of similar length: longest first, rows times longest row at most `budget` tokens.
+    """Group indices into batches of similar length, longest first, with at most `budget` tokens including padding.
 
-    A row longer than the budget is a batch of its own. Longest first, so that memory that does not suffice shows at
-    once; ties stay in order, so that the same rows make the same batches.
+    A row longer than the budget is a batch by itself. The longest rows come first, so that insufficient memory is
+    detected at once; ties keep their order, so that equal inputs give equal batches.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -126,16 +126,19 @@ def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def check_head(model: Any, tokens: int) -> None:
-    """Refuse a checkpoint whose logits are more than its output layer (soft caps, scales), or lack a token."""
+    """Raise UserError unless the logits are the output of a linear layer with a row for every token.
+
+    Models with soft caps or scales after the output layer are rejected.
+    """
     layer = model.get_output_embeddings()
     if not isinstance(layer, torch.nn.Linear):
         raise UserError(f"{type(model).__name__} has no linear output layer; it cannot be scored as a student")
     if tokens > layer.out_features:
-        raise UserError(f"the tokenizer has {tokens} tokens, the student's output layer only {layer.out_features}")
+        raise UserError(f"the tokenizer has {tokens} tokens, but the output layer only {layer.out_features}")
     probe = torch.arange(8, device=model.device)[None]
     with torch.inference_mode():
         whole = model(input_ids=probe, use_cache=False).logits
         parts = layer(model.base_model(input_ids=probe, use_cache=False).last_hidden_state)
     if not torch.allclose(whole, parts, rtol=1e-2, atol=1e-2 * float(whole.abs().max())):
         name = type(model).__name__
-        raise UserError(f"{name} changes its logits behind the output layer; it cannot be scored as a student")
+        raise UserError(f"{name} changes its logits after the output layer; it cannot be scored as a student")

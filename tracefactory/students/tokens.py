@@ -1,4 +1,4 @@
-"""Texts in the student's own tokens, without its weights."""
+"""Token counts and renderings with the student's tokenizer, without its weights."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tracefactory.students.render import Renderer
 
 @lru_cache(maxsize=4)
 def token_counter(student: Checkpoint) -> Callable[[str], int]:
-    """Return what counts the tokens of a text, without control tokens, by the student's tokenizer.
+    """Return a function that counts the tokens of a text in the student's tokenizer, without control tokens.
 
     Raises:
-        UserError: when it cannot be read.
+        UserError: when the tokenizer cannot be loaded.
     """
-    from tracefactory.serving.loading import load_tokenizer  # here, because it imports torch
+    from tracefactory.serving.loading import load_tokenizer  # imports torch
 
     tokenizer = load_tokenizer(student)
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -24,11 +24,11 @@ def token_counter(student: Checkpoint) -> Callable[[str], int]:
 
 @lru_cache(maxsize=4)
 def renderer(student: Checkpoint) -> Renderer:
-    """Return what writes traces in the student's tokens, as it is trained on them; no weights are loaded.
+    """Return a renderer with the student's tokenizer; no weights are loaded.
 
     Raises:
-        UserError: when the tokenizer cannot be read.
+        UserError: when the tokenizer cannot be loaded.
     """
-    from tracefactory.serving.loading import load_tokenizer  # here, because it imports torch
+    from tracefactory.serving.loading import load_tokenizer  # imports torch
 
     return Renderer(load_tokenizer(student), student.reasoning)

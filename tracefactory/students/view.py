@@ -1,4 +1,4 @@
-"""A trace as one student sees it, for a person: its least likely spans, and its steps; from stored scores alone."""
+"""A view of a trace for users: its least likely tokens and its steps under one student, from stored scores."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tracefactory.students.measures import least_likely, mean_surprisal, rank_su
 from tracefactory.students.steps import step_curves
 from tracefactory.text.steps import segment
 
-UNLIKELY = 0.01  # the threshold of p that reverse speculative decoding accepts a token from (arXiv 2509.22230)
+UNLIKELY = 0.01  # the acceptance threshold of reverse speculative decoding (arXiv 2509.22230)
 LEAST = 3
 
 
 class UnlikelyToken(Frozen):
-    """A token with its place in `StudentView.text`, and what the student finds likeliest there, if that was stored."""
+    """A token with its character range in `StudentView.text`; `instead` is the likeliest token, if it was stored."""
 
     start: int
     end: int
@@ -29,7 +29,7 @@ class UnlikelyToken(Frozen):
 
 
 class StepLine(Frozen):
-    """One step with its place in the body and its curve values (see `StepCurves`); None where it has no token."""
+    """One step with its character range in the body and its values (see `StepCurves`), None when it has no tokens."""
 
     start: int
     end: int
@@ -42,11 +42,11 @@ class StepLine(Frozen):
 
 
 class StudentView(Frozen):
-    """What a student's stored scores say of one trace.
+    """A summary of a student's stored scores of one trace.
 
-    `text` is what the student would be trained to write, or just the body (reasoning, or the answer alone) where the
-    whole was not stored; `marked` are the characters of its tokens below `threshold`, joined where they touch, or of
-    the least likely tokens where none is below it. `steps` are those of the body, as pruning cuts it by default.
+    `text` is the text for training, or only the body (the reasoning, or the answer when there is none) if the whole
+    text was not stored. `marked` are the merged character ranges of the tokens below `threshold`, or of the least
+    likely tokens when none is below it. `steps` are those of the body in the default segmentation.
     """
 
     trace: str
@@ -81,7 +81,7 @@ def view_of(trace_id: str, student: str, scores: TokenScores, body: str, thresho
         below=len(below),
         mean_surprisal=mean_surprisal(scores),
         rank_surprisal=rank_surprisal(scores),
-        marked=_joined([_place(scores, index, shift, len(text)) for index in below or sorted(least)]),
+        marked=_merged([_span(scores, index, shift, len(text)) for index in below or sorted(least)]),
         least=tuple(_token(scores, index, text, shift) for index in least),
         steps=step_lines(scores, body),
     )
@@ -111,13 +111,13 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def _place(scores: TokenScores, index: int, shift: int, length: int) -> Span:
+def _span(scores: TokenScores, index: int, shift: int, length: int) -> Span:
     start, end = int(scores.starts[index]) - shift, int(scores.ends[index]) - shift
     return max(0, start), min(length, end)
 
 
 def _token(scores: TokenScores, index: int, text: str, shift: int) -> UnlikelyToken:
-    start, end = _place(scores, index, shift, len(text))
+    start, end = _span(scores, index, shift, len(text))
     return UnlikelyToken(
         start=start,
         end=end,
@@ -128,12 +128,12 @@ def _token(scores: TokenScores, index: int, text: str, shift: int) -> UnlikelyTo
     )
 
 
-def _joined(spans: Sequence[Span]) -> tuple[Span, ...]:
-    """Join spans, in order, where they touch or overlap (the pieces of one character do)."""
-    joined: list[Span] = []
+def _merged(spans: Sequence[Span]) -> tuple[Span, ...]:
+    """Merge sorted spans that touch or overlap, as the tokens of one character do."""
+    merged: list[Span] = []
     for start, end in spans:
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
         else:
-            joined.append((start, end))
-    return tuple(joined)
+            merged.append((start, end))
+    return tuple(merged)

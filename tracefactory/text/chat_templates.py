@@ -1,7 +1,7 @@
-"""Checks that a student's chat template renders what a view holds: some drop the reasoning, or the last answer.
+"""Check that a student's chat template renders the reasoning and the answers of a view's messages.
 
-Plain ChatML templates ignore `reasoning_content`; some templates of reasoning models cut everything before `</think>`,
-even from the turn that is trained on. A student trained through them never sees the reasoning, without any error.
+Plain ChatML templates ignore `reasoning_content`; some templates of reasoning models remove everything before
+`</think>`, even in the turn to train on. A student trained with them never sees the reasoning, and there is no error.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ _OPEN, _CLOSE = "<think>", "</think>"
 
 
 class ChatTokenizer(Protocol):
-    """The two calls of a transformers tokenizer that are needed here."""
+    """The two methods of a transformers tokenizer that are used here."""
 
     def apply_chat_template(self, conversation: list[dict[str, Any]], *, tokenize: bool) -> Any:
-        """Return the conversation as text when `tokenize` is false."""
+        """Return the conversation as text if `tokenize` is false."""
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
         """Return a mapping whose `input_ids` are the tokens of `text`."""
 
 
 class RenderReport(Frozen):
-    """What a chat template makes of one conversation.
+    """The result of rendering one conversation with a chat template.
 
     `missing` names the parts that are not in the rendered text, such as "reasoning of message 1". `tokens` is the
-    length of the rendered text; `over` is by how many tokens it exceeds the trainer's maximum, which cuts the answer.
+    length of the rendered text; `over` is the number of tokens beyond the trainer's maximum, which would truncate it.
     """
 
     missing: tuple[str, ...]
@@ -38,19 +38,18 @@ class RenderReport(Frozen):
 
     @property
     def ok(self) -> bool:
-        """Whether everything is there and nothing would be cut."""
+        """Whether no part is missing and nothing would be truncated."""
         return not self.missing and not self.over
 
 
 def check_rendering(
     messages: Sequence[Message], tokenizer: ChatTokenizer, *, max_length: int | None = None
 ) -> RenderReport:
-    """Render a conversation and report which reasoning and answers did not come through.
+    """Render a conversation and report reasoning and answers that are missing in the result.
 
-    `messages` is the `messages` of the chat view, or `prompt + completion` of the sft view. The conversation is
-    rendered twice: as it is, and with every part replaced by a marker, since a short answer such as "4" is found by
-    accident.
-    `max_length` is the trainer's limit in tokens.
+    `messages` are those of the chat view, or `prompt + completion` of the sft view. `max_length` is the trainer's limit
+    in tokens. The conversation is rendered twice: unchanged, and with every part replaced by a marker, because a short
+    answer such as "4" could be found by accident.
     """
     marked = [_marked(index, message) for index, message in enumerate(messages)]
     text = str(tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False))
@@ -62,7 +61,7 @@ def check_rendering(
 
 
 def _parts(message: Message) -> tuple[str, str]:
-    """Return the reasoning and the answer of a message, wherever the reasoning is."""
+    """Return the reasoning and the answer of a message; the reasoning is in its own field or in tags."""
     content = str(message["content"])
     if message.get("reasoning_content"):
         return str(message["reasoning_content"]).strip(), content.strip()
@@ -73,7 +72,7 @@ def _parts(message: Message) -> tuple[str, str]:
 
 
 def _marked(index: int, message: Message) -> dict[str, Any]:
-    """Return a message of the same form whose parts are markers that occur nowhere else."""
+    """Return a message of the same form with unique markers as its parts."""
     reasoning, _ = _parts(message)
     thought, answer = f"mark-reasoning-{index}-end", f"mark-answer-{index}-end"
     if message.get("reasoning_content"):
@@ -82,7 +81,7 @@ def _marked(index: int, message: Message) -> dict[str, Any]:
 
 
 def _missing(messages: Sequence[Message], text: str) -> list[str]:
-    """Return the parts of assistant messages that do not occur in `text`, in their order."""
+    """Return the parts of assistant messages that do not occur in `text` in their order."""
     found: list[str] = []
     position = 0
     for index, message in enumerate(messages):

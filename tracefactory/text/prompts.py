@@ -1,9 +1,9 @@
-"""Prompts: one Markdown file each, YAML front matter and a Jinja body.
+"""Prompts: Markdown files with YAML front matter and a Jinja body.
 
-A prompt decides what a teacher is asked, so its digest is part of the key of every stage that uses it. The template
-language (https://jinja.palletsprojects.com) runs sandboxed and without anything random. A template gets the row that is
-worked on by the names of `VARIABLES`; what it needs besides, it declares in its front matter. A name that is neither is
-a mistake when the file is read, and one that a stage has no value for when the pipeline is checked.
+A prompt determines the requests to a teacher, so its digest is part of the key of every stage that uses it. Templates
+(https://jinja.palletsprojects.com) are sandboxed and deterministic. They get the values of a row under the names of
+`VARIABLES`; other names must be declared in the front matter. An unknown name is a mistake when the file is read; a
+name without a value in a stage is a mistake when the pipeline is checked.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from tracefactory.text.reasoning import opens_thinking
 
 PROBLEM_VARIABLES: Mapping[str, str] = {
     "question": "the question of the problem",
-    "gold": "the problem's own answer",
-    "answers": "further answers that are as good, a list",
+    "gold": "the gold answer of the problem",
+    "answers": "further correct answers, a list",
     "context": "passages that belong to the problem, each with title, text and source",
     "tests": "programs that check an answer, a list",
     "tools": "tools that may be called, each with name, description and parameters",
     "domain": "the domain of the problem",
-    "source": "the source the problem came from",
-    "meta": "what else the source knows of the problem, a mapping",
+    "source": "the source of the problem",
+    "meta": "further data from the source, a mapping",
 }
-"""What a template may use of a problem."""
+"""The variables of a problem."""
 TRACE_VARIABLES: Mapping[str, str] = {
     "reasoning": "the reasoning of the trace",
     "answer_text": "the text after the reasoning of the trace",
@@ -47,45 +47,44 @@ TRACE_VARIABLES: Mapping[str, str] = {
     "verdict": "the verdict on the trace, with outcome, extracted, method and detail",
     "turns": "the turns between the question and the last one, each with role and content",
 }
-"""What a template may use of a trace, besides its problem's."""
+"""The variables of a trace, in addition to those of its problem."""
 ROW_VARIABLES: Mapping[str, str] = {
-    "answer": "the answer text of the trace, or the problem's own answer where there is no trace yet",
-    "fields": "values that stages before this one parsed, by name",
-    "measures": "what stages before this one measured, by name",
+    "answer": "the answer text of the trace, or the gold answer when there is no trace yet",
+    "fields": "values parsed by earlier stages, by name",
+    "measures": "measures of earlier stages, by name",
 }
-"""What a template may use of problems and of traces."""
-STAGE_VARIABLES: Mapping[str, str] = {"words": "how many words a text that is asked for should have"}
-"""What some stages give a template besides the row."""
+"""The variables of problems and traces."""
+STAGE_VARIABLES: Mapping[str, str] = {"words": "the requested length in words"}
+"""The variables that some stages add to those of the row."""
 VARIABLES = {**PROBLEM_VARIABLES, **TRACE_VARIABLES, **ROW_VARIABLES, **STAGE_VARIABLES}
-"""Everything a template may name without declaring it under `variables:` in its front matter."""
+"""The variables that need no declaration under `variables:` in the front matter."""
 
 _INCLUDES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
 
 class Example(Frozen):
-    """One worked example: an earlier turn of the user and what the assistant answered, word for word."""
+    """One worked example: an earlier turn of the user and the assistant's answer, verbatim."""
 
     user: str
     assistant: str
 
 
 class FrontMatter(Frozen):
-    """The head of a prompt file. `system` and `prefill` are templates as the body is; `examples` are plain text."""
+    """The front matter of a prompt file. `system` and `prefill` are templates, as the body is; `examples` are not."""
 
-    name: str | None = Field(None, description="The name of the file, if it is given at all.")
-    style: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="Style of the traces it leads to: long, short, ...")
-    description: str = Field("", description="What it asks for, in a sentence.")
-    variables: tuple[str, ...] = Field((), description="Names the templates use besides those of the row.")
+    name: str | None = Field(None, description="The file name without suffix; optional.")
+    style: str = Field(pattern=r"^[a-z][a-z0-9_]*$", description="Style of the resulting traces: long, short, ...")
+    description: str = Field("", description="The purpose of the prompt, in a sentence.")
+    variables: tuple[str, ...] = Field((), description="Variables of the templates that are not of the row.")
     system: str | None = Field(None, description="Template of the system message.")
     examples: tuple[Example, ...] = Field((), description="Worked examples, as earlier turns.")
     prefill: str | None = Field(None, description="Template of the beginning of the assistant's turn.")
 
 
 class Prompt(Frozen):
-    """A prompt: what the user's turn says, and, if given, the system's turn, worked examples as earlier turns and the
-    start of the assistant's turn.
+    """A prompt: the user's turn and, if given, a system turn, worked examples and the start of the assistant's turn.
 
-    `style` goes with every trace it leads to (`long`, `short`, ...); `file` is where it was read from.
+    `style` becomes the style of the resulting traces (`long`, `short`, ...); `file` is the file it was read from.
     """
 
     name: str
@@ -100,43 +99,43 @@ class Prompt(Frozen):
 
     @cached_property
     def digest(self) -> str:
-        """The sha256 of what decides the messages and the style: not of the name, the description or the file."""
+        """The sha256 of the parts that determine messages and style, without name, description and file."""
         return digest(self.model_dump(include={"style", "system", "examples", "prefill", "body"}))
 
     @property
     def opened_in_prompt(self) -> bool:
-        """Whether the prefill opens a thinking block, so that a completion starts inside it."""
+        """Whether the prefill opens a thinking block, so that completions start inside it."""
         return opens_thinking(self.prefill or "")
 
     @cached_property
     def variables(self) -> frozenset[str]:
-        """The names that must have a value when this prompt is rendered."""
+        """The variables that need a value to render this prompt."""
         parsed = (_environment().parse(text) for text in (self.system, self.body, self.prefill) if text)
         return frozenset(name for tree in parsed for name in find_undeclared_variables(tree))
 
     def check(self, kind: Kind, given: Collection[str] = ()) -> Iterator[Mistake]:
-        """Yield a mistake for every variable that has no value where this prompt is used.
+        """Yield a mistake for every variable without a value.
 
         Args:
-            kind: the kind of the rows it is rendered for.
-            given: the names that the stage gives besides those of the row.
+            kind: the kind of the rows that the prompt is rendered for.
+            given: the variables that the stage adds to those of the row.
         """
         known = {*PROBLEM_VARIABLES, *ROW_VARIABLES, *(TRACE_VARIABLES if kind is Kind.TRACES else ()), *given}
         for name in sorted(self.variables - known):
-            message = f"prompt {self.name!r} uses {name!r}, which has no value in a stage that works on {kind}"
-            yield Mistake(message, hint=f"there are: {', '.join(sorted(known))}")
+            message = f"prompt {self.name!r} uses {name!r}, which has no value in a stage on {kind}"
+            yield Mistake(message, hint=f"available: {', '.join(sorted(known))}")
 
     def messages_for(self, row: Row, **given: Any) -> list[dict[str, str]]:
-        """Return the messages for one row; `given` are values besides the row's."""
+        """Return the messages for one row; `given` are the values that the stage adds to those of the row."""
         return self.render(**{name: given[name] if name in given else _value(row, name) for name in self.variables})
 
     def render(self, **values: Any) -> list[dict[str, str]]:
-        """Return the messages: system, worked examples, the user's turn, the start of the assistant's, as far as given.
+        """Return the messages: system, worked examples, the user's turn, and the start of the assistant's turn.
 
         Raises:
-            UserError: when a variable has no value here, or an expression of the template fails.
+            UserError: when a variable has no value, or an expression of the template fails.
         """
-        # A prefill is continued where it ends; around the other turns blank lines mean nothing.
+        # The prefill must end exactly where the completion starts; the other turns are stripped.
         messages = [{"role": "system", "content": self._fill(self.system, values).strip()}] if self.system else []
         for example in self.examples:
             messages.append({"role": "user", "content": example.user.strip()})
@@ -150,18 +149,18 @@ class Prompt(Frozen):
         try:
             return _compiled(template).render(values)
         except jinja2.UndefinedError as error:
-            message = f"prompt {self.name!r}: {error.message}, in the stage that uses it"
+            message = f"prompt {self.name!r}: {error.message} in the stage that uses it"
             raise UserError(Mistake(message, self.file)) from error
-        except Exception as error:  # an expression in a template can fail in any way that Python can
-            message = f"prompt {self.name!r}: {type(error).__name__} while it was filled in: {error}"
+        except Exception as error:  # an expression in a template can raise any exception
+            message = f"prompt {self.name!r} cannot be rendered: {type(error).__name__}: {error}"
             raise UserError(Mistake(message, self.file)) from error
 
 
 def load_prompts(folder: Path) -> Mapping[str, Prompt]:
-    """Read every prompt of a folder (`*.md`), by name; a folder that is not there holds none.
+    """Read the prompts of a folder (`*.md`), by name; none when the folder does not exist.
 
     Raises:
-        UserError: with everything that is wrong in any of them.
+        UserError: with the mistakes of all files.
     """
     mistakes: list[Mistake] = []
     prompts = read_prompts(folder, mistakes)
@@ -176,7 +175,7 @@ def prompt_files(folder: Path) -> list[Path]:
 
 
 def read_prompts(folder: Path, mistakes: list[Mistake]) -> dict[str, Prompt]:
-    """Read the prompts of a folder that are right; what is wrong with the others is added to `mistakes`."""
+    """Read the valid prompts of a folder; mistakes in the others are added to `mistakes`."""
     read = (_read_prompt(file, mistakes) for file in prompt_files(folder))
     return {prompt.name: prompt for prompt in read if prompt is not None}
 
@@ -188,7 +187,7 @@ def _read_prompt(file: Path, mistakes: list[Mistake]) -> Prompt | None:
         return None
     head, body, body_line = _split(text)
     if head is None:
-        message = "a prompt starts with its front matter: a line of three dashes, `style:` ..., and three dashes again"
+        message = "no front matter: a prompt starts with a line of three dashes, `style:` ..., and three dashes again"
         mistakes.append(Mistake(message, file, 1))
         return None
     prompt = None
@@ -205,13 +204,13 @@ def _read_prompt(file: Path, mistakes: list[Mistake]) -> Prompt | None:
     if body:
         found.extend(_check_template(body, Position(file, line=body_line), declared, exact=True))
     else:
-        found.append(Mistake("the prompt has no body: the user's turn is empty", file, body_line))
+        found.append(Mistake("the prompt has no body, so the user's turn is empty", file, body_line))
     mistakes.extend(found)
     return None if found else prompt
 
 
 def _split(text: str) -> tuple[str | None, str, int]:
-    """Return the front matter, the body without the blank lines around it, and the line the body starts in."""
+    """Return the front matter, the body without blank lines around it, and the first line number of the body."""
     lines = text.split("\n")
     fences = [index for index, line in enumerate(lines) if line.rstrip() == "---"]
     if len(fences) < 2 or fences[0] != 0:
@@ -225,7 +224,7 @@ def _split(text: str) -> tuple[str | None, str, int]:
 
 def _check_name(front: FrontMatter, node: Node, file: Path) -> Iterator[Mistake]:
     if front.name is not None and front.name != file.stem:
-        message = f"the prompt calls itself {front.name!r}, but a prompt is named after its file: {file.stem!r}"
+        message = f"the name {front.name!r} differs from the file; a prompt is named after its file: {file.stem!r}"
         yield node.find(("name",)).position.mistake(message)
 
 
@@ -237,7 +236,7 @@ def _check_front_templates(node: Node, declared: frozenset[str]) -> Iterator[Mis
 
 
 def _check_template(text: str, start: Position, declared: frozenset[str], *, exact: bool) -> Iterator[Mistake]:
-    """Yield what is wrong with a template; `exact` says that its lines are those of the file."""
+    """Yield the mistakes of a template; `exact` means that its line breaks are those of the file."""
 
     def at(line: int) -> Position:
         return Position(start.file, start.line + line - 1) if exact else start
@@ -249,7 +248,7 @@ def _check_template(text: str, start: Position, declared: frozenset[str], *, exa
         yield at(error.lineno).mistake(f"the template is not valid: {error.message}")
         return
     for node in tree.find_all(_INCLUDES):
-        yield at(node.lineno).mistake("a prompt is one file: include, import and extends are not supported")
+        yield at(node.lineno).mistake("a prompt must be one file; include, import and extends are not supported")
     unknown = find_undeclared_variables(tree) - VARIABLES.keys() - declared
     seen: set[str] = set()
     for name in tree.find_all(nodes.Name):
@@ -260,7 +259,7 @@ def _check_template(text: str, start: Position, declared: frozenset[str], *, exa
 
 
 def _value(row: Row, name: str) -> Any:
-    """Return what a template gets for one of the row's names."""
+    """Return the value of one of the row's variables."""
     problem = row.problem if isinstance(row, Trace) else row
     match name:
         case "gold":
@@ -282,10 +281,10 @@ def _environment() -> ImmutableSandboxedEnvironment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        keep_trailing_newline=True,  # of a prefill it matters: "<think>\n"
+        keep_trailing_newline=True,  # for prefills such as "<think>\n"
         autoescape=False,
     )
-    # Two renderings of one prompt must be equal, or every request would be a new one.
+    # Renderings must be deterministic; otherwise every rendering would be a new request.
     environment.globals.pop("lipsum")
     environment.filters.pop("random")
     return environment

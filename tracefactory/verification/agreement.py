@@ -69,7 +69,7 @@ def _pairs(path: Path) -> Iterator[Pair]:
             yield Pair(gold=str(row["gold"]), text=row[field], response=field == "response", label=bool(row["label"]))
 
 
-def ours(pairs: Sequence[Pair]) -> list[bool]:
+def verify_pairs(pairs: Sequence[Pair]) -> list[bool]:
     """Return what this package's verifier takes as right."""
     tasks = [
         make_task(
@@ -89,7 +89,7 @@ def ours(pairs: Sequence[Pair]) -> list[bool]:
     return [verdict.outcome is Outcome.CORRECT for verdict in verdicts]
 
 
-def math_verifys(pairs: Sequence[Pair]) -> list[bool]:
+def math_verify_pairs(pairs: Sequence[Pair]) -> list[bool]:
     """Return what math-verify takes as right with its own defaults, golds wrapped as its documentation asks."""
     return [math_verify_accepts(pair.gold, pair.text) for pair in pairs]
 
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str]) -> None:
     for argument in arguments:
         pairs = read_pairs(Path(argument))
         if pairs:
-            scores.append((Path(argument).name, score(pairs, ours), score(pairs, math_verifys)))
+            scores.append((Path(argument).name, score(pairs, verify_pairs), score(pairs, math_verify_pairs)))
     print(table(scores))
 
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from tracefactory.answers.extract import Extraction, extract, extract_bare
 from tracefactory.core.errors import Mistake, UserError, nearest
@@ -34,9 +34,12 @@ class VerifyTask(Frozen):
 
 
 class ExtractParams(Frozen):
-    """`bare`: the text is the answer itself, perhaps with words around it, and not a completion to search."""
+    """How an answer is found in a text."""
 
-    bare: bool = False
+    bare: bool = Field(
+        default=False,
+        description="The text is the answer itself, perhaps with words around it, and not a completion to search.",
+    )
 
 
 class Verifier(ABC):
@@ -124,10 +127,10 @@ def parameters(verifier: Verifier, spec: Mapping[str, Any], policy: Mapping[str,
     try:
         return verifier.Params.model_validate({**spec, **own})
     except ValidationError as error:
-        raise UserError(_mistake(verifier.name, item, fields) for item in error.errors()) from None
+        raise UserError(_parameter_mistake(verifier.name, item, fields) for item in error.errors()) from None
 
 
-def _mistake(name: str, item: Mapping[str, Any], fields: Mapping[str, Any]) -> Mistake:
+def _parameter_mistake(name: str, item: Mapping[str, Any], fields: Mapping[str, Any]) -> Mistake:
     where = ".".join(map(str, item["loc"]))
     return Mistake(f"verifier {name!r}: {where}: {item['msg']}", hint=_hint(item, fields))
 

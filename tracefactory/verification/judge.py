@@ -30,8 +30,8 @@ class JudgedPair(Frozen):
 
 def read_vote(reply: str) -> bool | None:
     """Return what a reply says: the same (True), different (False), or neither or both (None)."""
-    said = {match[1].upper() for match in _VOTE.finditer(reply)}
-    return None if len(said) != 1 else said == {"SAME"}
+    votes = {match[1].upper() for match in _VOTE.finditer(reply)}
+    return None if len(votes) != 1 else votes == {"SAME"}
 
 
 async def judge(ask: Ask, rules: Verdict, votes: int = 3) -> JudgedPair:

@@ -20,10 +20,12 @@ import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from tracefactory.core.errors import UserError
+from tracefactory.core.plugins import ProjectPlugins, in_use
 from tracefactory.core.rows import Outcome, Verdict
 from tracefactory.verification.base import Verifier, VerifyTask, best_of, per_gold, resolve
 
@@ -69,19 +71,23 @@ class _Worker:
             os.close(reader)
         self._buffer = b""
         self._ready = False
+        self._plugins = ProjectPlugins(Path(), {})
 
     def ask(self, task: VerifyTask, deadline: float) -> Verdict:
         """Return the worker's verdict, or raise when it is late or gone; it is unusable after that."""
         if not self._ready:
             self._read(time.monotonic() + START_SECONDS)
             self._ready = True
-        message = {"task": task.model_dump(mode="json"), "deadline": deadline + GRACE_SECONDS}
+        message: dict[str, Any] = {"task": task.model_dump(mode="json"), "deadline": deadline + GRACE_SECONDS}
+        if (plugins := in_use()) != self._plugins:
+            message["plugins"] = {"root": str(plugins.root), "sources": plugins.sources}
+            self._plugins = plugins
         try:
             assert self.process.stdin is not None
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
         except OSError as error:
-            raise _WorkerDiedError(self.last_words()) from error
+            raise _WorkerDiedError(self.exit_report()) from error
         self._read(time.monotonic() + START_SECONDS)  # it imports what the task needs
         return Verdict.model_validate(self._read(time.monotonic() + deadline))
 
@@ -96,13 +102,13 @@ class _Worker:
                 raise _TimeoutInWorkerError
             chunk = os.read(descriptor, 1 << 16)
             if not chunk:
-                raise _WorkerDiedError(self.last_words())
+                raise _WorkerDiedError(self.exit_report())
             self._buffer += chunk
         line, _, self._buffer = self._buffer.partition(b"\n")
         reply: dict[str, Any] = json.loads(line)
         return reply
 
-    def last_words(self) -> str:
+    def exit_report(self) -> str:
         """Return how the process ended and the end of what it wrote to its standard error."""
         self.kill()
         self._stderr.seek(0, os.SEEK_END)
@@ -137,10 +143,10 @@ class _Workers:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        self._living: set[_Worker] = set()
+        self._all: set[_Worker] = set()
         self._closed = False
 
-    def borrow(self) -> _Worker:
+    def acquire(self) -> _Worker:
         try:
             return self._idle.get_nowait()
         except queue.Empty:
@@ -148,29 +154,29 @@ class _Workers:
                 if self._closed:
                     raise _WorkerDiedError("the pool is closed") from None
                 worker = _Worker()
-                self._living.add(worker)
+                self._all.add(worker)
                 return worker
 
-    def give_back(self, worker: _Worker) -> None:
+    def release(self, worker: _Worker) -> None:
         self._idle.put(worker)
 
     def discard(self, worker: _Worker) -> None:
         worker.close()
         with self._lock:
-            self._living.discard(worker)
+            self._all.discard(worker)
 
     def kill_all(self) -> None:
         with self._lock:
             self._closed = True
-            for worker in self._living:
+            for worker in self._all:
                 worker.kill()
 
     def close_all(self) -> None:
         self.kill_all()
         with self._lock:
-            for worker in self._living:
+            for worker in self._all:
                 worker.close()
-            self._living.clear()
+            self._all.clear()
 
 
 class VerifierPool:
@@ -188,22 +194,22 @@ class VerifierPool:
         self.deadline = deadline
         self._processes = _Workers()
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="verifier")
-        self._finalizer = weakref.finalize(self, _end, self._processes, self._threads)
+        self._finalizer = weakref.finalize(self, _shut_down, self._processes, self._threads)
 
     async def verify(self, tasks: Sequence[VerifyTask]) -> list[Verdict]:
         """Return one verdict per task, in order, by the gold answer of its problem that suits best. Never raises."""
         by_gold = [one for task in tasks for one in per_gold(task)]
-        found = iter(await self._each(by_gold))
+        found = iter(await self._verify_each(by_gold))
         return [best_of([next(found) for _ in per_gold(task)]) for task in tasks]
 
-    async def _each(self, tasks: Sequence[VerifyTask]) -> list[Verdict]:
+    async def _verify_each(self, tasks: Sequence[VerifyTask]) -> list[Verdict]:
         verdicts: list[Verdict | None] = []
         waiting: dict[int, Future[Verdict]] = {}
         try:
             for index, task in enumerate(tasks):
                 verdicts.append(self._quick(task))
                 if verdicts[-1] is None:
-                    waiting[index] = self._threads.submit(self._slow, task)
+                    waiting[index] = self._threads.submit(self._full, task)
                 if index % _YIELD_EVERY == _YIELD_EVERY - 1:
                     await asyncio.sleep(0)
             for index, future in waiting.items():
@@ -216,7 +222,7 @@ class VerifierPool:
 
     def verify_now(self, task: VerifyTask) -> Verdict:
         """Return the verdict of one task, waiting for it; for callers without an event loop."""
-        return best_of([self._quick(one) or self._threads.submit(self._slow, one).result() for one in per_gold(task)])
+        return best_of([self._quick(one) or self._threads.submit(self._full, one).result() for one in per_gold(task)])
 
     def close(self) -> None:
         """End every worker and wait for it; running items become `verifier_error`. Closing twice is fine."""
@@ -240,21 +246,21 @@ class VerifierPool:
             verdict = _failed(task, "exception", f"{type(error).__name__}: {error}"[:500], verifier)
         return None if verdict is None else verdict.model_copy(update={"seconds": time.perf_counter() - start})
 
-    def _slow(self, task: VerifyTask) -> Verdict:
+    def _full(self, task: VerifyTask) -> Verdict:
         start = time.perf_counter()
         deadline = self.deadline
         worker: _Worker | None = None
         try:
             verifier, params = resolve(task)
             deadline = max(self.deadline, verifier.seconds_needed(params))
-            worker = self._processes.borrow()
+            worker = self._processes.acquire()
             verdict = worker.ask(task, deadline)
         except _TimeoutInWorkerError:
             verdict = _failed(task, "timeout", f"no verdict after {deadline:g} s")
         except (_WorkerDiedError, OSError, ValueError) as error:
             verdict = _failed(task, "crash", str(error)[:500])
         else:
-            self._processes.give_back(worker)
+            self._processes.release(worker)
             worker = None
         if worker is not None:
             self._processes.discard(worker)
@@ -278,7 +284,7 @@ def _version(task: VerifyTask) -> str:
         return ""
 
 
-def _end(processes: _Workers, threads: ThreadPoolExecutor) -> None:
+def _shut_down(processes: _Workers, threads: ThreadPoolExecutor) -> None:
     processes.kill_all()
     threads.shutdown(wait=True, cancel_futures=True)
     processes.close_all()

@@ -13,8 +13,10 @@ import os
 import resource
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
+from tracefactory.core.plugins import use
 from tracefactory.core.rows import Frozen, Outcome, Verdict
 from tracefactory.verification.base import Verifier, VerifyTask, resolve
 
@@ -32,6 +34,8 @@ def main() -> None:
     _reply(replies, {"ready": True})
     for line in sys.stdin:
         message = json.loads(line)
+        if "plugins" in message:
+            use(Path(message["plugins"]["root"]), message["plugins"]["sources"])
         task = VerifyTask.model_validate(message["task"])
         verifier, params = resolve(task)
         verifier.prepare()

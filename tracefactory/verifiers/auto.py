@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tracefactory.core.rows import Verdict
 from tracefactory.verification.base import Verifier, VerifyTask, verifier
-from tracefactory.verifiers.choice import ChoiceParams, ChoiceVerifier, by_content, options_in
+from tracefactory.verifiers.choice import OPTIONS, ChoiceParams, ChoiceVerifier, by_content, options_in
 from tracefactory.verifiers.math import MathVerifier, MathVerifierParams
 
 _OPTION_GOLD = re.compile(r"\(?[A-J]\)?|[A-J][).:].*", re.DOTALL)
@@ -17,7 +17,7 @@ _OPTION_GOLD = re.compile(r"\(?[A-J]\)?|[A-J][).:].*", re.DOTALL)
 class AutoParams(MathVerifierParams):
     """The parameters of `math`, and the options of `choice`."""
 
-    options: tuple[str, ...] = Field(default=())
+    options: tuple[str, ...] = Field(default=(), description=OPTIONS)
 
 
 @verifier

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+from pydantic import Field
+
 from tracefactory.answers.compare import Comparison, ProseError
-from tracefactory.answers.extract import several
+from tracefactory.answers.extract import extract_several
 from tracefactory.answers.normalize import normalize, strip_markup
 from tracefactory.answers.quantity_rules import MathParams, UndecidedError
 from tracefactory.answers.reading import read
@@ -21,10 +23,13 @@ _OPTION = re.compile(r"(?:^|[\s(（])[(（]?([A-J])\s*[)）.:：]\s*(.*?)(?=\s*[
 _RUN = re.compile(r"[A-J]{2,6}")
 
 
-class ChoiceParams(ExtractParams):
-    """`options`: what the options say, in order (`"A) 12"` or `"12"`); without them the question is searched."""
+OPTIONS = "What the options say, in order, as A) 12 or 12; without them the question is searched."
 
-    options: tuple[str, ...] = ()
+
+class ChoiceParams(ExtractParams):
+    """What there is to choose from."""
+
+    options: tuple[str, ...] = Field(default=(), description=OPTIONS)
 
 
 @verifier
@@ -43,7 +48,7 @@ class ChoiceVerifier(Verifier):
         stated = stated_answer(task, bare=params.bare)
         if stated is None:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
-        stated = several(task.answer_text, stated) or stated
+        stated = extract_several(task.answer_text, stated) or stated
         chosen = letters(stated.value)
         method = "choice"
         if not chosen:

@@ -10,7 +10,7 @@ from pydantic import Field
 from tracefactory.answers.extract import Extraction
 from tracefactory.core.rows import Frozen, Outcome, Verdict
 from tracefactory.sandbox.programs import Program, defines, find_program
-from tracefactory.sandbox.run import Limits, Run, run_program, run_tests
+from tracefactory.sandbox.run import Limits, RunResult, run_program, run_tests
 from tracefactory.verification.base import Verifier, VerifyTask, verifier
 
 _CALLED = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
@@ -20,29 +20,32 @@ _OVERHEAD = 5.0
 
 
 class Case(Frozen):
-    """What a program reads from its standard input and what it must print."""
+    """What a program reads and what it must print."""
 
-    stdin: str
-    stdout: str
+    stdin: str = Field(description="What it reads from its standard input.")
+    stdout: str = Field(description="What it must print.")
 
 
 class CodeParams(Frozen):
-    """How to test a program.
+    """How to test a program."""
 
-    `tests`: statements to run after it, such as assertions (MBPP) or a `check` function (HumanEval; it is called with
-    `entry_point` unless the tests call it); by default those of the problem. `setup` runs between the program and
-    its tests, as in MBPP (Austin et al. 2021). `prompt`: the beginning of the program, put before an answer that only
-    continues it. `cases`: input and output pairs, instead of tests. `seconds` of processor time and `memory_mb` are the
-    limits of each run.
-    """
-
-    tests: tuple[str, ...] = ()
-    entry_point: str = ""
-    setup: str = ""
-    prompt: str = ""
-    cases: tuple[Case, ...] = ()
-    seconds: float = Field(default=5.0, gt=0)
-    memory_mb: int = Field(default=1024, ge=64)
+    tests: tuple[str, ...] = Field(
+        default=(),
+        description="Statements to run after it, such as assertions (MBPP) or a function `check` (HumanEval); by "
+        "default those of the problem.",
+    )
+    entry_point: str = Field(
+        default="", description="The function that `check` is called with, unless the tests call it."
+    )
+    setup: str = Field(
+        default="", description="What runs between the program and its tests, as in MBPP (Austin et al. 2021)."
+    )
+    prompt: str = Field(
+        default="", description="The beginning of the program, put before an answer that only continues it."
+    )
+    cases: tuple[Case, ...] = Field(default=(), description="Input and output, instead of tests.")
+    seconds: float = Field(default=5.0, gt=0, description="Processor time that each run may take, in seconds.")
+    memory_mb: int = Field(default=1024, ge=64, description="Memory that each run may take, in MB.")
 
     def limits(self) -> Limits:
         return Limits(seconds=self.seconds, memory_mb=self.memory_mb)
@@ -94,7 +97,7 @@ class CodeVerifier(Verifier):
                 return self._judge(run, False, shown, "cases")
         return self.verdict(Outcome.CORRECT, "cases", shown)
 
-    def _judge(self, run: Run, passed: bool, shown: Extraction, method: str) -> Verdict:
+    def _judge(self, run: RunResult, passed: bool, shown: Extraction, method: str) -> Verdict:
         if run.ended == "timeout":
             return self.verdict(Outcome.VERIFIER_ERROR, "timeout", shown, f"no end after {run.seconds:.1f} s")
         if passed:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import unicodedata
 
+from pydantic import Field
+
 from tracefactory.answers.normalize import strip_markup
 from tracefactory.core.rows import Outcome, Verdict
 from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, verifier, whole_or_stated
 
 
 class ExactParams(ExtractParams):
-    """`case`: whether case counts. `whole`: compare all of the text, not a stated answer in it."""
+    """How strings are compared."""
 
-    case: bool = True
-    whole: bool = False
+    case: bool = Field(default=True, description="Whether case counts.")
+    whole: bool = Field(default=False, description="Compare all of the text, not a stated answer in it.")
 
 
 @verifier

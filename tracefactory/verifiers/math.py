@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tracefactory.answers.boxes import find_boxes
 from tracefactory.answers.compare import Comparison, ProseError
-from tracefactory.answers.extract import Extraction, extract_bare, several, whole
+from tracefactory.answers.extract import Extraction, extract_bare, extract_several, extract_whole
 from tracefactory.answers.normalize import MAX_CHARS, strip_markup
 from tracefactory.answers.quantity_rules import MathParams, Symbolic, UndecidedError
 from tracefactory.answers.reading import read
@@ -45,7 +45,7 @@ class MathVerifier(Verifier):
         if gold_text is None or not gold_text.strip():
             return self.verdict(Outcome.UNVERIFIABLE, "no_gold")
         if params.bare and _as_written(gold_text, task.answer_text):
-            return self.verdict(Outcome.CORRECT, "string", whole(task.answer_text))
+            return self.verdict(Outcome.CORRECT, "string", extract_whole(task.answer_text))
         stated = stated_answer(task, bare=params.bare)
         if stated is None:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
@@ -79,7 +79,7 @@ def gold_reading(text: str) -> Reading:
     if len(text) <= 300 and not find_boxes(text) and "####" not in text and "nswer" not in text:
         return read(text)
     stated = extract_bare(text)
-    return read((several(text, stated) or stated).value)
+    return read((extract_several(text, stated) or stated).value)
 
 
 def typed(gold: Reading, stated: Extraction, text: str) -> Extraction:
@@ -91,7 +91,7 @@ def typed(gold: Reading, stated: Extraction, text: str) -> Extraction:
         own = max((_shape(one) for one in read(stated.text).values), key=lambda shape: shape[1], default=("", 1))
         if count < 2 or (own[1] > 1 and (own[0] != "tuple" or kind == "tuple")):
             continue
-        together = several(text, stated) or several(text, stated, count)
+        together = extract_several(text, stated) or extract_several(text, stated, count)
         if together is None:
             return stated
         if kind == "tuple" and len(together.parts) == count:

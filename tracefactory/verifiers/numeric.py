@@ -17,10 +17,10 @@ from tracefactory.verifiers.math import gold_reading
 
 
 class NumericParams(ExtractParams):
-    """Largest differences that count as equal: `abs_tol` absolute, `rel_tol` relative to the gold answer."""
+    """Largest differences that count as equal."""
 
-    abs_tol: float = Field(default=0.0, ge=0)
-    rel_tol: float = Field(default=1e-6, ge=0, lt=1)
+    abs_tol: float = Field(default=0.0, ge=0, description="Largest absolute difference.")
+    rel_tol: float = Field(default=1e-6, ge=0, lt=1, description="Largest difference, relative to the gold answer.")
 
 
 @verifier

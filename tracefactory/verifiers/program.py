@@ -25,8 +25,8 @@ _OVERHEAD = 5.0
 class ProgramParams(MathParams):
     """The policies of `math`, and limits for the run. A symbolic library needs more memory than plain Python."""
 
-    seconds: float = Field(default=8.0, gt=0)
-    memory_mb: int = Field(default=2048, ge=64)
+    seconds: float = Field(default=8.0, gt=0, description="Processor time that the run may take, in seconds.")
+    memory_mb: int = Field(default=2048, ge=64, description="Memory that the run may take, in MB.")
 
 
 @verifier

@@ -20,14 +20,16 @@ _WHOLE_LIMIT = 2000
 
 
 class ReasoningGymParams(ExtractParams):
-    """`task` names the dataset and `entry` is its row (question, answer, metadata). `threshold`: lowest right score.
+    """What the task's own scorer is asked about."""
 
-    Scorers give 1.0 to a right answer; what they give to others (0.01, or a share of right cells) does not count.
-    """
-
-    task: str
-    entry: dict[str, Any]
-    threshold: float = Field(default=1.0, gt=0, le=1)
+    task: str = Field(description="The dataset.")
+    entry: dict[str, Any] = Field(description="Its row: question, answer, metadata.")
+    threshold: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Lowest score of a right answer; scorers give it 1.0, and others 0.01 or a share of right cells.",
+    )
 
 
 @verifier

@@ -15,15 +15,15 @@ from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, 
 
 
 class TextParams(ExtractParams):
-    """How free text is compared.
+    """How free text is compared."""
 
-    `match`: `equal` compares normalised words; `contains` asks for the gold words in a row; `f1` asks for a word
-    overlap of at least `min_f1` (SQuAD, Rajpurkar et al. 2016). `any_of`: further right answers besides the gold.
-    """
-
-    match: Literal["equal", "contains", "f1"] = "equal"
-    min_f1: float = Field(default=0.8, gt=0, le=1)
-    any_of: tuple[str, ...] = ()
+    match: Literal["equal", "contains", "f1"] = Field(
+        default="equal",
+        description="equal compares normalised words, contains asks for the gold words in a row, f1 for a word overlap "
+        "of at least `min_f1` (SQuAD, Rajpurkar et al. 2016).",
+    )
+    min_f1: float = Field(default=0.8, gt=0, le=1, description="The least word overlap, for `match: f1`.")
+    any_of: tuple[str, ...] = Field(default=(), description="Further right answers besides the gold one.")
 
 
 @verifier

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from tracefactory.decoding.decoder import Role
+from tracefactory.decoding.draft_schedule import DraftScheduler
 from tracefactory.decoding.engine import Engine
-from tracefactory.decoding.lane import Lane
-from tracefactory.decoding.pace import Pace
+from tracefactory.decoding.kv_cache import CachedModel
 from tracefactory.decoding.vocabulary import Vocabulary, compare
 
 SPECIAL = ("<|end|>", "<think>", "</think>")
@@ -86,13 +86,13 @@ def make_engine(
     tokenizer: Any,
     *,
     rows: int,
-    pace: Pace | None = None,
+    scheduler: DraftScheduler | None = None,
     stops: frozenset[int] = frozenset({256}),
     vocabulary: Vocabulary | None = None,
 ) -> Engine:
-    lanes = {Role.TEACHER: Lane(teacher, rows), Role.STUDENT: Lane(student, rows)}
+    models = {Role.TEACHER: CachedModel(teacher, rows), Role.STUDENT: CachedModel(student, rows)}
     vocabulary = vocabulary or compare(tokenizer, tokenizer).sized(teacher.config.vocab_size)
-    return Engine(lanes, vocabulary, tokenizer, stops, pace)
+    return Engine(models, vocabulary, tokenizer, stops, scheduler)
 
 
 def prompts(count: int) -> list[list[int]]:

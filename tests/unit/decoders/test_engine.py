@@ -12,29 +12,29 @@ from tests.unit.decoders.conftest import make_engine, prompts
 from tests.unit.decoders.reference import reference
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.decoding.decoder import Role
+from tracefactory.decoding.draft_schedule import DraftPlan, DraftScheduler
 from tracefactory.decoding.engine import Engine
-from tracefactory.decoding.pace import Pace, Plan
-from tracefactory.decoding.run import Run, Script
+from tracefactory.decoding.rollout import Rollout, RolloutSpec
 
 TOKENS = 30
 
 
-def run_all(engine: Engine, scripts: list[Script]) -> list[Run]:
-    runs = [engine.add(script) for script in scripts]
+def run_all(engine: Engine, specs: list[RolloutSpec]) -> list[Rollout]:
+    runs = [engine.add(spec) for spec in specs]
     while engine.busy:
         engine.round()
     return runs
 
 
-def scripts(decoder: ReverseSpeculative, count: int, tokens: int = TOKENS) -> list[Script]:
-    return [Script(tuple(p), decoder, 77 + i, tokens) for i, p in enumerate(prompts(count))]
+def specs(decoder: ReverseSpeculative, count: int, tokens: int = TOKENS) -> list[RolloutSpec]:
+    return [RolloutSpec(tuple(p), decoder, 77 + i, tokens) for i, p in enumerate(prompts(count))]
 
 
 @pytest.fixture(scope="module")
 def expected(teacher: Any, student: Any) -> list[list[tuple[int, int]]]:
     found = []
-    for script in scripts(ReverseSpeculative(), 6):
-        steps = reference(teacher, student, list(script.prompt), script.decoder, script.key, TOKENS, frozenset({256}))
+    for spec in specs(ReverseSpeculative(), 6):
+        steps = reference(teacher, student, list(spec.prompt), spec.decoder, spec.key, TOKENS, frozenset({256}))
         found.append([(step.token, step.draw) for step in steps])
     return found
 
@@ -49,25 +49,25 @@ def test_the_reference_takes_every_branch(expected: list[list[tuple[int, int]]])
 
 @pytest.mark.parametrize("rows", [1, 4])
 @pytest.mark.parametrize("length", [1, 3, 16])
-@pytest.mark.parametrize("front", list(Role))
+@pytest.mark.parametrize("drafter", list(Role))
 def test_chunked_and_batched_runs_equal_the_reference(
     teacher: Any,
     student: Any,
     tokenizer: Any,
     expected: list[list[tuple[int, int]]],
-    front: Role,
+    drafter: Role,
     length: int,
     rows: int,
 ) -> None:
-    engine = make_engine(teacher, student, tokenizer, rows=rows, pace=Pace(Plan(front, length)))
-    runs = run_all(engine, scripts(ReverseSpeculative(), 6))
+    engine = make_engine(teacher, student, tokenizer, rows=rows, scheduler=DraftScheduler(DraftPlan(drafter, length)))
+    runs = run_all(engine, specs(ReverseSpeculative(), 6))
     assert [list(zip(run.tokens, run.draws, strict=True)) for run in runs] == expected
 
 
 def test_the_adaptive_pace_changes_nothing(
     teacher: Any, student: Any, tokenizer: Any, expected: list[list[tuple[int, int]]]
 ) -> None:
-    runs = run_all(make_engine(teacher, student, tokenizer, rows=4), scripts(ReverseSpeculative(), 6))
+    runs = run_all(make_engine(teacher, student, tokenizer, rows=4), specs(ReverseSpeculative(), 6))
     assert [list(zip(run.tokens, run.draws, strict=True)) for run in runs] == expected
 
 
@@ -83,29 +83,29 @@ def test_the_adaptive_pace_changes_nothing(
 def test_every_option_equals_the_reference(
     teacher: Any, student: Any, tokenizer: Any, decoder: ReverseSpeculative
 ) -> None:
-    runs = run_all(make_engine(teacher, student, tokenizer, rows=3), scripts(decoder, 3))
+    runs = run_all(make_engine(teacher, student, tokenizer, rows=3), specs(decoder, 3))
     for run in runs:
-        steps = reference(teacher, student, list(run.script.prompt), decoder, run.script.key, TOKENS, frozenset({256}))
+        steps = reference(teacher, student, list(run.spec.prompt), decoder, run.spec.key, TOKENS, frozenset({256}))
         assert list(zip(run.tokens, run.draws, strict=True)) == [(step.token, step.draw) for step in steps]
 
 
 def test_logprobs_are_those_of_both_models(teacher: Any, student: Any, tokenizer: Any) -> None:
-    run = run_all(make_engine(teacher, student, tokenizer, rows=1), scripts(ReverseSpeculative(), 1))[0]
-    whole = torch.tensor([[*run.script.prompt, *run.tokens]])
+    run = run_all(make_engine(teacher, student, tokenizer, rows=1), specs(ReverseSpeculative(), 1))[0]
+    whole = torch.tensor([[*run.spec.prompt, *run.tokens]])
     for role, model in ((Role.TEACHER, teacher), (Role.STUDENT, student)):
-        logp = model(input_ids=whole).logits[0].log_softmax(-1)[len(run.script.prompt) - 1 : -1]
+        logp = model(input_ids=whole).logits[0].log_softmax(-1)[len(run.spec.prompt) - 1 : -1]
         expected = logp.gather(1, torch.tensor(run.tokens)[:, None])[:, 0].numpy()
         np.testing.assert_allclose(run.logprobs[role], expected, atol=1e-9)
 
 
 def test_a_prompt_that_is_there_already_is_not_computed_again(teacher: Any, student: Any, tokenizer: Any) -> None:
     decoder = ReverseSpeculative()
-    twins = [Script(tuple(prompts(1)[0]), decoder, key, 12) for key in (1, 2, 3, 4)]
+    twins = [RolloutSpec(tuple(prompts(1)[0]), decoder, key, 12) for key in (1, 2, 3, 4)]
     alone = [run_all(make_engine(teacher, student, tokenizer, rows=1), [one])[0].tokens for one in twins]
-    engine = make_engine(teacher, student, tokenizer, rows=3, pace=Pace(Plan(Role.TEACHER, 4)))
-    runs = [engine.add(script) for script in twins]
+    engine = make_engine(teacher, student, tokenizer, rows=3, scheduler=DraftScheduler(DraftPlan(Role.TEACHER, 4)))
+    runs = [engine.add(spec) for spec in twins]
     engine.round()
-    assert engine.lanes[Role.STUDENT].passes == 2  # one for the prompt, one to score the draft
+    assert engine.models[Role.STUDENT].passes == 2  # one for the prompt, one to score the draft
     while engine.busy:
         engine.round()
     assert [run.tokens for run in runs] == alone
@@ -113,7 +113,7 @@ def test_a_prompt_that_is_there_already_is_not_computed_again(teacher: Any, stud
 
 
 def test_a_stop_token_ends_a_trace_and_stands_outside_of_its_text(teacher: Any, student: Any, tokenizer: Any) -> None:
-    one = scripts(ReverseSpeculative(), 1)
+    one = specs(ReverseSpeculative(), 1)
     whole = run_all(make_engine(teacher, student, tokenizer, rows=1), one)[0]
     assert whole.finish == "length"
     stop = whole.tokens[20]
@@ -129,10 +129,10 @@ def test_a_round_ends_traces_at_different_lengths_and_fills_their_rows(
     teacher: Any, student: Any, tokenizer: Any
 ) -> None:
     decoder = ReverseSpeculative()
-    mixed = [Script(tuple(p), decoder, i, 3 + 7 * i) for i, p in enumerate(prompts(9))]
+    mixed = [RolloutSpec(tuple(p), decoder, i, 3 + 7 * i) for i, p in enumerate(prompts(9))]
     alone = [run_all(make_engine(teacher, student, tokenizer, rows=1), [one])[0].tokens for one in mixed]
     together = run_all(make_engine(teacher, student, tokenizer, rows=4), mixed)
     assert [run.tokens for run in together] == alone
     assert [len(run.tokens) for run in together if run.finish == "length"] == [
-        run.script.max_tokens for run in together if run.finish == "length"
+        run.spec.max_tokens for run in together if run.finish == "length"
     ]

@@ -14,15 +14,15 @@ from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.decoders.speculative_thinking import SpeculativeThinking
 from tracefactory.decoders.student_prefix import StudentPrefix
 from tracefactory.decoders.teacher_prefix import TeacherPrefix
-from tracefactory.decoding.decoder import DECODERS, Decoder, Role, Turn, Written
-from tracefactory.decoding.run import Script
+from tracefactory.decoding.decoder import DECODERS, Decoder, PartialTrace, Role, Turn
+from tracefactory.decoding.rollout import RolloutSpec
 from tracefactory.sampling.noise import STUDENT, TEACHER
 
 S, T = Role.STUDENT, Role.TEACHER
 
 
-def written(*pieces: tuple[str, Role]) -> Written:
-    return Written(7, [text for text, _ in pieces], [role for _, role in pieces])
+def written(*pieces: tuple[str, Role]) -> PartialTrace:
+    return PartialTrace(7, [text for text, _ in pieces], [role for _, role in pieces])
 
 
 def writer(decoder: Decoder, *pieces: tuple[str, Role]) -> Role:
@@ -57,7 +57,7 @@ def test_the_teacher_leads_each_sentence(end: str) -> None:
 def test_the_gate_opens_for_whole_sentences_at_its_rate() -> None:
     decoder, opened = Foreal(lead=3, gate=0.3), 0
     for key in range(600):
-        first = [decoder.turn(Written(key, ["x"] * n, [T] * n)).writer for n in range(4)]
+        first = [decoder.turn(PartialTrace(key, ["x"] * n, [T] * n)).writer for n in range(4)]
         assert first in ([T, T, T, S], [S, S, S, S])
         opened += first[0] is T
     assert 0.24 < opened / 600 < 0.36
@@ -85,7 +85,7 @@ class Alternating(Decoder):
     name = "alternating"
     version = "1"
 
-    def turn(self, written: Written) -> Turn:
+    def turn(self, written: PartialTrace) -> Turn:
         if len(written) % 7 < 4:
             return ReverseSpeculative(p=0.1).turn(written)
         return Turn(S if len(written) % 7 < 6 else T)
@@ -98,9 +98,9 @@ class Alternating(Decoder):
 def test_batched_traces_are_those_written_alone(tokenizer: Any, decoder: Decoder) -> None:
     teacher = tiny(1)
     student = perturbed(teacher, 0.3)
-    scripts = [Script(tuple(range(3 + 2 * key)), decoder, key, 30) for key in range(4)]
-    alone = [finished(make_engine(teacher, student, tokenizer, rows=1), [script])[0] for script in scripts]
-    together = finished(make_engine(teacher, student, tokenizer, rows=3), scripts)
+    specs = [RolloutSpec(tuple(range(3 + 2 * key)), decoder, key, 30) for key in range(4)]
+    alone = [finished(make_engine(teacher, student, tokenizer, rows=1), [spec])[0] for spec in specs]
+    together = finished(make_engine(teacher, student, tokenizer, rows=3), specs)
     assert [run.tokens for run in together] == [run.tokens for run in alone]
     assert [run.written.writers for run in together] == [run.written.writers for run in alone]
 
@@ -108,9 +108,9 @@ def test_batched_traces_are_those_written_alone(tokenizer: Any, decoder: Decoder
 def test_free_turns_are_draws_of_the_model_whose_turn_it_is(tokenizer: Any) -> None:
     teacher = tiny(1)
     student = perturbed(teacher, 0.3)
-    run = finished(make_engine(teacher, student, tokenizer, rows=1), [Script((1, 2), StudentPrefix(tokens=6), 3, 14)])[
-        0
-    ]
+    run = finished(
+        make_engine(teacher, student, tokenizer, rows=1), [RolloutSpec((1, 2), StudentPrefix(tokens=6), 3, 14)]
+    )[0]
     sequence, settings = [1, 2], ReverseSpeculative()
     for position, token in enumerate(run.tokens):
         model, stream = (student, STUDENT) if position < 6 else (teacher, TEACHER)
@@ -119,8 +119,8 @@ def test_free_turns_are_draws_of_the_model_whose_turn_it_is(tokenizer: Any) -> N
         sequence.append(token)
 
 
-def finished(engine: Any, scripts: list[Script]) -> list[Any]:
-    runs = [engine.add(script) for script in scripts]
+def finished(engine: Any, specs: list[RolloutSpec]) -> list[Any]:
+    runs = [engine.add(spec) for spec in specs]
     while engine.busy:
         engine.round()
     return runs

@@ -19,7 +19,7 @@ from tests.unit.decoders.test_served import asked, columns, in_process
 from tracefactory.core.errors import RunError
 from tracefactory.core.model import RequestFailed
 from tracefactory.decoding.fused import FusedPair
-from tracefactory.decoding.served import Side
+from tracefactory.decoding.served import ServedModel
 from tracefactory.serving.vllm.plugins import fused_decoding as vllm_fused
 from tracefactory.students import Checkpoint
 
@@ -139,7 +139,7 @@ def fused(folders: tuple[Path, Path], drafted: int = 4) -> FusedPair:
     models = [AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64) for folder in folders]
     server: Any = FusedServer(*models, drafted)
     specs = [Checkpoint(model=str(folder)) for folder in folders]
-    return FusedPair(Side("small", server, specs[1]), ("big", specs[0]), drafted)
+    return FusedPair(ServedModel("small", server, specs[1]), ("big", specs[0]), drafted)
 
 
 @pytest.mark.parametrize("drafted", [1, 5])
@@ -162,7 +162,7 @@ async def test_one_engine_writes_the_tokens_of_the_in_process_engine(
 
 async def test_a_trace_that_lost_its_draft_is_void_and_can_be_tried_again(folders: tuple[Path, Path]) -> None:
     pair = fused(folders)
-    pair.side.client.forgetful = True  # type: ignore[attr-defined]
+    pair.student.client.forgetful = True  # type: ignore[attr-defined]
     with pytest.raises(RequestFailed, match="preempted") as caught:
         await pair.complete(asked(1)[0])
     assert caught.value.retryable
@@ -210,5 +210,5 @@ def other_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("other_vllm")
 def test_another_version_of_vllm_is_refused() -> None:
-    with pytest.raises(RuntimeError, match=r"made for vLLM 0\.32\.x, and this is 0\.33\.1"):
+    with pytest.raises(RuntimeError, match=r"supports vLLM 0\.32\.x, but this is vLLM 0\.33\.1"):
         vllm_fused.install()

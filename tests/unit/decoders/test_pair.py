@@ -16,18 +16,18 @@ from tests.unit.decoders.conftest import byte_tokenizer
 from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.decoding.decoder import Role
-from tracefactory.decoding.pair import Pair
+from tracefactory.decoding.in_process import InProcessPair
 from tracefactory.decoding.prompts import encoded_prompt
 from tracefactory.decoding.provenance import Decoded, Provenance
-from tracefactory.decoding.run import Run, Script
+from tracefactory.decoding.rollout import Rollout, RolloutSpec
 from tracefactory.decoding.vocabulary import compare
 from tracefactory.students import Checkpoint
 
 
 @pytest.fixture
-async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+async def pair(tmp_path: Path) -> AsyncIterator[InProcessPair]:
     teacher, student = (Checkpoint(model=str(path), dtype="float64") for path in save_pair(tmp_path))
-    opened = Pair(teacher, student, 3, ("big", "small"))
+    opened = InProcessPair(teacher, student, 3, ("big", "small"))
     yield opened
     await opened.close()
 
@@ -38,7 +38,7 @@ def request(question: str, seed: int, tokens: int = 24, **changed: Any) -> ChatR
     return ChatRequest(model_identity={}, messages=messages, params={**params, "max_tokens": tokens, "seed": seed})
 
 
-async def test_many_requests_share_a_batch_and_each_is_what_it_is_alone(pair: Pair) -> None:
+async def test_many_requests_share_a_batch_and_each_is_what_it_is_alone(pair: InProcessPair) -> None:
     asked = [request(f"What is {n} + {n}?", n) for n in range(5)]
     together = await asyncio.gather(*map(pair.complete, asked))
     later = await pair.complete(asked[3])
@@ -50,7 +50,7 @@ async def test_many_requests_share_a_batch_and_each_is_what_it_is_alone(pair: Pa
         assert 0 < one.prompt_tokens < 60
 
 
-async def test_who_wrote_what_comes_back_with_the_text(pair: Pair) -> None:
+async def test_who_wrote_what_comes_back_with_the_text(pair: InProcessPair) -> None:
     decoded = await pair.complete(request("What is 1 + 1?", 5, 60, p=0.2, draws=1))
     provenance = Decoded.model_validate_json(decoded.model_dump_json()).provenance
     assert len(provenance.column("token_ids")) == decoded.completion_tokens
@@ -63,7 +63,9 @@ async def test_who_wrote_what_comes_back_with_the_text(pair: Pair) -> None:
     assert (provenance.column("teacher_logprobs") <= 0).all()
 
 
-async def test_a_prompt_that_leaves_no_room_is_a_failed_request_and_costs_its_siblings_nothing(pair: Pair) -> None:
+async def test_a_prompt_that_leaves_no_room_is_a_failed_request_and_costs_its_siblings_nothing(
+    pair: InProcessPair,
+) -> None:
     long, short = await asyncio.gather(
         pair.complete(request("x" * 600, 1)), pair.complete(request("x", 1)), return_exceptions=True
     )
@@ -82,7 +84,7 @@ def test_the_prompt_is_the_students_and_a_prefill_is_continued(tmp_path: Path) -
 
 def test_a_character_is_never_cut() -> None:
     tokenizer = byte_tokenizer()
-    run = Run(Script((1,), ReverseSpeculative(), 0, 99), compare(tokenizer, tokenizer), tokenizer)
+    run = Rollout(RolloutSpec((1,), ReverseSpeculative(), 0, 99), compare(tokenizer, tokenizer), tokenizer)
     text = "因为 12 ≤ x, así que √2 ≈ 1.41 🙂."
     ids = tokenizer.encode(text)
     for number, token in enumerate(ids):
@@ -90,7 +92,7 @@ def test_a_character_is_never_cut() -> None:
     assert run.written.text() == text
     spans = list(Provenance.of(run).spans(text))
     assert "".join(part for _, part in spans) == text
-    cut = Run(Script((1,), ReverseSpeculative(), 0, 99), compare(tokenizer, tokenizer), tokenizer)
+    cut = Rollout(RolloutSpec((1,), ReverseSpeculative(), 0, 99), compare(tokenizer, tokenizer), tokenizer)
     for token in ids[:-2]:  # ends inside of the emoji
         cut.write(token, Role.TEACHER, draw=1, logprobs={}, stops=())
     assert cut.written.text() == text[:-2]

@@ -17,8 +17,8 @@ from tests.unit.decoders.conftest import make_engine, perturbed
 from tests.unit.decoders.reference import decide_one
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.decoding.decoder import Role
-from tracefactory.decoding.pace import Pace, Plan
-from tracefactory.decoding.run import Run, Script
+from tracefactory.decoding.draft_schedule import DraftPlan, DraftScheduler
+from tracefactory.decoding.rollout import Rollout, RolloutSpec
 from tracefactory.serving.loading import load_model, load_tokenizer
 from tracefactory.students import Checkpoint
 
@@ -53,15 +53,17 @@ def models() -> tuple[Any, Any, Any]:
     return teacher, perturbed(teacher, 0.08), load_tokenizer(spec)
 
 
-def decode(models: tuple[Any, Any, Any], rows: int, pace: Pace) -> list[Run]:
+def decode(models: tuple[Any, Any, Any], rows: int, scheduler: DraftScheduler) -> list[Rollout]:
     teacher, student, tokenizer = models
-    engine = make_engine(teacher, student, tokenizer, rows=rows, pace=pace, stops=frozenset({tokenizer.eos_token_id}))
+    engine = make_engine(
+        teacher, student, tokenizer, rows=rows, scheduler=scheduler, stops=frozenset({tokenizer.eos_token_id})
+    )
     for number, question in enumerate(QUESTIONS):
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
         )
         prompt = tuple(tokenizer.encode(text, add_special_tokens=False))
-        engine.add(Script(prompt, RULE, 100 + number, TOKENS))
+        engine.add(RolloutSpec(prompt, RULE, 100 + number, TOKENS))
     runs = list(engine._waiting)
     while engine.busy:
         engine.round()
@@ -69,27 +71,27 @@ def decode(models: tuple[Any, Any, Any], rows: int, pace: Pace) -> list[Run]:
 
 
 @pytest.fixture(scope="module")
-def expected(models: tuple[Any, Any, Any]) -> list[Run]:
-    return decode(models, 1, Pace(Plan(Role.TEACHER, 1)))
+def expected(models: tuple[Any, Any, Any]) -> list[Rollout]:
+    return decode(models, 1, DraftScheduler(DraftPlan(Role.TEACHER, 1)))
 
 
 def test_in_float64_every_draft_length_and_batch_writes_the_same(
-    models: tuple[Any, Any, Any], expected: list[Run]
+    models: tuple[Any, Any, Any], expected: list[Rollout]
 ) -> None:
     assert any(0 in run.draws for run in expected)
-    for rows, front, length in ((3, Role.TEACHER, 4), (2, Role.STUDENT, 8), (3, Role.STUDENT, 3)):
-        runs = decode(models, rows, Pace(Plan(front, length)))
+    for rows, drafter, length in ((3, Role.TEACHER, 4), (2, Role.STUDENT, 8), (3, Role.STUDENT, 3)):
+        runs = decode(models, rows, DraftScheduler(DraftPlan(drafter, length)))
         assert [run.tokens for run in runs] == [run.tokens for run in expected]
         assert [run.draws for run in runs] == [run.draws for run in expected]
 
 
-def test_in_float32_runs_part_only_at_near_ties(models: tuple[Any, Any, Any], expected: list[Run]) -> None:
+def test_in_float32_runs_part_only_at_near_ties(models: tuple[Any, Any, Any], expected: list[Rollout]) -> None:
     single = (models[0].float(), models[1].float(), models[2])
     try:
         chunked = [
             run
-            for rows, front, length in ((1, Role.TEACHER, 1), (3, Role.TEACHER, 6), (3, Role.STUDENT, 4))
-            for run in decode(single, rows, Pace(Plan(front, length)))
+            for rows, drafter, length in ((1, Role.TEACHER, 1), (3, Role.TEACHER, 6), (3, Role.STUDENT, 4))
+            for run in decode(single, rows, DraftScheduler(DraftPlan(drafter, length)))
         ]
     finally:
         double = (models[0].double(), models[1].double())
@@ -100,11 +102,11 @@ def test_in_float32_runs_part_only_at_near_ties(models: tuple[Any, Any, Any], ex
         at = next((place for place, (one, other) in enumerate(pairs) if one != other), None)
         compared += len(pairs) if at is None else at + 1
         if at is not None:
-            sequence = torch.tensor([[*right.script.prompt, *right.tokens[:at]]])
+            sequence = torch.tensor([[*right.spec.prompt, *right.tokens[:at]]])
             teacher, student = (model(input_ids=sequence).logits[0, -1] for model in double)
-            decoder = right.script.decoder
+            decoder = right.spec.decoder
             assert isinstance(decoder, ReverseSpeculative)
-            parted.append(decide_one(teacher, student, decoder, right.script.key, at).margin)
+            parted.append(decide_one(teacher, student, decoder, right.spec.key, at).margin)
     print(f"{len(parted)} of {len(chunked)} traces part, in {compared} tokens compared; margins {parted}")
     assert all(margin < TIE for margin in parted)
     assert len(parted) <= 2

@@ -10,8 +10,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tracefactory.sampling.acceptance import Acceptance, decide, foresee
-from tracefactory.sampling.candidates import NO_TOKEN, Pools, Sampling, pools_of
+from tracefactory.sampling.acceptance import Acceptance, decide, predict_decisions
+from tracefactory.sampling.candidates import NO_TOKEN, Candidates, Sampling, candidates_of
 from tracefactory.sampling.noise import Noise
 
 TEACHER_P = [0.5, 0.3, 0.15, 0.05]
@@ -23,9 +23,9 @@ def places(count: int = COUNT) -> Noise:
     return Noise(np.arange(count, dtype=np.uint64), np.full(count, 3))
 
 
-def pools(p: list[float], count: int = COUNT, allowed: NDArray[np.bool_] | None = None, **sampling: Any) -> Pools:
+def pools(p: list[float], count: int = COUNT, allowed: NDArray[np.bool_] | None = None, **sampling: Any) -> Candidates:
     logits = torch.tensor(p, dtype=torch.float64).log()[None]
-    one = pools_of(logits, [Sampling(**{"temperature": 1.0, "top_p": 1.0, **sampling})], allowed)
+    one = candidates_of(logits, [Sampling(**{"temperature": 1.0, "top_p": 1.0, **sampling})], allowed)
     return one[np.zeros(count, dtype=np.int64)]
 
 
@@ -78,7 +78,7 @@ def test_the_probability_tested_is_the_raw_or_the_tempered_one(
 
 def test_tempered_probabilities_count_a_nucleus_wider_than_the_pool() -> None:
     flat = torch.zeros(1, 1000, dtype=torch.float64)
-    found = pools_of(flat, [Sampling(temperature=1.0, top_p=0.5, top_k=5, tested="tempered")])
+    found = candidates_of(flat, [Sampling(temperature=1.0, top_p=0.5, top_k=5, tested="tempered")])
     np.testing.assert_allclose(found.tested, 1 / 500, atol=1e-9)
 
 
@@ -111,9 +111,10 @@ def test_guesses_are_right_more_often_than_independent_draws_and_certain_where_m
     noise, rules = places(), [Acceptance()] * COUNT
     alike = [0.45, 0.35, 0.15, 0.05]
     decided = decide(rules, pools(TEACHER_P), pools(alike), noise)
-    agreement = float(np.mean(foresee(rules, pools(alike), noise) == decided.tokens))
+    agreement = float(np.mean(predict_decisions(rules, pools(alike), noise) == decided.tokens))
     independent = math.fsum(a * b for a, b in zip(TEACHER_P, alike, strict=True))
     assert agreement > 0.85 > independent
     assert (
-        foresee(rules, pools(TEACHER_P), noise) == decide(rules, pools(TEACHER_P), pools(TEACHER_P), noise).tokens
+        predict_decisions(rules, pools(TEACHER_P), noise)
+        == decide(rules, pools(TEACHER_P), pools(TEACHER_P), noise).tokens
     ).all()

@@ -18,12 +18,12 @@ from tests.unit.decoders.test_pair import request
 from tests.unit.decoders.token_server import TokenServer, by_noise, greedy
 from tracefactory.core.errors import UserError
 from tracefactory.core.model import ChatRequest, RequestFailed
-from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, Decoder, Role, Turn, Written
-from tracefactory.decoding.pair import Pair
+from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, Decoder, PartialTrace, Role, Turn
+from tracefactory.decoding.in_process import InProcessPair
 from tracefactory.decoding.provenance import Decoded
-from tracefactory.decoding.served import ServedPair, Side
+from tracefactory.decoding.served import ServedModel, ServedPair
 from tracefactory.sampling.acceptance import Acceptance
-from tracefactory.sampling.candidates import Sampling, pools_between, pools_of
+from tracefactory.sampling.candidates import Sampling, candidate_bounds, candidates_of
 from tracefactory.sampling.noise import STUDENT, TEACHER
 from tracefactory.students import Checkpoint
 
@@ -43,7 +43,7 @@ def served(folders: tuple[Path, Path], choose: Any = greedy, fixed: int | None =
     for name, folder in zip(("big", "small"), folders, strict=True):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
         spec = Checkpoint(model=str(folder))
-        sides.append(Side(name, TokenServer(model, choose, **options), spec))  # type: ignore[arg-type]
+        sides.append(ServedModel(name, TokenServer(model, choose, **options), spec))  # type: ignore[arg-type]
     return ServedPair(*sides, fixed)
 
 
@@ -55,7 +55,7 @@ def asked(count: int, decoder: str = "reverse_speculative", tokens: int = 24, **
 
 async def in_process(folders: tuple[Path, Path], requests: list[ChatRequest]) -> list[Decoded]:
     teacher, student = (Checkpoint(model=str(folder), dtype="float64") for folder in folders)
-    pair = Pair(teacher, student, 4, ("big", "small"))
+    pair = InProcessPair(teacher, student, 4, ("big", "small"))
     try:
         return await asyncio.gather(*map(pair.complete, requests))
     finally:
@@ -125,7 +125,7 @@ class Alternating(Decoder):
 
     name, version = "alternating", "1"
 
-    def turn(self, written: Written) -> Turn:
+    def turn(self, written: PartialTrace) -> Turn:
         at = len(written) % 8
         if 3 <= at < 5:
             return STUDENT_WRITES
@@ -135,7 +135,7 @@ class Alternating(Decoder):
 async def test_a_draft_ends_where_another_rule_or_writer_begins(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("pair", "served"):
+    for module in ("in_process", "served"):
         monkeypatch.setattr(f"tracefactory.decoding.{module}.decoder_of", lambda request: Alternating())
     requests = asked(3)
     alike = (folders[0], folders[0])  # so that drafts hold up to where the rule ends, and would hold on
@@ -151,7 +151,7 @@ async def test_right_guesses_save_rounds(folders: tuple[Path, Path]) -> None:
     for fixed in (1, 8):
         pair = served(folders, greedy, fixed)
         await asyncio.gather(*map(pair.complete, requests))
-        asks[fixed] = sum(len(side.client.requests) for side in pair.sides.values())  # type: ignore[attr-defined]
+        asks[fixed] = sum(len(served_model.client.requests) for served_model in pair.models.values())  # type: ignore[attr-defined]
     assert asks[8] < asks[1] / 2
 
 
@@ -160,7 +160,7 @@ async def test_only_a_decision_that_hangs_on_unnamed_tokens_asks_for_more_of_the
     pair = served(folders, greedy, 4)
     answers = await asyncio.gather(*map(pair.complete, requests))
     assert columns(answers) == columns(await in_process(folders, requests))
-    bodies = [one for side in pair.sides.values() for one in side.client.requests]  # type: ignore[attr-defined]
+    bodies = [one for served_model in pair.models.values() for one in served_model.client.requests]  # type: ignore[attr-defined]
     wide = [one for one in bodies if one["sampling_params"]["logprobs"] > 21]
     assert 0 < len(wide) == 2 * pair.widened < sum(one.completion_tokens for one in answers)
 
@@ -179,10 +179,10 @@ def test_pools_from_the_likeliest_tokens_enclose_those_from_all() -> None:
     logits = torch.randn(400, tokens, dtype=torch.float64) * 2.5
     for temperature, tested in ((0.7, "raw"), (0.7, "tempered"), (1.3, "tempered"), (1.0, "raw")):
         samplings = [Sampling(temperature=temperature, top_p=0.9, tested=tested)] * len(logits)  # type: ignore[arg-type]
-        whole = pools_of(logits, samplings)
+        whole = candidates_of(logits, samplings)
         values, ids = logits.log_softmax(1).topk(24)
         rows = [list(zip(*one, strict=True)) for one in zip(ids.tolist(), values.tolist(), strict=True)]
-        least, most = pools_between(rows, samplings, tokens + 50)
+        least, most = candidate_bounds(rows, samplings, tokens + 50)
         assert (least.ids == whole.ids).all()
         drawable = [np.isfinite(one.weights) for one in (least, whole, most)]
         assert (drawable[0] <= drawable[1]).all()
@@ -200,7 +200,7 @@ def test_pools_from_the_likeliest_tokens_enclose_those_from_all() -> None:
 async def test_a_failed_server_fails_the_trace_and_not_its_siblings(folders: tuple[Path, Path]) -> None:
     pair = served(folders, greedy, 4)
     gone = RequestFailed("connection", "gone", attempts=7, retryable=True)
-    pair.sides[Role.STUDENT].client.failures.append(gone)  # type: ignore[attr-defined]
+    pair.models[Role.STUDENT].client.failures.append(gone)  # type: ignore[attr-defined]
     outcomes = await asyncio.gather(*map(pair.complete, asked(3)), return_exceptions=True)
     assert [one for one in outcomes if isinstance(one, RequestFailed)] == [gone]
     assert sum(isinstance(one, Decoded) for one in outcomes) == 2
@@ -210,15 +210,15 @@ async def test_a_failed_server_fails_the_trace_and_not_its_siblings(folders: tup
 
 async def test_half_an_answer_of_a_server_that_ends_is_no_draft(folders: tuple[Path, Path]) -> None:
     pair = served(folders)
-    pair.sides[Role.TEACHER].client.finish = "abort"  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="gave up"):  # the client makes of it an attempt that failed
+    pair.models[Role.TEACHER].client.finish = "abort"  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="aborted"):  # the client turns it into a failed attempt
         await pair.complete(asked(1)[0])
 
 
 async def test_a_server_that_is_no_vllm_is_the_users_mistake(folders: tuple[Path, Path]) -> None:
     pair = served(folders)
-    pair.sides[Role.TEACHER].client.owner = "llamacpp"  # type: ignore[attr-defined]
-    with pytest.raises(UserError, match=r"big: .* servers of vLLM, and this one says it is 'llamacpp'.*max-logprobs"):
+    pair.models[Role.TEACHER].client.owner = "llamacpp"  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=r"big: .* needs vLLM servers, but .* reports 'llamacpp'.*max-logprobs"):
         await pair.complete(asked(1)[0])
 
 
@@ -227,8 +227,8 @@ async def test_a_server_is_told_the_noise_of_the_places_it_drafts(folders: tuple
     await pair.complete(asked(1, "student_prefix", 12)[0])
     told = [
         (role, one["sampling_params"]["extra_args"]["tracefactory_noise"])
-        for role, side in pair.sides.items()
-        for one in side.client.requests  # type: ignore[attr-defined]
+        for role, served_model in pair.models.items()
+        for one in served_model.client.requests  # type: ignore[attr-defined]
         if "extra_args" in one["sampling_params"]
     ]
     assert {(role, one["stream"]) for role, one in told} == {(Role.STUDENT, STUDENT)}

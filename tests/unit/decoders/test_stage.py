@@ -25,7 +25,7 @@ from tracefactory.core.spans import Span
 from tracefactory.core.stage import stage_of
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.fused import FusedPair
-from tracefactory.decoding.pair import Pair
+from tracefactory.decoding.in_process import InProcessPair
 from tracefactory.decoding.pairs import open_pair
 from tracefactory.decoding.provenance import Decoded
 from tracefactory.decoding.served import ServedPair
@@ -137,8 +137,11 @@ async def test_unrelated_vocabularies_are_the_users_mistake(
 @pytest.mark.parametrize(
     ("big", "said"),
     [
-        ("use: fake, model: x", "'big' .`use: fake`. takes no tokens"),
-        ("use: openai, model: x, base_url: 'http://a/v1'", "'big' .`use: openai`. takes no tokens.*`tokenizer:`"),
+        ("use: fake, model: x", "'big' .`use: fake`. cannot exchange tokens"),
+        (
+            "use: openai, model: x, base_url: 'http://a/v1'",
+            "'big' .`use: openai`. cannot exchange tokens.*`tokenizer:`",
+        ),
         (
             "use: openai, model: x, base_url: 'http://a/v1', tokenizer: ./t",
             "'small' is in this process .* 'big' is served",
@@ -223,13 +226,13 @@ def test_what_two_models_are_decides_which_engine_they_write_in(pair: tuple[Path
     worker: Any = SimpleNamespace(
         pipeline=SimpleNamespace(models=kinds), environment=Environment(root=tmp_path), client=client
     )
-    assert isinstance(open_pair("inside", "inside", worker), Pair)
+    assert isinstance(open_pair("inside", "inside", worker), InProcessPair)
     assert isinstance(open_pair("foreign", "student", worker), ServedPair)
     assert asked == {"foreign": None, "student": None}
     two = open_pair("ours", "student", worker)
     assert isinstance(two, ServedPair)
     assert isinstance(asked["ours"], DraftingSpec)
-    assert two.sides[Role.STUDENT].tokenizer.model == student
+    assert two.models[Role.STUDENT].tokenizer.model == student
     one = open_pair("ours", "student", worker, one_server=True)
     assert isinstance(one, FusedPair)
     assert isinstance(asked["student"], FusedSpec)

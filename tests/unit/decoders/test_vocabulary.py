@@ -15,8 +15,8 @@ from tests.unit.decoders.conftest import byte_tokenizer, make_engine, tiny
 from tracefactory.core.errors import UserError
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.decoding.decoder import Role
-from tracefactory.decoding.pace import Pace, Plan
-from tracefactory.decoding.run import Run, Script
+from tracefactory.decoding.draft_schedule import DraftPlan, DraftScheduler
+from tracefactory.decoding.rollout import Rollout, RolloutSpec
 from tracefactory.decoding.vocabulary import compare
 
 QWEN3_ONLY = {"<tool_response>": 151665, "</tool_response>": 151666, "<think>": 151667, "</think>": 151668}
@@ -88,8 +88,8 @@ def test_unrelated_vocabularies_are_refused_with_what_to_do_instead() -> None:
     assert "`reverse_speculative`" in message
 
 
-@pytest.mark.parametrize("front", list(Role))
-def test_a_token_that_only_the_student_has_is_told_to_the_teacher_in_its_own(front: Role) -> None:
+@pytest.mark.parametrize("drafter", list(Role))
+def test_a_token_that_only_the_student_has_is_told_to_the_teacher_in_its_own(drafter: Role) -> None:
     """The student's last token is unknown to the teacher, and the student writes it often."""
     teacher_tokenizer, student_tokenizer = byte_tokenizer(("<|end|>",)), byte_tokenizer(("<|end|>", "</think>"))
     teacher = tiny(1, size=257)
@@ -101,9 +101,14 @@ def test_a_token_that_only_the_student_has_is_told_to_the_teacher_in_its_own(fro
     runs = {}
     for length in (1, 6):
         engine = make_engine(
-            teacher, student, student_tokenizer, rows=2, pace=Pace(Plan(front, length)), vocabulary=vocabulary
+            teacher,
+            student,
+            student_tokenizer,
+            rows=2,
+            scheduler=DraftScheduler(DraftPlan(drafter, length)),
+            vocabulary=vocabulary,
         )
-        added = [engine.add(Script((5, 6, 7), decoder, key, 60)) for key in (1, 2, 3)]
+        added = [engine.add(RolloutSpec((5, 6, 7), decoder, key, 60)) for key in (1, 2, 3)]
         while engine.busy:
             engine.round()
         runs[length] = added
@@ -114,7 +119,7 @@ def test_a_token_that_only_the_student_has_is_told_to_the_teacher_in_its_own(fro
     assert all(told(run) for run in runs[6])
 
 
-def told(run: Run) -> bool:
+def told(run: Rollout) -> bool:
     """Whether the teacher's sequence is the student's, token by token translated."""
     expected = [id for token in run.sequences[Role.STUDENT] for id in run.vocabulary.to_teacher(token)]
     return run.sequences[Role.TEACHER] == expected

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tracefactory.core.model import RequestFailed
-from tracefactory.sampling.candidates import Sampling, pools_of
+from tracefactory.sampling.candidates import Sampling, candidates_of
 from tracefactory.sampling.noise import Noise
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ def by_noise(logits: torch.Tensor, sampling: Mapping[str, Any], step: int) -> in
         return int(logits.argmax())
     place = Noise(np.array([told["key"]], dtype=np.uint64), np.array([told["position"] + step], dtype=np.int64))
     drawn = Sampling(told["temperature"], told["top_p"], told["top_k"])
-    return int(pools_of(logits.detach()[None], [drawn]).draw(place, told["stream"])[0])
+    return int(candidates_of(logits.detach()[None], [drawn]).draw(place, told["stream"])[0])
 
 
 class TokenServer:

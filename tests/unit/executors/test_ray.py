@@ -66,7 +66,7 @@ def test_each_replica_of_a_student_has_gpus_of_its_own(executor_of):
 
 def test_a_machine_that_has_too_few_gpus_says_so_instead_of_waiting(executor_of):
     executor, stage = executor_of(gpus=2, replicas=2)
-    with pytest.raises(UserError, match="student needs 4 GPUs, and this machine has 2"):
+    with pytest.raises(UserError, match="student needs 4 GPUs, but this machine has 2"):
         executor._hosts(stage)
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tracefactory.decoding.vllm_specs import DraftingSpec, FusedSpec
-from tracefactory.serving.vllm.plugins.environment import PACKAGE, PLUGINS, write_site
+from tracefactory.serving.vllm.plugins.plugin_dir import PACKAGE, PLUGINS, write_plugin
 
 
 def option(plan, name):
@@ -49,7 +49,7 @@ def test_a_fused_server_has_the_student_as_target_and_the_teacher_as_draft_model
 @pytest.mark.parametrize("plugin", PLUGINS)
 def test_a_plugins_modules_need_nothing_of_this_package(plugin, tmp_path):
     """vLLM's environment has numpy and torch, and not what this package needs."""
-    write_site(tmp_path / "site", plugin)
+    write_plugin(tmp_path / "plugin", plugin)
     code = f"""
 import importlib, importlib.metadata, sys
 sys.path = [one for one in sys.path if one]
@@ -58,12 +58,12 @@ for module in ("noise", "candidates", "acceptance", *{[PLUGINS[plugin]] if plugi
 print([one for one in sys.modules if one.split(".")[0] in ("tracefactory", "pydantic", "pyarrow")])
 print([one.value for one in importlib.metadata.entry_points(group="vllm.general_plugins")])
 """
-    environ = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin"}
+    environ = {"PYTHONPATH": str(tmp_path / "plugin"), "PATH": "/usr/bin"}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environ, capture_output=True, text=True, check=True
     )
     found, points = done.stdout.splitlines()
     assert found == "[]"
     assert points == (f"['{PACKAGE}.fused_decoding:install']" if plugin == "fused" else "[]")
-    for file in (tmp_path / "site" / PACKAGE).glob("*.py"):
+    for file in (tmp_path / "plugin" / PACKAGE).glob("*.py"):
         assert "tracefactory." not in file.read_text()

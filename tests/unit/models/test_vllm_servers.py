@@ -13,7 +13,7 @@ import pytest
 from tracefactory.core.errors import RunError, UserError
 from tracefactory.core.model import ChatRequest
 from tracefactory.serving.client import ChatClient
-from tracefactory.serving.vllm.log import first_error, last_words
+from tracefactory.serving.vllm.log import first_error, last_message
 from tracefactory.serving.vllm.placement import LocalPlacement, visible_gpus
 
 
@@ -69,7 +69,7 @@ async def test_progress_is_told_from_the_log_and_then_nothing(stand_in, client_o
     assert client.notice == ""
     waiting = asyncio.create_task(client.complete(ask()))
     await until(lambda: "Loading weights of" in client.notice)
-    assert client.notice.startswith("0 of 2 servers up; starts, ")
+    assert client.notice.startswith("0 of 2 servers up; starting, ")
     await waiting
     await until(lambda: client.notice == "")
 
@@ -99,7 +99,7 @@ async def test_a_hung_engine_is_noticed_killed_and_started_again(stand_in, clien
     await client.complete(ask())
     (stand_in.folder / "hang").touch()
     waiting = [asyncio.create_task(client.complete(ask(seed))) for seed in range(4)]
-    await until(lambda: "hangs: no sign of life" in client.notice or len(stand_in.started) > 1)
+    await until(lambda: "hung: no sign of life" in client.notice or len(stand_in.started) > 1)
     (stand_in.folder / "hang").unlink()
     await asyncio.gather(*waiting)
     assert len(stand_in.started) == 2
@@ -129,7 +129,7 @@ async def test_the_last_word_when_the_limit_is_reached(stand_in, client_of):
         if count == 1:
             await until(lambda: len(stand_in.started) == 2)
     with pytest.raises(
-        RunError, match=r"no server of vllm ./checkpoint is left: .* died and was started 2 times in all"
+        RunError, match=r"all servers of vllm ./checkpoint failed: .* died and was started 2 times in total"
     ):
         await client.complete(ask(3))
 
@@ -141,7 +141,7 @@ async def test_one_replica_given_up_leaves_the_others_at_work(stand_in, client_o
     os.kill(stand_in.started[0]["pid"], signal.SIGKILL)
     answers = await asyncio.gather(*(client.complete(ask(seed)) for seed in range(10)))
     assert len(answers) == 10
-    await until(lambda: client.notice == "1 of 2 servers up; 1 given up")
+    await until(lambda: client.notice == "1 of 2 servers up; 1 failed")
 
 
 async def test_a_server_that_cannot_start_is_tried_once_and_says_why(stand_in, client_of):
@@ -150,7 +150,7 @@ async def test_a_server_that_cannot_start_is_tried_once_and_says_why(stand_in, c
     client = client_of(model="./broken")
     outcomes = await asyncio.gather(*(client.complete(ask(seed)) for seed in range(3)), return_exceptions=True)
     assert all(isinstance(outcome, RunError) for outcome in outcomes)
-    assert "ended while starting (ValueError: cannot load this checkpoint); its log is " in str(outcomes[0])
+    assert "exited while starting (ValueError: cannot load this checkpoint); see its log " in str(outcomes[0])
     assert (stand_in.root / "logs" / "replica-0.log").read_text().count("ValueError") == 1
 
 
@@ -201,7 +201,7 @@ async def test_replicas_get_gpus_of_their_own_and_give_them_back(stand_in, clien
     assert sorted(started["gpus"] for started in stand_in.started) == ["2,3", "5"]
     assert "--tensor-parallel-size 2" in " ".join(next(s["argv"] for s in stand_in.started if s["gpus"] == "2,3"))
     three = client_of(placement, gpus=1, engine_args={"seed": 2})
-    with pytest.raises(UserError, match="needs 1 GPUs, and 0 of this machine are free"):
+    with pytest.raises(UserError, match="needs 1 GPUs, but only 0 GPUs of this machine are free"):
         await three.complete(ask())
     await two.close()
     await three.complete(ask())
@@ -215,19 +215,19 @@ def test_gpus_are_those_that_are_visible():
 
 def test_last_words_are_the_last_line_of_this_start(tmp_path):
     log = tmp_path / "replica-0.log"
-    assert last_words(log, 0) == ""
+    assert last_message(log, 0) == ""
     log.write_text("old words\n")
     start = log.stat().st_size
-    assert last_words(log, start) == ""
+    assert last_message(log, start) == ""
     with log.open("a") as file:
         file.write("(Worker pid=7) INFO 11-21 05:02:25 [default_loader.py:501] Loading weights took 5.87 s\n")
-    assert last_words(log, start) == "Loading weights took 5.87 s"
+    assert last_message(log, start) == "Loading weights took 5.87 s"
     with log.open("a") as file:
         file.write("Loading shards:  33% | 1/3\rLoading shards:  66% | 2/3")
-    assert last_words(log, start) == "Loading shards:  66% | 2/3"
+    assert last_message(log, start) == "Loading shards:  66% | 2/3"
     with log.open("a") as file:
         file.write("\n  warnings.warn(\n")
-    assert last_words(log, start) == "Loading shards:  66% | 2/3"
+    assert last_message(log, start) == "Loading shards:  66% | 2/3"
 
 
 def test_the_first_error_of_this_start_is_the_cause(tmp_path):

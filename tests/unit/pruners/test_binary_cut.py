@@ -176,7 +176,7 @@ async def test_a_trace_without_reasoning_stays(lab: SimpleNamespace) -> None:
 
 
 async def test_it_says_that_it_needs_a_student(lab: SimpleNamespace) -> None:
-    with pytest.raises(UserError, match="binary_cut asks a student"):
+    with pytest.raises(UserError, match="binary_cut needs a student"):
         await BinaryCut().prune([PruneItem.of(lab.numbered(3))], Tools(verify=lab.verify))
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from tracefactory.core.errors import RunError
 from tracefactory.core.rows import Outcome, Parent, ParentRole, Problem, Thinking, Trace, Verdict
 from tracefactory.pruning import (
+    LengthCounter,
     Pair,
     PruneItem,
     PruneResult,
-    Ruler,
     Unpaired,
     derive,
     diff,
@@ -92,8 +92,8 @@ def test_the_loss_mask_follows_the_start_of_tokens() -> None:
 
 def row(item: PruneItem, result: PruneResult, verdict: Verdict | None = None) -> Trace:
     """Make the row a prune stage would make of a result."""
-    ruler = Ruler.of(item.trace, lambda text: len(text.split()))
-    derivation = derive(item, result, pruner="p", granularity=Granularity.STEP, ruler=ruler)
+    counter = LengthCounter.of(item.trace, lambda text: len(text.split()))
+    derivation = derive(item, result, pruner="p", granularity=Granularity.STEP, counter=counter)
     told = item.trace.model_copy(update={"derivation": derivation.model_dump_json(exclude_defaults=True)})
     if result.reason is not None:
         return told
@@ -129,7 +129,7 @@ def test_without_two_right_answers_or_a_shorter_text_there_is_no_pair(lab: Simpl
     assert reason(wrong, keep(wrong, (0,), "The answer is 42.")) == "rejected_not_verified"
     assert reason(right, keep(right, (0,), "The answer is 42.", added="and more " * 50)) == "chosen_not_shorter"
     assert pair(right.trace) == Unpaired(
-        reason="not_pruned", detail="the raw trace stands, so there is nothing to prefer to it"
+        reason="not_pruned", detail="the trace was not pruned, so there is no preference"
     )
 
 
@@ -192,7 +192,7 @@ def test_what_was_saved_is_named_after_what_it_is_counted_in(
     item = item_of(lab)
     trace = item.trace.model_copy(update={"completion_tokens": tokens})
     result = keep(item, (0, 1), "The answer is 42.", cost=Cost(calls=3, samples=6))
-    assert measures(item, result, Ruler.of(trace, tokenizer)) == {
+    assert measures(item, result, LengthCounter.of(trace, tokenizer)) == {
         "prune_kept_share": 35 / 102,
         "prune_kept_steps": 2.0,
         name: saved,

@@ -129,5 +129,5 @@ async def test_a_writer_that_fails_leaves_the_parent(lab: SimpleNamespace) -> No
 
 
 async def test_it_says_that_it_needs_a_writer(lab: SimpleNamespace) -> None:
-    with pytest.raises(UserError, match="rewrite asks a model"):
+    with pytest.raises(UserError, match="rewrite needs a model"):
         await Rewrite().prune([PruneItem.of(lab.numbered(3))], Tools(verify=lab.verify))

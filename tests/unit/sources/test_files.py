@@ -235,12 +235,12 @@ def test_a_file_found_twice_is_read_once(tmp_path: Path):
             "none of the first rows of rows.jsonl gives a problem (no_answer",
         ),
         ({"paths": "rows.jsonl", "encoding": "utf-9"}, "unknown encoding 'utf-9'"),
-        ({"paths": "rows.txt"}, "its format does not show in its name"),
+        ({"paths": "rows.txt"}, "unknown format of 'rows.txt'; set format"),
         ({"paths": "rows.txt", "format": "parquet"}, "cannot be read as parquet"),
         ({"paths": "object.json", "format": "json"}, "one JSON dict instead of an array"),
-        ({"paths": "broken.json"}, "broken.json:3: is no JSON"),
+        ({"paths": "broken.json"}, "broken.json:3: is not valid JSON"),
         ({"paths": "empty.jsonl"}, "it is empty"),
-        ({"paths": "twice.csv"}, "names a column twice: answer"),
+        ({"paths": "twice.csv"}, "has a column name twice: answer"),
     ],
 )
 def test_check_finds_mistakes_before_anything_runs(tmp_path: Path, params: dict[str, Any], message: str):

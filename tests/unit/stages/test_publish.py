@@ -171,3 +171,16 @@ async def test_a_release_that_does_not_load_is_not_put_in_place(
             with pytest.raises(RunError, match="`datasets`"):
                 await run_stages(stages(), ROWS)
         assert names(out) == []
+
+
+async def test_the_card_names_the_licences_of_what_is_in_the_dataset_alone(run_stages: RunStages, out: Path) -> None:
+    source = STAGES.splitlines(keepends=True)[0].replace("model: someone", "model: someone, licence_field: l")
+    closed = "  - {id: closed, filter: [thinking_closed]}\n"
+    rows = [trace(), trace(question="What is 40 + 2?"), line("<think>\nHm, which", question="Which?")]
+    licences = ("mit", "cc-by-4.0", "cc-by-nc-4.0")
+    lines = "".join(f'{{"l": "{one}", {row[1:]}' for one, row in zip(licences, rows, strict=True))
+    made = await run_stages(source + closed + stages().splitlines()[1], lines)
+    assert [made.stage(one).tally.kept for one in ("raw", "closed", "dataset")] == [3, 2, 2]
+    card = (out / "1" / "README.md").read_text()
+    assert "cc-by-4.0, mit" in card
+    assert "cc-by-nc-4.0" not in card

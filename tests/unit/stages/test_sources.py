@@ -26,7 +26,7 @@ async def test_what_does_not_fit_in_memory_is_sorted_on_disk(
     spilled: list[str] = []
     real = sources.pa.ipc.new_file
     monkeypatch.setattr(sources, "_BATCH_ROWS", 50)
-    monkeypatch.setattr(sources, "_HELD_BYTES", 20_000)
+    monkeypatch.setattr(sources, "_MEMORY_BYTES", 20_000)
     monkeypatch.setattr(sources.pa.ipc, "new_file", lambda path, schema: (spilled.append(path), real(path, schema))[1])
     made = await run_stages(STAGES, LINES)
     assert len(spilled) > 3

@@ -110,7 +110,7 @@ def test_a_training_template_makes_the_field_form_work(smollm_tokenizer: Any) ->
 def test_a_generation_prompt_that_training_never_shows_is_refused(smollm_tokenizer: Any) -> None:
     forced = GENERATE.replace("assistant\n", "assistant\n<think>\n\n</think>\n\n")
     tokenizer = with_template(smollm_tokenizer, TURNS.replace("BODY", "m.content") + forced)
-    with pytest.raises(UserError, match="does not begin with the prompt it generates from"):
+    with pytest.raises(UserError, match="does not begin with the prompt for generation"):
         Renderer(tokenizer, "inline").check()
 
 

@@ -128,7 +128,7 @@ def test_logits_changed_behind_the_output_layer_are_refused(smollm: Student, tmp
     capped = Gemma2Config(vocab_size=49_152, **sizes, **heads, final_logit_softcapping=1e-3)
     Gemma2ForCausalLM(capped).save_pretrained(tmp_path)
     smollm.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="changes its logits behind the output layer"):
+    with pytest.raises(UserError, match="changes its logits after the output layer"):
         open_student(Checkpoint(model=str(tmp_path)))
 
 
@@ -137,7 +137,7 @@ def test_a_tokenizer_with_more_words_than_the_student_is_refused(smollm: Student
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     Gemma2ForCausalLM(Gemma2Config(vocab_size=1_000, **sizes, **heads)).save_pretrained(tmp_path)
     smollm.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="49152 tokens, the student's output layer only 1000"):
+    with pytest.raises(UserError, match="49152 tokens, but the output layer only 1000"):
         open_student(Checkpoint(model=str(tmp_path)))
 
 

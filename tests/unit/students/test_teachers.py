@@ -6,7 +6,7 @@ import pytest
 
 from tracefactory.core.rows import Outcome, Trace
 from tracefactory.students.measures import dataset_rank_surprisal
-from tracefactory.students.ranking import By, Tried, rank_teachers, remarks
+from tracefactory.students.ranking import RankBy, TeacherTrial, rank_teachers, remarks
 from tracefactory.testing import make_trace
 
 
@@ -17,8 +17,8 @@ def trace(question: str, rank: float, surprisal: float, outcome: Outcome = Outco
     )
 
 
-def tried(name: str, traces: list[Trace], *, failed: int = 0, priced: bool = False, lost: int = 0) -> Tried:
-    return Tried(
+def tried(name: str, traces: list[Trace], *, failed: int = 0, priced: bool = False, lost: int = 0) -> TeacherTrial:
+    return TeacherTrial(
         teacher=name,
         model=f"{name}.gguf",
         stage=f"from-{name}",
@@ -56,7 +56,7 @@ def test_the_lower_ratio_ranks_first_and_the_interval_holds_it() -> None:
         assert row.low < row.value < row.high
         assert row.high - row.low < 0.5
     assert [row.first for row in rows] == [1.0, 0.0]
-    assert not any("not settled" in text for text in remarks(rows, By.RANK_SURPRISAL))
+    assert not any("not settled" in text for text in remarks(rows, RankBy.RANK_SURPRISAL))
     assert rank_teachers([tried("bad", noisy(1, 4.0)), tried("good", noisy(2, 2.0))], "s") == rows
 
 
@@ -64,7 +64,7 @@ def test_teachers_that_are_alike_are_not_told_apart() -> None:
     rows = rank_teachers([tried("one", noisy(1, 2.0)), tried("two", noisy(3, 2.0))], "s")
     assert sum(row.first for row in rows) == pytest.approx(1.0)
     assert 0.02 < rows[1].first < 0.5
-    assert any("not settled: from-" in text for text in remarks(rows, By.RANK_SURPRISAL))
+    assert any("not settled: from-" in text for text in remarks(rows, RankBy.RANK_SURPRISAL))
 
 
 def test_the_same_problems_are_drawn_for_all_teachers() -> None:
@@ -80,11 +80,11 @@ def test_the_same_problems_are_drawn_for_all_teachers() -> None:
 
 
 def test_higher_is_better_where_the_measure_says_so() -> None:
-    def accepted(name: str, share: float) -> Tried:
+    def accepted(name: str, share: float) -> TeacherTrial:
         measures = {"s/acceptance_p0.01_top20": share, "s/tokens": 5.0}
         return tried(name, [make_trace(question=f"q{n}", measures=measures) for n in range(3)])
 
-    rows = rank_teachers([accepted("low", 0.7), accepted("high", 0.9)], "s", By.ACCEPTANCE)
+    rows = rank_teachers([accepted("low", 0.7), accepted("high", 0.9)], "s", RankBy.ACCEPTANCE)
     assert [(row.teacher, row.value) for row in rows] == [("high", pytest.approx(0.9)), ("low", pytest.approx(0.7))]
 
 
@@ -93,9 +93,9 @@ def test_a_teacher_without_a_right_trace_is_last_and_said_so() -> None:
     rows = rank_teachers([tried("wrong", wrong), tried("right", [trace("a", 5.0, 1.0)])], "s")
     assert [(row.teacher, row.value) for row in rows] == [("right", 5.0), ("wrong", None)]
     assert rows[0].low is None  # one problem tells nothing about others
-    assert "from-wrong: no right trace, so it is not ranked" in remarks(rows, By.RANK_SURPRISAL)
-    assert any("never right" in text for text in remarks(rows, By.RANK_SURPRISAL, every=True))
-    alone = remarks(rank_teachers([tried("wrong", wrong)], "s"), By.RANK_SURPRISAL)
+    assert "from-wrong: no correct trace, so it is not ranked" in remarks(rows, RankBy.RANK_SURPRISAL)
+    assert any("without correct traces" in text for text in remarks(rows, RankBy.RANK_SURPRISAL, every=True))
+    alone = remarks(rank_teachers([tried("wrong", wrong)], "s"), RankBy.RANK_SURPRISAL)
     assert any("--all" in text for text in alone)
 
 

@@ -103,7 +103,7 @@ def test_the_student_is_the_measured_one_or_the_only_one(load: Callable[..., Pip
     assert trial_of(load(), 5).student == "pupil"
     assert trial_of(load(MEASURE, second), 5).student == "pupil"
     assert trial_of(load("", second), 5, student="other").student == "other"
-    with pytest.raises(UserError, match=r"which student\? other, pupil \(say --student NAME\)"):
+    with pytest.raises(UserError, match=r"which student\? other, pupil \(use --student NAME\)"):
         trial_of(load("", second), 5)
 
 

@@ -14,7 +14,7 @@ import pytest
 from tracefactory.core.columns import column_like
 from tracefactory.core.rows import Outcome, Parent, ParentRole, Problem, StepLabel, Thinking, Trace, Verdict
 from tracefactory.core.stage import Batch
-from tracefactory.pruning import PruneItem, PruneResult, Ruler, derive
+from tracefactory.pruning import LengthCounter, PruneItem, PruneResult, derive
 from tracefactory.pruning.base import parent
 from tracefactory.publish.views import VIEWS, Group, Row, Tracked, ViewError
 from tracefactory.publish.writing import write_range
@@ -60,7 +60,7 @@ def pruned(trace: Trace) -> Trace:
     result = PruneResult(
         id=trace.id, kept=(0, 2), reasoning="Two and two.\n\nSo the answer is 4.", answer_text="So it is 4."
     )
-    found = derive(item, result, pruner="p", granularity=Granularity.STEP, ruler=Ruler.of(item.trace, None))
+    found = derive(item, result, pruner="p", granularity=Granularity.STEP, counter=LengthCounter.of(item.trace, None))
     parents = (Parent(id=f"raw-{trace.id}", role=ParentRole.PRUNED),)
     made = {"reasoning": result.reasoning, "answer_text": result.answer_text, "parents": parents}
     return item.trace.model_copy(update={**made, "derivation": found.model_dump_json(exclude_defaults=True)})
@@ -70,7 +70,11 @@ def stands(trace: Trace) -> Trace:
     """Make the row that a prune stage makes when the raw text stands."""
     item = PruneItem.of(trace)
     found = derive(
-        item, parent(item, "never_valid"), pruner="p", granularity=Granularity.STEP, ruler=Ruler.of(trace, None)
+        item,
+        parent(item, "never_valid"),
+        pruner="p",
+        granularity=Granularity.STEP,
+        counter=LengthCounter.of(trace, None),
     )
     return trace.model_copy(update={"derivation": found.model_dump_json(exclude_defaults=True)})
 
@@ -205,7 +209,7 @@ def test_masked_holds_the_raw_text_and_where_it_was_pruned() -> None:
 def test_masked_leaves_out_what_is_no_selection_of_the_raw_text() -> None:
     item = PruneItem.of(LONG)
     result = PruneResult(id="t1", kept=(), reasoning="2 + 2.", added="2 + 2.", answer_text="4")
-    found = derive(item, result, pruner="p", granularity=Granularity.STEP, ruler=Ruler.of(LONG, None))
+    found = derive(item, result, pruner="p", granularity=Granularity.STEP, counter=LengthCounter.of(LONG, None))
     parents = (Parent(id="t0", role=ParentRole.PRUNED),)
     rewritten = changed(reasoning="2 + 2.", parents=parents, derivation=found.model_dump_json())
     with pytest.raises(ViewError, match="not_a_selection"):

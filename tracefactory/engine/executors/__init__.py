@@ -1,4 +1,4 @@
-"""Where shards run: in this process (`inline`) or in Ray actors (`ray`). Same code, same rows, same digests."""
+"""Executors run shards in this process (`inline`) or in Ray actors (`ray`), with equal rows and digests."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from tracefactory.core.pipeline import Pipeline
 from tracefactory.engine.executors.base import Executor
 from tracefactory.engine.worker import WorkerSetup
 
-
 FEW_CPUS = 4
-"""Up to so many CPUs, Ray's start and its processes cost more than they gain over one process."""
+"""Up to this number of CPUs, starting Ray and its processes takes more time than it saves."""
 
 
 def uses_ray(pipeline: Pipeline) -> bool:
-    """Tell whether a pipeline runs on Ray. Both executors give the same rows, so the choice is in no key."""
+    """Return whether a pipeline runs on Ray. Both executors give the same rows, so this is not part of keys."""
     run = pipeline.run
     if run.executor != "auto":
         return run.executor == "ray"
@@ -25,7 +24,7 @@ def uses_ray(pipeline: Pipeline) -> bool:
 
 
 def open_executor(setup: WorkerSetup) -> Executor:
-    """Return the executor that the pipeline's `run:` names; nothing is started before the first shard."""
+    """Return the executor of the pipeline's `run:` section. Nothing is started before the first shard."""
     if not uses_ray(setup.pipeline):
         from tracefactory.engine.executors.inline import InlineExecutor
 

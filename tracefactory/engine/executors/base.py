@@ -1,4 +1,4 @@
-"""What an executor is, and which worker the shards of a stage belong to."""
+"""The interface of executors, and the assignment of stages to workers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Layouts = Mapping[str, int]
 
 
 class Executor(Protocol):
-    """Runs shards somewhere. None for a shard means that it stopped because the run is being drained."""
+    """Runs shards. The result None for a shard means that it was stopped because the run is being drained."""
 
     async def run_shard(self, stage: StageSpec[Any], index: int, layouts: Layouts) -> ShardRecord | None: ...
 
@@ -30,7 +30,7 @@ class Executor(Protocol):
         ...
 
     async def notices(self) -> Mapping[str, str]:
-        """Return by model what a person waiting for it should know, such as how far its servers' start is."""
+        """Return notices for the user by model, such as the progress of starting servers."""
         ...
 
     async def drain(self) -> None:
@@ -41,14 +41,14 @@ class Executor(Protocol):
 
 
 MODEL_SHARDS = 8
-"""Shards of one model's stages that are under way together: enough to keep its slots busy over stragglers."""
+"""Concurrent shards of one model's stages, enough to keep its slots busy during stragglers."""
 
 
 MODEL_HOST = "model:"
-"""Begins the name of a host that belongs to a model."""
+"""The prefix of the names of hosts that belong to a model."""
 
 
 def host_of(stage: StageSpec[Any], pipeline: Pipeline) -> str:
-    """Return which worker a stage's shards belong to: its model's, or any CPU's."""
+    """Return the host for a stage's shards: that of its model, or a CPU."""
     model = stage_of(stage).asks(stage, pipeline)
     return "cpu" if model is None else f"{MODEL_HOST}{model}"

@@ -1,4 +1,4 @@
-"""The inline executor: everything in this process, for debugging, tests and small runs."""
+"""The inline executor, which runs everything in this process, for debugging, tests and small runs."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tracefactory.store.stages import ShardRecord
 
 
 class InlineExecutor:
-    """Runs every shard on one worker; shards of one host take turns as they would on Ray."""
+    """Runs all shards on one worker, with the same limit on concurrent shards per host as on Ray."""
 
     def __init__(self, setup: WorkerSetup) -> None:
         self.worker = Worker(
             setup, verifier_processes=setup.pipeline.run.workers or os.cpu_count() or 1, placement=LocalPlacement()
         )
-        self._ranges = asyncio.Semaphore(os.cpu_count() or 1)  # each takes memory for a row group of every view
+        self._ranges = asyncio.Semaphore(os.cpu_count() or 1)  # each needs memory for a row group of every view
         self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MODEL_SHARDS))
 
     async def run_shard(self, stage: StageSpec[Any], index: int, layouts: Layouts) -> ShardRecord | None:

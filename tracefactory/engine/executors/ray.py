@@ -1,7 +1,7 @@
 """The Ray executor: Ray Core actors, one per model and one per CPU, stateless.
 
-Ray is disposable. An actor that dies is started again and its shards are run again; what they had paid for is in the
-request store. A driver that dies takes the local cluster with it; the next run goes on from the store.
+No state is lost with Ray. When an actor dies, it is restarted and its shards are run again; their paid completions are
+in the request store. When the driver dies, the local cluster ends with it, and the next run continues from the store.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tracefactory.engine.worker import Worker, WorkerSetup
 from tracefactory.serving.vllm.replica import LOOPBACK, PlacedReplica, Replica, ReplicaState, ServerPlan
 from tracefactory.store.stages import ShardRecord
 
-RESTARTS = 20  # per actor; a worker that dies more often than this has a fault that another start will not mend
+RESTARTS = 20  # per actor; a worker that dies more often has a fault that restarting does not fix
 PROGRESS_S = 2.0
-STOP_S = 20.0  # for a model server to end by itself; then its actor is killed, and the server with it
+STOP_S = 20.0  # for a model server to exit; then its actor and with it the server are killed
 
 
 @dataclass
 class _Member:
-    """One actor, how many shards it has, and how many GPUs it may still have to wait for."""
+    """One actor, its number of shards, and the number of GPUs that it may be waiting for."""
 
     actor: Any
     room: asyncio.Semaphore
@@ -42,12 +42,11 @@ class _Member:
 
 
 class RayExecutor:
-    """Runs shards on actors: a model's shards on that model's actor, the others on the least busy CPU actor."""
+    """Runs shards on actors: a model's shards on the actors of the model, others on the least busy CPU actor."""
 
     def __init__(self, setup: WorkerSetup) -> None:
         self.setup = setup
         self._members: defaultdict[str, list[_Member]] = defaultdict(list)
-        self._draining = False
 
     async def run_shard(self, stage: StageSpec[Any], index: int, layouts: Layouts) -> ShardRecord | None:
         return await self._call(stage, "run_shard", stage.id, index, dict(layouts))  # type: ignore[no-any-return]
@@ -68,7 +67,7 @@ class RayExecutor:
         answers = await asyncio.gather(*asked, return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException):
-                continue  # a busy or restarting actor has no numbers now; its shards tell of a lasting fault
+                continue  # a busy or restarting actor has no numbers; its shards report permanent faults
             for stage, numbers in answer.items():
                 for name, number in numbers.items():
                     total[stage][name] += number
@@ -88,7 +87,6 @@ class RayExecutor:
         return found
 
     async def drain(self) -> None:
-        self._draining = True
         for members in self._members.values():
             await asyncio.gather(*(member.actor.drain.remote() for member in members), return_exceptions=True)
 
@@ -111,10 +109,10 @@ class RayExecutor:
             member.busy -= 1
 
     def _hosts(self, stage: StageSpec[Any]) -> list[_Member]:
-        """Return the actors that a stage's shards run on, started when first asked for.
+        """Return the actors for a stage's shards; the first call starts them.
 
         Raises:
-            UserError: when this machine, being the whole cluster, does not have the GPUs for them.
+            UserError: when the cluster is only this machine and has too few GPUs.
         """
         host = host_of(stage, self.setup.pipeline)
         if not self._members[host]:
@@ -122,7 +120,7 @@ class RayExecutor:
             _connect(address)
             model = stage_of(stage).asks(stage, self.setup.pipeline)
             spec = None if model is None else self.setup.pipeline.models[model]
-            # An actor that the cluster has no CPU for would wait for ever, and its shards with it.
+            # Without a free CPU in the cluster, an actor and its shards would wait forever.
             cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
             workers = min(self.setup.pipeline.run.workers or cpus, cpus) if spec is None else spec.workers
             gpus = 0 if spec is None else spec.worker_gpus
@@ -143,26 +141,26 @@ class RayExecutor:
 
 
 class RayPlacement:
-    """Places model servers by Ray: an actor that holds the GPUs of one replica owns its server, on the actor's node."""
+    """Places model servers with Ray: an actor that holds the GPUs of one replica owns the server on its node."""
 
     def __init__(self, address: str | None) -> None:
         self.address = address
 
     async def place(self, plan: ServerPlan, log_file: Path) -> PlacedReplica:
-        """Ask Ray for the actor; Ray finds a node with that many free GPUs, which may take a while.
+        """Create the actor; Ray waits for a node with enough free GPUs.
 
         Raises:
-            UserError: when this machine, being the whole cluster, does not have that many GPUs.
+            UserError: when the cluster is only this machine and has too few GPUs.
         """
         _connect(self.address)
         _check_gpus(self.address, plan.name, plan.gpus)
         actor = ray.remote(num_cpus=0, num_gpus=plan.gpus, max_restarts=plan.restarts)(_ReplicaActor)
-        # Only a cluster of several nodes needs servers that listen beyond this machine.
+        # Servers must be reachable from other machines only in a cluster of several nodes.
         return _RayReplica(plan, actor.remote(plan, log_file, loopback=self.address is None))
 
 
 class _ReplicaActor:
-    """Owns one server process on its node; Ray starts it again, elsewhere if need be, when the node dies."""
+    """Owns one server process on its node. When the node dies, Ray restarts the actor on another node."""
 
     def __init__(self, plan: ServerPlan, log_file: Path, loopback: bool) -> None:
         self.plan, self.log_file = plan, log_file
@@ -180,7 +178,7 @@ class _ReplicaActor:
 
 
 class _RayReplica:
-    """What the endpoint sees of such an actor."""
+    """A proxy for such an actor, used by the endpoint."""
 
     def __init__(self, plan: ServerPlan, actor: Any) -> None:
         self.plan, self.actor = plan, actor
@@ -198,7 +196,7 @@ class _RayReplica:
         except ActorUnavailableError:
             return ReplicaState(text="restarts on another node")
         except ActorDiedError as error:
-            return ReplicaState(gone=f"{self.plan.name}: its node died too often ({error})")
+            return ReplicaState(failure=f"{self.plan.name}: its node died too often ({error})")
         except RayTaskError as error:
             raise error.cause from error
 
@@ -210,16 +208,16 @@ class _RayReplica:
 
 
 def _check_gpus(address: str | None, what: str, gpus: int) -> None:
-    """Refuse what this machine, when it is the whole cluster, will never have; a cluster may still grow."""
+    """Raise UserError when the cluster is only this machine and has too few GPUs; other clusters can grow."""
     has = int(ray.cluster_resources().get("GPU", 0))
     if address is None and has < gpus:
-        raise UserError(f"{what} needs {gpus} GPUs, and this machine has {has}")
+        raise UserError(f"{what} needs {gpus} GPUs, but this machine has {has}")
 
 
 def _connect(address: str | None) -> None:
     if ray.is_initialized():
         return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a zero-GPU actor keeps its environment
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # an actor without GPUs keeps CUDA_VISIBLE_DEVICES
     ray.init(
         address=address,
         include_dashboard=False,

@@ -1,4 +1,4 @@
-"""The replicas of one model behind the one client: those that answer take requests, the others come back or give up."""
+"""The endpoint of one model served by several vLLM replicas; requests go to the replicas that are up."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _POLL_S = 0.5
 
 
 class VLLMEndpoint:
-    """`replicas` servers of one plan, started at the first request, and kept up until `stop`.
+    """`replicas` servers of one plan, started at the first request and kept running until `stop`.
 
-    A request waits until one replica answers; the others join when they are ready. The client sends each request to the
-    replica with the fewest in flight, so a faster replica gets more. Where `shared` finds servers that
-    `tracefactory serve` keeps for the same model, those are used, and none is started while they are kept.
+    A request waits until one replica is up; the others join when they are ready. The client sends each request to the
+    replica with the fewest in flight, so a faster replica gets more. While `shared` finds servers that
+    `tracefactory serve` runs for the same model, those are used and none is started.
     """
 
     def __init__(
@@ -35,46 +35,46 @@ class VLLMEndpoint:
 
     @property
     def notice(self) -> str:
-        """What a person should know: how many replicas are up while some are not; empty when all is well."""
+        """The status for the user: how many replicas are up and what the others do; empty when all are up."""
         missing = [state for state in self._states if state.url is None]
         if not missing:
             return ""
-        texts = dict.fromkeys(state.text for state in missing if state.gone is None)
-        gone = sum(state.gone is not None for state in missing)
-        said = [f"{gone} given up"] * bool(gone) + [*texts]
-        return f"{len(self._states) - len(missing)} of {len(self._states)} servers up; {'; '.join(said)}"
+        texts = dict.fromkeys(state.text for state in missing if state.failure is None)
+        failed = sum(state.failure is not None for state in missing)
+        details = [f"{failed} failed"] * bool(failed) + [*texts]
+        return f"{len(self._states) - len(missing)} of {len(self._states)} servers up; {'; '.join(details)}"
 
     @property
     def urls(self) -> list[str]:
-        """The addresses of this endpoint's own replicas that answer now."""
+        """The URLs of this endpoint's own replicas that are up."""
         return [state.url for state in self._states if state.url is not None]
 
     async def start(self, log_dir: Path) -> list[str]:
-        """Return the addresses that answer now, starting the replicas first if need be.
+        """Return the URLs of the servers that are up; start the replicas if none have been started.
 
         Raises:
-            RunError: when every replica has given up, with the last word of one.
+            RunError: when every replica has failed; the message has the failure of one.
             UserError: when the replicas cannot be placed.
         """
         while not self._placed and self._shared is not None:
-            if (found := await self._shared.urls()) is None:
+            if (shared_urls := await self._shared.urls()) is None:
                 break
-            if found:
-                return found
-            await asyncio.sleep(_POLL_S)  # somebody keeps servers for us; they are starting, or coming back
+            if shared_urls:
+                return shared_urls
+            await asyncio.sleep(_POLL_S)  # shared servers are registered, but they are starting or restarting
         async with self._lock:
             if not self._placed:
                 await self._place(log_dir)
         while not self.urls:
             self._check_polling()
-            if all(state.gone is not None for state in self._states):
-                raise RunError(f"no server of {self.plan.name} is left: {self._states[0].gone}")
+            if all(state.failure is not None for state in self._states):
+                raise RunError(f"all servers of {self.plan.name} failed: {self._states[0].failure}")
             self._changed.clear()
             await self._changed.wait()
         return self.urls
 
     async def stop(self) -> None:
-        """End all replicas."""
+        """Stop all replicas."""
         async with self._lock:
             if self._polling is not None:
                 self._polling.cancel()
@@ -91,7 +91,7 @@ class VLLMEndpoint:
                 placed, self._placed = self._placed, []
                 await asyncio.gather(*(replica.stop() for replica in placed))
                 raise
-        self._states = [ReplicaState(text="starts")] * self.replicas
+        self._states = [ReplicaState(text="starting")] * self.replicas
         self._polling = asyncio.create_task(self._poll())
 
     async def _poll(self) -> None:
@@ -103,10 +103,10 @@ class VLLMEndpoint:
                     self._changed.set()
                 await asyncio.sleep(_POLL_S)
         finally:
-            self._changed.set()  # whoever waits finds out why nothing will change any more
+            self._changed.set()  # wake up waiting requests, so that they see why polling ended
 
     def _check_polling(self) -> None:
-        """Raise what broke the watching of the replicas, if anything has."""
+        """Raise the error that ended the polling of the replicas, if it has ended."""
         if self._polling is None or self._polling.cancelled():
             raise RunError(f"{self.plan.name} was stopped")
         if self._polling.done():

@@ -1,8 +1,8 @@
-"""Telling a busy vLLM server from one that hangs.
+"""Detect vLLM servers that hang, and distinguish them from busy ones.
 
-GET /health says only whether the engine has died. An engine that hangs (a stuck collective, a stopped process) still
-answers it, so three signs count: the token counters and cache use of GET /metrics move; or a request for one token is
-answered. A busy server may let that request wait, but then its counters move; an idle one answers it at once.
+GET /health reports only whether the engine has died. An engine that hangs (a stuck collective, a stopped process) still
+answers it. A server counts as alive when the token counters or the cache use in GET /metrics change, or when it answers
+a request for one token. A busy server may delay that request, but its counters change; an idle one answers at once.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from types import TracebackType
 import aiohttp
 
 HEALTH_EVERY_S = 2.0
-_ANSWER_S = 10.0
-_MOVING = re.compile(
+_REQUEST_TIMEOUT_S = 10.0
+_COUNTERS = re.compile(
     r"^vllm:(?:prompt_tokens_total|generation_tokens_total|kv_cache_usage_perc)\{[^\n]*\} (\S+)$", re.MULTILINE
 )
 
 
-class SignsOfLife:
-    """Watches one server that has been up. An async context manager; `trouble` may be called at any rate."""
+class HealthMonitor:
+    """Monitors one server that has been up. An async context manager; `problem` may be called at any rate."""
 
     def __init__(self, url: str, model: str, hang_s: float) -> None:
         self._url = url
         self._model = model
         self._hang_s = hang_s
-        self._seen: tuple[str, ...] = ()
-        self._alive_at = self._looked_at = time.monotonic()
+        self._counters: tuple[str, ...] = ()
+        self._last_alive = self._last_query = time.monotonic()
         self._probe: asyncio.Task[bool] | None = None
 
-    async def __aenter__(self) -> SignsOfLife:
+    async def __aenter__(self) -> HealthMonitor:
         self._session = aiohttp.ClientSession(trust_env=False)
         return self
 
@@ -44,30 +44,30 @@ class SignsOfLife:
             await asyncio.wait([self._probe])
         await self._session.close()
 
-    async def trouble(self) -> str | None:
-        """Return why the server is no good any more, or None while it is. Looks at it every few seconds."""
+    async def problem(self) -> str | None:
+        """Return why the server must be restarted, or None while it is alive. Queries it every few seconds."""
         now = time.monotonic()
-        if now - self._looked_at < min(HEALTH_EVERY_S, self._hang_s / 4):
+        if now - self._last_query < min(HEALTH_EVERY_S, self._hang_s / 4):
             return None
-        self._looked_at = now
+        self._last_query = now
         status, _ = await self._get("/health")
         if status is not None and status >= 500:
-            return f"reports that its engine died (/health: {status})"
+            return f"reported that its engine died (/health: {status})"
         _, metrics = await self._get("/metrics")
-        moving = tuple(_MOVING.findall(metrics))
-        if moving and moving != self._seen:
-            self._seen, self._alive_at = moving, time.monotonic()
-        self._see_probe()
-        silent_s = time.monotonic() - self._alive_at
-        return f"hangs: no sign of life for {silent_s:.0f} s" if silent_s > self._hang_s else None
+        counters = tuple(_COUNTERS.findall(metrics))
+        if counters and counters != self._counters:
+            self._counters, self._last_alive = counters, time.monotonic()
+        self._update_probe()
+        silent_s = time.monotonic() - self._last_alive
+        return f"hung: no sign of life for {silent_s:.0f} s" if silent_s > self._hang_s else None
 
-    def _see_probe(self) -> None:
-        """Note an answered probe; send one after a quarter of the patience without a sign."""
+    def _update_probe(self) -> None:
+        """Record the result of a finished probe; send one after a quarter of `hang_s` without a sign of life."""
         if self._probe is not None and self._probe.done():
             if self._probe.result():
-                self._alive_at = time.monotonic()
+                self._last_alive = time.monotonic()
             self._probe = None
-        if self._probe is None and time.monotonic() - self._alive_at > self._hang_s / 4:
+        if self._probe is None and time.monotonic() - self._last_alive > self._hang_s / 4:
             self._probe = asyncio.create_task(self._one_token())
 
     async def _one_token(self) -> bool:
@@ -81,9 +81,9 @@ class SignsOfLife:
             return False
 
     async def _get(self, path: str) -> tuple[int | None, str]:
-        timeout = aiohttp.ClientTimeout(total=min(_ANSWER_S, self._hang_s))
+        timeout = aiohttp.ClientTimeout(total=min(_REQUEST_TIMEOUT_S, self._hang_s))
         try:
             async with self._session.get(self._url + path, timeout=timeout) as response:
                 return response.status, await response.text()
         except (aiohttp.ClientError, TimeoutError):
-            return None, ""  # silence; it adds up to a hang
+            return None, ""  # no answer counts toward a hang

@@ -1,4 +1,4 @@
-"""What a vLLM server's log says to a person: how far a start is, and what went wrong first."""
+"""Read a vLLM server's log: the progress of a start, and the first error."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ _ERROR = re.compile(r"^[\w.]*(?:Error|Exception): \S")
 _ERROR_CHARS = 500
 
 
-def last_words(log_file: Path, start: int) -> str:
+def last_message(log_file: Path, start: int) -> str:
     """Return the last log message or progress bar in a log from byte `start` on; empty when there is none."""
-    said = ""
+    message = ""
     for line in _lines(log_file, start):
         stamp = _STAMP.match(line)
         if stamp is not None:
-            said = line[stamp.end() :] or said
+            message = line[stamp.end() :] or message
         elif _PERCENT.search(line):
-            said = line
-    return said
+            message = line
+    return message
 
 
 def first_error(log_file: Path, start: int) -> str | None:
-    """Return the first exception in a log from byte `start` on.
+    """Return the first exception in a log from byte `start` on, None when there is none.
 
-    The last ones only tell of each other: a worker's error ends the engine, whose end the API server reports.
+    Later ones are consequences: a worker's error ends the engine, and the API server reports the end of the engine.
     """
     for line in _lines(log_file, start):
         message = _STAMP.sub("", line)
@@ -39,7 +39,7 @@ def first_error(log_file: Path, start: int) -> str | None:
 
 
 def _lines(log_file: Path, start: int) -> Iterator[str]:
-    """Yield the lines of a log without the process names before them; progress bars end in carriage returns."""
+    """Yield the lines of a log without their process names; lines of progress bars end in carriage returns."""
     if log_file.exists():
         with log_file.open("rb") as file:
             file.seek(start)

@@ -1,4 +1,4 @@
-"""Replicas as child processes of this one, each with GPUs of its own; a cluster's placement is the executor's."""
+"""Place replicas on this machine as child processes with exclusive GPUs; executors place them on clusters."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class LocalPlacement:
-    """Places replicas on this machine. One instance shares out all of its GPUs: no two replicas get the same."""
+    """Places replicas on this machine. One instance assigns all of its GPUs, each to at most one replica."""
 
     def __init__(self) -> None:
         self._free: list[str] | None = None
 
     async def place(self, plan: ServerPlan, log_file: Path) -> PlacedReplica:
-        """Start a replica on GPUs that no other replica has.
+        """Start a replica on free GPUs.
 
         Raises:
-            UserError: when there are not enough of them.
+            UserError: when too few GPUs are free.
         """
         if not plan.gpus:
             return Replica(plan, log_file)
@@ -32,14 +32,14 @@ class LocalPlacement:
             self._free = visible_gpus(os.environ)
         if len(self._free) < plan.gpus:
             raise UserError(
-                f"{plan.name} needs {plan.gpus} GPUs, and {len(self._free)} of this machine are free for it"
+                f"{plan.name} needs {plan.gpus} GPUs, but only {len(self._free)} GPUs of this machine are free"
             )
-        mine, self._free = self._free[: plan.gpus], self._free[plan.gpus :]
-        return _OnGpus(Replica(plan, log_file, environ={_VISIBLE: ",".join(mine)}), mine, self._free)
+        gpus, self._free = self._free[: plan.gpus], self._free[plan.gpus :]
+        return _GpuReplica(Replica(plan, log_file, environ={_VISIBLE: ",".join(gpus)}), gpus, self._free)
 
 
-class _OnGpus:
-    """A replica that gives its GPUs back when it stops."""
+class _GpuReplica:
+    """A replica that releases its GPUs when it stops."""
 
     def __init__(self, replica: Replica, gpus: list[str], free: list[str]) -> None:
         self._replica, self._gpus, self._free = replica, gpus, free
@@ -54,7 +54,7 @@ class _OnGpus:
 
 
 def visible_gpus(environ: Mapping[str, str]) -> list[str]:
-    """Return the ids of the GPUs this process may use: CUDA_VISIBLE_DEVICES, else what nvidia-smi lists."""
+    """Return the ids of the GPUs that this process may use: CUDA_VISIBLE_DEVICES, or what nvidia-smi lists."""
     if _VISIBLE in environ:
         return [gpu for gpu in environ[_VISIBLE].split(",") if gpu.strip()]
     if shutil.which("nvidia-smi") is None:

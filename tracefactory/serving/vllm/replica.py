@@ -1,7 +1,7 @@
-"""One vLLM server that is kept up: started, watched, restarted with a limit, ended with its owner.
+"""One supervised vLLM server: started, monitored, restarted up to a limit, and stopped with its owner.
 
 The owner of a replica is this process (`LocalPlacement`) or an actor on the node where a cluster placed it; the
-endpoint in front sees only `PlacedReplica`.
+endpoint uses only the interface `PlacedReplica`.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ from pydantic import Field
 from tracefactory.core.errors import RunError
 from tracefactory.core.processes import Child, kill_group
 from tracefactory.core.rows import Frozen
-from tracefactory.serving.vllm.log import first_error, last_words
+from tracefactory.serving.vllm.log import first_error, last_message
 
 LOOPBACK = "127.0.0.1"
-_GUARD_READY_S = 120.0  # for the guard process to say that it has started vLLM, not for vLLM to be ready
+_GUARD_READY_S = 120.0  # until the guard process reports that it has started vLLM; vLLM is not ready by then
 if TYPE_CHECKING:
     import aiohttp
 
 _POLL_S = 0.5
-_GRACE_S = 10.0  # more than the guard gives vLLM
-_PAUSE_CAP_S = 60.0
+_GRACE_S = 10.0  # longer than the guard's grace period for vLLM
+_MAX_PAUSE_S = 60.0
 _TEXT_CHARS = 100
 
 
 class ServerPlan(Frozen):
-    """How to start a vLLM server, wherever that is.
+    """How to start a vLLM server on any machine.
 
-    `python` is the interpreter of vLLM's environment, `arguments` those of its API server less host and port, `model`
-    the name it serves the model under; `environ` is added to the environment and may hold secrets. `gpus` is how many
-    GPUs the server gets; `plugin` names one of `decoders.vllm_site` to run in it. Times are seconds: `start_timeout_s`
-    until it must answer, `hang_s` without any sign of life until it counts as hung. `restarts` is how often a server
-    that had been up is started again.
+    `python` is the interpreter of vLLM's environment, `arguments` are those of its API server without host and port,
+    `model` is the name under which it serves the model; `environ` is added to the environment and may hold secrets.
+    `gpus` is the number of GPUs of the server; `plugin` is one of `PLUGINS` in `plugins/plugin_dir.py`, or empty. Times
+    are in seconds: `start_timeout_s` until the server must answer, `hang_s` without a sign of life until it counts as
+    hung. `restarts` is how often a server that had been up is restarted.
     """
 
     name: str
@@ -56,20 +56,20 @@ class ServerPlan(Frozen):
 
 
 class ReplicaState(Frozen):
-    """What a replica is at: `url` (ending in /v1) while it answers, `text` for a person, `gone` its last word."""
+    """The state of a replica: `url` (ending in /v1) while it is up, `text` for the user, `failure` once it gave up."""
 
     url: str | None = None
     text: str = ""
-    gone: str | None = None
+    failure: str | None = None
 
 
 class PlacedReplica(Protocol):
-    """A replica somewhere."""
+    """A replica on any machine."""
 
     async def state(self) -> ReplicaState: ...
 
     async def stop(self) -> None:
-        """End the server and everything it started."""
+        """Stop the server and every process it started."""
         ...
 
 
@@ -77,18 +77,18 @@ class Placement(Protocol):
     """Decides where replicas run."""
 
     async def place(self, plan: ServerPlan, log_file: Path) -> PlacedReplica:
-        """Start a replica; it is placed when this returns, and its server answers some time later.
+        """Place a replica and begin to start its server, which answers some time later.
 
         Raises:
-            UserError: when there is no room for it and never will be.
+            UserError: when there is no room for it, now or later.
         """
         ...
 
 
 class Replica:
-    """A vLLM server on this machine. Use from one event loop, in a thread that lives as long as the server.
+    """A vLLM server on this machine. Use it from one event loop, in a thread that lives as long as the server.
 
-    `environ` is added to the plan's, e.g. with the GPUs that are this replica's.
+    `environ` is added to that of the plan, for example to assign GPUs to this replica.
     """
 
     def __init__(
@@ -98,33 +98,34 @@ class Replica:
         self.log_file = log_file
         self.host = host
         self._environ = {**os.environ, **plan.environ, **(environ or {})}
-        self._state = ReplicaState(text="starts")
+        self._state = ReplicaState(text="starting")
         self._child: Child | None = None
         self._log_start = 0
         self._started = time.monotonic()
-        self._keeping = asyncio.create_task(self._keep())
+        self._supervision = asyncio.create_task(self._supervise())
 
     async def state(self) -> ReplicaState:
-        """Return what the replica is at; while it loads, with what its log says last.
+        """Return the current state; while the server loads, the text ends with the last message of its log.
 
-        Raises whatever broke the keeping of the replica besides the server's own failures.
+        An unexpected error of the supervision is raised here; failures of the server are in the state.
         """
-        if self._keeping.done() and not self._keeping.cancelled():
-            self._keeping.result()
-        if self._state.url is None and self._state.gone is None:
+        if self._supervision.done() and not self._supervision.cancelled():
+            self._supervision.result()
+        if self._state.url is None and self._state.failure is None:
             seconds = time.monotonic() - self._started
-            said = last_words(self.log_file, self._log_start)[:_TEXT_CHARS]
-            return self._state.model_copy(update={"text": f"{self._state.text}, {seconds:.0f} s: {said}".rstrip(": ")})
+            message = last_message(self.log_file, self._log_start)[:_TEXT_CHARS]
+            text = f"{self._state.text}, {seconds:.0f} s: {message}".rstrip(": ")
+            return self._state.model_copy(update={"text": text})
         return self._state
 
     async def stop(self) -> None:
-        """End the server and everything it started."""
-        self._keeping.cancel()
-        await asyncio.wait([self._keeping])
-        await self._bury()
+        """Stop the server and every process it started."""
+        self._supervision.cancel()
+        await asyncio.wait([self._supervision])
+        await self._stop_server()
 
-    async def _keep(self) -> None:
-        """Start the server, and again when it died or hung, until the limit. The last word goes into the state."""
+    async def _supervise(self) -> None:
+        """Start the server, and restart it up to the limit when it died or hung. The final failure is in the state."""
         died = 0
         was_up = False
         while True:
@@ -135,21 +136,21 @@ class Replica:
                 why = await self._watch(url)
             except RunError as error:
                 why = str(error)
-            await self._bury()
+            await self._stop_server()
             if (cause := first_error(self.log_file, self._log_start)) is not None:
                 why += f" ({cause})"
             if not was_up or died == self.plan.restarts:
-                times = "" if not was_up else f" and was started {died + 1} times in all"
-                self._state = ReplicaState(gone=f"{self.plan.name} {why}{times}; its log is {self.log_file}")
+                times = "" if not was_up else f" and was started {died + 1} times in total"
+                self._state = ReplicaState(failure=f"{self.plan.name} {why}{times}; see its log {self.log_file}")
                 return
             self._started = time.monotonic()
             self._state = ReplicaState(text=f"restart {died + 1} of {self.plan.restarts}, it {why}")
-            # What took the memory may need a moment to give it back.
-            await asyncio.sleep(min(_PAUSE_CAP_S, 2.0**died - 1))
+            # GPU memory may be released with a delay.
+            await asyncio.sleep(min(_MAX_PAUSE_S, 2.0**died - 1))
             died += 1
 
     async def _start(self) -> str:
-        """Start the server and return its address once it answers."""
+        """Start the server and return its URL once it answers."""
         deadline = time.monotonic() + self.plan.start_timeout_s
         self._log_start = self.log_file.stat().st_size if self.log_file.exists() else 0
         command = [sys.executable, "-m", "tracefactory.serving.vllm.server"]
@@ -158,7 +159,7 @@ class Replica:
         self._child = child = await Child.spawn(
             self.plan.name, command, self.log_file, ready_timeout_s=_GUARD_READY_S, environ=self._environ
         )
-        import aiohttp  # a tenth of a second: not for models that are only looked up
+        import aiohttp  # takes 0.1 s, so it is imported only to start a server
 
         url = f"http://{self.host}:{child.facts['port']}"
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10), trust_env=False) as session:
@@ -168,23 +169,23 @@ class Replica:
                 if time.monotonic() > deadline:
                     raise RunError(f"did not answer within {self.plan.start_timeout_s:g} s")
                 await asyncio.sleep(_POLL_S)
-        raise RunError("ended while starting")
+        raise RunError("exited while starting")
 
     async def _watch(self, url: str) -> str:
-        """Return, once the server is no good any more, why."""
+        """Wait until the server must be restarted; return the reason."""
         child = self._child
         assert child is not None
-        from tracefactory.serving.vllm.health import SignsOfLife
+        from tracefactory.serving.vllm.health import HealthMonitor
 
-        async with SignsOfLife(url, self.plan.model, self.plan.hang_s) as signs:
+        async with HealthMonitor(url, self.plan.model, self.plan.hang_s) as signs:
             while child.alive:
-                if (trouble := await signs.trouble()) is not None:
-                    return trouble
+                if (problem := await signs.problem()) is not None:
+                    return problem
                 await asyncio.sleep(_POLL_S)
         return "died"
 
-    async def _bury(self) -> None:
-        """End what is left of the server; its guard may have been killed before it could."""
+    async def _stop_server(self) -> None:
+        """Stop what is left of the server. Its guard may have been killed before it could do so."""
         if self._child is not None:
             await self._child.stop(grace_s=_GRACE_S)
             if (group := self._child.facts.get("group")) is not None:
@@ -199,4 +200,4 @@ async def _is_healthy(session: aiohttp.ClientSession, url: str) -> bool:
         async with session.get(f"{url}/health") as response:
             return response.status == 200
     except (aiohttp.ClientError, TimeoutError):
-        return False  # it is still loading; the deadline and the process's end are seen elsewhere
+        return False  # still loading; the caller checks the deadline and whether the process has exited

@@ -1,10 +1,10 @@
-"""A vLLM server under guard: `python -m tracefactory.serving.vllm.server --python P --host H --arguments JSON`.
+"""A guarded vLLM server: `python -m tracefactory.serving.vllm.server --python P --host H --arguments JSON`.
 
-vLLM runs in an interpreter of its own, which need not have this package, and splits into an API server, an engine and
-workers. When only the API server is killed, the others live on and keep their GPU (seen with vLLM 0.32). So a small
-guard process starts vLLM in a process group, and ends the whole group when vLLM ends, when it is asked to, or when its
-own parent is gone. The guard is not its owner's child but a grandchild: a worker of Ray that ends kills its children
-with SIGKILL, and a guard killed so could end nothing. The child between them only waits.
+vLLM runs in its own interpreter, which need not have this package, and splits into an API server, an engine and
+workers. When only the API server is killed, the others keep running and keep their GPU (seen with vLLM 0.32). A small
+guard process therefore starts vLLM in a process group, and kills the whole group when vLLM exits, when the guard
+receives a signal, or when its parent exits. The guard is a grandchild of its owner: a Ray worker that exits kills its
+children with SIGKILL, and a killed guard could not clean up. The child in between only waits.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from pathlib import Path
 from types import FrameType
 
 from tracefactory.core.processes import end_with_parent, kill_group, report_ready, signal_at_parents_death
-from tracefactory.serving.vllm.plugins.environment import write_site
+from tracefactory.serving.vllm.plugins.plugin_dir import write_plugin
 
 _MODULE = "vllm.entrypoints.openai.api_server"
-_GRACE_S = 3.0  # for vLLM to end by itself; what it leaves behind is killed
-_FOREIGN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # would point vLLM's interpreter at the packages of this one
+_GRACE_S = 3.0  # for vLLM to exit by itself; then its process group is killed
+_REMOVED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # they would make vLLM's interpreter import our packages
 
 
-class _Asked(BaseException):  # raised out of a wait by the signal handler
+class _StopRequested(BaseException):  # raised by the signal handler
     pass
 
 
 def main() -> None:
-    """Serve until vLLM ends, the parent is gone, or SIGTERM or Ctrl-C comes."""
-    parser = argparse.ArgumentParser(description="A vLLM server that leaves no process behind.")
+    """Serve until vLLM or the parent exits, or until SIGTERM or Ctrl-C."""
+    parser = argparse.ArgumentParser(description="Run a vLLM server and clean up all of its processes.")
     parser.add_argument("--python", required=True, help="the interpreter of the environment that holds vLLM")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--arguments", type=json.loads, required=True, help="a JSON list: arguments of the API server")
@@ -52,18 +52,18 @@ def main() -> None:
 
 
 def _guard(options: argparse.Namespace, parent: int) -> None:
-    """Run vLLM until it ends or is no longer wanted; raises SystemExit."""
-    for one in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(one, _asked)
+    """Run vLLM until it exits or a stop is requested; raises SystemExit."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _request_stop)
     reserved = reserve_port(options.host)
     port = reserved.getsockname()[1]
-    environ = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
-    site = tempfile.TemporaryDirectory(prefix="tracefactory-vllm-")
+    environ = {name: value for name, value in os.environ.items() if name not in _REMOVED}
+    plugin_dir = tempfile.TemporaryDirectory(prefix="tracefactory-vllm-")
     if options.plugin:
-        write_site(Path(site.name), options.plugin)
-        environ["PYTHONPATH"] = site.name
+        write_plugin(Path(plugin_dir.name), options.plugin)
+        environ["PYTHONPATH"] = plugin_dir.name
     command = [options.python, "-m", _MODULE, "--host", options.host, "--port", str(port), *options.arguments]
-    # Started before there is a second thread here: preexec_fn is safe only then.
+    # preexec_fn is safe only while this process has one thread.
     vllm = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -74,21 +74,21 @@ def _guard(options: argparse.Namespace, parent: int) -> None:
     try:
         end_with_parent(signal.SIGTERM)
         if os.getppid() != parent:
-            raise _Asked  # it was gone before the kernel was asked to tell
+            raise _StopRequested  # the parent exited before the kernel was asked for a signal
         report_ready(options.ready_fd, port=port, group=vllm.pid)
         status = vllm.wait()
-    except _Asked:
+    except _StopRequested:
         status = 0
     finally:
-        _end(vllm)
-        site.cleanup()
+        _stop(vllm)
+        plugin_dir.cleanup()
     raise SystemExit(status if status >= 0 else 128 - status)
 
 
 def reserve_port(host: str) -> socket.socket:
-    """Return a bound socket on a free port that nobody else is given; vLLM, which sets SO_REUSEADDR, can bind it too.
+    """Return a socket bound to a free port. No other process is given the port; vLLM can bind it with SO_REUSEADDR.
 
-    It does not listen, so it draws no connection. Keep it open for as long as the port must stay reserved.
+    The socket does not listen, so it receives no connections. Keep it open as long as the port must stay reserved.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     reserved = socket.socket(family, socket.SOCK_STREAM)
@@ -97,13 +97,13 @@ def reserve_port(host: str) -> socket.socket:
     return reserved
 
 
-def _asked(number: int, frame: FrameType | None) -> None:
-    raise _Asked
+def _request_stop(number: int, frame: FrameType | None) -> None:
+    raise _StopRequested
 
 
-def _end(vllm: subprocess.Popen[bytes]) -> None:
-    for one in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(one, signal.SIG_IGN)  # asked twice: already at it
+def _stop(vllm: subprocess.Popen[bytes]) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the cleanup
     vllm.terminate()
     with suppress(subprocess.TimeoutExpired):
         vllm.wait(_GRACE_S)

@@ -1,9 +1,9 @@
-"""Servers that `tracefactory serve` keeps for several runs: `servers/<identity>.json` in the state folder.
+"""Servers that `tracefactory serve` runs for several runs, registered in `servers/<identity>.json` of the state folder.
 
-The file names the process that keeps them and their addresses. It is believed only as far as it can be checked: its
-keeper must live (process id on the same host, heartbeat elsewhere), and each address must answer under a name that
-holds the model's identity, which managed servers have; so neither a file that a killed process left behind, nor a
-stranger on the same port, draws a request.
+The file names the owner process and the URLs of its servers. It is checked before use: the owner must be alive (by its
+process id on the same host, by its heartbeat elsewhere), and each URL must serve a model name with the digest of the
+model's identity, as managed servers do. A file that a killed process left behind, or another server on the same port,
+therefore receives no requests.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tracefactory.core.files import read_json, write_json
 from tracefactory.core.rows import Frozen
 from tracefactory.store.leases import STALE_S
 
-_BELIEVED_S = 5.0  # how long an answer is taken for still true
-_ANSWER_S = 5.0
+_CHECK_EVERY_S = 5.0
+_REQUEST_TIMEOUT_S = 5.0
 
 
 class SharedServers(Frozen):
-    """Who keeps servers for a model of this identity, and where they are. `started` is Unix time."""
+    """The registration of servers for a model of this identity. `started` is Unix time."""
 
     model: str
     identity: str
@@ -38,17 +38,17 @@ class SharedServers(Frozen):
 
 
 def identity_label(identity: str) -> str:
-    """Return the second name that a managed server answers to, from the digest of the model's identity."""
+    """Return the second model name of a managed server, made from the digest of the model's identity."""
     return f"tracefactory-{identity[:16]}"
 
 
 def announce(folder: Path, servers: SharedServers) -> None:
-    """Say where the servers are, or that they have moved.
+    """Register servers, or update their URLs.
 
     Raises:
-        UserError: when another living process already keeps servers of this identity.
+        UserError: when another live process has registered servers of this identity.
     """
-    found = _kept(folder, servers.identity)
+    found = _registered(folder, servers.identity)
     if found is not None and (found.pid, found.host) != (servers.pid, servers.host):
         raise UserError(
             f"{servers.model} is already served by process {found.pid} on {found.host}: {', '.join(found.urls)}"
@@ -56,18 +56,18 @@ def announce(folder: Path, servers: SharedServers) -> None:
     write_json(_path(folder, servers.identity), servers.model_dump(mode="json"))
 
 
-def beat(folder: Path, identity: str) -> None:
-    """Say that the keeper still lives; at least every `HEARTBEAT_S` seconds."""
+def heartbeat(folder: Path, identity: str) -> None:
+    """Record that the owner is alive; call it at least every `HEARTBEAT_S` seconds."""
     os.utime(_path(folder, identity))
 
 
 def withdraw(folder: Path, identity: str) -> None:
-    """Take back what was announced."""
+    """Remove the registration."""
     _path(folder, identity).unlink(missing_ok=True)
 
 
 class SharedLookup:
-    """Finds shared servers of one identity that answer now. May be asked for every request."""
+    """Finds shared servers of one identity. May be called for every request."""
 
     def __init__(self, folder: Path, identity: str) -> None:
         self._folder = folder
@@ -77,27 +77,27 @@ class SharedLookup:
         self._lock = asyncio.Lock()
 
     async def urls(self) -> list[str] | None:
-        """Return the addresses that answer now; None when nobody keeps servers for the model."""
+        """Return the URLs that answer now, None when no servers are registered for the model."""
         async with self._lock:
-            if not self._urls or time.monotonic() - self._checked > _BELIEVED_S:
+            if not self._urls or time.monotonic() - self._checked > _CHECK_EVERY_S:
                 self._urls = await self._look()
                 self._checked = time.monotonic()
             return self._urls
 
     async def _look(self) -> list[str] | None:
-        servers = _kept(self._folder, self._identity)
+        servers = _registered(self._folder, self._identity)
         if servers is None:
             return None
-        answers = await asyncio.gather(*(_answers_to(url, identity_label(self._identity)) for url in servers.urls))
-        return [url for url, right in zip(servers.urls, answers, strict=True) if right]
+        serving = await asyncio.gather(*(_serves(url, identity_label(self._identity)) for url in servers.urls))
+        return [url for url, up in zip(servers.urls, serving, strict=True) if up]
 
 
 def _path(folder: Path, identity: str) -> Path:
     return folder / f"{identity[:16]}.json"
 
 
-def _kept(folder: Path, identity: str) -> SharedServers | None:
-    """Return who keeps servers of this identity, None when nobody does any more."""
+def _registered(folder: Path, identity: str) -> SharedServers | None:
+    """Return the registration of a live owner, None when there is none."""
     path = _path(folder, identity)
     content = read_json(path)
     if content is None:
@@ -111,13 +111,13 @@ def _kept(folder: Path, identity: str) -> SharedServers | None:
         return None  # withdrawn since it was read
 
 
-async def _answers_to(url: str, label: str) -> bool:
+async def _serves(url: str, label: str) -> bool:
     try:
         async with (
-            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_ANSWER_S), trust_env=False) as session,
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_REQUEST_TIMEOUT_S), trust_env=False) as session,
             session.get(f"{url}/models") as response,
         ):
             listed = await response.json()
             return any(model["id"] == label for model in listed["data"])
     except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError):
-        return False  # nobody there, or somebody else
+        return False  # no server, or another one

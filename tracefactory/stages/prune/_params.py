@@ -97,7 +97,7 @@ def _check_needs(name: str, pruner: type[Pruner]) -> None:
     """Refuse a pruner that asks for a model it does not declare: its stage would have no parameter to name one."""
     source = inspect.getsource(inspect.getmodule(pruner) or pruner)
     for tool, needs in (("student", {"student", "judge"}), ("writer", {"writer"})):
-        if re.search(rf"\btools\.(the_)?{tool}\b", source) and not pruner.needs & needs:
+        if re.search(rf"\btools\.(\w+_)?{tool}\b", source) and not pruner.needs & needs:
             raise UserError(
                 Mistake(
                     f"the pruner {name!r} asks a {tool} and does not say so",

@@ -23,7 +23,7 @@ from tracefactory.core.model import Environment
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import ID_DIGITS, Kind, Parent, ParentRole, Problem, Thinking, Trace, Verdict
 from tracefactory.core.stage import UNCHANGED, AtMost, Batch, Host, Result, Services, Stage, stage_of, verify
-from tracefactory.pruning import PRUNERS, PruneItem, PruneResult, Ruler, Tools, derive, measures, reverify
+from tracefactory.pruning import PRUNERS, LengthCounter, PruneItem, PruneResult, Tools, derive, measures, reverify
 from tracefactory.pruning.measures import COLUMNS
 from tracefactory.stages._sampling import spent
 from tracefactory.stages._verdicts import verifier_versions
@@ -147,10 +147,10 @@ class _Rows:
 
     def of(self, item: PruneItem, result: PruneResult, verdict: Verdict | None) -> tuple[Judgement, Trace | None]:
         """Return what is said of the parent, and the pruned trace where there is one."""
-        trace, ruler = item.trace, Ruler.of(item.trace, self.tokenizer)
+        trace, counter = item.trace, LengthCounter.of(item.trace, self.tokenizer)
         name, granularity = self.stage.name, self.params.granularity
-        derivation = derive(item, result, pruner=name, granularity=granularity, ruler=ruler)
-        derived, found = derivation.model_dump_json(exclude_defaults=True), measures(item, result, ruler)
+        derivation = derive(item, result, pruner=name, granularity=granularity, counter=counter)
+        derived, found = derivation.model_dump_json(exclude_defaults=True), measures(item, result, counter)
         if derivation.edit is None:
             return Judgement(trace.id, KEEP, {DERIVATION.name: derived, **found}), None
         lengths = derivation.edit.lengths

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tracefactory.core.columns import Column
 from tracefactory.core.decisions import Made, drop
 from tracefactory.core.errors import Mistake, nearest
 from tracefactory.core.fingerprint import digest
@@ -33,6 +34,13 @@ class SourceStage(Stage[Any]):
         here = Environment(root=pipeline.project.root)
         read = self.source.identity(self.source.located(stage.params, here.environ), here.root)
         return {"versions": {"source": self.source.version}, "read": read, "limit": pipeline.limit}
+
+    def columns(self, stage: StageSpec[Any], pipeline: Pipeline) -> Sequence[Column]:
+        named: Mapping[str, str] = getattr(stage.params, "measures", {})
+        return [
+            Column(name=name, description=f"The field {field} of the source.", about="problem")
+            for name, field in named.items()
+        ]
 
     def offline(self, stage: StageSpec[Any]) -> bool:
         return self.source.offline

@@ -1,4 +1,4 @@
-"""The blocks of a text: paragraphs, lists, tables, headings and displays, from its lines, in one pass."""
+"""Split a text into blocks: paragraphs, lists, tables, headings and displays, in one pass over its lines."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from itertools import pairwise
 
 from tracefactory.text.steps.protect import Span
 
-# Characters. A list this long is not an enumeration but the outline of a solution: its items become blocks. The same
-# holds for items that are set apart by blank lines and longer than a line. A lead-in is joined to what it announces
-# until the block has MAX_GLUED characters, so that a text of nothing but lead-ins still has steps.
+# Lengths in characters. The items of a list longer than MAX_LIST are blocks, because it is the outline of a solution;
+# so are items separated by blank lines, one of which is longer than MAX_LOOSE_ITEM. A lead-in is joined to the block
+# after it up to MAX_JOINED, so that a text with only lead-ins still has steps.
 MAX_LIST = 1_200
 MAX_LOOSE_ITEM = 160
-MAX_GLUED = 2_000
-# A text with fewer than one blank line in this many lines uses single line ends as its paragraph ends.
+MAX_JOINED = 2_000
+# A text with fewer than one blank line in this many lines has one paragraph per line.
 LINES_PER_BLANK = 8
 
 _ITEM = re.compile(
@@ -36,7 +36,7 @@ _ENDED = re.compile(r"[.!?。！？;；…][\"'”’」』)\]）*_]*$")
 
 
 class Kind(Enum):
-    """What a block is made of."""
+    """The kind of a block."""
 
     PROSE = "prose"
     DISPLAY = "display"
@@ -48,7 +48,7 @@ class Kind(Enum):
 
 @dataclass(frozen=True)
 class _Line:
-    """One line: characters [start, end) with its line end; `inside` when a protected span goes on into it."""
+    """One line: characters [start, end) including its line end; `inside` when it starts inside a protected span."""
 
     start: int
     end: int
@@ -63,10 +63,10 @@ class _Line:
 
 @dataclass
 class Block:
-    """Characters [start, end), blank lines after it included.
+    """Characters [start, end), including the blank lines after it.
 
-    `whole` lists the ranges in it that stay uncut; `items` the starts and indents of a list's items; `loose` says that
-    a blank line stands between two of them.
+    `whole` are the ranges that must not be split; `items` are the starts and indents of a list's items; `loose` means
+    that there is a blank line between two items.
     """
 
     start: int
@@ -78,9 +78,9 @@ class Block:
 
 
 def blocks(text: str, spans: list[Span]) -> list[Block]:
-    """Return the blocks of `text`, in order and covering it; lead-ins and headings are joined to what follows them.
+    """Return the blocks of `text`, in order and covering it; lead-ins and headings are joined to the next block.
 
-    Empty when the text is white space only.
+    Empty for a text of white space.
     """
     lines = _lines(text, spans)
     filled = sum(not line.blank for line in lines)
@@ -88,7 +88,7 @@ def blocks(text: str, spans: list[Span]) -> list[Block]:
     units = _units(lines, by_line=gaps * LINES_PER_BLANK < filled)
     if units:
         units[0].start = 0
-    return _glue(text, [part for unit in units for part in _outline(unit)])
+    return _join_lead_ins(text, [part for unit in units for part in _split_outline(unit)])
 
 
 def _lines(text: str, spans: list[Span]) -> list[_Line]:
@@ -134,7 +134,7 @@ def _units(lines: list[_Line], *, by_line: bool) -> list[Block]:
 def _kind(lines: list[_Line], number: int, current: Block | None, *, gap: bool) -> Kind:
     line = lines[number]
     if current and current.kind is Kind.LIST and line.text[:1].isspace():
-        return Kind.LIST  # an indented line goes on with the item above it, whatever it holds
+        return Kind.LIST  # an indented line continues the item above it
     if line.opens:
         return line.opens
     if _HEADING.match(line.text):
@@ -149,22 +149,22 @@ def _kind(lines: list[_Line], number: int, current: Block | None, *, gap: bool) 
 
 
 def _begins(current: Block, before: _Line, line: _Line, kind: Kind, *, gap: bool, by_line: bool) -> bool:
-    """Tell whether `line`, of `kind`, opens a block rather than going on with `current`."""
+    """Return whether `line`, of `kind`, starts a block and does not continue `current`."""
     if kind is Kind.LIST and current.kind is Kind.LIST:
         return False
     if gap or kind is Kind.HEADING or _STEP_LABEL.match(line.text):
         return True
-    goes_on = line.text.lstrip()[:1].islower() and not _ENDED.search(before.text.rstrip())
+    continues = line.text.lstrip()[:1].islower() and not _ENDED.search(before.text.rstrip())
     if current.kind is Kind.LIST:
-        return not goes_on
+        return not continues
     running = (Kind.PROSE, Kind.DISPLAY)
     if kind not in running or current.kind not in running:
         return kind is not current.kind
-    return by_line and not goes_on
+    return by_line and not continues
 
 
-def _outline(unit: Block) -> list[Block]:
-    """Mark what stays whole in a list or table; take a list that is an outline apart into its top items."""
+def _split_outline(unit: Block) -> list[Block]:
+    """Mark a list or table as not to be split; split a list that is an outline into its top-level items."""
     if unit.kind is Kind.LIST and unit.items:
         least = min(indent for _, indent in unit.items)
         tops = [start for start, indent in unit.items if indent < least + 2]
@@ -178,10 +178,10 @@ def _outline(unit: Block) -> list[Block]:
     return [unit]
 
 
-def _glue(text: str, units: list[Block]) -> list[Block]:
+def _join_lead_ins(text: str, units: list[Block]) -> list[Block]:
     joined: list[Block] = []
     for unit in units:
-        if joined and unit.end - joined[-1].start <= MAX_GLUED and _announces(text, joined[-1], unit):
+        if joined and unit.end - joined[-1].start <= MAX_JOINED and _announces(text, joined[-1], unit):
             last = joined[-1]
             last.end, last.kind = unit.end, unit.kind
             last.whole.extend(unit.whole)

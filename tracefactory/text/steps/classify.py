@@ -1,4 +1,4 @@
-"""Type the steps of a text by the rules, in order: a step that carries out an announced check is part of the check."""
+"""Classify the steps of a text by rules, in order. A step that confirms the check before it belongs to the check."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from collections.abc import Iterable
 from tracefactory.text.steps.model import StepKind
 from tracefactory.text.steps.rules import CONFIRMS, FAILS, HEDGE, OPENING, RULES, Rule, is_filler
 
-REACH = 160  # characters around a cue that are searched for the ends of its sentence
+REACH = 160  # characters around a cue in which the ends of its sentence are searched
 _BREAK = re.compile(r"[.!?]++(?=\s|\Z)|[。！？]|\n")
 _ASIDE = re.compile(r"\b(?:because|since|even (?:if|though)|although|though|whereas)\b|因为|虽然|尽管", re.IGNORECASE)
 _TURNS = (StepKind.VERIFICATION, StepKind.REFLECTION, StepKind.RESTART, StepKind.CONCLUSION)
 
 
 def classify(step: str, before: StepKind | None = None) -> tuple[StepKind, str]:
-    """Return the kind of one step and the name of the rule that gave it; `before` is the kind of the step above it.
+    """Return the kind of one step and the name of the rule that matched; `before` is the kind of the previous step.
 
-    The opening decides first, so "Wait, let me check that again" is a check and "Wait, the answer is 5?" a doubt. A
-    step after a check that confirms it belongs to it. A sentence that hedges is no conclusion.
+    The opening has priority, so "Wait, let me check that again" is a check and "Wait, the answer is 5?" a doubt. A step
+    that confirms the check before it belongs to the check. A hedged sentence is not a conclusion.
     """
     if is_filler(step):
         return StepKind.FILLER, "idle"
     opening = step.lstrip()[:OPENING]
     for rule in RULES:
-        if rule.pattern.search(opening) if not rule.anywhere else _says(rule, step):
+        if rule.pattern.search(opening) if not rule.anywhere else _matches(rule, step):
             return rule.kind, rule.name
     if before is StepKind.VERIFICATION and CONFIRMS.search(step) and not FAILS.search(step):
         return StepKind.VERIFICATION, "check_confirmed"
@@ -32,7 +32,7 @@ def classify(step: str, before: StepKind | None = None) -> tuple[StepKind, str]:
 
 
 def classify_all(steps: Iterable[str]) -> list[tuple[StepKind, str]]:
-    """Type the steps of one text, in order."""
+    """Classify the steps of one text, in order."""
     found: list[tuple[StepKind, str]] = []
     for step in steps:
         found.append(classify(step, found[-1][0] if found else None))
@@ -40,23 +40,23 @@ def classify_all(steps: Iterable[str]) -> list[tuple[StepKind, str]]:
 
 
 def turns(sentence: str) -> bool:
-    """Tell whether a sentence opens a step of its own: it checks, doubts, starts again or states the answer."""
+    """Return whether a sentence starts a new step: a check, a doubt, a restart or a conclusion."""
     return classify(sentence)[0] in _TURNS
 
 
 def states_answer(sentence: str) -> bool:
-    """Tell whether a sentence says what the answer is, whatever it opens with; a guess or a question does not."""
-    return any(_says(rule, sentence) for rule in RULES if rule.anywhere)
+    """Return whether a sentence states the answer, whatever its opening; a guess or a question does not."""
+    return any(_matches(rule, sentence) for rule in RULES if rule.anywhere)
 
 
-def _says(rule: Rule, text: str) -> bool:
+def _matches(rule: Rule, text: str) -> bool:
     return any(rule.certain or not hedged(text, match.start()) for match in rule.pattern.finditer(text))
 
 
 def hedged(text: str, at: int) -> bool:
-    """Tell whether the sentence around position `at` weighs what it says ("maybe", "if", a question).
+    """Return whether the sentence around position `at` is hedged ("maybe", "if", a question).
 
-    What follows it as an aside or a reason ("..., even if it looks odd", "because ...") weighs nothing.
+    A hedge in a remark or reason after the position ("..., even if it looks odd", "because ...") does not count.
     """
     before, after = text[max(0, at - REACH) : at], text[at : at + REACH]
     aside = _ASIDE.search(after)

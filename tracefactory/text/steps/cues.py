@@ -1,9 +1,9 @@
-"""The words the rules look for, in English and in Chinese: one regular expression a line, joined by the rules."""
+"""The cues of the classification rules, in English and Chinese: regular expressions that the rules combine."""
 
 from __future__ import annotations
 
 # --- verification ------------------------------------------------------------------------------------------------
-# "check" is also how a search is described ("check each divisor"), which derives; a check looks back at something.
+# "check" also describes a search ("check each divisor"), which is a derivation; a verification refers back.
 LOOKS_BACK = (
     "this",
     "that",
@@ -187,7 +187,7 @@ ANSWER = (
     "总结(?:一下|来说)?[，,：:]",
     r"^[\s*_#]*结论",
 )
-# A sentence that weighs an answer does not state it.
+# A hedged sentence does not state an answer.
 HEDGES = (
     r"[?？]",
     (

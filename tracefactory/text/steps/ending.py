@@ -1,4 +1,4 @@
-"""Whether a text can stop after a step: one that only doubts, asks or announces leaves its reader waiting."""
+"""Decide whether a text can end after a step; it cannot after a mere doubt, question or announcement."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _RESULT = re.compile(r"[=≈≡<>≤≥]|\\(?:approx|equiv|leq?|geq?)\b")
 
 
 def leaves_open(step: str) -> bool:
-    """Tell whether a step promises something that is not in it.
+    """Return whether a step announces something that it does not contain.
 
-    Its last sentence decides: a question, one that trails off or leads in, talk about thinking, a doubt, or a
-    check or new beginning that is announced and not carried out. A doubt that goes on to settle itself ("Wait, 3 + 4 is
-    7. So x = 7.") leaves nothing open, nor does a yes or no, nor a sentence that states the answer, however it begins.
+    The last sentence decides: a question, an unfinished sentence or a lead-in, talk about thinking, a doubt, or a check
+    or restart that is announced but not carried out leaves the step open. A doubt that is then resolved ("Wait, 3 + 4
+    is 7. So x = 7."), a yes or no, and a sentence that states the answer do not.
     """
     bare = step.strip()
     spans = [(span.start, span.end) for span in protected(bare)]

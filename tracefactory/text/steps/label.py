@@ -1,4 +1,4 @@
-"""Type steps by asking a model (prompt: step_types), where the rules are not enough."""
+"""Classify steps with a model (prompt: step_types) instead of the rules."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Protocol
 from tracefactory.core.rows import Frozen
 from tracefactory.text.steps.model import Step, StepKind
 
-PER_PROMPT = 40  # steps shown in one prompt
-MODEL_RULE = "model"  # the rule of a step that a model typed
+PER_PROMPT = 40  # steps per prompt
+MODEL_RULE = "model"  # the rule of a step that a model classified
 _LINE = re.compile(rf"^\W*(\d+)\W+({'|'.join(StepKind)})\b", re.IGNORECASE | re.MULTILINE)
 
 
 class LabelItem(Frozen):
-    """Some consecutive steps of the trace `id`; `first` is the number of the first of them."""
+    """Consecutive steps of the trace `id`; `first` is the index of the first of them."""
 
     id: str
     question: str
@@ -23,20 +23,20 @@ class LabelItem(Frozen):
     steps: tuple[str, ...]
 
     def numbered(self) -> str:
-        """Return the steps as the prompt shows them, in its variable `reasoning`."""
+        """Return the numbered steps, as the prompt's variable `reasoning`."""
         return "\n\n".join(f"[{number}] {step}" for number, step in enumerate(self.steps, self.first))
 
 
 class Labeller(Protocol):
-    """A model that labels steps, asked in batches; one reply for each item, in order."""
+    """A model that labels steps, in batches."""
 
     async def label(self, items: Sequence[LabelItem]) -> list[str]:
-        """Return the model's replies."""
+        """Return one reply per item, in order."""
         ...
 
 
 def label_items(name: str, question: str, text: str, steps: Sequence[Step]) -> Iterator[LabelItem]:
-    """Yield what a labeller is asked about one trace, some dozens of steps at a time."""
+    """Yield the items of one trace, with up to `PER_PROMPT` steps each."""
     for first in range(0, len(steps), PER_PROMPT):
         shown = tuple(step.of(text).strip() for step in steps[first : first + PER_PROMPT])
         yield LabelItem(id=name, question=question, first=first, steps=shown)
@@ -45,9 +45,9 @@ def label_items(name: str, question: str, text: str, steps: Sequence[Step]) -> I
 async def relabel(
     traces: Sequence[tuple[str, str, str, tuple[Step, ...]]], labeller: Labeller
 ) -> list[tuple[Step, ...]]:
-    """Return the steps of each (id, question, text, steps) with the kinds a model gives them, asked for all at once.
+    """Return the steps of each (id, question, text, steps) with the kinds from a model, requested in one batch.
 
-    A step the model left out, or gave no known type, keeps the kind and the rule it had; `rule` is `model` otherwise.
+    A step without a valid label from the model keeps its kind and rule; the others get the rule `model`.
     """
     items, owners = [], []
     for number, trace in enumerate(traces):
@@ -69,5 +69,5 @@ async def relabel(
 
 
 def parse_labels(reply: str) -> dict[int, StepKind]:
-    """Read "3: derivation" lines; the last word on a step counts."""
+    """Parse "3: derivation" lines; the last label of a step counts."""
     return {int(number): StepKind(kind.lower()) for number, kind in _LINE.findall(reply)}

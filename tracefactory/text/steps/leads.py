@@ -1,4 +1,4 @@
-"""The words that may stand before a cue, in English and in Chinese: "Okay, so let me just ..."."""
+"""Words that can precede a cue, in English and Chinese: "Okay, so let me just ..."."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a step of reasoning is: a character range of the text, with a kind and the rule that gave it."""
+"""Steps of reasoning: character ranges of a text, with a kind and the rule that assigned it."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from tracefactory.core.rows import Frozen
 
 
 class StepKind(StrEnum):
-    """What a step does for the answer.
+    """The role of a step in the reasoning.
 
-    The types follow the nodes of Marco-o1 v2 (arXiv 2503.01461: double_check, reflection, thinking_from_scratch,
+    The kinds follow the nodes of Marco-o1 v2 (arXiv 2503.01461: double_check, reflection, thinking_from_scratch,
     answer) and the verification / core split of Prune-on-Logic (arXiv 2505.14582).
     """
 
-    DERIVATION = "derivation"  # moves the solution on; also everything no rule speaks about
-    VERIFICATION = "verification"  # checks what is already there
-    REFLECTION = "reflection"  # doubts or takes back what is already there
-    RESTART = "restart"  # begins again, or begins another way
+    DERIVATION = "derivation"  # advances the solution; also every step that no rule matches
+    VERIFICATION = "verification"  # checks an earlier result
+    REFLECTION = "reflection"  # doubts or retracts an earlier result
+    RESTART = "restart"  # starts again, or tries another approach
     CONCLUSION = "conclusion"  # states the answer
-    FILLER = "filler"  # says nothing about the problem
+    FILLER = "filler"  # has no content about the problem
 
 
 class Granularity(StrEnum):
-    """How fine the steps are."""
+    """The granularity of the steps."""
 
     PARAGRAPH = "paragraph"  # blocks of the text
-    STEP = "step"  # blocks, opened where a sentence turns the reasoning and where a block runs long
-    SENTENCE = "sentence"  # every sentence; LaTeX, code, lists and tables still whole
+    STEP = "step"  # blocks, split where a sentence changes the direction of the reasoning and in long blocks
+    SENTENCE = "sentence"  # sentences; LaTeX, code, lists and tables are not split
 
 
 class Step(Frozen):
-    """Characters [start, end) of a reasoning text, number `index` of it (from 0). `rule` says why it has its kind."""
+    """Characters [start, end) of a reasoning text; `index` counts from 0, `rule` is the rule that assigned `kind`."""
 
     index: int
     start: int
@@ -40,5 +40,5 @@ class Step(Frozen):
     rule: str
 
     def of(self, text: str) -> str:
-        """Return the step's characters, including the white space that follows it."""
+        """Return the step's characters, including the white space after it."""
         return text[self.start : self.end]

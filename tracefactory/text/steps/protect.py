@@ -1,12 +1,12 @@
-"""Where a text must not be cut: LaTeX, fenced code and inline code, found in one pass over their delimiters."""
+"""Find the spans that must not be split: LaTeX, fenced code and inline code, in one pass over their delimiters."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
 
-# Longest spans believed, in characters. A delimiter left open (a truncated or looping trace) must not swallow the rest
-# of the text, so a span that would be longer is taken for a stray opener. Only an open code fence runs to the end.
+# Maximum lengths of spans, in characters. An unclosed delimiter (in a truncated or looping trace) must not protect the
+# rest of the text, so the opener of a longer span is ignored. Only an unclosed code fence extends to the end.
 MAX_INLINE = 1_000
 MAX_DISPLAY = 6_000
 
@@ -26,7 +26,7 @@ _INLINE = ("\\(", "$", "`")
 
 @dataclass(frozen=True)
 class Span:
-    """Characters [start, end) that belong together; `block` for what stands apart from prose (display, fence)."""
+    """Characters [start, end) that must not be split; `block` is true for displays and fenced code."""
 
     start: int
     end: int
@@ -35,7 +35,7 @@ class Span:
 
 @dataclass
 class _Scanner:
-    """The delimiter that is open, if any. White-space rules for `$` are pandoc's `tex_math_dollars`."""
+    """The currently open delimiter, if any. White-space rules for `$` are pandoc's `tex_math_dollars`."""
 
     text: str
     spans: list[Span] = field(default_factory=list)
@@ -65,14 +65,14 @@ class _Scanner:
             self.open("fence" + line[0] * (len(line) - len(line.lstrip(line[0]))), token.start())
 
     def blank(self) -> None:
-        """A blank line ends what TeX does not let cross it, save for a display whose `$$` has a line of its own."""
+        """Handle a blank line: it ends inline spans, as in TeX, except a display whose `$$` is alone on its line."""
         if self.mode.startswith(_INLINE) and not (self.mode == "$$" and self.own_line):
             self.mode = ""
 
     def opener(self, token: re.Match[str]) -> None:
         if self.mode == "\\begin{" == token.group():
             self.depth += 1
-        elif self.mode in ("", token.group()):  # the same opener twice: the first one was stray
+        elif self.mode in ("", token.group()):  # the same opener twice: ignore the first one
             self.open(token.group(), token.start())
 
     def closer(self, token: re.Match[str]) -> None:

@@ -1,7 +1,7 @@
-"""The rules that type a step, in the order they are asked. Each is a name, a kind and the cues a person can read.
+"""The rules that classify a step, in order of priority. Each has a name, a kind and readable cues.
 
-Two places are looked at: the opening says what a step sets out to do, anywhere in the step says what it does. The first
-rule that matches decides; where none does, the step is a derivation.
+Some rules search the opening of a step, which announces its purpose; others search the whole step. The first rule that
+matches decides; without a match, the step is a derivation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tracefactory.text.steps.model import StepKind
 from tracefactory.text.steps.sentences import sentence_starts
 
 OPENING = 200  # characters of a step that count as its opening
-MAX_FILLER = 200  # characters; a longer step is about something
+MAX_FILLER = 200  # characters; longer steps are not filler
 
 _FLAGS = re.IGNORECASE | re.MULTILINE
 _MARKS = r"[\s*_>#\"“'(\[.…-]*+(?:(?:step\s+)?\d{1,2}[.):]\s*)?[*_]*+"  # markdown, quotes, numbers before a word
@@ -35,9 +35,9 @@ _DOUBT_HEAD = rf"\A{_MARKS}(?:(?:but|so|okay|and|oh|no|hm+|yes){_PAUSE}){{0,3}}"
 
 @dataclass(frozen=True)
 class Rule:
-    """`pattern` is searched in the opening of a step, or in all of it when `anywhere`.
+    """`pattern` is searched in the opening of a step, or in the whole step when `anywhere`.
 
-    A match anywhere counts if its sentence does not hedge, or always when `certain`.
+    A match anywhere counts when its sentence is not hedged, or always when `certain`.
     """
 
     name: str
@@ -83,8 +83,8 @@ RULES: tuple[Rule, ...] = (
 )
 
 HEDGE = _compile(*cues.HEDGES)
-CONFIRMS = _compile(*cues.CONFIRMS)  # a check that succeeded; only looked for after a step that announced one
-FAILS = _compile(*cues.FAILS)  # a check that failed, or that changed something: part of the way to the answer
+CONFIRMS = _compile(*cues.CONFIRMS)  # a successful check; used only after a verification step
+FAILS = _compile(*cues.FAILS)  # a failed check, or one with a correction, which is part of the derivation
 
 _CONTENT = re.compile(r"[\d=<>≤≥\\$+×÷√∑∫`]|(?<!['’])\b[b-hj-z]\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]")
@@ -94,7 +94,7 @@ _IDLE = re.compile(
 
 
 def is_filler(step: str) -> bool:
-    """Tell whether a step is short and has no number, formula or single-letter name, only talk about thinking."""
+    """Return whether a step is short, without numbers, formulas or variables, and only talks about thinking."""
     bare = step.strip()
     if len(bare) > MAX_FILLER:
         return False

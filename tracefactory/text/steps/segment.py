@@ -1,8 +1,8 @@
-"""Cut a reasoning text into steps without losing a character: joined, the steps are the text.
+"""Segment a reasoning text into steps; concatenated, the steps are the text.
 
-Blank-line paragraphs are the unit of most of the literature (step entropy, arXiv 2508.03346; ASAP, arXiv 2508.05988)
-and sentences that of P-ALIGN (arXiv 2601.10064). Between the two lies the default here: paragraphs, opened where a
-sentence turns the reasoning ("Wait", "Let me check", "等等") or states a conclusion, and where a paragraph runs long.
+Most of the literature uses paragraphs separated by blank lines (step entropy, arXiv 2508.03346; ASAP, arXiv
+2508.05988); P-ALIGN uses sentences (arXiv 2601.10064). The default is in between: paragraphs, split where a sentence
+changes the direction ("Wait", "Let me check", "等等") or states a conclusion, and in long paragraphs.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from tracefactory.text.steps.model import Granularity, Step
 from tracefactory.text.steps.protect import Span, protected
 from tracefactory.text.steps.sentences import sentence_starts
 
-LONG = 600  # characters of prose after which the next sentence opens a step
+LONG = 600  # characters of prose after which the next sentence starts a step
 
 
 def segment(text: str, granularity: Granularity = Granularity.STEP) -> tuple[Step, ...]:
-    """Return the typed steps of `text`, in order and covering it; none for the empty text.
+    """Return the classified steps of `text`, in order and covering it; none for the empty text.
 
-    LaTeX, code, tables and lists are kept whole (a list that outlines a solution is cut between its top items). Takes
-    time linear in the text, also on one that loops.
+    LaTeX, code, tables and lists are not split, except a list that outlines a solution, between its top-level items.
+    The time is linear in the text, also for looping texts.
     """
     if not text:
         return ()
@@ -44,19 +44,19 @@ def segment(text: str, granularity: Granularity = Granularity.STEP) -> tuple[Ste
 
 
 def _cuts(text: str, block: Block, spans: list[Span], granularity: Granularity) -> Iterator[int]:
-    """Yield where steps begin inside a block."""
+    """Yield the starts of the steps inside a block."""
     first = bisect_left(spans, block.start, key=lambda span: span.end)
     last = bisect_left(spans, block.end, key=lambda span: span.start)
     whole = _union([*((span.start, span.end) for span in spans[first:last]), *block.whole])
-    begun = block.start
+    step_start = block.start
     for at, end in pairwise([*sentence_starts(text, block.start, block.end, whole), block.end]):
-        if granularity is Granularity.SENTENCE or at - begun >= LONG or turns(text[at:end]):
-            begun = at
+        if granularity is Granularity.SENTENCE or at - step_start >= LONG or turns(text[at:end]):
+            step_start = at
             yield at
 
 
 def _union(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Merge ranges that overlap, in order."""
+    """Return the union of ranges as sorted disjoint ranges."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted(ranges):
         if merged and start < merged[-1][1]:

@@ -1,11 +1,11 @@
-"""The sentences of a text: where each begins, in English and Chinese, without cutting into what stays whole."""
+"""Find the starts of sentences, in English and Chinese, outside ranges that must not be split."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
 
-# The look-behind keeps a run of dots (a looping trace has thousands) from being tried again at each of its characters.
+# The look-behind prevents a search at every character of a run of dots; looping traces have thousands of them.
 _END = re.compile(
     r"(?<![.!?…])[.!?…]++[\"'”’)\]*_]*+(?=\s)|(?<![。！？；])[。！？；]++[”’」』）\"*_]*+|(?<=\S)[ \t]*+\n(?=\s*+\S)"
 )
@@ -18,10 +18,10 @@ _LINE_ENDED = re.compile(r"[.!?。！？;；…][\"'”’」』)\]）*_]*$")
 
 
 def sentence_starts(text: str, start: int, end: int, whole: Iterable[tuple[int, int]]) -> Iterator[int]:
-    """Yield where sentences begin in text[start:end], after the first; never strictly inside a range of `whole`.
+    """Yield the starts of sentences in text[start:end], except the first; never strictly inside a range of `whole`.
 
-    `whole` must be in order and disjoint. White space belongs to the sentence before it. A sentence does not begin
-    with a lower-case letter, so that abbreviations and variables do not end one.
+    `whole` must be sorted and disjoint. White space belongs to the sentence before it. Sentences do not start with a
+    lower-case letter, so that abbreviations and variables do not end a sentence.
     """
     ranges, last = iter(whole), start
     current = next(ranges, None)

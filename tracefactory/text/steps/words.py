@@ -1,4 +1,4 @@
-"""The length of a text in words, for English and Chinese alike."""
+"""Count the words of English and Chinese texts."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ _WORD = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]|[^\s\u3400-\u4dbf\u4e00-\u9fff
 
 
 def count_words(text: str) -> int:
-    """Count runs of characters without white space; each Chinese character counts as one word."""
+    """Return the number of words: runs of characters without white space, and single Chinese characters."""
     return sum(1 for _ in _WORD.finditer(text))

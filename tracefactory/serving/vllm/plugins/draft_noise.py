@@ -1,8 +1,8 @@
-"""A logits processor for vLLM (V1 model runner): lets a server draft with the randomness that will decide.
+"""A logits processor for vLLM (V1 model runner): the server drafts with the random numbers that will decide.
 
-Loaded into vLLM's own environment (see `vllm_site.py`). A request whose extra arguments hold `tracefactory_noise` gets,
-for each token, the one that the model's own draw at that place is (`pools.py`, `noise.py`); any other request is left
-alone. The client decides for itself all the same: a server without this only guesses worse.
+It is loaded into vLLM's own environment (see `plugin_dir.py`). A request with the extra argument `tracefactory_noise`
+gets at each position the model's own draw with the numbers of that position (`candidates.py`, `noise.py`); other
+requests are not changed. The client decides every token itself, so a server without the plugin only guesses worse.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 from vllm.v1.sample.logits_processor import LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from tracefactory.sampling.candidates import NO_TOKEN, Sampling, pools_of
+from tracefactory.sampling.candidates import NO_TOKEN, Sampling, candidates_of
 from tracefactory.sampling.noise import Noise
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """What a request asked for; `written` is vLLM's own growing list of its tokens."""
+class _DraftRequest:
+    """A request with `tracefactory_noise`; `written` is vLLM's own list of its tokens, which grows."""
 
     key: int
     position: int
@@ -31,29 +31,29 @@ class _Asked:
 
 
 class DraftNoise(LogitsProcessor):  # type: ignore[misc]
-    """Leaves of a request's logits only the token that will be drawn, as far as this server's arithmetic can tell."""
+    """Masks all logits of a request except that of the token to draw, up to the rounding error of this server."""
 
     def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
-        self._asked: dict[int, _Asked] = {}
+        self._requests: dict[int, _DraftRequest] = {}
 
     def is_argmax_invariant(self) -> bool:
-        """Tell vLLM that greedy requests are concerned too; drafts are requested so."""
+        """Tell vLLM to process greedy requests too: drafts are greedy requests."""
         return False
 
     def update_state(self, batch_update: Any) -> None:
-        """Follow requests that join, leave or move in the batch."""
-        process_dict_updates(self._asked, batch_update, _asked)
+        """Track the requests that are added to, removed from or moved in the batch."""
+        process_dict_updates(self._requests, batch_update, _draft_request)
 
     def apply(self, logits: Any) -> Any:
-        """Leave one token in the rows [batch, vocabulary] of the requests that asked for it."""
-        for stream in {one.stream for one in self._asked.values()}:
-            chosen = [(row, one) for row, one in self._asked.items() if one.stream == stream]
+        """Mask all but one token in the rows [batch, vocabulary] of the requests with `tracefactory_noise`."""
+        for stream in {one.stream for one in self._requests.values()}:
+            chosen = [(row, one) for row, one in self._requests.items() if one.stream == stream]
             rows = [row for row, _ in chosen]
             noise = Noise(
                 np.array([one.key for _, one in chosen], dtype=np.uint64),
                 np.array([one.position + len(one.written) for _, one in chosen], dtype=np.int64),
             )
-            drawn = pools_of(logits[rows], [one.sampling for _, one in chosen]).draw(noise, stream)
+            drawn = candidates_of(logits[rows], [one.sampling for _, one in chosen]).draw(noise, stream)
             for row, token in zip(rows, drawn.tolist(), strict=True):
                 if token != NO_TOKEN:
                     logits[row] = float("-inf")
@@ -61,9 +61,9 @@ class DraftNoise(LogitsProcessor):  # type: ignore[misc]
         return logits
 
 
-def _asked(params: Any, prompt: list[int] | None, written: list[int]) -> _Asked | None:
-    told: Mapping[str, Any] | None = (params.extra_args or {}).get("tracefactory_noise")
-    if told is None:
+def _draft_request(params: Any, prompt: list[int] | None, written: list[int]) -> _DraftRequest | None:
+    options: Mapping[str, Any] | None = (params.extra_args or {}).get("tracefactory_noise")
+    if options is None:
         return None
-    sampling = Sampling(temperature=told["temperature"], top_p=told["top_p"], top_k=told["top_k"])
-    return _Asked(told["key"], told["position"], told["stream"], sampling, written)
+    sampling = Sampling(temperature=options["temperature"], top_p=options["top_p"], top_k=options["top_k"])
+    return _DraftRequest(options["key"], options["position"], options["stream"], sampling, written)

@@ -1,20 +1,20 @@
-"""A plugin for vLLM 0.32 (V1 model runner): reverse speculative decoding inside of one engine.
+"""A plugin for vLLM 0.32 (V1 model runner): reverse speculative decoding inside one engine.
 
-The student is the engine's target and the teacher its draft model. The plugin puts its own functions in the place of
-two of vLLM's: where the draft model samples, the teacher's draw is made with the noise of that place; where the target
-verifies a draft, the rule of `rule.py` decides instead of the ratio of speculative decoding. Both see all logits, so
-the tokens are those of the in-process engine.
+The student is the engine's target model and the teacher its draft model. The plugin replaces two functions of vLLM:
+where the draft model samples, the teacher draws with the noise of the position; where the target model verifies a
+draft, the rule of `acceptance.py` decides instead of the ratio of speculative decoding. Both have all logits, so the
+tokens are those of the in-process engine.
 
-A request opts in by its extra argument `tracefactory_rsd`, whose prompt lacks the last token: there is no draft for the
-first token that an engine samples, so that token is given (`first`). Each token comes with the student's logarithm as
-its log-probability, by which draw it came as its rank (1: the student's own, 2: the teacher's first draw, ...), and the
-teacher's logarithm as the log-probability of the likeliest token beside it. Requests that do not opt in get the
+A request opts in with the extra argument `tracefactory_rsd` and a prompt without its last token: an engine has no draft
+for the first token that it samples, so that token is given as `first`. Each token is returned with the student's
+log-probability as its own, with the number of its draw as its rank (1: the student's own, 2: the teacher's first draw,
+...), and with the teacher's log-probability as that of the likeliest other token. Requests that do not opt in get the
 likeliest tokens of the student.
 
-It leans on vLLM's internals. `install` refuses any other version, and a server that cannot have run it is found out by
-the client, since the first token is not the one given. Beside what vLLM plans for, a step takes memory for the
-teacher's logits [requests, K, vocabulary] in float32 and for about three copies of the student's. The code is loaded
-into vLLM's own environment, see `vllm_site.py`.
+The plugin depends on vLLM's internals. `install` rejects other versions, and the client detects a server that does not
+run the plugin, because its first token is not the given one. In addition to what vLLM plans for, a step needs memory
+for the teacher's logits [requests, K, vocabulary] in float32 and for about three copies of the student's. The code is
+loaded into vLLM's own environment, see `plugin_dir.py`.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ import numpy as np
 import torch
 
 from tracefactory.sampling.acceptance import Acceptance, decide
-from tracefactory.sampling.candidates import NO_TOKEN, Pools, Sampling, pools_of
+from tracefactory.sampling.candidates import NO_TOKEN, Candidates, Sampling, candidates_of
 from tracefactory.sampling.noise import TEACHER, Noise
 
 VERSION = "0.32."
 ARGUMENT = "tracefactory_rsd"
 NO_DRAFT = 100
-"""The rank of a token for which there was no draft, as after a preemption: the trace is void."""
+"""The rank of a token without a draft, for example after a preemption; the trace cannot be used."""
 
-_UNKNOWN = -9999.0  # what vLLM's server makes of a log-probability that JSON has no number for
+_UNKNOWN = -9999.0  # what vLLM's server writes for a log-probability that JSON cannot represent
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a request wants: its noise, how both models draw, the rule, and how many tokens both have."""
+class TraceRequest:
+    """The options of a request: noise key, first token, sampling of both models, rule, and vocabulary size."""
 
     key: int
     first: int
@@ -50,35 +50,35 @@ class Asked:
     tokens: int
 
     @classmethod
-    def of(cls, told: Mapping[str, Any]) -> Asked:
-        """Read a request's extra argument; what is amiss in it is raised as Python does."""
-        sampling = {role: Sampling(**told[role]) for role in ("teacher", "student")}
-        rule = Acceptance(p=told["p"], draws=told["draws"])
-        return cls(key=told["key"], first=told["first"], rule=rule, tokens=told["tokens"], **sampling)
+    def of(cls, options: Mapping[str, Any]) -> TraceRequest:
+        """Read a request's extra argument; invalid values raise KeyError or TypeError."""
+        sampling = {role: Sampling(**options[role]) for role in ("teacher", "student")}
+        rule = Acceptance(p=options["p"], draws=options["draws"])
+        return cls(key=options["key"], first=options["first"], rule=rule, tokens=options["tokens"], **sampling)
 
 
-NOBODY = Asked(0, 0, Sampling(temperature=0), Sampling(temperature=0), Acceptance(p=1, draws=1), 1 << 62)
-"""Stands for a request that did not opt in."""
+NOT_REQUESTED = TraceRequest(0, 0, Sampling(temperature=0), Sampling(temperature=0), Acceptance(p=1, draws=1), 1 << 62)
+"""The options of a request that did not opt in."""
 
 
 @dataclass
 class Drafting:
-    """What the target leaves to the draft model for one step: whose noise, and from which position on.
+    """The state of one step that the target model passes to the draft model: requests and their first positions.
 
-    The draft model adds, per token drafted, its pools and logits [requests, vocabulary] of all requests.
+    For each drafted token, the draft model adds its candidates and logits [requests, vocabulary] of all requests.
     """
 
     names: list[str]
-    asked: list[Asked]
+    requests: list[TraceRequest]
     positions: list[int]
-    pools: list[Pools] = field(default_factory=list)
+    candidates: list[Candidates] = field(default_factory=list)
     logits: list[Any] = field(default_factory=list)
 
     def draw(self, logits: Any) -> Any:
-        """Return the teacher's draws for the next position of every request, and keep what they were drawn from."""
-        pools = pools_of(logits, [one.teacher for one in self.asked], allowed(self.asked, logits))
-        drawn = pools.draw(noise(self.asked, self.positions, len(self.pools)), TEACHER)
-        self.pools.append(pools)
+        """Return the teacher's draws for the next position of every request; record their candidates and logits."""
+        candidates = candidates_of(logits, [one.teacher for one in self.requests], allowed(self.requests, logits))
+        drawn = candidates.draw(noise(self.requests, self.positions, len(self.candidates)), TEACHER)
+        self.candidates.append(candidates)
         self.logits.append(logits)
         likeliest = logits.argmax(dim=-1)
         tokens = torch.from_numpy(np.maximum(drawn, 0)).to(logits.device)
@@ -86,8 +86,8 @@ class Drafting:
 
 
 @dataclass(frozen=True, eq=False)
-class Settled:
-    """One request's new tokens, by which draw each came, and what both models' logarithms of them are."""
+class NewTokens:
+    """The new tokens of one request, with the draw and both models' log-probabilities of each."""
 
     tokens: list[int]
     draws: list[int]
@@ -95,101 +95,106 @@ class Settled:
     teacher: list[float]
 
 
-def settle(
-    asked: Sequence[Asked],
+def decide_tokens(
+    requests: Sequence[TraceRequest],
     positions: Sequence[int],
     drafts: Sequence[Sequence[int]],
     before: Drafting,
     rows: Sequence[int],
     logits: Any,
-) -> list[Settled]:
-    """Decide the drafts of requests by the rule, each up to the first token that is not the drafted one.
+) -> list[NewTokens]:
+    """Decide the drafts of requests by the rule, each up to the first token that differs from the draft.
 
-    `positions` are those of the first drafted places in the traces, `rows` the requests' places in `before`, and
-    `logits` [sum of the drafts' lengths, vocabulary] the target's.
+    `positions` are the positions of the drafts' first tokens in the traces, `rows` the rows of the requests in
+    `before`, and `logits` [sum of the drafts' lengths, vocabulary] those of the target model.
     """
-    each = [(request, offset) for request, draft in enumerate(drafts) for offset in range(len(draft))]
-    mine = [asked[request] for request, _ in each]
-    heard = np.array([offset * len(before.names) + rows[request] for request, offset in each])
-    teacher, student = Pools.join(before.pools)[heard], pools_of(logits, [one.student for one in mine])
-    at = noise(mine, [positions[request] + offset for request, offset in each], 0)
-    decided = decide([one.rule for one in mine], teacher, student, at)
+    drafted = [(index, offset) for index, draft in enumerate(drafts) for offset in range(len(draft))]
+    by_token = [requests[index] for index, _ in drafted]
+    teacher_rows = np.array([offset * len(before.names) + rows[index] for index, offset in drafted])
+    teacher = Candidates.concatenate(before.candidates)[teacher_rows]
+    student = candidates_of(logits, [request.student for request in by_token])
+    token_noise = noise(by_token, [positions[index] + offset for index, offset in drafted], 0)
+    decided = decide([request.rule for request in by_token], teacher, student, token_noise)
     chosen = torch.from_numpy(decided.tokens).to(logits.device)
-    ours = logits.gather(1, chosen[:, None])[:, 0].double().cpu().numpy() - student.totals
-    theirs = np.zeros(len(each))
-    for step, told in enumerate(before.logits):
-        here = np.array([place for place, (_, offset) in enumerate(each) if offset == step], dtype=np.int64)
+    student_logprobs = logits.gather(1, chosen[:, None])[:, 0].double().cpu().numpy() - student.totals
+    teacher_logprobs = np.zeros(len(drafted))
+    for step, teacher_logits in enumerate(before.logits):
+        here = np.array([place for place, (_, offset) in enumerate(drafted) if offset == step], dtype=np.int64)
         if len(here):
-            lines = torch.tensor([rows[each[place][0]] for place in here], device=told.device)
-            theirs[here] = told[lines, chosen[torch.from_numpy(here)]].double().cpu().numpy()
-    theirs -= teacher.totals
-    found, start = [], 0
+            lines = torch.tensor([rows[drafted[place][0]] for place in here], device=teacher_logits.device)
+            teacher_logprobs[here] = teacher_logits[lines, chosen[torch.from_numpy(here)]].double().cpu().numpy()
+    teacher_logprobs -= teacher.totals
+    new_tokens, start = [], 0
     for draft in drafts:
         tokens = decided.tokens[start : start + len(draft)].tolist()
         kept = next((i for i, token in enumerate(tokens) if token != draft[i]), len(draft) - 1) + 1
         part = slice(start, start + kept)
-        found.append(Settled(tokens[:kept], decided.draws[part].tolist(), ours[part].tolist(), theirs[part].tolist()))
+        logprobs = student_logprobs[part].tolist(), teacher_logprobs[part].tolist()
+        new_tokens.append(NewTokens(tokens[:kept], decided.draws[part].tolist(), *logprobs))
         start += len(draft)
-    return found
+    return new_tokens
 
 
-def noise(asked: Sequence[Asked], positions: Sequence[int], offset: int) -> Noise:
-    """Return the randomness of one place per request."""
-    keys = np.array([one.key for one in asked], dtype=np.uint64)
+def noise(requests: Sequence[TraceRequest], positions: Sequence[int], offset: int) -> Noise:
+    """Return the noise of one position per request."""
+    keys = np.array([one.key for one in requests], dtype=np.uint64)
     return Noise(keys, np.array(positions, dtype=np.int64) + offset)
 
 
-def allowed(asked: Sequence[Asked], logits: Any) -> Any:
-    """Return which ids a model may propose: not those of rows that stand for no token."""
-    return np.arange(logits.shape[-1]) < max((one.tokens for one in asked if one is not NOBODY), default=1 << 62)
+def allowed(requests: Sequence[TraceRequest], logits: Any) -> Any:
+    """Return a mask of the ids that a model may propose; it excludes logits without a token."""
+    return np.arange(logits.shape[-1]) < max(
+        (one.tokens for one in requests if one is not NOT_REQUESTED), default=1 << 62
+    )
 
 
-def sample(runner: Any, logits: Any, metadata: Any) -> tuple[list[Settled], Drafting]:
-    """Return the new tokens of every request of the batch, and what the draft model needs to go on.
+def sample(runner: Any, logits: Any, metadata: Any) -> tuple[list[NewTokens], Drafting]:
+    """Return the new tokens of every request of the batch, and the state for the draft model.
 
-    `runner` is vLLM's model runner, `logits` and `metadata` what its `_sample` is given.
+    `runner` is vLLM's model runner; `logits` and `metadata` are the arguments of its `_sample`.
     """
     names = list(runner.input_batch.req_ids)
     counts = [0] * len(names) if metadata is None else list(metadata.num_draft_tokens)
     ends = np.cumsum([0, *counts]).tolist()
     drafted: list[int] = [] if metadata is None else metadata.draft_token_ids.tolist()
     before: Drafting | None = getattr(runner.drafter, "tracefactory_drafting", None)
-    asked, written = zip(*(_asked(runner.requests[name]) for name in names), strict=True)
+    requests, written = zip(*(_request_state(runner.requests[name]) for name in names), strict=True)
     known = {} if before is None else {name: row for row, name in enumerate(before.names)}
     ruled = [row for row, name in enumerate(names) if written[row] and counts[row] and name in known]
-    ruled = [row for row in ruled if asked[row] is not NOBODY]
-    settled: dict[int, Settled] = {}
+    ruled = [row for row in ruled if requests[row] is not NOT_REQUESTED]
+    new_tokens: dict[int, NewTokens] = {}
     if ruled and before is not None:
         places = [place for row in ruled for place in range(ends[row], ends[row + 1])]
         targets = logits[metadata.target_logits_indices[places]].float()
         drafts = [drafted[ends[row] : ends[row + 1]] for row in ruled]
-        at = [written[row] - 1 for row in ruled]
-        told = settle([asked[row] for row in ruled], at, drafts, before, [known[names[row]] for row in ruled], targets)
-        settled = dict(zip(ruled, told, strict=True))
-    for row in set(range(len(names))) - settled.keys():
-        if asked[row] is not NOBODY and not written[row]:
-            settled[row] = Settled([asked[row].first], [0], [0.0], [0.0])
+        first = [written[row] - 1 for row in ruled]
+        rows_before = [known[names[row]] for row in ruled]
+        decided = decide_tokens([requests[row] for row in ruled], first, drafts, before, rows_before, targets)
+        new_tokens = dict(zip(ruled, decided, strict=True))
+    for row in set(range(len(names))) - new_tokens.keys():
+        if requests[row] is not NOT_REQUESTED and not written[row]:
+            new_tokens[row] = NewTokens([requests[row].first], [0], [0.0], [0.0])
         else:
-            likeliest = int(logits[ends[row] + row].argmax())  # behind each draft there is one row more
-            settled[row] = Settled([likeliest], [NO_DRAFT - 1], [_UNKNOWN], [_UNKNOWN])
-    new = [settled[row] for row in range(len(names))]
-    # the first token is the end of the prompt
-    positions = [before_now + len(one.tokens) - 1 for before_now, one in zip(written, new, strict=True)]
-    return new, Drafting(names, list(asked), positions)
+            likeliest = int(logits[ends[row] + row].argmax())  # each draft is followed by one more row
+            new_tokens[row] = NewTokens([likeliest], [NO_DRAFT - 1], [_UNKNOWN], [_UNKNOWN])
+    new = [new_tokens[row] for row in range(len(names))]
+    # the first token is the last token of the prompt, so it does not count
+    positions = [count + len(row_tokens.tokens) - 1 for count, row_tokens in zip(written, new, strict=True)]
+    return new, Drafting(names, list(requests), positions)
 
 
-def _asked(state: Any) -> tuple[Asked, int]:
-    """Return what a request of vLLM wants, and how many tokens it has."""
+def _request_state(state: Any) -> tuple[TraceRequest, int]:
+    """Return the options of one of vLLM's requests, and its number of output tokens."""
     extra = (state.sampling_params and state.sampling_params.extra_args) or {}
-    told = extra.get(ARGUMENT)
-    return (NOBODY if told is None else Asked.of(told)), len(state.output_token_ids)
+    options = extra.get(ARGUMENT)
+    return (NOT_REQUESTED if options is None else TraceRequest.of(options)), len(state.output_token_ids)
 
 
 def install() -> None:
-    """Put the plugin in place; vLLM calls this in each of its processes.
+    """Install the plugin; vLLM calls this in each of its processes.
 
     Raises:
-        RuntimeError: on a version of vLLM that it was not made for.
+        RuntimeError: for an unsupported version of vLLM.
     """
     import vllm
     from vllm.v1.outputs import LogprobsTensors, SamplerOutput
@@ -197,7 +202,7 @@ def install() -> None:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     if not vllm.__version__.startswith(VERSION):
-        raise RuntimeError(f"tracefactory's plugin is made for vLLM {VERSION}x, and this is {vllm.__version__}")
+        raise RuntimeError(f"tracefactory's plugin supports vLLM {VERSION}x, but this is vLLM {vllm.__version__}")
     plain = DraftModelProposer._sample_draft_tokens
 
     def draw_drafts(self: Any, hidden: Any, sampling_metadata: Any) -> Any:
@@ -207,33 +212,33 @@ def install() -> None:
         return drafting.draw(self.model.compute_logits(hidden).float()), None
 
     def decide_drafts(self: Any, logits: Any, spec_decode_metadata: Any) -> Any:
-        settled, self.drafter.tracefactory_drafting = sample(self, logits, spec_decode_metadata)
+        new_tokens, self.drafter.tracefactory_drafting = sample(self, logits, spec_decode_metadata)
         width = 1 if spec_decode_metadata is None else spec_decode_metadata.max_spec_len + 1
         wanted = self.input_batch.sampling_metadata.max_num_logprobs
-        told = None if wanted is None else LogprobsTensors(*columns(settled, width, wanted, logits))
-        return SamplerOutput(sampled_token_ids=padded(settled, width, logits), logprobs_tensors=told)
+        logprobs = None if wanted is None else LogprobsTensors(*columns(new_tokens, width, wanted, logits))
+        return SamplerOutput(sampled_token_ids=padded(new_tokens, width, logits), logprobs_tensors=logprobs)
 
     DraftModelProposer._sample_draft_tokens = draw_drafts
     GPUModelRunner._sample = decide_drafts
 
 
-def padded(settled: Sequence[Settled], width: int, logits: Any) -> Any:
-    """Return the tokens as vLLM wants them: [requests, width], -1 behind the last."""
-    rows = [[*one.tokens, *[-1] * (width - len(one.tokens))] for one in settled]
+def padded(new_tokens: Sequence[NewTokens], width: int, logits: Any) -> Any:
+    """Return the tokens in vLLM's format: [requests, width], padded with -1."""
+    rows = [[*one.tokens, *[-1] * (width - len(one.tokens))] for one in new_tokens]
     return torch.tensor(rows, dtype=torch.int32, device=logits.device)
 
 
-def columns(settled: Sequence[Settled], width: int, wanted: int, logits: Any) -> tuple[Any, Any, Any]:
+def columns(new_tokens: Sequence[NewTokens], width: int, wanted: int, logits: Any) -> tuple[Any, Any, Any]:
     """Return token ids and log-probabilities [requests * width, wanted + 1], and ranks [requests * width].
 
-    In the first column is the token itself, in the second the teacher's logarithm of it; ids differ along a row because
-    vLLM files them by id.
+    The first column is the token with the student's log-probability, the second has the teacher's log-probability of
+    it. The ids in a row differ because vLLM stores log-probabilities by id.
     """
-    count = len(settled) * width
+    count = len(new_tokens) * width
     ids = np.zeros((count, wanted + 1), dtype=np.int32)
     values = np.full((count, wanted + 1), _UNKNOWN, dtype=np.float32)
     ranks = np.ones(count, dtype=np.int64)
-    for row, one in enumerate(settled):
+    for row, one in enumerate(new_tokens):
         for offset, token in enumerate(one.tokens):
             at = row * width + offset
             ids[at] = (token + np.arange(wanted + 1)) % logits.shape[-1]

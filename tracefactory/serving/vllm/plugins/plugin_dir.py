@@ -1,9 +1,9 @@
-"""What vLLM's environment gets to see of this package: a folder for its PYTHONPATH, made when a server starts.
+"""The folder with our vLLM plugin: copies of the plugin's modules, on vLLM's PYTHONPATH, written when a server starts.
 
-vLLM runs in an environment of its own, which has neither this package nor what it needs. The folder holds copies of the
-few modules that a plugin consists of; nothing is installed and no pin is touched. The modules need numpy and torch,
-which vLLM brings. They form a package of another name, so that a checkout in the working directory, or an installed
-tracefactory, does not come before it.
+vLLM runs in its own environment, which has neither this package nor its dependencies. Copying the few modules of a
+plugin installs nothing there and changes no pinned version. The modules need only numpy and torch, which vLLM requires
+too. They form a package with another name, so that neither a checkout in the working directory nor an installed
+tracefactory is imported instead.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from __future__ import annotations
 from pathlib import Path
 
 PACKAGE = "tracefactory_vllm"
-"""The name under which vLLM imports the modules."""
+"""The package name under which vLLM imports the modules."""
 
 PLUGINS = {"noise": "draft_noise", "fused": "fused_decoding"}
-"""The module of every plugin."""
+"""The module of each plugin."""
 
 _ENTRY_POINTS = {"fused": "[vllm.general_plugins]\ntracefactory_fused = tracefactory_vllm.fused_decoding:install\n"}
-"""By which vLLM loads a plugin itself; one that has none is named on vLLM's command line."""
+"""Entry points with which vLLM finds a plugin; a plugin without one is named on vLLM's command line."""
 
 _HERE = Path(__file__).parent
 _PREFIXES = ("tracefactory.sampling.", "tracefactory.serving.vllm.plugins.")
 _SHARED = ("noise", "candidates", "acceptance")
 
 
-def write_site(folder: Path, plugin: str) -> None:
-    """Write the modules of a plugin into `folder`, which is to be on vLLM's PYTHONPATH."""
+def write_plugin(folder: Path, plugin: str) -> None:
+    """Write the modules of a plugin into `folder`, to be added to vLLM's PYTHONPATH."""
     target = folder / PACKAGE
     target.mkdir(parents=True)
     (target / "__init__.py").touch()

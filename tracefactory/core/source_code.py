@@ -1,8 +1,9 @@
-"""The digest of a Python source: equal for sources that differ only in comments, layout or docstrings."""
+"""Python sources that users write: their digest, and the line of them that an error is about."""
 
 from __future__ import annotations
 
 import ast
+import traceback
 from typing import Any
 
 from tracefactory.core.fingerprint import digest
@@ -13,10 +14,20 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 def source_digest(tree: ast.Module) -> str:
     """Return the sha256 of what the tree does: its nodes without positions and docstrings.
 
+    It is equal for sources that differ only in comments, layout or docstrings.
+
     Fields that are empty or None are left out, because which of them exist differs between Python versions, and a
     stage key must not.
     """
     return digest(_plain(tree))
+
+
+def line_of(error: BaseException, file: str) -> int | None:
+    """Return the line of `file` that an error comes from, None when it does not come from there."""
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return error.lineno
+    frames = reversed(traceback.extract_tb(error.__traceback__))
+    return next((frame.lineno for frame in frames if frame.filename == file), None)
 
 
 def _plain(node: Any) -> Any:

@@ -1,0 +1,42 @@
+"""Test a project's own filters, pruners, verifiers, stages ...: rows to give them, a teacher that costs nothing, a run.
+
+`make_problem` and `make_trace` build rows from the few things that matter; `fake_teacher` serves scripted answers in
+this process; `run_stage` runs one stage as a pipeline file would say it, and returns what it made and decided; `plugin`
+returns what a file of the project registers:
+
+>>> import asyncio
+>>> from tracefactory.testing import fake_teacher, make_problem, make_trace, run_stage
+>>> sums = [make_problem("What is 2 + 3?", "5"), make_problem("What is 7 + 8?", "15")]
+
+>>> async def sample():
+...     async with fake_teacher(accuracy=1.0, style="short") as teacher:
+...         stage = {"sample": "chat", "with": {"model": "teacher", "prompt": "math_short", "samples": 2}}
+...         return await run_stage(stage, sums, models={"teacher": teacher.entry}), teacher.requests
+
+>>> sampled, requests = asyncio.run(sample())
+>>> len(sampled.made), requests, sampled.numbers["requests"]
+(4, 4, 4.0)
+
+>>> traces = [make_trace(problem=sums[0], answer_text=f"The answer is {number}.") for number in (5, 6)]
+>>> checked = asyncio.run(run_stage({"verify": "auto"}, traces))
+>>> [str(checked.judgements[trace.id].values["verdict"].outcome) for trace in traces]
+['correct', 'incorrect']
+
+A test of a project's own file passes `project=Path(__file__).parents[1]`, so that its prompts, filters and plugins are
+there.
+"""
+
+from tracefactory.testing.rows import make_problem, make_trace
+from tracefactory.testing.run import StageRun, plugin, run_stage, unwatched
+from tracefactory.testing.teacher import FakeTeacher, fake_teacher
+
+__all__ = [
+    "FakeTeacher",
+    "StageRun",
+    "fake_teacher",
+    "make_problem",
+    "make_trace",
+    "plugin",
+    "run_stage",
+    "unwatched",
+]
