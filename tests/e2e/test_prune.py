@@ -211,7 +211,7 @@ def test_the_raw_and_the_pruned_traces_can_be_published_and_trained_on(
     others = ["--set", "stages.dataset.from=right", "--set", "version=raw"]
     raw = by_id(project.make(*others))["dataset"]["tally"]
     assert raw["kept"] == kept
-    assert f"the view preference has 0 rows and leaves out {kept}: no_partner {kept}" in raw["notes"]
+    assert f"the view preference has 0 rows and omits {kept}: no_partner {kept}" in raw["notes"]
     assert by_id(project.make(*others))["dataset"]["cached"]
 
 

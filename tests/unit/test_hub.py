@@ -139,7 +139,7 @@ def test_a_commit_that_fails_is_made_once(server: HubServer, tmp_path: Path, fau
 def test_a_server_that_falls_silent_is_asked_again(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(hub, "_SILENCE_S", 0.5)
+    monkeypatch.setattr(hub, "_TIMEOUT_S", 0.5)
     server.faults[kind] = ["hang"]
     publish(server, release(tmp_path, "1.0"))
     assert server.commits(REPO) == ["traces 1.0", "initial commit"]
@@ -193,7 +193,7 @@ def test_a_commit_that_lost_a_file_gets_no_tag(server: HubServer, tmp_path: Path
         return add(name, {path: entry for path, entry in files.items() if path != "README.md"}, title)
 
     server.add_commit = lossy  # type: ignore[method-assign]
-    with pytest.raises(RunError, match="does not hold the files"):
+    with pytest.raises(RunError, match="does not have the files"):
         publish(server, release(tmp_path, "1.0"))
     assert server.state["repos"][REPO]["tags"] == {}
 
@@ -210,7 +210,7 @@ def test_private_data_never_goes_to_a_public_repository(server: HubServer, tmp_p
 def test_a_repository_of_something_else_is_left_alone(server: HubServer, tmp_path: Path) -> None:
     server.create_repo(REPO)
     server.add_commit(REPO, {"train.csv": server.entry(b"a,b", lfs=False)}, "theirs")
-    with pytest.raises(UserError, match="holds other files"):
+    with pytest.raises(UserError, match="has other files"):
         publish(server, release(tmp_path, "1.0"))
     assert server.commits(REPO) == ["theirs", "initial commit"]
 
@@ -221,7 +221,7 @@ def test_mistakes_are_told_without_a_traceback(server: HubServer, tmp_path: Path
         push(folder, repo=REPO, version="1.0", private=False, token=SecretStr("hf_wrong"), endpoint=server.url)
     with pytest.raises(UserError, match="not a repository name"):
         publish(server, folder, repo="a/b/c")
-    with pytest.raises(UserError, match=r"holds version 1\.0, not 2\.0"):
+    with pytest.raises(UserError, match=r"has version 1\.0, not 2\.0"):
         push(folder, repo=REPO, version="2.0", private=False, token=SecretStr(TOKEN), endpoint=server.url)
     server.faults["POST yaml"] = [400]
     with pytest.raises(UserError, match="metadata of the card"):

@@ -22,7 +22,7 @@ Run = Callable[..., str]
 @pytest.fixture(autouse=True)
 def _no_plugins_afterwards() -> Iterator[None]:
     yield
-    plugins.use(Path(), {})
+    plugins.activate(Path(), {})
 
 
 @pytest.fixture(scope="module")

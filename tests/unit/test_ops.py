@@ -27,7 +27,7 @@ Told = Callable[..., str]
 @pytest.fixture(autouse=True)
 def _no_plugins_afterwards() -> Iterator[None]:
     yield
-    plugins.use(Path(), {})
+    plugins.activate(Path(), {})
 
 
 @pytest.fixture

@@ -141,7 +141,7 @@ FILES = {
 @pytest.fixture(autouse=True)
 def _no_plugins_afterwards() -> Iterator[None]:
     yield
-    plugins.use(Path(), {})
+    plugins.activate(Path(), {})
 
 
 def project_with(root: Path, files: dict[str, str]) -> Path:
@@ -203,20 +203,20 @@ BROKEN = {
         "import sys\nsys.exit(3)\n",
         "pruners/exits.py:2: pruner 'exits' does not load: SystemExit: 3",
     ),
-    "pruners/other.py": (PRUNER, "pruners/other.py:10: registers 'first_step', and no pruner 'other'"),
+    "pruners/other.py": (PRUNER, "pruners/other.py:10: registers 'first_step', but no pruner 'other'"),
     "pruners/empty.py": ("", "pruners/empty.py:1: registers no pruner 'empty'"),
     "pruners/after_answer.py": (PRUNER, "pruners/after_answer.py:1: the pruner 'after_answer' is built in"),
-    "pruners/Big.py": (PRUNER, "pruners/Big.py:1: 'Big' is no snake_case name"),
+    "pruners/Big.py": (PRUNER, "pruners/Big.py:1: 'Big' is no name of a pruner"),
     "pruners/test_it.py": (PRUNER, "pruners/test_it.py:10: registers 'first_step'"),
     "decoders/chat.py": ("", "decoders/chat.py:1: `sample: chat` is built in"),
-    "stages/loose.py": ("", "stages/loose.py:1: an operation lies in stages/<verb>/"),
+    "stages/loose.py": ("", "stages/loose.py:1: an operation belongs into stages/<verb>/"),
     "stages/filter/mine.py": ("", "stages/filter/mine.py:1: `filter:` takes filters"),
     "stages/verify/auto.py": ("", "stages/verify/auto.py:1: `verify: auto` is built in"),
     "stages/sample/foreal.py": ("", "stages/sample/foreal.py:1: `sample: foreal` is built in"),
-    "stages/trim/long.py": (STAGE, "stages/trim/long.py:20: registers 'trim:short', and no operation 'trim:long'"),
+    "stages/trim/long.py": (STAGE, "stages/trim/long.py:20: registers 'trim:short', but no operation 'trim:long'"),
     "models/yours.py": (
         MODEL.replace('register("mine")', 'register("yours")'),
-        "models/yours.py:7: Mine is called 'mine', and its file 'yours'",
+        "models/yours.py:7: Mine is named 'mine', but the name of the file is 'yours'",
     ),
     "verifiers/half.py": (
         VERIFIER.replace("slow", "half").replace("def quick", "def slowly"),
@@ -225,6 +225,10 @@ BROKEN = {
     "pruners/lacking.py": (
         PRUNER.replace("first_step", "lacking").replace("async def prune", "async def cut"),
         "pruners/lacking.py:10: FirstStep lacks prune()",
+    ),
+    "pruners/hidden.py": (
+        PRUNER.replace("first_step", "hidden").replace("steps: int", "student: int"),
+        "pruners/hidden.py:10: student: every `prune:` stage has a parameter of this name",
     ),
     "pruners/two.py": (
         PRUNER.replace("first_step", "two") + '\n\nPRUNERS.register("three")(FirstStep)\n',
@@ -275,6 +279,20 @@ def test_one_name_in_folders_of_different_kinds_is_no_conflict(tmp_path: Path) -
     assert mistakes(project_with(tmp_path, files)) == []
     assert PRUNERS.get("slow").__module__ == "tracefactory_project_pruner_slow"
     assert type(VERIFIERS.get("slow")).__module__ == "tracefactory_project_verifier_slow"
+
+
+def test_an_operation_file_takes_the_place_of_the_operation_made_from_a_pruner(tmp_path: Path) -> None:
+    own = STAGE.replace("trim", "prune").replace('"short"', '"first_step"').replace(":short", ":first_step")
+    files = {"pruners/first_step.py": PRUNER, "stages/prune/first_step.py": own}
+    assert mistakes(project_with(tmp_path, files)) == []
+    assert type(STAGES.get("prune:first_step")).__module__ == "tracefactory_project_stage_prune_first_step"
+    assert PRUNERS.get("first_step")().steps == 1
+
+
+def test_a_plugin_may_look_up_another_one_while_it_is_loaded(tmp_path: Path) -> None:
+    using = "from tracefactory.verification.base import VERIFIERS\n\nVERIFIERS.get('slow')\n\n" + PRUNER
+    assert mistakes(project_with(tmp_path, {"pruners/first_step.py": using, "verifiers/slow.py": VERIFIER})) == []
+    assert split_version(VERIFIERS.get("slow").version) == ("3", mark_of(VERIFIER))
 
 
 def test_an_unknown_name_is_answered_with_the_nearest_plugin(tmp_path: Path) -> None:
@@ -398,7 +416,7 @@ def test_a_verifier_decides_in_the_child_process_and_follows_its_source(tmp_path
         assert (first.outcome, first.method, first.version) == ("correct", "here", f"3+{mark_of(VERIFIER)}")
         assert first.detail != str(os.getpid())
         changed = VERIFIER.replace('"here"', '"there"')
-        plugins.use(tmp_path, {"verifiers/slow.py": changed})
+        plugins.activate(tmp_path, {"verifiers/slow.py": changed})
         second = pool.verify_now(task)
         assert (second.method, second.version) == ("there", f"3+{mark_of(changed)}")
         assert second.detail == first.detail  # the same process
@@ -467,19 +485,28 @@ for name in ("first_step", "absent", "broken"):
         found[name] = [entry.version, PRUNERS.origin(name)]
     except UserError as error:
         found[name] = str(error)
+from tracefactory.core.stage import STAGES
+if "trim:short" in STAGES:
+    found["stage"] = STAGES.get("trim:short").version
 print(json.dumps(found))
 """
+
+
+STAGES_GROUP = "[tracefactory.stages]\ntrim:short = theirs.short\n"
 
 
 def installed(tmp_path: Path, entries: dict[str, str]) -> dict[str, Any]:
     """Return what a process sees of an installed package with these entry points, and a project with `first_step`."""
     site = tmp_path / "site"
     files = {"theirs/__init__.py": "", "theirs/first_step.py": PRUNER, "theirs/broken.py": "\n\n1 / 0\n"}
-    project_with(site, files)
+    project_with(site, {**files, "theirs/short.py": STAGE})
     lines = "\n".join(f"{name} = {module}" for name, module in entries.items())
     project_with(
         site / "theirs-1.dist-info",
-        {"METADATA": "Name: theirs\nVersion: 1\n", "entry_points.txt": f"[tracefactory.pruners]\n{lines}\n"},
+        {
+            "METADATA": "Name: theirs\nVersion: 1\n",
+            "entry_points.txt": f"[tracefactory.pruners]\n{lines}\n{STAGES_GROUP}",
+        },
     )
     project_with(tmp_path / "project", {"pruners/first_step.py": PRUNER})
     path = os.pathsep.join([str(site), *filter(None, sys.path)])
@@ -501,15 +528,18 @@ def test_an_installed_package_gives_entries_that_are_marked_too(tmp_path: Path) 
     found = installed(tmp_path, entries)
     assert found["first_step"] == [f"1+{mark_of(PRUNER)}", "theirs.first_step"]
     assert {"first_step", "after_answer"} <= set(found["names"])
+    assert found["stage"] == f"1+{mark_of(STAGE)}"
     assert "theirs.nowhere" in found["absent"]
     assert f"{tmp_path}/site/theirs/broken.py:3: pruner 'broken' does not load: ZeroDivisionError" in found["broken"]
     (wrong,) = found["wrong"]  # the project's own file of that name
-    assert "pruners/first_step.py:1: the pruner 'first_step' is in the installed module theirs.first_step too" in wrong
+    assert (
+        "pruners/first_step.py:1: the installed module theirs.first_step provides the pruner 'first_step' too" in wrong
+    )
 
 
 def test_an_installed_package_cannot_take_the_name_of_a_built_in(tmp_path: Path) -> None:
     found = installed(tmp_path, {"after_answer": "theirs.first_step"})
     assert (
-        "the installed module theirs.first_step gives a pruner 'after_answer', as this package does"
+        "the installed module theirs.first_step provides the pruner 'after_answer', as this package does"
         in found["wrong"][0]
     )

@@ -153,7 +153,7 @@ def test_damage_is_found(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="changed after it was written"):
         verify_release(folder)
     (folder / "manifest.json").write_text("{}")
-    with pytest.raises(UserError, match="does not hold a release"):
+    with pytest.raises(UserError, match="is not a release"):
         verify_release(folder)
 
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def _no_plugins_afterwards() -> Iterator[None]:
     yield
-    plugins.use(Path(), {})
+    plugins.activate(Path(), {})
 
 
 def test_the_example_of_the_documentation_is_right() -> None:

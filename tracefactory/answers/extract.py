@@ -65,6 +65,7 @@ _ANNOUNCES_NOTHING = re.compile(
     r"(?:最终|正确)?答案(?:是|为)?|sorry\b.*)\W*",
     re.IGNORECASE,
 )
+_FORMULA = re.compile(r"\$[^$]*\$|\\\(.*?\\\)")
 _LOOP_WINDOW, _LOOP_UNIT, _LOOP_TIMES = 3000, 30, 5
 _TERMINAL = tuple(".!?。！？}])$`*\"'>)）】”")
 
@@ -242,7 +243,7 @@ def _conclusion(body: str, *, open_ended: bool) -> Extraction | None:
     """
     for sentence in last_sentences(body, 1):
         text = body[sentence.start : sentence.end]
-        if _RETRACTS.search(text) or text.rstrip().endswith(("?", "？", ":", "：")) or hedged(_prose(text)):
+        if _RETRACTS.search(text) or text.rstrip().endswith(("?", "？", ":", "：")) or hedged(_FORMULA.sub(" ", text)):
             return None
         row = _ROW.fullmatch(text.strip())
         if row is not None:
@@ -264,10 +265,6 @@ def _word(body: str, sentence: Span) -> Span | None:
         body, sentence.start, sentence.end
     )
     return None if match is None else Span(*match.span(1))
-
-
-def _prose(text: str) -> str:
-    return re.sub(r"\$[^$]*\$|\\\(.*?\\\)", " ", text)
 
 
 def _is_equation(text: str) -> bool:

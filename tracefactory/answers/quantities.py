@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 from tracefactory.answers.literals import read_decimal_comma, read_number
 from tracefactory.answers.units import UNITS, Unit, noun_words, parse_unit
@@ -61,15 +62,14 @@ def read_quantity(text: str) -> Quantity | Text:
     if match := _PREFIX.match(text):
         unit = UNITS.get(match[2]) or UNITS["USD"]
         text = match[1] + match[3]
-    found = _bare(text)
-    if found is not None:
-        return Quantity(
-            source, found[0], percent, unit, decimals=found[1].decimals, digits=found[1].digits, base=found[1].base
-        )
+    number = read_number(re.sub(r"^([-+]?)\s*\(([\d.,]+)\)$", r"\1\2", text))
+    if number is not None:
+        literal = number_quantity(source, number)
+        return replace(literal, percent=percent, unit=unit)
     split = _split_unit(text)
     if split is not None:
-        head, tail_unit, nouns, percent_inside = split
-        return _with_unit(source, text, head, unit or tail_unit, nouns, percent or percent_inside)
+        head, tail_unit, nouns = split
+        return _with_unit(source, text, head, unit or tail_unit, nouns, percent)
     node = _expression(text)
     if node is None and not percent and _is_words(text):
         return Text(source)
@@ -85,11 +85,6 @@ def _counted_words(text: str) -> Quantity | None:
     unit = parse_unit(match[2])
     nouns = frozenset() if unit else noun_words(match[2])
     return Quantity(text, Node("num", value=number.value), unit=unit, nouns=nouns)
-
-
-def _bare(text: str) -> tuple[Node, Number] | None:
-    number = read_number(re.sub(r"^([-+]?)\s*\(([\d.,]+)\)$", r"\1\2", text))
-    return None if number is None else (Node("num", value=number.value), number)
 
 
 def _with_unit(source: str, text: str, head: str, unit: Unit | None, nouns: frozenset[str], percent: bool) -> Quantity:
@@ -110,7 +105,7 @@ def _with_unit(source: str, text: str, head: str, unit: Unit | None, nouns: froz
     return Quantity(source, _expression(head), percent, unit, nouns, as_symbols=as_symbols)
 
 
-def _split_unit(text: str) -> tuple[str, Unit | None, frozenset[str], bool] | None:
+def _split_unit(text: str) -> tuple[str, Unit | None, frozenset[str]] | None:
     """Split off a trailing unit or noun; return None when there is none."""
     for start in _TAIL_START.finditer(text):
         head, tail = text[: start.start()].strip(), text[start.start() :].strip().rstrip(".")
@@ -120,20 +115,20 @@ def _split_unit(text: str) -> tuple[str, Unit | None, frozenset[str], bool] | No
         if (
             not _may_be_unit(head, tail, glued)
             or _WORD_HEAD.search(_COMMAND.sub("", head))
-            or _degrees_inside(head, tail)
+            or (tail.startswith("°") and _TRIGONOMETRIC.search(head))  # `\\sin 30°`: part of the argument
         ):
             continue
         if not (read_number(head) or read_decimal_comma(head) or _expression(head)):
             continue
         unit = parse_unit(tail) or parse_unit(re.sub(r"\s*\(.*\)$", "", tail))
         if unit is not None:
-            return head, unit, frozenset(), False
+            return head, unit, frozenset()
         if re.fullmatch(r"[A-Za-z]", head) and (head in "aAI" or not re.fullmatch(r"[A-Za-z]{3,}", tail)):
             continue  # "a rectangle", "n is odd"
         if not _is_function(tail) and (_WORDS.search(tail) or _PERCENT.match(tail)):
             lead = re.match(r"([A-Za-z°²/]+)\s", tail)
             leading = parse_unit(lead[1]) if lead and lead[1] not in _AMBIGUOUS else None
-            return head, leading, frozenset() if leading else noun_words(tail), False
+            return head, leading, frozenset() if leading else noun_words(tail)
     return None
 
 
@@ -145,11 +140,6 @@ def _may_be_unit(head: str, tail: str, glued: bool) -> bool:
     if not _PLAIN_NUMBER.fullmatch(head) or letter[1] not in _AMBIGUOUS:
         return False
     return not glued or re.fullmatch(r"m\s*(?:\^\{[23]\}|/s.*)", tail) is not None
-
-
-def _degrees_inside(head: str, tail: str) -> bool:
-    """Return whether a degree sign belongs to the argument of a function: `\\sin 30°`."""
-    return tail.startswith("°") and _TRIGONOMETRIC.search(head) is not None
 
 
 def _is_function(tail: str) -> bool:

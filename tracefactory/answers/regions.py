@@ -145,9 +145,8 @@ def _absolute(relation: Relation) -> Sequence | None:
 
 
 def _half_line(relation: Relation) -> tuple[Span, ...] | None:
-    endless = _endless(relation)
-    if endless:
-        return ALL
+    if any(isinstance(term, Quantity) and as_infinite(term) for term in relation.terms):
+        return ALL  # `x < infinity` holds for every real number
     node = difference(relation)
     if node is None or len(symbols(node)) != 1:
         return None
@@ -171,11 +170,6 @@ def _half_line(relation: Relation) -> tuple[Span, ...] | None:
     if (sign[0] == "<") == bool(slope.real > 0):
         return (Span(-INFINITY, root, False, closed),)
     return (Span(root, INFINITY, closed, False),)
-
-
-def _endless(relation: Relation) -> bool:
-    """Return whether a side is infinite, as in `x < infinity`, which every real number satisfies."""
-    return any(isinstance(term, Quantity) and as_infinite(term) for term in relation.terms)
 
 
 def as_infinite(value: Quantity) -> bool:

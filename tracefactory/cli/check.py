@@ -13,7 +13,7 @@ from tracefactory.core.errors import UserError
 def check(
     path: Annotated[Path, typer.Argument(help="A pipeline, or a folder of the project.")] = Path(),
 ) -> None:
-    """Check one pipeline, or every pipeline, prompt and filter of a project. Sends nothing, starts nothing."""
+    """Check one pipeline, or every pipeline, prompt, filter and plugin of a project. Sends nothing, starts nothing."""
     from tracefactory.config import check_project, load_pipeline
     from tracefactory.config.project import find_project, pipeline_files
 
@@ -24,4 +24,4 @@ def check(
     project = find_project(path)
     if mistakes := check_project(project):
         raise UserError(mistakes)
-    print(f"{project.root}: {len(pipeline_files(project))} pipelines and all prompts and filters: fine")
+    print(f"{project.root}: {len(pipeline_files(project))} pipelines, all prompts, filters and plugins: fine")

@@ -58,7 +58,7 @@ def new(
     verb: Annotated[str | None, typer.Option(help="The verb of a stage.")] = None,
     project: ProjectFolder = Path(),
 ) -> None:
-    """Write a file to start from, and its test in tests/. There is nothing to register and no other file to change."""
+    """Write a file to start from, and its test in tests/. No other file needs a change."""
     verb, name = _named(kind, name, verb)
     root = find_project(project).root
     words = [part for part in f"{verb or ''}_{name}".split("_") if part]

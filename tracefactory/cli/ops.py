@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ from tracefactory.core.pipeline import Project
 from tracefactory.core.registry import FAMILIES, registry
 from tracefactory.filters import load_filters
 
+LEFT = 30  # characters of the column with names, types and defaults
 _TITLES = {
     "operation": "operations",
     "source": "sources",
@@ -105,13 +107,17 @@ def _in_full(shown: Sequence[Entry]) -> Iterator[Table | str]:
         version = f", version {entry.version}" if entry.version else ""
         yield f"\n[bold]{escape(entry.written)}[/bold]  {entry.kind}{version}, {entry.origin}"
         yield escape(entry.description)
-        word = "column" if entry.kind == "view" else "parameter"
-        table = _table("", word, "type", "default", "description")
+        table = _table("", "column" if entry.kind == "view" else "parameter", "what it is")
         for name, one in _flat(entry.parameters):
-            default = "required" if one.required else jsonlib.dumps(one.default, ensure_ascii=False)
-            shown_default = "" if entry.kind == "view" or one.parameters else default
-            table.add_row(name, escape(one.type), escape(shown_default), escape(one.description))
+            table.add_row(f"{name}\n[dim]{escape(_value(one, entry))}[/dim]", escape(one.description))
         yield table if entry.parameters else "It has no parameters."
+
+
+def _value(one: Parameter, entry: Entry) -> str:
+    """Return the type of a parameter and its default, in lines that fit the left column."""
+    default = "required" if one.required else f"= {jsonlib.dumps(one.default, ensure_ascii=False)}"
+    parts = [one.type] if entry.kind == "view" or one.parameters else [one.type, default]
+    return "\n".join(line for part in parts for line in wrap(part, LEFT))
 
 
 def _flat(parameters: Sequence[Parameter], prefix: str = "") -> Iterator[tuple[str, Parameter]]:

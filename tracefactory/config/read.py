@@ -142,8 +142,8 @@ def _read_shelf(project: Project) -> _Shelf:
     except UserError as error:
         broken.extend(error.mistakes)
     sources = plugins.read(project.root, broken)
-    plugins.use(project.root, sources)
-    broken += plugins.load_all()
+    plugins.activate(project.root, sources)
+    broken += plugins.load_active()
     return _Shelf(
         prompts=prompts,
         prompt_names=frozenset(file.stem for file in prompt_files(project.prompts)),

@@ -1,7 +1,7 @@
-"""What code that is not part of this package adds to keys: a digest of its source, so that they change when it does.
+"""Source digests in the keys of entries that do not belong to this package, so that their keys change with their code.
 
-The digest joins the version of what was registered (`1+0123456789ab`); a kind of model has no version, and its identity
-tells the digest.
+The digest is appended to the version of the entry (`1+0123456789ab`). A kind of model has no version; the digest is
+part of its identity.
 """
 
 from __future__ import annotations
@@ -18,70 +18,71 @@ from tracefactory.core.fingerprint import digest
 from tracefactory.core.source_code import source_digest
 
 _DIGITS = 12
-_MARK = re.compile(rf"(.*)\+([0-9a-f]{{{_DIGITS}}})")
+_MARKED = re.compile(rf"(.*)\+([0-9a-f]{{{_DIGITS}}})")
 
 Mark = Callable[[Any, str, str], Any]
-"""Puts a mark on an entry of a registry; also given is the name of the module that registered it."""
+"""Marks a registry entry. Arguments: the entry, the mark, and the name of the module that registered the entry."""
 
 
 def mark_of(source: str) -> str:
-    """Return the mark of a Python source: a digest in which comments, layout and docstrings do not count."""
+    """Return the mark of a Python source: the start of a digest that ignores comments, layout and docstrings."""
     return source_digest(ast.parse(source))[:_DIGITS]
 
 
 def split_version(version: str) -> tuple[str, str]:
-    """Return a version without its mark, and the mark; that is empty for what belongs to this package."""
-    found = _MARK.fullmatch(version)
+    """Return a version without its mark, and the mark; the mark of an entry of this package is empty."""
+    found = _MARKED.fullmatch(version)
     return (found[1], found[2]) if found else (version, "")
 
 
 def versioned(entry: Any, mark: str, module: str) -> Any:
-    """Return an entry with a mark on its version; one that has no version is version 1.
+    """Return an entry with a marked version; an entry without a version has version 1.
 
-    A class of another module, and any instance, is left as it is: what is returned is a subclass or a copy.
+    Classes of the module itself are changed in place. For a class of another module a subclass is returned, for an
+    instance a copy.
     """
     version = f"{split_version(getattr(entry, 'version', '1'))[0]}+{mark}"
     if isinstance(entry, type):
-        kind: Any = _own(entry, module)
+        kind: Any = _class_of_module(entry, module)
         kind.version = version
         return kind
     copied = copy.copy(entry)
-    vars(copied)["version"] = version  # a view is a frozen dataclass
+    vars(copied)["version"] = version  # not by assignment: a view is a frozen dataclass
     return copied
 
 
 def identified(entry: Any, mark: str, module: str) -> Any:
-    """Return a kind of model whose identity, and the key of its token scores, tell the mark."""
-    kind = _own(entry, module)
+    """Return a kind of model with the mark in its identity and in the key of its token scores."""
+    kind = _class_of_module(entry, module)
     if vars(kind).get("_marked") == mark:
         return kind
     for name in ("identity", "token_identity"):
-        setattr(kind, name, _telling(getattr(kind, name), mark))
-    kind.scores_key = _digesting(kind.scores_key, mark)
+        setattr(kind, name, _mark_identity(getattr(kind, name), mark))
+    kind.scores_key = _mark_key(kind.scores_key, mark)
     kind._marked = mark
     return kind
 
 
-def _telling(method: Callable[..., dict[str, Any]], mark: str) -> Callable[..., dict[str, Any]]:
+def _mark_identity(method: Callable[..., dict[str, Any]], mark: str) -> Callable[..., dict[str, Any]]:
     @functools.wraps(method)
-    def told(*arguments: Any, **named: Any) -> dict[str, Any]:
+    def marked(*arguments: Any, **named: Any) -> dict[str, Any]:
         return {**method(*arguments, **named), "plugin": mark}
 
-    return told
+    return marked
 
 
-def _digesting(method: Callable[..., str], mark: str) -> Callable[..., str]:
+def _mark_key(method: Callable[..., str], mark: str) -> Callable[..., str]:
     @functools.wraps(method)
-    def digested(*arguments: Any, **named: Any) -> str:
+    def marked(*arguments: Any, **named: Any) -> str:
         return digest([method(*arguments, **named), mark])
 
-    return digested
+    return marked
 
 
-def _own(kind: Any, module: str) -> Any:
-    """Return a class that may be changed: for one of another module, a subclass of it that is this module's."""
+def _class_of_module(kind: Any, module: str) -> Any:
+    """Return the class if the module defines it, else a subclass of it that belongs to the module."""
     if kind.__module__ == module:
         return kind
     made = type(kind)(kind.__name__, (kind,), {"__module__": module, "__doc__": kind.__doc__})
-    setattr(sys.modules[module], kind.__name__, made)  # where pickle looks for it
+    setattr(sys.modules[module], kind.__name__, made)  # so that pickle finds the class by its name
     return made

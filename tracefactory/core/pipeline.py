@@ -164,7 +164,7 @@ class Pipeline(Frozen):
 
     @property
     def project_plugins(self) -> ProjectPlugins:
-        """The plugins with the project that they are of; see `core.plugins.use`."""
+        """The plugins and the root of their project; see `core.plugins.activate`."""
         return ProjectPlugins(self.project.root, self.plugins)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,9 +1,10 @@
-"""A project's own pruners, verifiers, views, sources, decoders, kinds of models and operations: one file each.
+"""Plugins of a project: its own pruners, verifiers, views, sources, decoders, kinds of models and operations.
 
-They lie in the project's folder of their kind (`pruners/shorter.py`, `stages/verify/twice.py`) and register themselves
-as the package's own do. Their sources are read with the project and travel with its pipeline, because a worker on
-another machine may not have the files; each is run as the module `tracefactory_project_<kind>_<name>` when it is first
-looked up. One project's plugins are in use at a time in a process.
+A plugin is one file in the folder of its kind (`pruners/shorter.py`, `stages/verify/twice.py`) that registers one
+entry, as the files of this package do. The sources are read with the project and are part of its pipeline, because a
+worker on another machine may not have the files. A file is executed as the module
+`tracefactory_project_<kind>_<name>` when its entry is first looked up. A process has the plugins of one project at a
+time.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from typing import Any, NamedTuple
 
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.marks import mark_of
-from tracefactory.core.plugin_checks import wrong_entry, wrong_names
+from tracefactory.core.plugin_checks import hidden_parameters, wrong_entry, wrong_names
 from tracefactory.core.registry import FAMILIES, Registry, kinds, registry
 from tracefactory.core.source_code import line_of
 
 FOLDERS: Mapping[str, str] = {kind: registry(kind).package.rpartition(".")[2] for kind in kinds()}
-"""The folder of each kind of plugin in a project: that of its kind in this package."""
+"""The folder of each kind in a project. It has the name of the folder in this package."""
 
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 VERB = re.compile(r"[a-z]+")
@@ -40,7 +41,7 @@ _PREFIX = "tracefactory_project_"
 
 @dataclass(frozen=True)
 class Plugin:
-    """One plugin file: `name` is that of its entry ("shorter", or "verify:twice"), `file` is for messages alone."""
+    """One plugin file. `name` is the name of its entry ("shorter", "verify:twice"); `file` is used in messages only."""
 
     kind: str
     name: str
@@ -49,18 +50,18 @@ class Plugin:
 
     @cached_property
     def module(self) -> str:
-        """The name of the module that it is run as; words of names have no ":" or second "_" in them."""
+        """The name of its module; it is unique because a verb is one word."""
         kind = "stage" if self.kind == "operation" else self.kind
         return f"{_PREFIX}{kind}_{self.name.replace(':', '_')}"
 
     @property
     def what(self) -> str:
-        """What it is, for messages."""
+        """Kind and name, for messages."""
         return f"{registry(self.kind).kind} {self.name!r}"
 
 
 class ProjectPlugins(NamedTuple):
-    """The sources of a project's plugins by path from its root; it puts them in use where it is unpickled."""
+    """The sources of a project's plugins, by path from its root. Unpickling it activates them."""
 
     root: Path
     sources: Mapping[str, str]
@@ -75,40 +76,45 @@ class _Loaded(NamedTuple):
 
 
 _lock = threading.RLock()
-_in_use = ProjectPlugins(Path(), {})
+_active = ProjectPlugins(Path(), {})
 _by_module: dict[str, Plugin] = {}
 _loaded: dict[Plugin, _Loaded] = {}
 
 
 def read(root: Path, mistakes: list[Mistake]) -> dict[str, str]:
-    """Return the sources of a project's plugin files by their path from `root`; what is wrong goes to `mistakes`.
+    """Return the sources of a project's plugin files by path from `root`, without executing them.
 
-    Nothing is run. A file whose name cannot be used is not among them.
+    Files with an invalid name are left out; their mistakes, and those of installed packages, are added to `mistakes`.
     """
     found: dict[str, str] = {}
     for file in sorted(_files(root)):
         wrong = wrong_file(file, root)
         if wrong is None:
             try:
-                found[file.relative_to(root).as_posix()] = file.read_text(encoding="utf-8")
+                found[file.relative_to(root).as_posix()] = file.read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:
                 wrong = Mistake(f"cannot be read: {error}", file)
         if wrong is not None:
             mistakes.append(wrong)
-    mistakes += _installed_twice()
+    mistakes += _entry_point_conflicts()
     return found
 
 
-def use(root: Path, sources: Mapping[str, str]) -> None:
-    """Have the registries hold the plugins of a project, and no others. Nothing is run before it is looked up."""
-    global _in_use
+def activate(root: Path, sources: Mapping[str, str]) -> None:
+    """Make the plugins of a project the ones that the registries know, in place of those of any other project.
+
+    Args:
+        root: the folder of the project.
+        sources: the plugin files by path from `root`, as returned by `read`. They are executed when looked up.
+    """
+    global _active
     with _lock:
         wanted = ProjectPlugins(root, dict(sources))
-        if wanted == _in_use:
+        if wanted == _active:
             return
         for module in _by_module:
             sys.modules.pop(module, None)
-        for kind in FAMILIES.values():  # operations that were made of a plugin are made anew
+        for kind in FAMILIES.values():  # operations that were made from a plugin are made again
             _forget_family(kind, [one.name for one in _by_module.values() if one.kind == kind])
         _by_module.clear()
         plugins = [_plugin(root, path, source) for path, source in wanted.sources.items()]
@@ -118,45 +124,47 @@ def use(root: Path, sources: Mapping[str, str]) -> None:
             own = [one for one in plugins if one.kind == kind]
             registry(kind).set_project({one.name: partial(_entry, one) for one in own})
             _forget_family(kind, [one.name for one in own])
-        _in_use = wanted
+        _active = wanted
 
 
-def in_use() -> ProjectPlugins:
-    """Return the plugins that are in use, for a process that is started to do a part of this one's work."""
-    return _in_use
+def active() -> ProjectPlugins:
+    """Return the active plugins, to be sent to another process."""
+    return _active
 
 
-def load_all() -> list[Mistake]:
-    """Run every plugin that is in use and return everything that is wrong with them, as file:line."""
+def load_active() -> list[Mistake]:
+    """Execute every active plugin, make its operation if it has one, and return all mistakes."""
     mistakes: list[Mistake] = []
     for plugin in _by_module.values():
-        verbs = [verb for verb, kind in FAMILIES.items() if kind == plugin.kind]
         try:
-            registry(plugin.kind).get(plugin.name)
-            for verb in verbs:
-                registry("operation").get(f"{verb}:{plugin.name}")
+            entry = registry(plugin.kind).get(plugin.name)
+            for verb in (verb for verb, kind in FAMILIES.items() if kind == plugin.kind):
+                op = f"{verb}:{plugin.name}"
+                params = registry("operation").get(op).Params
+                own_file = any(one.kind == "operation" and one.name == op for one in _by_module.values())
+                mistakes += [] if own_file else hidden_parameters(entry, params, verb, plugin.file)
         except UserError as error:
             mistakes += error.mistakes
-        except Exception as error:  # noqa: BLE001  # whatever making an operation of it raises is about its file
+        except Exception as error:  # noqa: BLE001  # reported as a mistake in the file
             mistakes.append(_broken(plugin, error))
     return mistakes
 
 
 def load(root: Path) -> None:
-    """Read, use and run the plugins of a project.
+    """Read, activate and execute the plugins of a project.
 
     Raises:
-        UserError: with everything that is wrong with them.
+        UserError: with all mistakes in them.
     """
     mistakes: list[Mistake] = []
-    use(root, read(root, mistakes))
-    mistakes += load_all()
+    activate(root, read(root, mistakes))
+    mistakes += load_active()
     if mistakes:
         raise UserError(mistakes)
 
 
 def _unpickled(root: Path, sources: Mapping[str, str]) -> ProjectPlugins:
-    use(root, sources)
+    activate(root, sources)
     return ProjectPlugins(root, sources)
 
 
@@ -167,52 +175,52 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def wrong_file(file: Path, root: Path) -> Mistake | None:
-    """Return why a file cannot be a plugin, from its path alone; None for one that lies in no folder of plugins."""
+    """Return why a file cannot be a plugin, from its path alone; None for a file outside of the folders of plugins."""
     parts = file.relative_to(root).parts
     kind = next((kind for kind, folder in FOLDERS.items() if folder == parts[0]), None)
     if kind is None:
         return None
     label, name = registry(kind).kind, file.stem
     if not NAME.fullmatch(name):
-        hint = f"a folder {parts[0]}/ holds {label}s only" if name.startswith(("_", "test", "conftest")) else None
-        return Mistake(f"{name!r} is no snake_case name; a file is named like the {label} in it", file, hint=hint)
+        hint = "write it in small letters, digits and single underscores"
+        return Mistake(f"{name!r} is no name of a {label}; a file has the name of its entry", file, hint=hint)
     if kind == "operation":
         verb = parts[1] if len(parts) == 3 else ""
         if not VERB.fullmatch(verb) or verb in _NO_VERBS:
-            return Mistake("an operation lies in stages/<verb>/, the verb being one word", file)
+            return Mistake("an operation belongs into stages/<verb>/, and a verb is one word", file)
         if verb == "filter":
-            return Mistake("`filter:` takes filters, which lie in filters/", file)
+            return Mistake("`filter:` takes filters, which belong into filters/", file)
         name = f"{verb}:{name}"
-    return _taken(kind, name, file)
+    return _name_conflict(kind, name, file)
 
 
-def _taken(kind: str, name: str, file: Path) -> Mistake | None:
-    """Say what else has the name of a plugin: a part of this package, or of an installed one."""
+def _name_conflict(kind: str, name: str, file: Path) -> Mistake | None:
+    """Return a mistake if an entry of this package, or of an installed one, has the name of a plugin."""
     where = registry(kind)
     names = [(where, name), *((registry("operation"), f"{verb}:{name}") for verb, of in FAMILIES.items() if of == kind)]
     for known, own in names:
         said = f"`{own.replace(':', ': ')}`" if known is registry("operation") else f"the {known.kind} {own!r}"
         if own in known.built_in() or (own in known.names() and known.origin(own) == "built in"):
-            return Mistake(f"{said} is built in: a project's own has another name", file, hint="rename the file")
+            return Mistake(f"{said} is built in", file, hint="rename the file and its entry")
     origin = where.module_of(name)
     if origin is not None:
-        return Mistake(
-            f"the {where.kind} {name!r} is in the installed module {origin} too", file, hint="rename the file"
-        )
+        message = f"the installed module {origin} provides the {where.kind} {name!r} too"
+        return Mistake(message, file, hint="rename the file and its entry")
     return None
 
 
-def _installed_twice() -> Iterator[Mistake]:
-    """Yield a mistake for every name that an installed package gives to something that has it already."""
+def _entry_point_conflicts() -> Iterator[Mistake]:
+    """Yield a mistake for every entry point whose name is built in, or is that of another entry point."""
+    every = entry_points()
     for kind in kinds():
         where = registry(kind)
         first: dict[str, str] = {}
-        for one in entry_points(group=where.package):
+        for one in every.select(group=where.package):
             module = one.value.partition(":")[0]
             other = "this package" if one.name in where.built_in() else first.setdefault(one.name, module)
             if other != module:
-                message = f"the installed module {module} gives a {where.kind} {one.name!r}, as {other} does"
-                yield Mistake(message, hint="uninstall one of them, or have its name changed")
+                message = f"the installed module {module} provides the {where.kind} {one.name!r}, as {other} does"
+                yield Mistake(message, hint="uninstall the package, or rename its entry point")
 
 
 def _plugin(root: Path, path: str, source: str) -> Plugin:
@@ -228,27 +236,29 @@ def _forget_family(kind: str, names: Sequence[str]) -> None:
 
 
 def _entry(plugin: Plugin) -> Any:
-    """Return what a plugin registers, marked with its source; its file is run once."""
+    """Return the entry of a plugin, marked with the digest of its source; the file is executed once."""
     if plugin not in _loaded:
         importlib.import_module(plugin.module)
     return _loaded[plugin].entry
 
 
-def _taken_from(plugin: Plugin, run: Callable[[], None]) -> Any:
-    """Run a plugin file and take what it registers out of the registry, so that another project's may have the name.
+def _execute(plugin: Plugin, run: Callable[[], None]) -> Any:
+    """Execute a plugin file and return its marked entry.
+
+    The entry is removed from what modules have registered, so that a plugin of another project can have its name.
 
     Raises:
-        UserError: when it does not run, or registers anything but one entry of its own name.
+        UserError: when the file cannot be executed, or does not register exactly one entry, with the file's name.
     """
     where = registry(plugin.kind)
     before = {kind: registry(kind).registered() for kind in kinds()}
     failed: BaseException | None = None
     try:
         run()
-    except (Exception, SystemExit) as error:  # noqa: BLE001  # told below, when nothing of it is left
+    except (Exception, SystemExit) as error:  # noqa: BLE001  # raised below, after the entries are removed
         failed = error
-    theirs = [one for kind, names in before.items() for one in _new(registry(kind), names)]
-    entries = {(known.kind, name): known.taken_back(name) for known, name in theirs}
+    new = [one for kind, names in before.items() for one in _new_entries(registry(kind), names)]
+    entries = {(known.kind, name): known.unregister(name) for known, name in new}
     if failed is not None:
         raise UserError(_broken(plugin, failed)) from failed
     own = (where.kind, plugin.name)
@@ -256,13 +266,13 @@ def _taken_from(plugin: Plugin, run: Callable[[], None]) -> Any:
     if mistakes := wrong_names(plugin.file, plugin.source, plugin.what, own in entries, others):
         raise UserError(mistakes)
     entry = where.mark(entries[own], mark_of(plugin.source), plugin.module)
-    if mistakes := wrong_entry(entry, plugin.name, plugin.file):
+    if mistakes := wrong_entry(plugin.kind, entry, plugin.name, plugin.file):
         raise UserError(mistakes)
     return entry
 
 
-def _new(known: Registry[Any], before: frozenset[str]) -> Iterator[tuple[Registry[Any], str]]:
-    """Yield what was registered meanwhile, less what modules of this package, and of others, registered as theirs."""
+def _new_entries(known: Registry[Any], before: frozenset[str]) -> Iterator[tuple[Registry[Any], str]]:
+    """Yield the names registered since `before`, except those registered by modules that the plugin imported."""
     for name in sorted(known.registered() - before):
         if known.module_of(name) not in sys.modules:
             yield known, name
@@ -276,7 +286,7 @@ def _broken(plugin: Plugin, error: BaseException) -> Mistake:
 
 
 class _Loader(importlib.abc.ExecutionLoader):
-    """Runs a plugin from its source; the file need not be on this machine."""
+    """Executes a plugin from its source; the file may not exist on this machine."""
 
     def __init__(self, plugin: Plugin) -> None:
         self.plugin = plugin
@@ -288,14 +298,14 @@ class _Loader(importlib.abc.ExecutionLoader):
         return str(self.plugin.file)
 
     def exec_module(self, module: ModuleType) -> None:
-        # Here and not where an entry is looked up: a class of the plugin may be unpickled before.
+        # Here and not in `_entry`: unpickling a class of the plugin imports the module without looking up the entry.
         with _lock:
-            entry = _taken_from(self.plugin, partial(super().exec_module, module))
+            entry = _execute(self.plugin, partial(super().exec_module, module))
             _loaded[self.plugin] = _Loaded(module, entry)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the modules of the plugins that are in use, for `import` and for what unpickles their classes."""
+    """Finds the modules of the active plugins, for `importlib` and for unpickling their classes."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,9 +1,8 @@
-"""Things that are looked up by name, one file each: pruners, verifiers, views, sources, decoders, models, operations.
+"""Registries of entries that are looked up by name: pruners, verifiers, views, sources, decoders, models, operations.
 
-The name of an entry is the name of its file, so names are known without importing anything; the one file that is asked
-for is imported then, and registers itself with a decorator. Besides the package's own files there are those of
-installed packages, by entry points in the group of the package (`tracefactory.pruners`, ...), and those of a project's
-folders (`core.plugins`).
+An entry has the name of its file, so that names are known without an import; a file is imported when its entry is first
+looked up, and registers it. Installed packages add entries by entry points in the group of the package
+(`tracefactory.pruners`, ...), projects by files in their folders (`core.plugins`).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Named entries of one kind. Registering a name twice is a programming error; an unknown name is the user's.
 
-    What is registered from outside of this package has a mark of its source (`core.marks`) when it is looked up.
+    Entries from outside of this package are marked with a digest of their source when looked up (`core.marks`).
     """
 
     def __init__(self, kind: str, package: str, mark: Mark = versioned) -> None:
@@ -53,7 +52,7 @@ class Registry(Generic[T]):
         """Return the entry called `name`, importing its file if that was not done yet.
 
         Raises:
-            UserError: with the nearest valid name; for a plugin that does not load, with what is wrong in its file.
+            UserError: with the nearest valid name, or with the mistakes in a plugin file.
         """
         if name not in self._entries:
             if name not in self.names():
@@ -73,27 +72,27 @@ class Registry(Generic[T]):
         return "built in" if name in self.built_in() else self._installed().get(name, "built in")
 
     def built_in(self) -> Mapping[str, str]:
-        """Return the modules of this package that have entries, by the name of the entry."""
+        """Return the modules of this package that register entries, by the name of the entry."""
         return _files(self.package)
 
     def module_of(self, name: str) -> str | None:
-        """Return the module that registers an entry; None for a project's own."""
+        """Return the importable module that registers an entry; None for a plugin of a project."""
         return {**self._installed(), **self.built_in()}.get(name)
 
     def registered(self) -> frozenset[str]:
-        """Return the names that modules have registered so far."""
+        """Return the names that have been registered by modules, and not removed."""
         return frozenset(self._registered)
 
-    def taken_back(self, name: str) -> T | None:
-        """Return what was registered under a name, which is then free again."""
+    def unregister(self, name: str) -> T | None:
+        """Remove what a module registered under a name, and return it."""
         return self._registered.pop(name, None)
 
     def forget(self, name: str) -> None:
-        """Have an entry be looked up anew."""
+        """Remove an entry that was looked up, so that the next `get` loads it again."""
         self._entries.pop(name, None)
 
     def set_project(self, loaders: Mapping[str, Callable[[], T]]) -> None:
-        """Replace the entries of the project that was read last by those of another; a loader returns its entry."""
+        """Replace the plugins of the active project by those of another; a loader returns the marked entry."""
         for name in {*self._project, *loaders}:
             self.forget(name)
         self._project = dict(loaders)
@@ -118,7 +117,7 @@ class Registry(Generic[T]):
             raise TypeError(f"the file of {self.kind} {name!r} registers no {name!r}") from None
 
     def _load_installed(self, name: str, module: str) -> T:
-        """Import the module of an installed package and return what it registers, marked."""
+        """Import the module of an installed package and return its marked entry."""
         file, source = _source_of(module)
         try:
             importlib.import_module(module)

@@ -114,8 +114,9 @@ class Engine:
             chosen = np.array(ruled)
             guesses[chosen] = predict_decisions([_rule(drafts[i]) for i in ruled], candidates[chosen], noise[chosen])
         for index in np.flatnonzero(guesses == NO_TOKEN).tolist():
-            if drafts[index].turn.rule is None:  # no other model can provide this token
-                guesses[index] = self._likeliest(logits[index])
+            if drafts[index].turn.rule is None:  # take the teacher's likeliest token that the student has too
+                proposable = torch.from_numpy(self.vocabulary.proposable).to(logits.device)
+                guesses[index] = int(logits[index].masked_fill(~proposable, -torch.inf).argmax())
         logprobs = _logprobs(logits, candidates, guesses)
         for index, (draft, guess) in enumerate(zip(drafts, guesses.tolist(), strict=True)):
             draft.guesses.append(guess)
@@ -126,11 +127,6 @@ class Engine:
                 draft.candidates.append(candidates[index : index + 1])
                 draft.logits.append(logits[index])
             self._extend(draft, guess)
-
-    def _likeliest(self, logits: Any) -> int:
-        """Return the teacher's likeliest token that is also a token of the student."""
-        proposable = torch.from_numpy(self.vocabulary.proposable).to(logits.device)
-        return int(logits.masked_fill(~proposable, -torch.inf).argmax())
 
     def _extend(self, draft: _Draft, guess: int) -> None:
         """Append a guess to the sequences and decide whether the draft ends with it."""

@@ -48,7 +48,10 @@ class Provenance(Frozen):
             "teacher_logprobs": rollout.logprobs[Role.TEACHER],
             "student_logprobs": rollout.logprobs[Role.STUDENT],
         }
-        return cls(**{name: _packed(values, _TYPES[name]) for name, values in columns.items()})
+        packed = {
+            name: zlib.compress(np.asarray(values).astype(_TYPES[name]).tobytes()) for name, values in columns.items()
+        }
+        return cls(**{name: base64.b64encode(column).decode("ascii") for name, column in packed.items()})
 
     def column(self, name: str) -> NDArray[Any]:
         """Return one column as numbers."""
@@ -90,7 +93,3 @@ class Decoded(Completion):
             seconds=time.monotonic() - started,
             provenance=Provenance.of(rollout),
         )
-
-
-def _packed(values: Any, kind: str) -> str:
-    return base64.b64encode(zlib.compress(np.asarray(values).astype(kind).tobytes())).decode("ascii")

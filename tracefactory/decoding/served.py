@@ -273,7 +273,7 @@ class _ServedRollout:
         scored = await self.pair.clients[Role.STUDENT].score(
             [*sequence, *guesses],
             start=len(sequence),
-            likeliest=self._num_candidates(Role.STUDENT),
+            likeliest=max(_LIKELIEST, self.rollout.spec.decoder.sampling(Role.STUDENT).top_k),
             chunk=_ONE_REQUEST if self.rollout.tokens else 512,
             near=self.near,
         )
@@ -291,9 +291,6 @@ class _ServedRollout:
                 raise
             return prediction  # the server's limit is lower
         return _Prediction(drawn.rows[0].likeliest, prediction.guess)
-
-    def _num_candidates(self, role: Role) -> int:
-        return max(_LIKELIEST, self.rollout.spec.decoder.sampling(role).top_k)
 
     def _bounds(self, role: Role, predictions: Sequence[_Prediction]) -> tuple[Candidates, Candidates]:
         samplings = [self.rollout.spec.decoder.sampling(role)] * len(predictions)

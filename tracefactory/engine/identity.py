@@ -8,7 +8,7 @@ from typing import Any
 
 from tracefactory.core.keys import KEY_VERSION, stage_key
 from tracefactory.core.pipeline import Pipeline
-from tracefactory.core.plugins import use
+from tracefactory.core.plugins import activate
 from tracefactory.core.rows import Frozen
 from tracefactory.core.stage import kinds_of, stage_of
 from tracefactory.store.rows import StageRows
@@ -29,7 +29,7 @@ class Identity(Frozen):
 
 def identities(pipeline: Pipeline) -> dict[str, Identity]:
     """Return the identity of every stage: operation, version, parameters, what they use, and the keys of the inputs."""
-    use(*pipeline.project_plugins)
+    activate(*pipeline.project_plugins)
     found: dict[str, Identity] = {}
     for stage in pipeline.stages:
         op = stage_of(stage)

@@ -256,16 +256,14 @@ class _Planner:
     def _batches(self, stage: StageSpec[Any], complete: bool) -> Iterator[Batch] | None:
         """Return the input rows of a stage, None when only a run can make them."""
         if complete or all(self.folder(source).record() is not None for source in stage.inputs):
-            return combined_inputs(self._rows(stage)).batches(Span.all(), _BATCH_PROBLEMS)
+            op = stage_of(stage)
+            inputs = tuple(stored_rows(self.root, one, self.identities[one].key) for one in sorted(stage.inputs))
+            rows = StageRows(self.folder(stage.id), 1, self.kinds[stage.id], op.makes, op.judges, inputs)
+            return combined_inputs(rows).batches(Span.all(), _BATCH_PROBLEMS)
         origins = [self.pipeline.stage(source) for source in stage.inputs]
         if all(self._is_local_source(one) for one in origins):
             return _in_batches(problem for one in origins for problem in self._problems(one))
         return None
-
-    def _rows(self, stage: StageSpec[Any]) -> StageRows:
-        op = stage_of(stage)
-        inputs = tuple(stored_rows(self.root, one, self.identities[one].key) for one in sorted(stage.inputs))
-        return StageRows(self.folder(stage.id), 1, self.kinds[stage.id], op.makes, op.judges, inputs)
 
     def _is_local_source(self, stage: StageSpec[Any]) -> bool:
         op = stage_of(stage)

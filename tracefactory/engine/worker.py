@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from tracefactory.core.errors import Interrupted, RunError
 from tracefactory.core.model import ChatRequest, Environment, EnvStr, ModelSpec, RequestFailed
 from tracefactory.core.pipeline import Pipeline
-from tracefactory.core.plugins import use
+from tracefactory.core.plugins import activate
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import Answer, Closing, Completer, Kept, Record, Work
 from tracefactory.engine.identity import rows_of
@@ -56,7 +56,7 @@ class Worker:
     """Runs shards of the stages of one pipeline, and provides the `Services` of these stages."""
 
     def __init__(self, setup: WorkerSetup, verifier_processes: int, placement: Placement) -> None:
-        use(*setup.pipeline.project_plugins)
+        activate(*setup.pipeline.project_plugins)
         self.setup = setup
         self.placement = placement
         self.verifier_processes = verifier_processes

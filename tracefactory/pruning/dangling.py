@@ -102,7 +102,9 @@ def dangling(item: PruneItem, result: PruneResult) -> str | None:
 
 def _fault(text: str, above: _Seen, cut: _Seen, *, gap: bool, first: bool) -> str | None:
     """Check one part of the text, and add it to the text above the next part."""
-    for number, sentence in enumerate(_sentences(text)):
+    bounds = [0, *sentence_starts(text, 0, len(text), ()), len(text)]
+    for number, (start, end) in enumerate(pairwise(bounds)):
+        sentence = text[start:end]
         possible = cut.labels or cut.numbers or gap
         reason = _reason(sentence, above, cut, gap=gap and number == 0, first=first) if possible else None
         if reason:
@@ -136,8 +138,3 @@ def _labels(text: str) -> Iterator[tuple[Label, bool]]:
 
 def _numbers(text: str) -> Iterator[str]:
     return (match.group().replace(",", "") for match in _NUMBER.finditer(text))
-
-
-def _sentences(text: str) -> Iterator[str]:
-    bounds = [0, *sentence_starts(text, 0, len(text), ()), len(text)]
-    return (text[start:end] for start, end in pairwise(bounds))

@@ -1,8 +1,8 @@
-"""The dataset card: a README.md made only from what the run recorded, with the metadata the Hugging Face Hub reads.
+"""The dataset card: a README.md with the metadata of the Hugging Face Hub, made only from the records of the run.
 
-The card states numbers and what was not done; it never judges. Every value that comes from data, models or people is
-escaped, so that a problem source cannot put markup, links or metadata of its own into the card. The metadata block
-follows https://huggingface.co/docs/hub/datasets-cards.
+The card states numbers and limitations, without judgements. Values from data, models and users are escaped, so that
+they cannot add markup, links or metadata to the card. The metadata block follows
+https://huggingface.co/docs/hub/datasets-cards.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pydantic import Field, model_validator
 from tracefactory.core.rows import Frozen
 from tracefactory.engine.lengths import LengthLine
 
-# The identifiers that the Hub knows as `license:` (https://huggingface.co/docs/hub/repositories-licenses) and that are
-# in use for data and models; any other is written as `other` with a name.
+# The `license:` identifiers of the Hub (https://huggingface.co/docs/hub/repositories-licenses) for data and models; any
+# other licence is written as `other` with a name.
 # fmt: off
 _HUB_LICENCES = frozenset({
     "apache-2.0", "mit", "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigscience-bloom-rail-1.0",
@@ -54,7 +54,7 @@ _BLOCK_START = re.compile(r"^(\d*)([#+=.)-])")
 class StageLine(Frozen):
     """One stage of the funnel. `reasons` counts dropped and failed rows; tokens are prompt plus completion, cost US $.
 
-    Raises ValueError when the rows do not add up: a card must not show a funnel that lost rows.
+    Raises ValueError when the rows do not add up, because a card must not show a funnel with lost rows.
     """
 
     id: str
@@ -80,7 +80,7 @@ class StageLine(Frozen):
 
 
 class MixLine(Frozen):
-    """One part of a mix: the share that was asked for, in 0..1, and the units it got."""
+    """One part of a mix: the requested share, in 0..1, and its number of units."""
 
     stage: str
     part: str
@@ -90,7 +90,7 @@ class MixLine(Frozen):
 
 
 class ModelLine(Frozen):
-    """A model the dataset was made with or for. `role` is teacher, student or rewriter; empty means not recorded."""
+    """A model that the dataset was made with or for. `role` is teacher, student or rewriter; empty if not recorded."""
 
     name: str
     role: str
@@ -100,14 +100,14 @@ class ModelLine(Frozen):
 
 
 class PromptLine(Frozen):
-    """A prompt that was used and the digest of its text."""
+    """A prompt and the digest of its text."""
 
     name: str
     digest: str
 
 
 class SourceLine(Frozen):
-    """Where problems came from. `rows` counts the problems that the stage gave."""
+    """A source of problems. `rows` is the number of problems of its stage."""
 
     name: str
     revision: str = ""
@@ -116,7 +116,7 @@ class SourceLine(Frozen):
 
 
 class VerifierLine(Frozen):
-    """A verifier and how many of the published rows have each of its outcomes."""
+    """A verifier and the number of published rows with each of its outcomes."""
 
     name: str
     version: str
@@ -124,7 +124,7 @@ class VerifierLine(Frozen):
 
 
 class MeasureLine(Frozen):
-    """One column that stages added to the rows: what its values are, and which end of them is better."""
+    """One column that stages added to the rows: its description, unit and better direction."""
 
     name: str
     about: str
@@ -134,11 +134,11 @@ class MeasureLine(Frozen):
 
 
 class CardInputs(Frozen):
-    """What a card says besides the files themselves: all of it recorded by the run or written by its author.
+    """The content of a card, recorded by the run or written by its author.
 
-    `licence` is the licence of the dataset as its author declares it; `command` and `pipeline` reproduce it. `notes`
-    are sentences such as the shortfall of a mix. `repo` is the Hub repository, if it goes to one. What was not done is
-    stated from `decontaminated_against`, `near_duplicates_removed` and `reviewed_rows` (rows read by a person).
+    `licence` is the licence of the dataset that its author declares; `command` and `pipeline` reproduce it. `notes` are
+    sentences, such as the shortfall of a mix. `repo` is the Hub repository, if there is one. The limitations are made
+    from `decontaminated_against`, `near_duplicates_removed` and `reviewed_rows` (rows read by a person).
     """
 
     title: str
@@ -182,11 +182,11 @@ class ConfigLine(Frozen):
 
 
 class _Safe(str):
-    """Text that is Markdown already and must not be escaped again."""
+    """Markdown text that must not be escaped."""
 
 
 def render(inputs: CardInputs, *, version: str, configs: tuple[ConfigLine, ...]) -> str:
-    """Return the README.md of a release: YAML metadata, then the text. The same arguments give the same bytes."""
+    """Return the README.md of a release: YAML metadata, then the text. Equal arguments give equal bytes."""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -195,7 +195,13 @@ def render(inputs: CardInputs, *, version: str, configs: tuple[ConfigLine, ...])
         finalize=lambda value: value if isinstance(value, _Safe) else escape(str(value)),
     )
     environment.filters.update(
-        code=_code, number=_number, percent=_percent, fence=_fence, markdown=_Safe, reasons=_reasons, usd=_usd
+        code=_code,
+        fence=_fence,
+        markdown=_Safe,
+        reasons=_reasons,
+        number=lambda value: _Safe(f"{value:,}"),
+        percent=lambda value: _Safe(f"{100 * value:.1f}%"),
+        usd=lambda value: _Safe(f"{value:,.4f}"),
     )
     template = environment.from_string(Path(__file__).with_name("card_template.md.j2").read_text("utf-8"))
     body = template.render(
@@ -218,7 +224,7 @@ def metadata(inputs: CardInputs, configs: tuple[ConfigLine, ...]) -> str:
     licence = (inputs.licence or "").strip()
     known = licence.lower() if licence.lower() in _HUB_LICENCES else "other"
     extra: dict[str, Any] = {"license_name": _slug(licence)} if licence and known == "other" else {}
-    from huggingface_hub import DatasetCardData  # it takes a tenth of a second
+    from huggingface_hub import DatasetCardData  # takes 0.1 s to import
 
     data = DatasetCardData(
         language=list(inputs.languages) or None,
@@ -241,7 +247,7 @@ def metadata(inputs: CardInputs, configs: tuple[ConfigLine, ...]) -> str:
 
 
 def limits(inputs: CardInputs) -> list[str]:
-    """Return, as sentences, what was not checked or is not known about the dataset."""
+    """Return sentences about what was not checked or is not known about the dataset."""
     found = []
     if inputs.verifiers:
         found.append(
@@ -276,20 +282,20 @@ def limits(inputs: CardInputs) -> list[str]:
 
 
 def _loading(repo: str | None, version: str, configs: tuple[ConfigLine, ...]) -> str:
-    """Return the Python lines that load the first configuration, from the Hub at this version or from the folder."""
+    """Return Python code that loads the first configuration, from the Hub at this version or from the folder."""
     arguments = [json.dumps(repo or "PATH/TO/THIS/FOLDER"), *(json.dumps(config.name) for config in configs[:1])]
     arguments += [f"revision={json.dumps('v' + version)}"] if repo else []
     return f'from datasets import load_dataset\n\nrows = load_dataset({", ".join(arguments)}, split="train")'
 
 
 def escape(text: str) -> str:
-    """Return text as one line of Markdown that shows it literally: no markup, HTML, table cells or automatic links."""
+    """Return text as one line of Markdown without markup, HTML, table cells or automatic links."""
     one_line = html.escape(" ".join(text.split()), quote=False)
     return _BLOCK_START.sub(r"\1\\\2", _MARKUP.sub(r"\\\1", one_line))
 
 
 def _code(value: object) -> _Safe:
-    """Show an identifier as code where that needs no escaping, else as escaped text; a dash when it is empty."""
+    """Return an identifier as code if that needs no escaping, else as escaped text; a dash if it is empty."""
     text = str(value)
     if not text:
         return _Safe("-")
@@ -297,22 +303,10 @@ def _code(value: object) -> _Safe:
 
 
 def _fence(text: str, language: str) -> _Safe:
-    """Return a fenced block whose fence is longer than any run of backticks inside."""
+    """Return a fenced block with a fence longer than any run of backticks inside."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return _Safe(f"{fence}{language}\n{text.rstrip()}\n{fence}")
-
-
-def _number(value: int) -> _Safe:
-    return _Safe(f"{value:,}")
-
-
-def _percent(value: float) -> _Safe:
-    return _Safe(f"{100 * value:.1f}%")
-
-
-def _usd(value: float) -> _Safe:
-    return _Safe(f"{value:,.4f}")
 
 
 def _reasons(counts: Mapping[str, int]) -> _Safe:

@@ -1,4 +1,4 @@
-"""Two releases side by side: which rows came, went and changed, and what they were made by."""
+"""Compare two releases: added, removed and changed rows, and the differences in how they were made."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _OTHER = "_other"
 
 
 class ViewDifference(Frozen):
-    """One view of two releases, by row id. `changed_columns` counts, by column, the rows that differ in it.
+    """The differences of one view, by row id. `changed_columns` has the number of rows that differ in each column.
 
-    `styles` are the rows of each style in the first and in the second release.
+    `styles` are the numbers of rows of each style in the first and in the second release. `columns` are those that only
+    one of the releases has.
     """
 
     view: str
@@ -31,10 +32,7 @@ class ViewDifference(Frozen):
 
 
 class Difference(Frozen):
-    """Two releases. `made_by` names what differs between their manifests, with both values.
-
-    `columns` of a view are those that only one of the two has.
-    """
+    """The differences of two releases. `made_by` has the differences of their manifests, with both values."""
 
     first: str
     second: str
@@ -43,15 +41,15 @@ class Difference(Frozen):
 
     @property
     def identical(self) -> bool:
-        """Whether every row of every view is in both and the same."""
+        """Whether all rows of all views are equal."""
         return not any(one.only_first or one.only_second or one.changed or one.columns for one in self.views)
 
 
 def compare(first: Path, second: Path) -> Difference:
-    """Compare two release folders, file digests checked first.
+    """Compare two release folders, after checking the digests of their files.
 
     Raises:
-        UserError: when one is not a release, is damaged, or they have no view in common.
+        UserError: when one is not a release or is damaged, or they have no view in common.
     """
     manifests = (verify_release(first), verify_release(second))
     shared = [view for view in manifests[0].configs if view in manifests[1].configs]
@@ -67,7 +65,8 @@ def compare(first: Path, second: Path) -> Difference:
 
 def _compare_view(view: str, first: pl.DataFrame, second: pl.DataFrame) -> ViewDifference:
     columns = [name for name in first.columns if name in second.columns and name != "id"]
-    left, right = (rows.select("id", *map(_as_text, columns)) for rows in (first, second))
+    as_text = [pl.struct(name).struct.json_encode().alias(name) for name in columns]  # to compare nested values
+    left, right = (rows.select("id", *as_text) for rows in (first, second))
     both = left.join(right, on="id", suffix=_OTHER, how="inner")
     differs = both.select("id", *(pl.col(name).ne_missing(pl.col(name + _OTHER)) for name in columns))
     changed = differs.filter(pl.any_horizontal(columns))
@@ -82,11 +81,6 @@ def _compare_view(view: str, first: pl.DataFrame, second: pl.DataFrame) -> ViewD
         columns=tuple(sorted(set(first.columns) ^ set(second.columns))),
         styles=_styles(first, second),
     )
-
-
-def _as_text(name: str) -> pl.Expr:
-    """Return a column as JSON text, so that nested values compare as a whole."""
-    return pl.struct(name).struct.json_encode().alias(name)
 
 
 def _styles(first: pl.DataFrame, second: pl.DataFrame) -> dict[str, tuple[int, int]]:
@@ -105,7 +99,7 @@ def _ids(rows: pl.DataFrame) -> tuple[str, ...]:
 
 
 def _made_by(first: Manifest, second: Manifest) -> dict[str, tuple[str | None, str | None]]:
-    """Return what the manifests say differently of how the rows were made, as text."""
+    """Return the differences of the manifests in how the rows were made, as text."""
     found: dict[str, tuple[str | None, str | None]] = {}
     pairs = {"licence": (first.licence, second.licence), "tracefactory": (first.tracefactory, second.tracefactory)}
     for stage in dict.fromkeys([*first.stages, *second.stages]):

@@ -1,4 +1,4 @@
-"""`publish: dataset`: the release folder `out/<name>/<version>/`, and the same on the Hub when `hub:` is given."""
+"""`publish: dataset`: write the release folder `out/<name>/<version>/`, and push it to the Hub if `hub:` is set."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ BATCH_PROBLEMS = 256
 
 
 class PublishParams(Frozen):
-    """What is published, where, and what the card says besides what the run recorded."""
+    """What to publish, where, and texts for the card."""
 
     views: tuple[str, ...] = Field(
         default=("sft", "chat", "raw"),
@@ -54,7 +54,7 @@ Spec = StageSpec[PublishParams]
 
 
 class PublishDataset(Stage[PublishParams]):
-    """Write the release and push it. A trace that a view cannot represent is dropped, with the view's reason."""
+    """Write a release and push it. A trace that a view cannot represent is dropped, with the view's reason."""
 
     verb, name, version = "publish", "dataset", "2"
     Params = PublishParams
@@ -76,7 +76,7 @@ class PublishDataset(Stage[PublishParams]):
         return {"versions": {"views": {name: VIEWS.get(name).version for name in stage.params.views}}}
 
     def refusal(self, stage: Spec, pipeline: Pipeline) -> Mistake | None:
-        """Refuse, before anything is paid for, to make another dataset under a version that is published."""
+        """Return a mistake when the run would pay for a different dataset under a published version."""
         check_version(release_version(pipeline))
         folder = release_folder(pipeline)
         manifest = published(folder)
@@ -84,11 +84,11 @@ class PublishDataset(Stage[PublishParams]):
         if not changed or not make_plan(pipeline, pipeline.project.state_dir).may_pay:
             return None
         return Mistake(
-            f"version {release_version(pipeline)} of {pipeline.name} is published in {folder} and this run would pay "
-            f"for another one ({_summary(changed)}); a published version is never changed",
+            f"version {release_version(pipeline)} of {pipeline.name} is published in {folder}, and this run would pay "
+            f"for a different one ({_summary(changed)}); a published version is never changed",
             stage.file,
             stage.line,
-            "raise `version:`, or try it out with --set version=...",
+            "raise `version:`, or try it with --set version=...",
         )
 
     def is_intact(self, stage: Spec, pipeline: Pipeline) -> bool:
@@ -96,7 +96,7 @@ class PublishDataset(Stage[PublishParams]):
         return pushed and published(release_folder(pipeline)) is not None
 
     def ranges(self, stage: Spec, rows: RowReader) -> Sequence[Span]:
-        """Return a power of two of ranges, so that no file gets too large, and so that there is work for several."""
+        """Return a power of two of ranges, which limits the file size and lets ranges be written in parallel."""
         sizes = ("reasoning_characters", "answer_characters")
         characters = int(rows.frame(Span.all(), sizes).select(pl.sum_horizontal(sizes).sum()).item() or 0)
         count = 1 << max(0, math.ceil(math.log2(max(characters, 1) / FILE_CHARACTERS)))
@@ -108,7 +108,7 @@ class PublishDataset(Stage[PublishParams]):
         try:
             return write_range(folder, number, stage.params.views, batches, list(rows.columns.values()))
         except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)  # there will be no release; other ranges may leave something yet
+            shutil.rmtree(folder, ignore_errors=True)  # there will be no release; other ranges may still write files
             raise
 
     def release(self, stage: Spec, rows: RowReader, reports: Sequence[RangePart], services: Services) -> Decided:
@@ -135,7 +135,7 @@ class PublishDataset(Stage[PublishParams]):
         if params.hub is not None:
             token = None if params.token is None else services.secret(params.token)
             version = release_version(pipeline)
-            from tracefactory.publish.hub import push  # it brings the Hub's client, which most runs do not need
+            from tracefactory.publish.hub import push  # imports the Hub's client, which most runs do not need
 
             receipt = push(folder, repo=params.hub, version=version, private=params.private, token=token)
             write_json(receipt_file(pipeline), receipt.model_dump(mode="json"))
@@ -144,7 +144,7 @@ class PublishDataset(Stage[PublishParams]):
 
 
 def release_version(pipeline: Pipeline) -> str:
-    """Return the version as published: a run with --limit never takes the place of the whole."""
+    """Return the version to publish; a run with --limit gets its own version."""
     return pipeline.version if pipeline.limit is None else f"{pipeline.version}-limit{pipeline.limit}"
 
 
@@ -153,7 +153,7 @@ def release_folder(pipeline: Pipeline) -> Path:
 
 
 def scratch_folder(pipeline: Pipeline, run_id: str) -> Path:
-    """Return where a run writes a release before it is put in place."""
+    """Return the folder in which a run writes a release before it is moved to its place."""
     folder = release_folder(pipeline)
     return folder.parent / f".{folder.name}.tmp-{run_id}"
 
@@ -168,28 +168,28 @@ def published(folder: Path) -> Manifest | None:
 
 
 def _place(scratch: Path, folder: Path, manifest: Manifest, stage: Spec, pipeline: Pipeline) -> list[str]:
-    """Put a release in its place, or leave the one that is there; return the sentences that say so.
+    """Move a release to its place unless it exists already; return notes for the user.
 
     Raises:
-        UserError: when this version is there with other content, and not for an upgrade alone.
+        UserError: when this version exists with different content that is not only due to an upgrade.
     """
-    where = folder.relative_to(pipeline.project.root)
+    relative = folder.relative_to(pipeline.project.root)
     if not folder.exists() or not any(folder.iterdir()):
         put_in_place(scratch, folder)
-        return [f"published: {where}"]
+        return [f"published: {relative}"]
     present = verify_release(folder)
     if present.content == manifest.content:
-        return [f"published: {where}"]
+        return [f"published: {relative}"]
     changed = compare(present, stage, pipeline)
     if not changed.by_user and present.name == manifest.name and present.licence == manifest.licence:
         return [
-            f"published: {where}, as tracefactory {present.tracefactory} made it; this version would make it otherwise "
-            f"({_summary(changed.by_upgrade) or 'the rows differ'}): raise `version:` to publish that"
+            f"published: {relative}, made by tracefactory {present.tracefactory}; this version would make different "
+            f"rows ({_summary(changed.by_upgrade) or 'the rows differ'}): raise `version:` to publish them"
         ]
-    why = _summary(changed.by_user) or "the rows differ"
+    reason = _summary(changed.by_user) or "the rows differ"
     raise UserError(
-        f"{manifest.name} {manifest.version} exists in {folder} with other content ({why}), and a version is never "
-        "changed: raise `version:` in the pipeline"
+        f"{manifest.name} {manifest.version} exists in {folder} with other content ({reason}), and a published version "
+        "is never changed: raise `version:` in the pipeline"
     )
 
 
@@ -198,7 +198,7 @@ def _summary(changes: Sequence[str]) -> str:
 
 
 def _remove_leftovers(pipeline: Pipeline, services: Services) -> None:
-    """Remove what runs that were killed left beside the release."""
+    """Remove temporary folders of killed runs next to the release."""
     folder = release_folder(pipeline)
     prefix = f".{folder.name}.tmp-"
     for leftover in folder.parent.glob(f"{prefix}*"):
@@ -208,19 +208,19 @@ def _remove_leftovers(pipeline: Pipeline, services: Services) -> None:
 
 
 def _shorter_views(reports: Sequence[RangePart]) -> list[str]:
-    """Say of every partial view which traces it leaves out, and why."""
+    """Return a note for every partial view with the number of traces that it omits, by reason."""
     notes = []
     for name in reports[0].views if reports else ():
         reasons: Counter[str] = sum((part.views[name].left_out for part in reports), Counter())
         rows = sum(part.views[name].rows for part in reports)
         if reasons:
             listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
-            notes.append(f"the view {name} has {rows} rows and leaves out {reasons.total()}: {listed}")
+            notes.append(f"the view {name} has {rows} rows and omits {reasons.total()}: {listed}")
     return notes
 
 
 def _decisions(rows: RowReader, refused: Mapping[str, tuple[str, str]]) -> pl.DataFrame:
-    """Say of every trace whether it is in the dataset."""
+    """Return for every trace whether it is in the dataset."""
     frame = rows.frame(Span.all(), ())
     found = [(row_id, reason, detail) for row_id, (reason, detail) in refused.items()]
     schema = {"id": pl.String, "reason": pl.String, "detail": pl.String}

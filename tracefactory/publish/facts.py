@@ -1,4 +1,4 @@
-"""What a card says of a run, gathered from the records of its stages and from the columns of the rows."""
+"""Collect the content of a card from the records of the stages and the columns of the rows."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _COLUMNS = ("style", "completion_tokens", "prompt", "prompt_digest", "verdict")
 
 
 def card_inputs(stage: StageSpec[Any], rows: RowReader, refused: frozenset[str], services: Services) -> CardInputs:
-    """Gather what the card of a dataset says.
+    """Collect the content of a dataset card.
 
     Args:
-        stage: the publishing stage.
-        rows: the traces that it is given.
-        refused: the ids of those that are not in the dataset.
+        stage: the publish stage.
+        rows: its input traces.
+        refused: the ids of traces that are not in the dataset.
         services: for the records of the stages above.
     """
     pipeline, params = services.pipeline, stage.params
@@ -93,7 +93,7 @@ def _records(stages: Sequence[StageSpec[Any]], services: Services) -> Iterator[t
 
 
 def _role(name: str, stages: Sequence[StageSpec[Any]]) -> str:
-    """Return what a model is to the stages that name it: the student where it only stands under `student:`."""
+    """Return the role of a model: student if stages name it only in `student:`, else teacher."""
     refs = [ref for stage in stages for ref in find_refs(type(stage.params), stage.params) if ref.name == name]
     return "student" if {ref.path[-1] for ref in refs if ref.kind == "model"} == {"student"} else "teacher"
 

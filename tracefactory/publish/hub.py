@@ -1,10 +1,10 @@
-"""Publishing a release folder on the Hugging Face Hub: one commit, checked, then a tag that never moves.
+"""Publish a release folder on the Hugging Face Hub: one commit, which is checked, then an immutable tag.
 
-The protocol: upload the files' content, make exactly one commit on top of the head that was read (`parent_commit`),
-list that commit and compare every digest, and create the tag last. Readers pin the tag, so a version is there with the
-tag and not before. Every step looks first at what is there: a process killed anywhere continues with the same call.
+The protocol: upload the content of the files, make exactly one commit on the current head (`parent_commit`), list that
+commit and compare every digest, and create the tag last. Readers pin the tag, so a version exists once it has its tag.
+Every step first reads the current state, so a killed process can be continued by the same call.
 
-`upload_folder` and `push_to_hub` are not used: they may split one release over several commits.
+`upload_folder` and `push_to_hub` are not used, because they can split a release into several commits.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from tracefactory.core.rows import Frozen
 from tracefactory.publish.release import CARD, MANIFEST, FileLine, Manifest, verify_release
 
 T = TypeVar("T")
-_DATA = "data/"  # this folder of the repository belongs to the releases
+_DATA = "data/"  # the folder of the repository for releases
 _ATTEMPTS = 6
 _WAIT_S = 1.0  # doubles with every attempt
 _TIMEOUT_S = 300.0  # without a byte sent or received
 _RETRIED = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
-# A failed transfer arrives as RuntimeError or ConnectionError, a failed download as LocalEntryNotFoundError.
+# A failed transfer raises RuntimeError or ConnectionError, a failed download LocalEntryNotFoundError.
 _FAILURES = (httpx2.HTTPError, LocalEntryNotFoundError, RuntimeError, ConnectionError, TimeoutError)
-# What a new repository may hold before the first release: nothing that a release would destroy.
+# Files that a repository may have before the first release, which may replace them.
 _REPLACEABLE = frozenset({".gitattributes", ".gitignore", CARD})
 
 
 class Receipt(Frozen):
-    """What was published: the commit and the tag that points to it. `created` is false when it was there already."""
+    """A published release: its commit and tag. `created` is false when it had been published before."""
 
     repo: str
     version: str
@@ -70,20 +70,20 @@ def push(
     token: SecretStr | None,
     endpoint: str | None = None,
 ) -> Receipt:
-    """Publish the release in `folder` as tag `v<version>` of the dataset repository `repo`, making it if need be.
+    """Publish the release in `folder` as tag `v<version>` of the dataset repository `repo`, which is created if needed.
 
-    Files of the version before are deleted from the main branch in the same commit; its tag keeps them. Files outside
-    of `data/` that no release put there are left alone. With `token` None the token of the machine's login is used.
-    `endpoint` is the address of another Hub; one without Xet storage needs HF_HUB_DISABLE_XET=1 in the environment.
+    Files of the previous version are deleted from the main branch in the same commit; its tag keeps them. Files outside
+    `data/` that are not part of a release are not changed. With `token` None, the token of the machine's login is used.
+    `endpoint` is the URL of another Hub; one without Xet storage needs HF_HUB_DISABLE_XET=1 in the environment.
 
     Raises:
         UserError: when the tag exists with other content, the folder is not an intact release of `version`, the
-            repository is public though `private` was asked for or holds something else, or access is denied.
-        RunError: when the Hub stays unreachable; the same call continues later.
+            repository is public although `private` is set or has other files, or access is denied.
+        RunError: when the Hub cannot be reached; the same call continues later.
     """
     manifest = verify_release(folder)
     if manifest.version != version:
-        raise UserError(f"{folder} holds version {manifest.version}, not {version}")
+        raise UserError(f"{folder} has version {manifest.version}, not {version}")
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
@@ -95,9 +95,9 @@ def push(
 
 @contextmanager
 def _timeout() -> Iterator[None]:
-    """Give the Hub client a time limit while publishing: by default it waits for ever for a server that fell silent.
+    """Set a time-out of the Hub client during publishing; by default, it waits forever for a server that hangs.
 
-    A commit that was cut off by the limit is found by reading the head again, like one that failed in any other way.
+    After a time-out of a commit, as after any other failure, the head is read again to find the commit.
     """
     session = get_session()
     before = session.timeout
@@ -110,7 +110,7 @@ def _timeout() -> Iterator[None]:
 
 @dataclass
 class _Publication:
-    """One release on its way to one repository."""
+    """The publication of one release in one repository."""
 
     api: HfApi
     repo: str
@@ -123,7 +123,7 @@ class _Publication:
         return f"v{self.manifest.version}"
 
     def publish(self) -> Receipt:
-        """Bring the repository to the state where the tag holds the release, from whatever state it is in."""
+        """Publish the release unless its tag exists already, from any intermediate state of the repository."""
         self._ensure_repo()
         commit = self._tagged_commit()
         created = commit is None
@@ -146,10 +146,14 @@ class _Publication:
         )
         info = self._retry(self._info, "read")
         if self.private and info.private is False:
-            raise UserError(f"hub: {self.repo} is public, and the pipeline asks for a private dataset")
+            raise UserError(f"hub: {self.repo} is public, but the pipeline sets `private: true`")
 
     def _tagged_commit(self) -> str | None:
-        """Return the commit of our tag if it holds this content, None if there is no such tag; refuse another one."""
+        """Return the commit of the release's tag, None without the tag.
+
+        Raises:
+            UserError: when the tag has other content.
+        """
         refs = self._retry(lambda: self.api.list_repo_refs(self.repo, repo_type="dataset"), "list the tags of")
         commit = next((str(ref.target_commit) for ref in refs.tags if ref.name == self.tag), None)
         if commit is None:
@@ -163,14 +167,16 @@ class _Publication:
         return commit
 
     def _commit(self) -> str:
-        """Return a commit of the main branch that holds exactly this release, making it when there is none.
+        """Return a commit of the main branch with exactly this release, and create it if there is none.
 
-        The commit request is not idempotent and a server can fail after having done it, so after every failure the
-        head is read again before anything is sent again.
+        The request is not idempotent, and the server can fail after creating the commit. Therefore the head is read
+        again after every failure.
         """
         attempt = 0
-        while not self._holds_release(head := self._head()):
-            operations: list[CommitOperationAdd | CommitOperationDelete] = self._additions()
+        paths = [*(line.path for line in self.manifest.files), MANIFEST]
+        while not self._holds_release(head := str(self._retry(self._info, "read the head of").sha)):
+            operations: list[CommitOperationAdd | CommitOperationDelete] = []
+            operations += [CommitOperationAdd(path, self.folder / path) for path in paths]
             operations += self._deletions(head)
             try:
                 made = self._send(operations, head)
@@ -179,7 +185,7 @@ class _Publication:
                 attempt += 1
                 continue
             if not self._holds_release(made):
-                raise RunError(f"{self.repo}: commit {made} does not hold the files that were sent; no tag was made")
+                raise RunError(f"{self.repo}: commit {made} does not have the files that were sent; no tag was created")
             return made
         return head
 
@@ -194,8 +200,8 @@ class _Publication:
                 parent_commit=head,
             )
         except ValueError as error:
-            if isinstance(error.__cause__, BadRequestError):  # the Hub's own check of the card, before any upload
-                raise UserError(f"hub: the Hub refuses the metadata of the card: {error}") from error
+            if isinstance(error.__cause__, BadRequestError):  # the Hub checks the card before any upload
+                raise UserError(f"hub: the Hub rejects the metadata of the card: {error}") from error
             raise
         return str(made.oid)
 
@@ -211,15 +217,8 @@ class _Publication:
                 attempt += 1
         return present
 
-    def _head(self) -> str:
-        return str(self._retry(self._info, "read the head of").sha)
-
     def _info(self) -> DatasetInfo:
-        return self.api.dataset_info(self.repo, timeout=_TIMEOUT_S)  # its default overrides the client's limit
-
-    def _additions(self) -> list[CommitOperationAdd | CommitOperationDelete]:
-        paths = [*(line.path for line in self.manifest.files), MANIFEST]
-        return [CommitOperationAdd(path, self.folder / path) for path in paths]
+        return self.api.dataset_info(self.repo, timeout=_TIMEOUT_S)  # its default overrides the client's time-out
 
     def _listing(self, commit: str) -> dict[str, RepoFile]:
         def list_all() -> dict[str, RepoFile]:
@@ -229,7 +228,7 @@ class _Publication:
         return self._retry(list_all, "list the files of")
 
     def _holds_release(self, commit: str) -> bool:
-        """Return whether a commit has every file of the release, byte for byte, and none of an earlier one."""
+        """Return whether a commit has all files of the release with their digests, and no other data files."""
         listing = self._listing(commit)
         digests = {line.path: line.sha256 for line in self.manifest.files}
         digests[MANIFEST] = digest_file(self.folder / MANIFEST)
@@ -239,28 +238,28 @@ class _Publication:
         )
 
     def _matches(self, remote: RepoFile, path: str, sha256: str) -> bool:
-        """Compare by sha256 where the Hub stores one (large files), else by git's own digest of the content."""
+        """Compare by sha256 if the Hub stores it (large files), else by git's digest of the content."""
         if remote.lfs is not None:
             return bool(remote.lfs.sha256 == sha256)
         return bool(remote.blob_id == git_hash((self.folder / path).read_bytes()))
 
     def _deletions(self, head: str) -> list[CommitOperationDelete]:
-        """Return deletions of the data files that an earlier release put on `head` and this one does not have.
+        """Return deletions of the data files on `head` that are from an earlier release and not in this one.
 
         Raises:
-            UserError: when `head` holds files and no release of this dataset: nothing of others is ever replaced.
+            UserError: when `head` has files that are not from a release of this dataset; they are never replaced.
         """
         listing = self._listing(head)
         earlier = self._manifest_at(head) if MANIFEST in listing else None
         if earlier is None and (foreign := sorted(listing.keys() - _REPLACEABLE)):
-            raise UserError(f"hub: {self.repo} holds other files ({', '.join(foreign[:3])}); use another repository")
+            raise UserError(f"hub: {self.repo} has other files ({', '.join(foreign[:3])}); use another repository")
         if earlier is not None and earlier.name != self.manifest.name:
-            raise UserError(f"hub: {self.repo} holds the dataset {earlier.name!r}; use another repository")
+            raise UserError(f"hub: {self.repo} has the dataset {earlier.name!r}; use another repository")
         new_files = {line.path for line in self.manifest.files}
         return [CommitOperationDelete(path) for path in sorted(listing.keys() - new_files) if path.startswith(_DATA)]
 
     def _manifest_at(self, commit: str) -> Manifest | None:
-        """Return the manifest that a commit holds, None when it has none that can be read as one."""
+        """Return the manifest in a commit, None without a valid one."""
         with tempfile.TemporaryDirectory() as cache:
 
             def download() -> str:
@@ -275,7 +274,7 @@ class _Publication:
                 return None
 
     def _retry(self, call: Callable[[], T], action: str) -> T:
-        """Run a request that can be repeated safely, repeating it while the Hub is unavailable."""
+        """Send an idempotent request, with retries while the Hub is unavailable."""
         attempt = 0
         while True:
             try:
@@ -287,11 +286,11 @@ class _Publication:
                 attempt += 1
 
     def _wait_or_raise(self, error: Exception, attempt: int, action: str) -> None:
-        """Wait before another attempt; raise when another attempt cannot help, or there were enough."""
+        """Wait before the next attempt; raise when a retry cannot help or no attempt is left."""
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         if status in (401, 403) or isinstance(error, RepositoryNotFoundError):
             raise UserError(
-                f"hub: not allowed to {action} {self.repo} (status {status}): the token needs write access to it"
+                f"hub: not allowed to {action} {self.repo} (status {status}); the token needs write access"
             ) from error
         if isinstance(error, OfflineModeIsEnabled):
             raise UserError(f"hub: cannot {action} {self.repo}: HF_HUB_OFFLINE is set") from error
@@ -299,7 +298,7 @@ class _Publication:
             raise error
         if attempt + 1 == _ATTEMPTS:
             raise RunError(
-                f"could not {action} {self.repo} in {_ATTEMPTS} attempts, the last one ended with "
+                f"could not {action} {self.repo} in {_ATTEMPTS} attempts; the last one failed with "
                 f"{type(error).__name__}{f' {status}' if status else ''}; run the same command again to continue"
             ) from error
         time.sleep(_WAIT_S * 2**attempt)

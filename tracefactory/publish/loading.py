@@ -1,4 +1,4 @@
-"""Proof that a release loads: each configuration is opened with `datasets`, as its readers will open it."""
+"""Check that every configuration of a release can be loaded with `datasets`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from tracefactory.core.errors import RunError
 
 
 def check_loads(folder: Path, configs: Collection[str]) -> None:
-    """Open every configuration of a release folder by its card, and compare files, columns and first rows.
+    """Open every configuration of a release folder through its card, and compare files, columns and first rows.
 
-    Nothing is copied: the rows are streamed from the folder.
+    Rows are streamed from the folder and not copied.
 
     Raises:
-        RunError: when `datasets` finds other configurations, files, columns or rows than were written.
+        RunError: when configurations, files, columns or rows in `datasets` differ from those written.
     """
     import datasets
 
@@ -25,7 +25,7 @@ def check_loads(folder: Path, configs: Collection[str]) -> None:
     try:
         found = datasets.get_dataset_config_names(str(folder))
         if sorted(found) != sorted(configs):
-            raise RunError(f"{folder}: `datasets` finds the configurations {found}, and {sorted(configs)} were written")
+            raise RunError(f"{folder}: `datasets` finds the configurations {found}, but {sorted(configs)} were written")
         for name in configs:
             rows = datasets.load_dataset(str(folder), name, split="train", streaming=True)
             files = sorted((folder / "data" / name).glob("*.parquet"))
@@ -33,9 +33,9 @@ def check_loads(folder: Path, configs: Collection[str]) -> None:
                 raise RunError(f"{folder}: `datasets` reads {rows.num_shards} files of {name!r}, not {len(files)}")
             written = pq.ParquetFile(files[0])
             if rows.features is None or rows.features.arrow_schema != written.schema_arrow.remove_metadata():
-                raise RunError(f"{folder}: `datasets` reads other columns of {name!r} than were written")
+                raise RunError(f"{folder}: the columns of {name!r} in `datasets` differ from those written")
             if next(iter(rows))["id"] != next(written.iter_batches(1, columns=["id"]))["id"][0].as_py():
-                raise RunError(f"{folder}: `datasets` reads another first row of {name!r} than was written")
+                raise RunError(f"{folder}: the first row of {name!r} in `datasets` differs from the one written")
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise RunError(f"{folder}: the release does not load with `datasets`: {error}") from error
     finally:

@@ -1,4 +1,4 @@
-"""What a release was made from, compared with what would be made now: changes of the user, and of an upgrade."""
+"""Compare the recipe of a release with the current one, and separate changes by the user from those of an upgrade."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from tracefactory.engine.plan import changes
 from tracefactory.publish.release import Manifest
 
 Recipe = Mapping[str, Mapping[str, Any]]
-"""The identity of every stage a release was made from, by stage id."""
+"""The identities of the stages of a release, by stage id."""
 
 
 class Changes(NamedTuple):
-    """In words: what was changed in the pipeline and what it reads, and what an upgrade of this package changed."""
+    """Descriptions of changes in the pipeline or its inputs, and of changes by an upgrade of this package."""
 
     by_user: tuple[str, ...]
     by_upgrade: tuple[str, ...]
 
 
 def recipe_of(stage: StageSpec[Any], pipeline: Pipeline) -> dict[str, dict[str, Any]]:
-    """Return what the stages above a release are made from now."""
+    """Return the current identities of the stages above a release."""
     found = identities(pipeline)
     return {one.id: found[one.id].stored() for one in pipeline.above(stage)}
 
 
 def compare(manifest: Manifest, stage: StageSpec[Any], pipeline: Pipeline) -> Changes:
-    """Compare what a release was made from with what would be made now."""
+    """Compare the recipe of a release with the current one."""
     before, after = previous_recipe(manifest, stage, pipeline.project.state_dir), recipe_of(stage, pipeline)
     by_user = [f"stage {one} is new" for one in after if one not in before]
-    by_user += [f"stage {one} is gone" for one in before if one not in after]
+    by_user += [f"stage {one} was removed" for one in before if one not in after]
     by_upgrade: list[str] = []
     for one in (one for one in after if one in before):
         old, new = before[one], after[one]
@@ -44,7 +44,7 @@ def compare(manifest: Manifest, stage: StageSpec[Any], pipeline: Pipeline) -> Ch
 
 
 def previous_recipe(manifest: Manifest, stage: StageSpec[Any], state_dir: Path) -> Recipe:
-    """Return what a release was made from: as its manifest says or, of version 0.1, as its stages' folders do."""
+    """Return the recipe of a release from its manifest or, for version 0.1, from the folders of its stages."""
     if manifest.recipe:
         return manifest.recipe
     folders = {one: state_dir / "stages" / f"{one}-{key[:16]}" for one, key in manifest.stages.items()}
@@ -53,9 +53,9 @@ def previous_recipe(manifest: Manifest, stage: StageSpec[Any], state_dir: Path) 
 
 
 def _user_part(identity: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of an identity that the user decides: parameters, files, prompts, models, inputs, plugins.
+    """Return the part of an identity that the user controls: parameters, files, prompts, models, inputs, plugins.
 
-    A parameter that only one version of this package knows is none of the user's doing.
+    A parameter that only one of the two identities has is due to the version of this package.
     """
     parameters, other_parameters = _parameters(identity), _parameters(other)
     return {
@@ -65,17 +65,17 @@ def _user_part(identity: Mapping[str, Any], other: Mapping[str, Any]) -> dict[st
         "parameters": {name: value for name, value in parameters.items() if name in other_parameters},
         "uses": {
             **{name: value for name, value in identity["uses"].items() if name not in _VERSIONS},
-            "code": _version_part(_versions(identity), 1),
+            "code": _marks(_versions(identity)),
         },
     }
 
 
-# Under "versions" since key version 2; before, these stood beside what the user decides.
+# In "versions" since key version 2; before, they were next to the values that the user controls.
 _VERSIONS = {"versions", "verifiers", "pruner", "steps", "source"}
 
 
 def _package_part(identity: Mapping[str, Any]) -> dict[str, Any]:
-    versions = _version_part(_versions(identity), 0)
+    versions = _unmarked(_versions(identity))
     return {
         "op": identity["op"],
         "version": versions.pop("version"),
@@ -86,18 +86,26 @@ def _package_part(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _versions(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the versions of the code that a stage was made by: its own, and those of what it used."""
+    """Return the versions of the code of a stage: its own, and those of what it uses."""
     found = {name: value for name, value in identity["uses"].items() if name in _VERSIONS}
     named = found.pop("versions", {})
     return {**found, **named, "version": identity["version"]}
 
 
-def _version_part(versions: Mapping[str, Any], part: int) -> dict[str, Any]:
-    """Return of every version what this package says of it (0), or the mark of a plugin's source (1)."""
+def _unmarked(versions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return versions without the marks of plugins."""
     return {
-        name: _version_part(one, part) if isinstance(one, Mapping) else split_version(str(one))[part]
+        name: _unmarked(one) if isinstance(one, Mapping) else split_version(str(one))[0]
         for name, one in versions.items()
     }
+
+
+def _marks(versions: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the marks of plugins in versions, by name; versions without a mark are left out."""
+    found = {
+        name: _marks(one) if isinstance(one, Mapping) else split_version(str(one))[1] for name, one in versions.items()
+    }
+    return {name: one for name, one in found.items() if one}
 
 
 def _parameters(identity: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""The release folder: Parquet per view, the card and the manifest, put in place whole or not at all."""
+"""The release folder: Parquet files per view, the card and the manifest, moved to its place atomically."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from tracefactory.publish.writing import RangePart
 MANIFEST = "manifest.json"
 CARD = "README.md"
 FORMAT = 2
-# What a git tag may hold (git-check-ref-format), less what a shell or a URL would need quoted.
+# The characters of a git tag (git-check-ref-format) that need no quoting in a shell or a URL.
 _VERSION = re.compile(r"[0-9A-Za-z](?:[0-9A-Za-z_+-]|\.(?!\.|lock$|$))*")
 
 
 class FileLine(Frozen):
-    """One file of a release: its path in the folder, digest and size. `rows` is None for files that hold no rows."""
+    """One file of a release: its path in the folder, digest and size. `rows` is None for files without rows."""
 
     path: str
     sha256: str
@@ -39,7 +39,7 @@ class FileLine(Frozen):
 
 
 class ConfigDigest(Frozen):
-    """What the rows of one configuration are. `digest` is of the rows (`core.digests`), not of file bytes."""
+    """The rows of one configuration. `digest` is the digest of the rows (`core.digests`), not of the files."""
 
     view_version: str
     rows: int
@@ -47,10 +47,10 @@ class ConfigDigest(Frozen):
 
 
 class Manifest(Frozen):
-    """What a release is made of. `content` identifies it: name, version, licence and rows; not time, files or card.
+    """The manifest of a release. `content` is a digest of name, version, licence and rows, not of time, files or card.
 
-    `format` is the version of these digests (1 up to tracefactory 0.1). `stages` maps stage ids to stage keys, `recipe`
-    to what the keys were made from. `created` is ISO 8601, UTC.
+    `format` is the version of these digests (1 up to tracefactory 0.1). `stages` maps stage ids to stage keys, and
+    `recipe` to what the keys were made from. `created` is ISO 8601, UTC.
     """
 
     format: int = 1
@@ -68,10 +68,10 @@ class Manifest(Frozen):
 
 
 def check_version(version: str) -> None:
-    """Refuse a version that cannot be a tag on the Hub.
+    """Check that a version can be a tag on the Hub.
 
     Raises:
-        UserError: naming what it may hold.
+        UserError: when it cannot.
     """
     if not _VERSION.fullmatch(version):
         raise UserError(f"version: {version!r} cannot be a tag; use letters, digits and . _ + -")
@@ -87,11 +87,11 @@ def assemble(
     recipe: Mapping[str, Mapping[str, Any]],
     keys: Mapping[str, str],
 ) -> Manifest:
-    """Make a release of the ranges that were written into `scratch`; the first view is what loads by default.
+    """Make a release from the ranges in `scratch`; the first view is loaded by default.
 
     Raises:
-        UserError: when the version is not one.
-        RunError: when a view that is not partial has no row.
+        UserError: when the version is invalid.
+        RunError: when a view that is not partial has no rows.
     """
     check_version(version)
     digests: dict[str, ConfigDigest] = {}
@@ -102,7 +102,7 @@ def assemble(
         if not rows:  # `datasets` raises on a configuration without rows
             if VIEWS.get(view).partial and any(part.views[other].rows for part in parts for other in part.views):
                 continue
-            raise RunError(f"no row is left for the view {view!r}: nothing was published")
+            raise RunError(f"no row is left for the view {view!r}; nothing was published")
         written = [one for one in found if one.file is not None]
         for number, one in enumerate(written):
             assert one.file is not None
@@ -117,7 +117,7 @@ def assemble(
     for view in parts[0].views if parts else ():
         shutil.rmtree(scratch / view, ignore_errors=True)
     if not digests:
-        raise RunError("no row is left: nothing was published")
+        raise RunError("no row is left; nothing was published")
     configs = tuple(_config_line(view, found) for view, found in digests.items())
     write_text(scratch / CARD, render(card, version=version, configs=configs))
     files.append(_file_line(scratch, scratch / CARD, None))
@@ -140,7 +140,7 @@ def assemble(
 
 
 def put_in_place(scratch: Path, folder: Path) -> None:
-    """Move an assembled release to its place, where nothing may be."""
+    """Move an assembled release to `folder`, which must not exist or be empty."""
     for inner in (scratch, *(path for path in scratch.rglob("*") if path.is_dir())):
         sync_folder(inner)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -157,14 +157,14 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError, ValidationError) as error:
-        raise UserError(f"{folder} does not hold a release: {MANIFEST} is missing or not readable") from error
+        raise UserError(f"{folder} is not a release: {MANIFEST} is missing or unreadable") from error
 
 
 def verify_release(folder: Path) -> Manifest:
-    """Return the manifest of a release after checking that every file still has its digest.
+    """Check the digests of all files of a release and return its manifest.
 
     Raises:
-        UserError: naming the first file that is missing or was changed.
+        UserError: for the first file that is missing or was changed.
     """
     manifest = read_manifest(folder)
     for line in manifest.files:

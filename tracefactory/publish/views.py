@@ -1,7 +1,7 @@
-"""What a view is: one published form of a problem with its traces, with declared columns, in a file of its own.
+"""The interface of views: published forms of traces with declared columns.
 
 A view is a function from a trace, or from a group (a problem with its traces), to rows. Its columns are the fields of a
-pydantic model: their types are the Arrow schema, their descriptions go on the dataset's card.
+pydantic model: the types determine the Arrow schema, and the descriptions are printed on the dataset's card.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tracefactory.core.rows import Frozen, Problem, Thinking, Trace
 
 Row = dict[str, Any]
 Refuse = Callable[[Trace, "ViewError"], None]
-"""Records that a trace is left out of a view, and why."""
+"""Records that a view omits a trace, with the reason."""
 
 
 class ViewError(ValueError):
@@ -38,14 +38,14 @@ class ViewError(ValueError):
 
 @dataclass(frozen=True)
 class Group:
-    """A problem with all of its traces that are published, sorted by id."""
+    """A problem with all of its published traces, sorted by id."""
 
     problem: Problem
     traces: Sequence[Trace]
 
 
 class Tracked(Frozen):
-    """The columns that every view has, so that a row can be found in the run that made it."""
+    """The columns of every view, with which a row can be found in its run."""
 
     id: str = Field(description="The id of the trace, the same in all configurations and in the run that made it.")
     problem_id: str = Field(description="The id of the problem: a hash of question and gold answer.")
@@ -72,11 +72,11 @@ def tracking(trace: Trace) -> Row:
 
 @dataclass(frozen=True)
 class View:
-    """One published form: a named, versioned row model and the function that makes the rows.
+    """A published form: a named, versioned row model and the function that makes the rows.
 
-    `version` goes up when the rows of the same traces change. `summary` is one sentence for the dataset card. What a
-    `partial` view cannot represent is left out of it alone; of any other view, out of the whole dataset. `columns_too`
-    says that the rows have the columns that stages declared, under `measures` and `fields`.
+    `version` is increased when the rows of the same traces change. `summary` is one sentence for the dataset card. A
+    trace that a `partial` view cannot represent is omitted only from this view; with any other view, it is omitted from
+    the whole dataset. With `columns_too`, rows include the declared columns of stages, in `measures` and `fields`.
     """
 
     name: str
@@ -88,7 +88,7 @@ class View:
     columns_too: bool = False
 
     def schema(self, columns: Iterable[Column] = ()) -> pa.Schema:
-        """Return the Arrow schema of the rows, where the traces have these declared columns."""
+        """Return the Arrow schema of the rows for traces with these declared columns."""
         fields = list(_fields(self.row))
         for name, chosen in _by_place(columns).items() if self.columns_too else ():
             if chosen:
@@ -97,7 +97,7 @@ class View:
         return pa.schema(fields)
 
     def rows(self, group: Group) -> Rows:
-        """Return the rows of a group, and why traces of it have none."""
+        """Return the rows of a group, and its traces without rows with the reasons."""
         refused: dict[str, ViewError] = {}
 
         def refuse(trace: Trace, error: ViewError) -> None:
@@ -108,7 +108,7 @@ class View:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows that a view made of a group, and the traces that it cannot represent, by id."""
+    """The rows of a view for a group, and the errors of the traces that it cannot represent, by id."""
 
     rows: list[Row]
     refused: dict[str, ViewError] = field(default_factory=dict)
@@ -147,7 +147,7 @@ def group_view(
 ) -> Callable[[Callable[[Group, Refuse], Iterable[Row]]], View]:
     """Return a decorator that registers a function from a group to its rows as the view `name`.
 
-    Such a view is partial: it has rows of some groups. It calls `refuse` for every trace that is in none of its rows.
+    The view is partial, since groups may have no rows. The function calls `refuse` for every trace without a row.
     """
 
     def register(function: Callable[[Group, Refuse], Iterable[Row]]) -> View:
@@ -165,7 +165,7 @@ def described(view: View) -> list[tuple[str, str, str]]:
 
 
 def declared_values(trace: Trace) -> Row:
-    """Return `measures` and `fields` of a trace and its problem, as a view with `columns_too` has them."""
+    """Return `measures` and `fields` of a trace and its problem, for a view with `columns_too`."""
     return {
         "measures": {**trace.problem.measures, **trace.measures},
         "fields": {**trace.problem.fields, **trace.fields},
@@ -181,10 +181,10 @@ def _by_place(columns: Iterable[Column]) -> dict[str, list[Column]]:
 
 
 def require_trainable(trace: Trace) -> None:
-    """Raise ViewError unless the trace is a complete answer that a student can be trained to write.
+    """Raise ViewError unless the trace is a complete answer that can be used for training.
 
-    A message with an unclosed, doubled or nested think tag would teach the student to write one, and chat templates cut
-    at the tag: https://github.com/huggingface/transformers renders such turns by splitting at `</think>`.
+    The student would learn to write unclosed, doubled or nested think tags, and chat templates split turns at
+    `</think>`, as https://github.com/huggingface/transformers does when it renders them.
     """
     if trace.refusal is not None:
         raise ViewError("refused_sample", "the teacher refused")
@@ -198,13 +198,13 @@ def require_trainable(trace: Trace) -> None:
 
 
 def require_plain(trace: Trace) -> None:
-    """Raise ViewError for a trace whose turns are more than text: tool calls and their results."""
+    """Raise ViewError for a trace with tool calls or their results."""
     if any(turn.tool_calls or turn.role == "tool" for turn in trace.turns):
         raise ViewError("has_tool_calls", "the trace calls tools; the view tool_use has such traces")
 
 
 def inline(reasoning: str, content: str) -> str:
-    """Return a turn's reasoning and text in one, the reasoning between think tags."""
+    """Return a turn's reasoning in think tags, followed by its text."""
     return f"<think>\n{reasoning}\n</think>\n\n{content}" if reasoning else content
 
 
@@ -217,7 +217,7 @@ def _fields(model: type[BaseModel]) -> Iterator[pa.Field]:
 
 
 def _arrow(annotation: Any) -> pa.DataType:
-    """Return the Arrow type of a field: of texts, numbers, truth values, models, and lists or options of them."""
+    """Return the Arrow type of a field: text, number, bool, model, or a list or option of them."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if annotation in _SCALARS:
         return _SCALARS[annotation]
@@ -230,4 +230,4 @@ def _arrow(annotation: Any) -> pa.DataType:
         return _arrow(inner)
     if origin in (list, tuple):
         return pa.list_(_arrow(arguments[0]))
-    raise TypeError(f"a view has no columns of {annotation}")
+    raise TypeError(f"a view cannot have columns of type {annotation}")

@@ -1,8 +1,8 @@
-"""The Parquet files of a release: one range of problems at a time, all views in one pass over the rows.
+"""Write the Parquet files of a release by ranges of problems, all views in one pass over the rows.
 
-The settings (zstd, content-defined chunking, page index, row groups under 100 MB, files under 500 MB) are those of
-https://huggingface.co/docs/hub/datasets-libraries. Files are ranges of the problem's hash, so the same rows give the
-same files, and a small change moves few bytes for a store that deduplicates chunks.
+The settings (zstd, content-defined chunking, page index, row groups under 100 MB, files under 500 MB) follow
+https://huggingface.co/docs/hub/datasets-libraries. Files are ranges of problem hashes, so equal rows give equal files,
+and a small change transfers few bytes to a store that deduplicates chunks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tracefactory.core.stage import Batch
 from tracefactory.publish.views import VIEWS, Group, Row, Rows, View, ViewError
 
 FILE_CHARACTERS = 160 << 20
-"""Characters of reasoning and answers in one file at most, before compression; a view may double them."""
+"""Maximum characters of reasoning and answers in one file, before compression; a view can double them."""
 _GROUP_BYTES = 32 << 20  # of rows in memory per row group; the Hub's viewer reads a row group at once
 _BATCH_ROWS = 512
 _CHUNKING = {"min_chunk_size": 256 * 2**10, "max_chunk_size": 2**20, "norm_level": 0}
@@ -31,9 +31,9 @@ _CHUNKING = {"min_chunk_size": 256 * 2**10, "max_chunk_size": 2**20, "norm_level
 
 @dataclass
 class ViewPart:
-    """What one range holds of one view: the file (None without a row), its rows and their digest.
+    """The part of a view in one range: the file (None without rows), its number of rows and their digest.
 
-    `left_out` counts, by reason, the traces of the range that a partial view has no row of.
+    `left_out` counts by reason the traces that a partial view omits.
     """
 
     file: Path | None = None
@@ -44,7 +44,7 @@ class ViewPart:
 
 @dataclass
 class RangePart:
-    """What was written of one range: a part of each view, and the traces that are in none, with the reason."""
+    """The result of writing one range: a part of each view, and the traces that are in no view, with the reasons."""
 
     number: int
     views: dict[str, ViewPart]
@@ -57,14 +57,14 @@ def write_range(
     """Write one range of a release.
 
     Args:
-        folder: where the files go, as `<view>/<number>.parquet`.
-        number: the place of the range among all.
+        folder: the folder for the files `<view>/<number>.parquet`.
+        number: the index of the range.
         views: the names of the views.
-        batches: the traces of the range, whole problems, sorted.
-        columns: the declared columns that the traces have.
+        batches: the sorted traces of the range, in complete problems.
+        columns: the declared columns of the traces.
 
     Raises:
-        RunError: when a row is there twice.
+        RunError: for a duplicate row.
     """
     part = RangePart(number, {name: ViewPart() for name in views})
     writers = {name: _Writer(folder / name / f"{number:05d}.parquet", VIEWS.get(name), columns) for name in views}
@@ -88,7 +88,7 @@ def write_range(
 
 
 def _refused(made: Mapping[str, Rows]) -> dict[str, ViewError]:
-    """Find the traces that some view cannot represent, so that all views but partial ones hold the same rows."""
+    """Return the traces that a view cannot represent; without them, all views that are not partial have equal rows."""
     refused: dict[str, ViewError] = {}
     for name, rows in made.items():
         if not VIEWS.get(name).partial:
@@ -97,7 +97,7 @@ def _refused(made: Mapping[str, Rows]) -> dict[str, ViewError]:
 
 
 class _Writer:
-    """Writes the rows of one view, checking their order, and digests them."""
+    """Writes the rows of one view, checks their order, and computes their digests."""
 
     def __init__(self, path: Path, view: View, columns: Sequence[Column]) -> None:
         self.path = path
@@ -113,7 +113,7 @@ class _Writer:
         for row in sorted(rows, key=lambda row: row["id"]):
             key = (row["problem_id"], row["id"])
             if key <= self._last:
-                raise RunError(f"row {row['id']} of problem {row['problem_id']} is there twice: nothing was published")
+                raise RunError(f"row {row['id']} of problem {row['problem_id']} occurs twice; nothing was published")
             self._last = key
             self._pending.append(row)
         if len(self._pending) >= _BATCH_ROWS:

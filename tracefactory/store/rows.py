@@ -104,12 +104,9 @@ class StageRows:
         for one in self.inputs:
             found |= one.columns
         record = self.folder.record()
-        own = record.columns if record is not None else self._columns_of_parts()
+        parts = [self.folder.shard_record(index, self.shards) for index in range(self.shards)] if record is None else []
+        own = record.columns if record is not None else [column for part in parts if part for column in part.columns]
         return found | {column.name: column for column in own}
-
-    def _columns_of_parts(self) -> Sequence[Column]:
-        records = (self.folder.shard_record(index, self.shards) for index in range(self.shards))
-        return list({column.name: column for one in records if one is not None for column in one.columns}.values())
 
     def _rows(self, span: Span, wanted: frozenset[str] | None) -> pl.DataFrame:
         found = [one.frame(span, wanted) for one in self.inputs] if self.judges else []

@@ -1,8 +1,8 @@
-"""Test a project's own filters, pruners, verifiers, stages ...: rows to give them, a teacher that costs nothing, a run.
+"""Helpers for tests of filters, pruners, verifiers, stages and other plugins of a project.
 
-`make_problem` and `make_trace` build rows from the few things that matter; `fake_teacher` serves scripted answers in
-this process; `run_stage` runs one stage as a pipeline file would say it, and returns what it made and decided; `plugin`
-returns what a file of the project registers:
+`make_problem` and `make_trace` build rows; `fake_teacher` serves scripted answers in this process; `run_stage` runs one
+stage, given as in a pipeline file, and returns its rows, judgements and numbers; `plugin` returns the entry that a file
+of the project registers:
 
 >>> import asyncio
 >>> from tracefactory.testing import fake_teacher, make_problem, make_trace, run_stage
@@ -22,8 +22,8 @@ returns what a file of the project registers:
 >>> [str(checked.judgements[trace.id].values["verdict"].outcome) for trace in traces]
 ['correct', 'incorrect']
 
-A test of a project's own file passes `project=Path(__file__).parents[1]`, so that its prompts, filters and plugins are
-there.
+A test in the folder `tests/` of a project passes `project=Path(__file__).parents[1]`, so that the stage can use the
+prompts, filters and plugins of the project.
 """
 
 from tracefactory.testing.rows import make_problem, make_trace

@@ -1,6 +1,6 @@
-"""`source: given` of the temporary project of `run_stage`: rows as they are, with verdicts, measures and fields.
+"""`source: given`: the operation that reads the rows given to `run_stage`, with their verdicts, measures and fields.
 
-It is no operation of the package: that project has a plugin file that registers it.
+It is registered by a plugin file in the temporary project of `run_stage`, and only there.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ STAGES.register("source:given")({kind}())
 
 
 class GivenParams(Frozen):
-    """Where the rows are."""
+    """The file of the rows."""
 
     file: str = Field(description="The rows as JSON lines, from the project's folder.")
 
 
 class GivenProblems(Stage[GivenParams]):
-    """Read problems as they are."""
+    """Read problems without changes."""
 
     verb, name, version = "source", "given", "1"
     Params = GivenParams
@@ -59,6 +59,6 @@ class GivenProblems(Stage[GivenParams]):
 
 
 class GivenTraces(GivenProblems):
-    """Read traces as they are."""
+    """Read traces without changes."""
 
     makes = Kind.TRACES

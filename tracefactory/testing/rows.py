@@ -1,4 +1,4 @@
-"""Whole rows from the few things that a test is about."""
+"""Complete rows from the few fields that a test needs."""
 
 from __future__ import annotations
 

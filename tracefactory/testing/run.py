@@ -1,4 +1,4 @@
-"""Run one stage on given rows, in a project that is there for nothing else."""
+"""Run one stage on given rows, in a temporary project."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ _LEFT_OUT = frozenset({"pipelines", "stages", "tests", "out"})
 
 @dataclass(frozen=True)
 class StageRun:
-    """What came of a stage.
+    """The result of a stage.
 
     Attributes:
-        rows: what it passes on, with all columns, sorted by problem and id.
+        rows: the rows that it passes on, with all columns, sorted by problem and id.
         made: those of `rows` that it made itself.
-        judgements: by the id of every row it was given or made: the decision, and the values of the columns it adds.
-        numbers: what it counted: requests, outcomes, steps ...
-        notes: its sentences for a person.
-        folder: the temporary project; it is gone by now unless `run_stage` was given one.
+        judgements: its decision on every row that it was given or made, with the columns that it adds, by row id.
+        numbers: its counts: requests, outcomes, steps and others.
+        notes: its messages.
+        folder: the temporary project; removed by now unless it was an argument of `run_stage`.
     """
 
     rows: Sequence[Row]
@@ -74,16 +74,16 @@ async def run_stage(
     """Run one stage in this process, by the inline executor.
 
     Args:
-        stage: the stage as a pipeline file says it: `{"prune": "shorter", "with": {"share": 0.5}}`.
-        rows: the problems or traces that it is given; none for a source.
-        models: the models that it may name, as they stand under `models:`; see `fake_teacher`.
-        project: a project whose prompts, filters, plugins and other files are there; by default the prompts and filters
-            that a new project has.
-        folder: an empty folder to work in, which is left as it is; by default one that is removed.
+        stage: the stage as in a pipeline file: `{"prune": "shorter", "with": {"share": 0.5}}`.
+        rows: its input, problems or traces; none for a source.
+        models: the models that it can use, as under `models:` of a pipeline; see `fake_teacher`.
+        project: a project whose prompts, filters, plugins and other files the stage can use; by default it can use the
+            prompts and filters of a new project.
+        folder: an empty folder for the temporary project, which is kept; by default a folder that is removed.
 
     Raises:
-        UserError: with everything that is wrong in the stage, in `models` or in the project.
-        RunError: when the run cannot be finished.
+        UserError: with all mistakes in the stage, the models or the project.
+        RunError: when the run fails.
     """
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="tracefactory-") as temporary:
@@ -97,17 +97,17 @@ async def run_stage(
     file = folder / "pipelines" / "test.yaml"
     file.write_text(text, encoding="utf-8")
     environ = {name: value for name, value in os.environ.items() if name != "TRACEFACTORY_HOME"}
-    before = plugins.in_use()
+    before = plugins.active()
     try:
         loaded = load_pipeline(file, environ=environ)
         outcome = await run_pipeline(loaded, unwatched)
     finally:
-        plugins.use(*before)
+        plugins.activate(*before)
     return _result(outcome.stages[-1], loaded.project.state_dir, {row.id for row in rows}, folder)
 
 
 def plugin(kind: str, name: str, project: Path) -> Any:
-    """Return what a file of a project registers, as the factory would look it up.
+    """Return the entry that a file of a project registers.
 
     Args:
         kind: filter, decoder, model, operation, pruner, source, verifier or view.
@@ -115,7 +115,7 @@ def plugin(kind: str, name: str, project: Path) -> Any:
         project: the folder of the project.
 
     Raises:
-        UserError: for an unknown kind or name, and for everything that is wrong with the project's plugins.
+        UserError: for an unknown kind or name, or with all mistakes in the plugins of the project.
     """
     if kind == "filter":
         return load_filters(project / "filters").named(name)
@@ -127,12 +127,12 @@ def plugin(kind: str, name: str, project: Path) -> Any:
 
 @asynccontextmanager
 async def unwatched(flow: Flow, executor: Executor) -> AsyncIterator[None]:
-    """Watch nothing: what `run_pipeline` takes where nobody looks on."""
+    """Watch a run without a display; an argument of `run_pipeline`."""
     yield
 
 
 def _lay_out(folder: Path, project: Path | None) -> None:
-    """Make a project of links to the files of another, without its pipelines and what they made."""
+    """Make a project with links to the files of another one, except its pipelines, tests and results."""
     if project is not None and not project.is_dir():
         raise UserError(f"the project {project} is no folder")
     source = starter_dir() if project is None else project.resolve()
@@ -141,7 +141,7 @@ def _lay_out(folder: Path, project: Path | None) -> None:
         wanted = entry.name in FOLDERS if project is None else not entry.name.startswith(".")
         if wanted and entry.name not in _LEFT_OUT:
             (folder / entry.name).symlink_to(entry)
-    # A folder of its own, because `source: given` lies beside what the project has.
+    # `stages` is not a link, because the plugin file of `source: given` is added to it.
     for file in (source / "stages").rglob("*.py") if project is not None else ():
         place = folder / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A teacher that costs nothing and always says the same."""
+"""A fake teacher with scripted, reproducible answers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from tracefactory.serving.fake_server import FakeServer
 
 @dataclass(frozen=True)
 class FakeTeacher:
-    """A fake teacher that is being served: its `entry` is what stands under `models:` in a pipeline."""
+    """A running fake teacher. `entry` is its entry under `models:` of a pipeline."""
 
     server: FakeServer
 
     @property
     def entry(self) -> dict[str, Any]:
-        # Another script is another model: what one teacher said must not be found as the answer of another.
+        # The script is part of the model's identity, so that stored answers of one teacher are not used for another.
         provider = f"fake-{digest(self.server.script.identity())[:8]}"
         return {"use": "openai", "model": "fake", "base_url": self.server.base_url, "provider": provider, "retries": 0}
 
     @property
     def requests(self) -> int:
-        """How many requests it was sent so far."""
+        """The number of requests that it has received."""
         return self.server.received
 
 
@@ -35,11 +35,11 @@ async def fake_teacher(**script: Any) -> AsyncIterator[FakeTeacher]:
     """Serve a fake teacher in this process while the context lasts.
 
     Args:
-        script: how it behaves: the fields of `tracefactory.serving.fake_script.FakeScript`, such as `accuracy=0.5`,
-            `style="short"`, `reply="Yes."`, `rate_429=0.1`. Without any it is always right about integer arithmetic.
+        script: fields of `tracefactory.serving.fake_script.FakeScript`, for example `accuracy=0.5`, `style="short"`,
+            `reply="Yes."`, `rate_429=0.1`. By default all answers to integer arithmetic are correct.
 
     Raises:
-        pydantic.ValidationError: for a field that there is not.
+        pydantic.ValidationError: for an unknown field or an invalid value.
     """
     async with FakeServer(FakeScript(**script)) as server:
         yield FakeTeacher(server)

@@ -199,7 +199,11 @@ def _read_prompt(file: Path, mistakes: list[Mistake]) -> Prompt | None:
             head_values = front.model_dump(exclude={"variables", "name"})
             prompt = Prompt(**head_values, name=file.stem, declared=front.variables, body=body, file=file)
             declared = frozenset(front.variables)
-            found.extend(_check_name(front, node, file))
+            if front.name is not None and front.name != file.stem:
+                message = (
+                    f"the name {front.name!r} differs from the file; a prompt is named after its file: {file.stem!r}"
+                )
+                found.append(node.find(("name",)).position.mistake(message))
         found.extend(_check_front_templates(node, declared))
     if body:
         found.extend(_check_template(body, Position(file, line=body_line), declared, exact=True))
@@ -220,12 +224,6 @@ def _split(text: str) -> tuple[str | None, str, int]:
         start += 1
     body = "\n".join(lines[start:]).rstrip()
     return "\n".join(lines[1 : fences[1]]), body, (start if body else fences[1]) + 1
-
-
-def _check_name(front: FrontMatter, node: Node, file: Path) -> Iterator[Mistake]:
-    if front.name is not None and front.name != file.stem:
-        message = f"the name {front.name!r} differs from the file; a prompt is named after its file: {file.stem!r}"
-        yield node.find(("name",)).position.mistake(message)
 
 
 def _check_front_templates(node: Node, declared: frozenset[str]) -> Iterator[Mistake]:

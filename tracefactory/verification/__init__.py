@@ -1,4 +1,4 @@
-"""Verdicts on answers: the contract of a verifier and a pool of processes that cannot hang."""
+"""Verdicts on answers: the interface of verifiers, and a pool of worker processes with deadlines."""
 
 from tracefactory.verification.base import VERIFIERS, Verifier, VerifyTask, check_policy
 from tracefactory.verification.pool import VerifierPool

@@ -1,9 +1,8 @@
-"""Agreement with labelled pairs, ours and math-verify's side by side.
+"""Compare the agreement of this package and of math-verify with labelled pairs.
 
-Run as `python -m tracefactory.verification.agreement PAIRS...`. Each file holds JSON lines with `gold`, `label` and
-one of
-`prediction`, `answer` and `response`; rows without a label are left out. A false positive is a wrong answer taken as
-right, a false negative a right one that was not.
+Run as `python -m tracefactory.verification.agreement PAIRS...`. Each file has JSON lines with `gold`, `label` and one
+of `prediction`, `answer` and `response`; rows without a label are skipped. A false positive is an incorrect answer that
+was accepted, a false negative a correct answer that was not.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _TEXT_FIELDS = ("response", "answer", "prediction")
 
 
 class Pair(Frozen):
-    """One labelled pair; `response` says that `text` is a whole completion."""
+    """One labelled pair; with `response`, `text` is a whole completion."""
 
     gold: str
     text: str
@@ -35,7 +34,7 @@ class Pair(Frozen):
 
 
 class Score(Frozen):
-    """How one verifier did on one corpus."""
+    """The result of one verifier on one corpus."""
 
     pairs: int
     false_positives: int
@@ -50,7 +49,7 @@ def read_pairs(path: Path) -> list[Pair]:
     """Read the labelled rows of a file.
 
     Raises:
-        UserError: when the file is missing or a row is not what it should be.
+        UserError: when the file is missing or a row is invalid.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file")
@@ -70,7 +69,7 @@ def _pairs(path: Path) -> Iterator[Pair]:
 
 
 def verify_pairs(pairs: Sequence[Pair]) -> list[bool]:
-    """Return what this package's verifier takes as right."""
+    """Return for each pair whether this package's verifier accepts the answer."""
     tasks = [
         make_task(
             gold=pair.gold,
@@ -90,12 +89,12 @@ def verify_pairs(pairs: Sequence[Pair]) -> list[bool]:
 
 
 def math_verify_pairs(pairs: Sequence[Pair]) -> list[bool]:
-    """Return what math-verify takes as right with its own defaults, golds wrapped as its documentation asks."""
+    """Return for each pair whether math-verify accepts the answer, with its defaults."""
     return [math_verify_accepts(pair.gold, pair.text) for pair in pairs]
 
 
 def math_verify_accepts(gold: str, text: str) -> bool:
-    """Return math-verify's own answer for one pair."""
+    """Return whether math-verify accepts one answer; the gold gets math delimiters, as its documentation requires."""
     wrapped = gold if any(sign in gold for sign in ("$", "\\boxed", "\\(", "\\[")) else f"${gold}$"
     return bool(library().verify(library().parse(wrapped), library().parse(text)))
 
@@ -111,7 +110,7 @@ def score(pairs: Sequence[Pair], decide: Callable[[Sequence[Pair]], list[bool]])
 
 
 def table(scores: Sequence[tuple[str, Score, Score]]) -> str:
-    """Return the Markdown table of (corpus, ours, math-verify's)."""
+    """Return the Markdown table of (corpus, score of this package, score of math-verify)."""
     lines = [
         "| corpus | pairs | agreement | false positives | false negatives | math-verify: agreement | FP | FN |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",

@@ -1,4 +1,4 @@
-"""What a verifier is: a name, a version, parameters, a quick part in-process and a full part that may hang."""
+"""The interface of verifiers: name, version, parameters, a quick part in-process, and a full part in a worker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ V = TypeVar("V", bound="Verifier")
 
 
 class VerifyTask(Frozen):
-    """One answer to check. `policy` holds verifier parameters as a JSON object string; the spec goes first."""
+    """One answer to check. `policy` has verifier parameters as a JSON object string; they override the spec."""
 
     problem: Problem
     answer_text: str
@@ -29,21 +29,21 @@ class VerifyTask(Frozen):
 
     @property
     def cut_off(self) -> bool:
-        """Whether the completion ended before its author did."""
+        """Whether the completion was truncated."""
         return self.finish_reason == "length" or self.thinking is Thinking.OPEN
 
 
 class ExtractParams(Frozen):
-    """How an answer is found in a text."""
+    """Parameters of the extraction of an answer from a text."""
 
     bare: bool = Field(
         default=False,
-        description="The text is the answer itself, perhaps with words around it, and not a completion to search.",
+        description="The text is the answer itself, possibly with words around it, and not a completion to search.",
     )
 
 
 class Verifier(ABC):
-    """Decides whether an answer is right. Stateless; `version` is bumped whenever a verdict could change."""
+    """Decides whether an answer is correct. Stateless; `version` is increased whenever a verdict could change."""
 
     name: ClassVar[str]
     version: ClassVar[str]
@@ -51,23 +51,23 @@ class Verifier(ABC):
 
     @abstractmethod
     def quick(self, task: VerifyTask, params: Any) -> Verdict | None:
-        """Return a verdict found without anything that may hang, or None when `full` must be asked."""
+        """Return a verdict without code that can hang, None when `full` is needed."""
 
     def full(self, task: VerifyTask, params: Any) -> Verdict:
         """Return a verdict; runs in a process that is killed at the deadline."""
-        raise NotImplementedError(f"{self.name} decides everything quickly")
+        raise NotImplementedError(f"{self.name} has no full part")
 
     def prepare(self) -> None:  # noqa: B027  # most need nothing
-        """Import what `full` needs; the time it takes is not part of a task's deadline."""
+        """Import what `full` needs; this time does not count toward a task's deadline."""
 
     def seconds_needed(self, params: Any) -> float:
-        """Return how long `full` may rightly take, where that can be more than the pool's deadline."""
+        """Return the time that `full` needs, if that can be more than the pool's deadline."""
         return 0.0
 
     def verdict(
         self, outcome: Outcome, method: str, extraction: Extraction | None = None, detail: str | None = None
     ) -> Verdict:
-        """Build this verifier's verdict record."""
+        """Return a verdict of this verifier."""
         return Verdict(
             outcome=outcome,
             extracted=None if extraction is None else extraction.text,
@@ -97,7 +97,7 @@ def per_gold(task: VerifyTask) -> Sequence[VerifyTask]:
 
 
 def best_of(verdicts: Sequence[Verdict]) -> Verdict:
-    """Return the verdict that holds over several gold answers: right by any of them, wrong only by all of them."""
+    """Return the verdict for several gold answers: correct for any of them, incorrect only for all of them."""
     return min(verdicts, key=lambda one: _BEST_FIRST.index(one.outcome))
 
 
@@ -108,9 +108,9 @@ def verifier(kind: type[V]) -> type[V]:
 
 
 def resolve(task: VerifyTask) -> tuple[Verifier, Frozen]:
-    """Return the verifier of a task with its parameters: the problem's spec, then the policy.
+    """Return the verifier of a task with its parameters: the problem's spec, overridden by the policy.
 
-    A policy may hold parameters of several verifiers, because one stage checks mixed problems; each takes its own.
+    A policy can have parameters of several verifiers, because a stage checks mixed problems; each uses its own.
 
     Raises:
         UserError: for an unknown verifier or parameter.
@@ -132,23 +132,21 @@ def parameters(verifier: Verifier, spec: Mapping[str, Any], policy: Mapping[str,
 
 def _parameter_mistake(name: str, item: Mapping[str, Any], fields: Mapping[str, Any]) -> Mistake:
     where = ".".join(map(str, item["loc"]))
-    return Mistake(f"verifier {name!r}: {where}: {item['msg']}", hint=_hint(item, fields))
+    unknown = item["type"] == "extra_forbidden" and item["loc"]
+    hint = nearest(str(item["loc"][-1]), fields) if unknown else None
+    return Mistake(f"verifier {name!r}: {where}: {item['msg']}", hint=hint)
 
 
 def check_policy(policy: Mapping[str, Any]) -> None:
-    """Refuse policy parameters that no verifier has.
+    """Check that every policy parameter is one of some verifier.
 
     Raises:
-        UserError: naming each with the nearest valid name.
+        UserError: for unknown parameters, with the nearest valid names.
     """
     known = {field for name in VERIFIERS for field in VERIFIERS.get(name).Params.model_fields}
     unknown = [key for key in policy if key not in known]
     if unknown:
         raise UserError(Mistake(f"unknown verifier parameter {key!r}", hint=nearest(key, known)) for key in unknown)
-
-
-def _hint(item: Mapping[str, Any], fields: Mapping[str, Any]) -> str | None:
-    return nearest(str(item["loc"][-1]), fields) if item["type"] == "extra_forbidden" and item["loc"] else None
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -162,14 +160,14 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def stated_answer(task: VerifyTask, *, bare: bool) -> Extraction | None:
-    """Return the answer a task's text states, or None."""
+    """Return the answer that a task's text states, or None."""
     if bare:
         return extract_bare(task.answer_text) if task.answer_text.strip() else None
     return extract(task.answer_text, cut_off=task.cut_off)
 
 
 def whole_or_stated(task: VerifyTask, params: ExtractParams, *, whole: bool) -> Extraction | None:
-    """Return the stated answer, or all of a short finished text when it is asked for or nothing is announced."""
+    """Return the stated answer, or the whole text if `whole` is set, or if it is short and states no answer."""
     stated = None if whole else stated_answer(task, bare=params.bare)
     text = task.answer_text.strip()
     if stated is not None or not text or (task.cut_off and not params.bare):

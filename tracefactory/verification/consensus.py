@@ -1,7 +1,7 @@
-"""Majority answers as pseudo-gold where a problem has none.
+"""Majority answers as pseudo-gold for problems without a gold answer.
 
-Self-consistency (Wang et al. 2023, arXiv:2203.11171) counts answer strings; here answers that a verifier finds
-equivalent vote together, so that 1/2 and 0.5 do.
+Self-consistency (Wang et al. 2023, arXiv:2203.11171) counts answer strings; here answers that are equivalent for a
+verifier are counted together, such as 1/2 and 0.5.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from tracefactory.core.rows import Frozen
 
 Equivalent = Callable[[str, str], bool]
-"""Whether two answers are the same; symmetric."""
+"""Returns whether two answers are equivalent; symmetric."""
 
 
 class Consensus(Frozen):
     """The vote over the answers to one problem.
 
-    `answer` is how the first member of the largest class wrote it, None without any answer or when two classes tie.
-    `share` is its part of all samples, those without an answer included; `margin` is that part less the part of the
-    second class. `classes` holds for each sample the number of its class, from 0 in order of first appearance, and None
-    for a sample without an answer.
+    `answer` is the first answer of the largest class, None without answers or when classes tie. `share` is the share of
+    this class in all samples, including those without an answer; `margin` is that share minus the share of the second
+    class. `classes` has for each sample the index of its class, from 0 in order of first appearance, and None for a
+    sample without an answer.
     """
 
     answer: str | None
@@ -32,7 +32,7 @@ class Consensus(Frozen):
 
 
 def consensus(answers: Sequence[str | None], equivalent: Equivalent) -> Consensus:
-    """Vote over the answers of one problem; at most one comparison per sample and class."""
+    """Vote over the answers to one problem, with at most one comparison per sample and class."""
     leaders: list[str] = []
     classes: list[int | None] = []
     for answer in answers:

@@ -1,7 +1,7 @@
-"""A model's view on whether two answers are the same, for pairs the rules cannot decide.
+"""Judge with a model whether two answers are equivalent, for pairs that the rules cannot decide.
 
-The judge is asked several times and the majority counts; a tie, or replies that say neither, leave the pair undecided.
-What the rules had said is kept beside it, so that disagreement can be counted.
+The model votes several times, and the majority counts; a tie or unclear replies leave the pair undecided. The result of
+the rules is kept with the votes, to count disagreements.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Callable
 from tracefactory.core.rows import Frozen, Outcome, Verdict
 
 Ask = Callable[[int], Awaitable[str]]
-"""Asks the model once; the number of the vote (from 0) tells its samples apart. Returns the reply's text."""
+"""Requests one vote of the model, by its number from 0, and returns the text of the reply."""
 
 _VOTE = re.compile(r"\[\s*(SAME|DIFFERENT)\s*\]", re.IGNORECASE)
 
 
 class JudgedPair(Frozen):
-    """The votes of a judge on one pair, and what the rules had found; `agrees` is None where one was undecided."""
+    """The votes of a judge on one pair, and the outcome of the rules; `agrees` is None if one of them is undecided."""
 
     outcome: Outcome
     same: int
@@ -29,19 +29,19 @@ class JudgedPair(Frozen):
 
 
 def read_vote(reply: str) -> bool | None:
-    """Return what a reply says: the same (True), different (False), or neither or both (None)."""
+    """Return the vote in a reply: True for same, False for different, None for neither or both."""
     votes = {match[1].upper() for match in _VOTE.finditer(reply)}
     return None if len(votes) != 1 else votes == {"SAME"}
 
 
 async def judge(ask: Ask, rules: Verdict, votes: int = 3) -> JudgedPair:
-    """Ask until one side has a majority of `votes`, at most `votes` times.
+    """Collect votes until one side has a majority of `votes`.
 
     Raises:
-        ValueError: when `votes` is even or not positive, because then no majority is sure.
+        ValueError: when `votes` is even or not positive, so that there may be no majority.
     """
     if votes < 1 or votes % 2 == 0:
-        raise ValueError(f"{votes} votes: an odd number is needed")
+        raise ValueError(f"the number of votes must be odd and positive, not {votes}")
     same = different = unclear = 0
     for number in range(votes):
         vote = read_vote(await ask(number))
@@ -54,7 +54,7 @@ async def judge(ask: Ask, rules: Verdict, votes: int = 3) -> JudgedPair:
 
 
 def tally(same: int, different: int, unclear: int, rules: Verdict) -> JudgedPair:
-    """Turn votes into a judgement; the larger side wins when it is more than half of all votes given."""
+    """Return the result of votes; a side wins with more than half of all votes."""
     total = same + different + unclear
     if 2 * same > total:
         outcome = Outcome.CORRECT

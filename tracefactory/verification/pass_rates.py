@@ -1,4 +1,4 @@
-"""How often a teacher solves a problem, with an interval that is honest for few samples."""
+"""The pass rate of a problem, with a confidence interval that is valid for few samples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tracefactory.core.rows import Frozen, Outcome
 
 
 class PassRate(Frozen):
-    """`passes` of `samples`, their ratio, and the ends of its confidence interval; without samples 0, 0 and 1."""
+    """`passes` of `samples`, their ratio, and its confidence interval; without samples, these are 0, 0 and 1."""
 
     passes: int
     samples: int
@@ -42,7 +42,7 @@ def wilson(passes: int, samples: int, confidence: float = 0.95) -> PassRate:
 def pass_rate(outcomes: Iterable[Outcome], confidence: float = 0.95) -> PassRate:
     """Return the pass rate over verdicts.
 
-    A sample without an answer did not pass; one the verifier failed on says nothing about the teacher and is left out.
+    A sample without an answer did not pass. Samples on which the verifier failed are not counted.
     """
     counted = [outcome for outcome in outcomes if outcome is not Outcome.VERIFIER_ERROR]
     return wilson(sum(outcome is Outcome.CORRECT for outcome in counted), len(counted), confidence)

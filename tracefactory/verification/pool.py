@@ -1,8 +1,7 @@
-"""Verification that cannot hang: cheap exact rules in-process, everything else in processes that are killed on time-
-out.
+"""A pool of verifiers that cannot hang: fast exact rules run in-process, others in processes with a deadline.
 
-Each slot of the pool is a thread that owns one worker process and talks to it over pipes, so the pool belongs to no
-event loop, to no main thread and to no start method, and it works inside a Ray actor as in a plain process.
+Each slot of the pool is a thread with one worker process, connected by pipes. The pool therefore does not depend on an
+event loop, the main thread or a start method, and works in Ray actors as well as in plain processes.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from types import TracebackType
 from typing import IO, Any
 
 from tracefactory.core.errors import UserError
-from tracefactory.core.plugins import ProjectPlugins, in_use
+from tracefactory.core.plugins import ProjectPlugins, active
 from tracefactory.core.rows import Outcome, Verdict
 from tracefactory.verification.base import Verifier, VerifyTask, best_of, per_gold, resolve
 
 START_SECONDS = 120.0
-"""How long a worker may take to import what it needs on a busy machine; not part of an item's deadline."""
+"""Time for a worker to import modules on a busy machine; it does not count toward an item's deadline."""
 GRACE_SECONDS = 5.0
-"""How long after the deadline the kernel itself ends a worker whose parent did not."""
+"""Time after the deadline until the kernel ends a worker that its parent has not killed."""
 _YIELD_EVERY = 32
 
 
@@ -41,7 +40,7 @@ class _TimeoutInWorkerError(Exception):
 
 
 class _WorkerDiedError(Exception):
-    """The worker ended by itself: out of memory, a crash, a kill."""
+    """The worker exited: out of memory, a crash, or killed."""
 
 
 class _Worker:
@@ -74,12 +73,16 @@ class _Worker:
         self._plugins = ProjectPlugins(Path(), {})
 
     def ask(self, task: VerifyTask, deadline: float) -> Verdict:
-        """Return the worker's verdict, or raise when it is late or gone; it is unusable after that."""
+        """Return the worker's verdict.
+
+        Raises:
+            _TimeoutInWorkerError, _WorkerDiedError: when there is none; the worker cannot be used again.
+        """
         if not self._ready:
             self._read(time.monotonic() + START_SECONDS)
             self._ready = True
         message: dict[str, Any] = {"task": task.model_dump(mode="json"), "deadline": deadline + GRACE_SECONDS}
-        if (plugins := in_use()) != self._plugins:
+        if (plugins := active()) != self._plugins:
             message["plugins"] = {"root": str(plugins.root), "sources": plugins.sources}
             self._plugins = plugins
         try:
@@ -88,7 +91,7 @@ class _Worker:
             self.process.stdin.flush()
         except OSError as error:
             raise _WorkerDiedError(self.exit_report()) from error
-        self._read(time.monotonic() + START_SECONDS)  # it imports what the task needs
+        self._read(time.monotonic() + START_SECONDS)  # the worker imports what the task needs
         return Verdict.model_validate(self._read(time.monotonic() + deadline))
 
     def _read(self, end: float) -> dict[str, Any]:
@@ -109,7 +112,7 @@ class _Worker:
         return reply
 
     def exit_report(self) -> str:
-        """Return how the process ended and the end of what it wrote to its standard error."""
+        """Kill the process; return its exit status and the end of its stderr."""
         self.kill()
         self._stderr.seek(0, os.SEEK_END)
         self._stderr.seek(max(0, self._stderr.tell() - 400))
@@ -117,20 +120,20 @@ class _Worker:
         return f"worker ended with {self.process.returncode}" + (f": {text}" if text else "")
 
     def kill(self) -> None:
-        """End the process and wait for it, so that no zombie is left."""
+        """Kill the process and wait for it."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
 
     def close(self) -> None:
-        """End the process and give its pipes back."""
+        """Kill the process and close its pipes."""
         self.kill()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 try:
                     pipe.close()
                 except BrokenPipeError:
-                    continue  # what was buffered for a worker that is gone
+                    continue  # buffered data for a dead worker
         self._stderr.close()
         if self._lifeline >= 0:
             os.close(self._lifeline)
@@ -138,7 +141,7 @@ class _Worker:
 
 
 class _Workers:
-    """The idle workers and all living ones; closing ends them also while they are in use."""
+    """The idle workers and all live workers; closing also kills those in use."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -183,8 +186,8 @@ class VerifierPool:
     """Checks answers; every item gets a verdict, and a time-out or crash is `verifier_error`, never `incorrect`.
 
     Args:
-        workers: processes at most; default is one per CPU, at most 8. None is started before it is needed.
-        deadline: seconds one item may take in a worker; an item that runs programs may take what their limits allow.
+        workers: the maximum number of processes; default one per CPU, at most 8. They are started when needed.
+        deadline: seconds for one item in a worker; items that run programs get at least the limits of these programs.
     """
 
     def __init__(self, workers: int | None = None, deadline: float = 10.0) -> None:
@@ -197,7 +200,7 @@ class VerifierPool:
         self._finalizer = weakref.finalize(self, _shut_down, self._processes, self._threads)
 
     async def verify(self, tasks: Sequence[VerifyTask]) -> list[Verdict]:
-        """Return one verdict per task, in order, by the gold answer of its problem that suits best. Never raises."""
+        """Return one verdict per task, in order, for the best matching gold answer of its problem. Never raises."""
         by_gold = [one for task in tasks for one in per_gold(task)]
         found = iter(await self._verify_each(by_gold))
         return [best_of([next(found) for _ in per_gold(task)]) for task in tasks]
@@ -221,11 +224,11 @@ class VerifierPool:
         return [verdict for verdict in verdicts if verdict is not None]
 
     def verify_now(self, task: VerifyTask) -> Verdict:
-        """Return the verdict of one task, waiting for it; for callers without an event loop."""
+        """Return the verdict of one task; for callers without an event loop."""
         return best_of([self._quick(one) or self._threads.submit(self._full, one).result() for one in per_gold(task)])
 
     def close(self) -> None:
-        """End every worker and wait for it; running items become `verifier_error`. Closing twice is fine."""
+        """Kill all workers; running items become `verifier_error`. Can be called more than once."""
         self._finalizer()
 
     def __enter__(self) -> VerifierPool:

@@ -1,8 +1,8 @@
-"""The process that does what may hang: one task per line in, one verdict per line out. Started by the pool only.
+"""The worker process of the pool, for code that can hang: one task per input line, one verdict per output line.
 
-Three things end it, whatever its Python code is doing: the pool kills it at the deadline; the kernel ends it a
-little later by a timer with its default action; and when the parent dies, however it dies, the kernel signals the
-hang-up of the pipe that holds its tasks, again with the default action.
+Three mechanisms end it regardless of its Python code: the pool kills it at the deadline; a kernel timer with its
+default action ends it shortly after; and when the parent dies, in any way, the kernel signals the hang-up of a pipe,
+again with the default action.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tracefactory.core.plugins import use
+from tracefactory.core.plugins import activate
 from tracefactory.core.rows import Frozen, Outcome, Verdict
 from tracefactory.verification.base import Verifier, VerifyTask, resolve
 
@@ -27,7 +27,7 @@ MEMORY_LIMIT = 4 << 30
 def main() -> None:
     """Serve tasks until the input ends."""
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints is not a reply
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # output of libraries must not go to the replies
     _bind_to_parent(int(sys.argv[1]))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -35,7 +35,7 @@ def main() -> None:
     for line in sys.stdin:
         message = json.loads(line)
         if "plugins" in message:
-            use(Path(message["plugins"]["root"]), message["plugins"]["sources"])
+            activate(Path(message["plugins"]["root"]), message["plugins"]["sources"])
         task = VerifyTask.model_validate(message["task"])
         verifier, params = resolve(task)
         verifier.prepare()
@@ -48,12 +48,12 @@ def main() -> None:
 
 
 def _bind_to_parent(lifeline: int) -> None:
-    """Let the kernel signal the end of the other end of `lifeline`; SIGIO ends a process that does not handle it."""
+    """Let the kernel send SIGIO, which ends this process, when the other end of `lifeline` is closed."""
     signal.signal(signal.SIGIO, signal.SIG_DFL)
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     if os.getppid() == 1:
-        raise SystemExit("the parent is gone")
+        raise SystemExit("the parent process has exited")
 
 
 def _verdict(verifier: Verifier, task: VerifyTask, params: Frozen) -> Verdict:

@@ -1,4 +1,4 @@
-"""Check a single pair of answers from Python."""
+"""Verify a single answer from Python."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def verify_one(
     """Return the verdict on one answer.
 
     Args:
-        gold: the right answer, or a worked solution that ends in it.
+        gold: the correct answer, or a worked solution that ends with it.
         answer: the answer itself. Give either this or `response`.
-        response: a whole completion to find the answer in; thinking in `<think>` tags is not searched.
-        kind: name of a verifier; "auto" goes by the gold answer.
-        question: the question, where options or a test harness need it.
+        response: a whole completion that states the answer; thinking in `<think>` tags is not searched.
+        kind: the name of a verifier; "auto" selects it by the gold answer.
+        question: the question, if options or a test harness need it.
         spec: parameters of the problem (options, unit tests, a reasoning_gym entry).
-        finish_reason: the server's word; "length" means the response was cut off.
+        finish_reason: the finish reason of the server; "length" means that the response was truncated.
         policy: parameters of the verifier, such as `percent="strict"`.
 
     Raises:
@@ -59,9 +59,9 @@ def make_task(
     finish_reason: str,
     policy: Mapping[str, Any],
 ) -> VerifyTask:
-    """Build the task of one pair; see `verify_one`."""
+    """Return the task of one pair (see `verify_one`)."""
     if (answer is None) == (response is None):
-        raise UserError("give either an answer or a whole response")
+        raise UserError("give either `answer` or `response`")
     problem = Problem.make(question=question, answer=gold, verifier=kind, spec=canonical(dict(spec)))
     if response is None:
         text = answer or ""
@@ -79,7 +79,7 @@ def make_task(
 
 
 def shared_pool() -> VerifierPool:
-    """Return the pool single checks share; its one worker starts when first needed and ends with the process."""
+    """Return the pool for single checks; its worker is started when needed and ends with this process."""
     global _shared
     with _lock:
         if _shared is None:

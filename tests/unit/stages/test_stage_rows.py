@@ -194,7 +194,7 @@ async def test_a_lost_or_damaged_file_is_named_and_made_again_for_free(
     shutil.copytree(folder, kept)
     for damage in DAMAGES.values():
         damage(sorted(folder.glob(f"{table}-*")))
-        with pytest.raises(RunError, match=f"{folder}: .*: remove the folder and run again"):
+        with pytest.raises(RunError, match=f"{folder}: .*; remove the folder and run again"):
             made.traces("joined")
         with pytest.raises(RunError, match=str(folder)):  # the stage counts as done, its rows cannot be had
             await joined(run_stages, "  - {id: more, filter: [verdict], from: joined}\n")

@@ -152,7 +152,8 @@ def test_policies_change_verdicts() -> None:
 
 
 def test_every_verifier_says_who_it_is() -> None:
-    assert {*VERIFIERS} == {"auto", "choice", "code", "exact", "math", "numeric", "program", "reasoning_gym", "text"}
+    names = {"auto", "choice", "code", "equation", "exact", "math", "numeric", "program", "reasoning_gym", "text"}
+    assert {*VERIFIERS} == names
     for name in VERIFIERS:
         verifier = VERIFIERS.get(name)
         assert verifier.name == name

@@ -132,7 +132,7 @@ def _entry(kind: str, name: str) -> Entry:
         written="filter: [names]" if name == "filter:chain" else _WRITTEN[kind].format(verb=verb, name=own),
         origin=where.origin(name),
         version=getattr(entry, "version", ""),
-        summary=text.partition("\n\n")[0].replace("\n", " "),
+        summary=text.partition("\n\n")[0],
         description=text,
         parameters=_parameters_of_entry(kind, entry),
         columns=tuple(example_columns(name)) if kind == "operation" else (),
@@ -140,14 +140,18 @@ def _entry(kind: str, name: str) -> Entry:
 
 
 def _documentation(kind: str, name: str, entry: Any) -> str:
-    """Return the docstring of an entry; an operation that is made from an entry of another kind has that one's."""
+    """Return the docstring of an entry, one line per paragraph.
+
+    An operation that is made from an entry of another kind has that one's.
+    """
     verb, _, own = name.partition(":")
     if kind == "operation" and verb in FAMILIES and own in registry(FAMILIES[verb]):
         return _documentation(FAMILIES[verb], own, registry(FAMILIES[verb]).get(own))
     if kind == "view":
         return str(entry.summary)
     documented = entry if isinstance(entry, type) else type(entry)
-    return inspect.cleandoc(documented.__doc__ or "")
+    paragraphs = inspect.cleandoc(documented.__doc__ or "").split("\n\n")
+    return "\n\n".join(" ".join(one.split()) for one in paragraphs)
 
 
 def _parameters_of_entry(kind: str, entry: Any) -> tuple[Parameter, ...]:

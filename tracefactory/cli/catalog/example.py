@@ -22,8 +22,8 @@ _TEACHER = "<teacher>"
 def example_columns(op: str) -> Sequence[Column]:
     """Return the columns that an operation adds, with placeholders such as `<student>` for names of models.
 
-    Optional parameters are set, because some of them add columns. Empty for an operation of a plugin that needs more
-    than this example has.
+    Optional parameters are set, because some of them add columns. The result is empty for a plugin whose columns cannot
+    be found with an example.
     """
     chat = STAGES.get("sample:chat").Params
     sampled = _stage("sampled", "sample:chat", _example(chat).model_copy(update={"model": _TEACHER}))
@@ -47,7 +47,7 @@ def example_columns(op: str) -> Sequence[Column]:
 
 
 class _AnyModel(Mapping[str, ModelSpec]):
-    """A model under every name; it has everything that decides which columns there are."""
+    """A mapping with a model under every name, of a kind that has all columns."""
 
     def __getitem__(self, name: str) -> ModelSpec:
         return MODELS.get("transformers").model_construct(use="transformers", model=name)

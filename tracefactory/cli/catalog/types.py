@@ -1,4 +1,4 @@
-"""A JSON Schema of a value in words: "integer >= 1", "list of text", "a | b", "name of a model"."""
+"""Short texts for the types of parameters: "integer >= 1", "list of text", "a | b", "name of a model"."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusive
 
 
 def type_of(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
-    """Return a JSON Schema in words.
+    """Return the type that a JSON Schema describes, as a short text.
 
     Args:
         schema: the schema of a value.

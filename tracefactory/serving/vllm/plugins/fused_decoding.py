@@ -184,7 +184,7 @@ def sample(runner: Any, logits: Any, metadata: Any) -> tuple[list[NewTokens], Dr
 
 
 def _request_state(state: Any) -> tuple[TraceRequest, int]:
-    """Return the options of one of vLLM's requests, and its number of output tokens."""
+    """Return the options and the number of output tokens of one of vLLM's requests."""
     extra = (state.sampling_params and state.sampling_params.extra_args) or {}
     options = extra.get(ARGUMENT)
     return (NOT_REQUESTED if options is None else TraceRequest.of(options)), len(state.output_token_ids)
