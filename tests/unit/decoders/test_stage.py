@@ -240,7 +240,5 @@ def test_what_two_models_are_decides_which_engine_they_write_in(pair: tuple[Path
 
 
 def test_one_server_holds_only_models_of_our_own_servers(read: Read) -> None:
-    with pytest.raises(
-        UserError, match="'big' is `use: transformers`; `servers: one` needs two models that are `use: "
-    ):
+    with pytest.raises(UserError, match="'big' is `use: transformers`; `servers: one` requires two models with `use: "):
         read("stages.rsd.with.servers=one")
