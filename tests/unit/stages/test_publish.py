@@ -184,3 +184,20 @@ async def test_the_card_names_the_licences_of_what_is_in_the_dataset_alone(run_s
     card = (out / "1" / "README.md").read_text()
     assert "cc-by-4.0, mit" in card
     assert "cc-by-nc-4.0" not in card
+
+
+async def test_a_release_in_ranges_by_processes_of_their_own_has_the_same_content(
+    run_stages: RunStages, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = "".join(trace(question=f"What is {n} + 1?") for n in range(40))
+    made = await run_stages(stages(), rows)
+    whole = read_manifest(out / "1")
+    shutil.rmtree(out / "1")
+    for folder in (made.root / "stages").glob("dataset-*"):
+        shutil.rmtree(folder)
+    monkeypatch.setattr(dataset, "FILE_CHARACTERS", 1000)
+    await run_stages(stages(), rows)
+    ranges = read_manifest(out / "1")
+    assert len([line for line in ranges.files if line.path.startswith("data/sft/")]) > 2
+    assert ranges.content == whole.content
+    assert {view: found.rows for view, found in ranges.configs.items()} == {"sft": 40, "raw": 40}

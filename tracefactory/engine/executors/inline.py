@@ -1,14 +1,21 @@
-"""The inline executor, which runs everything in this process, for debugging, tests and small runs."""
+"""The inline executor, which runs all shards in this process; ranges of a large release have processes of their own.
+
+Making the rows of a release is Python, which one process runs on one CPU.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
+import signal
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from tracefactory.core.pipeline import StageSpec
+from tracefactory.core.processes import signal_at_parents_death
 from tracefactory.core.spans import Span
 from tracefactory.engine.executors.base import MODEL_SHARDS, Layouts, host_of
 from tracefactory.engine.worker import Worker, WorkerSetup
@@ -23,7 +30,7 @@ class InlineExecutor:
         self.worker = Worker(
             setup, verifier_processes=setup.pipeline.run.workers or os.cpu_count() or 1, placement=LocalPlacement()
         )
-        self._ranges = asyncio.Semaphore(os.cpu_count() or 1)  # each needs memory for a row group of every view
+        self._writers: ProcessPoolExecutor | None = None
         self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MODEL_SHARDS))
 
     async def run_shard(self, stage: StageSpec[Any], index: int, layouts: Layouts) -> ShardRecord | None:
@@ -36,8 +43,13 @@ class InlineExecutor:
         return await self.worker.run_whole(stage.id, layouts, inputs, reports)
 
     async def write_range(self, stage: StageSpec[Any], layouts: Layouts, number: int, span: Span) -> Any:
-        async with self._ranges:
+        if span == Span.all():  # starting a process takes longer than writing a small release
             return await self.worker.write_range(stage.id, layouts, number, span)
+        if self._writers is None:
+            context = multiprocessing.get_context("spawn")
+            self._writers = ProcessPoolExecutor(os.cpu_count(), mp_context=context, initializer=_prepare)
+        arguments = (self.worker.setup, stage.id, dict(layouts), number, span)
+        return await asyncio.get_running_loop().run_in_executor(self._writers, _write_range, *arguments)
 
     async def progress(self) -> Mapping[str, Mapping[str, float]]:
         return self.worker.progress()
@@ -49,4 +61,18 @@ class InlineExecutor:
         self.worker.drain()
 
     async def close(self) -> None:
+        if self._writers is not None:
+            self._writers.shutdown(wait=False, cancel_futures=True)
         await self.worker.close()
+
+
+def _prepare() -> None:
+    """In a writer: end with the parent, and leave Ctrl-C to it."""
+    signal_at_parents_death()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _write_range(setup: WorkerSetup, stage_id: str, layouts: Layouts, number: int, span: Span) -> Any:
+    """In a writer: write one range of a release."""
+    worker = Worker(setup, verifier_processes=1, placement=LocalPlacement())
+    return asyncio.run(worker.write_range(stage_id, layouts, number, span))
