@@ -79,6 +79,8 @@ _COMPUTED: Mapping[str, Callable[[Trace], int]] = {
 TABLE_OF = {Kind.PROBLEMS: Table.PROBLEMS, Kind.TRACES: Table.TRACES}
 """The table that holds the rows of a kind."""
 DECISION_COLUMNS = frozenset(field.name for field in DECISION)
+PLAIN_COLUMNS = DECISION_COLUMNS | {*KEYS}
+"""The columns that the `judged` tables of all stages have; all others are declared."""
 BUILT_IN = frozenset(field.name for fields in _OWN.values() for field in fields) | DECISION_COLUMNS | {*KEYS, "problem"}
 """Names that no declared column may have."""
 _NOT_A_FIELD = DECISION_COLUMNS | _COMPUTED.keys() | {REJECTED.name, "problem_id"}

@@ -17,7 +17,15 @@ from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Kind, problem_id_of
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import Batch, Decided, Host, Result, Services, Stage, stage_of
-from tracefactory.core.tables import DECISION, KEYS, TABLE_OF, Table, judged_table, judgement_of, made_table, schema_of
+from tracefactory.core.tables import (
+    PLAIN_COLUMNS,
+    TABLE_OF,
+    Table,
+    judged_table,
+    judgement_of,
+    made_table,
+    schema_of,
+)
 from tracefactory.store.rows import StageRows
 from tracefactory.store.stages import ShardRecord, Tables
 
@@ -119,9 +127,8 @@ def work_on_columns(job: ShardJob) -> ShardRecord:
 def write_decided(job: ShardJob, decided: Decided) -> ShardRecord:
     """Commit the decisions of a stage about the rows of a shard."""
     declared = known_columns(job)
-    columns = [column_for(name, declared) for name in decided.frame.columns if name not in PLAIN_COLUMNS]
     with Tables(job.rows.folder, job.index, job.rows.shards) as tables:
-        tables.add_judged(_judged(decided, columns), columns)
+        tables.add_judged(_judged(decided, declared), declared)
         tables.count(decided.numbers, decided.notes)
         return job.rows.folder.write_shard(job.index, job.rows.shards, tables, job.run, job.inputs)
 
@@ -148,9 +155,7 @@ def columns_of(rows: StageRows, span: Span, wanted: Iterable[str], declared: Ite
 
 def known_columns(job: ShardJob) -> list[Column]:
     """Return the columns that rows can have at a stage: its own, then those of the stages above it."""
-    above = job.rows.inputs[0].columns if len(job.rows.inputs) == 1 else {}
-    for one in job.rows.inputs:
-        above = {**above, **one.columns}
+    above = {name: column for one in job.rows.inputs for name, column in one.columns.items()}
     return [*job.op.columns(job.stage, job.pipeline), *above.values()]
 
 
@@ -161,16 +166,12 @@ def add_result(tables: Tables, op: Stage[Any], result: Result, batch: Batch, dec
     judgements = [*result.judged, *map(judgement_of, result.made)]
     owners = {row.id: problem_id_of(row) for row in batch.rows}
     owners |= {made.row.id: problem_id_of(made.row) for made in result.made}
-    judged = judged_table(judgements, owners, declared)
-    tables.add_judged(judged, [column_for(name, declared) for name in judged.column_names if name not in PLAIN_COLUMNS])
+    tables.add_judged(judged_table(judgements, owners, declared), declared)
     tables.count(result.numbers, result.notes)
 
 
-PLAIN_COLUMNS = {*KEYS, *(field.name for field in DECISION)}
-"""The columns that the `judged` tables of all stages have."""
-
-
-def _judged(decided: Decided, columns: Sequence[Column]) -> pa.Table:
+def _judged(decided: Decided, declared: Sequence[Column]) -> pa.Table:
+    columns = [column_for(name, declared) for name in decided.frame.columns if name not in PLAIN_COLUMNS]
     frame = decided.frame.with_columns(failed=pl.lit(value=False), owed=pl.lit(value=False))
     schema = schema_of(Table.JUDGED, columns)
     missing = [pl.lit(None, pl.String).alias(name) for name in schema.names if name not in frame.columns]

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from tracefactory.core.columns import column_for
 from tracefactory.core.decisions import Made
 from tracefactory.core.rows import Trace, problem_id_of
 from tracefactory.core.spans import Span
 from tracefactory.core.tables import KEYS, TABLE_OF, Table, judged_table, judgement_of, made_table, schema_of
-from tracefactory.engine.shards import PLAIN_COLUMNS, ShardJob
+from tracefactory.engine.shards import ShardJob
 from tracefactory.store.stages import ShardRecord, Tables
 
 PROBLEMS_PER_SHARD = 512
@@ -60,9 +59,7 @@ def read_source(job: ShardJob, made: Iterator[Made], shards: int | None) -> list
             with Tables(folder, index, count) as tables:
                 for table in runs.tables - {Table.JUDGED}:
                     tables.add_made(table, runs.slice(table, span))
-                judged = runs.slice(Table.JUDGED, span)
-                names = [name for name in judged.column_names if name not in PLAIN_COLUMNS]
-                tables.add_judged(judged, [column_for(name, declared) for name in names])
+                tables.add_judged(runs.slice(Table.JUDGED, span), declared)
                 tables.expect([Table.PROBLEMS, TABLE_OF[job.op.makes]])
                 records.append(folder.write_shard(index, count, tables, job.run, {}))
         return records

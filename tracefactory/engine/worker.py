@@ -10,7 +10,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,10 +31,10 @@ from tracefactory.store.requests import RequestStore
 from tracefactory.store.stages import ShardRecord, input_token
 from tracefactory.verification.pool import VerifierPool
 
-FATAL = frozenset({"auth", "not_found"})  # failures of the endpoint, not of a request
-
 if TYPE_CHECKING:
     from tracefactory.serving.client import ChatClient
+
+FATAL = frozenset({"auth", "not_found"})  # failures of the endpoint, not of a request
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Worker:
         job = self.job(stage_id, index, layouts, {})
         span = Span.of(index, count)
         inputs = {one.folder.stage_id: input_token(one.folder, one.shards, span) for one in job.rows.inputs}
-        job = self.job(stage_id, index, layouts, inputs)
+        job = replace(job, inputs=inputs)
         live = self.numbers[stage_id]
         live["shards"] += 1
         done = job.rows.folder.shard_record(index, count)
@@ -200,11 +200,10 @@ class Worker:
         """Return the client of a model; its endpoint is started by the first request."""
         name = model if served_as is None else f"{model}-{served_as[0]}"
         if name not in self._clients:
-            spec = self.pipeline.models[model] if served_as is None else served_as[1]
-            from tracefactory.serving.client import (
-                ChatClient,  # it takes half a second: not for a run that asks nothing
-            )
+            # Importing it takes half a second, which a run that asks nothing does not spend.
+            from tracefactory.serving.client import ChatClient
 
+            spec = self.pipeline.models[model] if served_as is None else served_as[1]
             self._clients[name] = ChatClient.connect(spec, self.setup.log_dir / name, self.environment)
         return self._clients[name]
 

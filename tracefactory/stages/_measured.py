@@ -1,4 +1,4 @@
-"""Which columns a stage's rows will have, as far as the pipeline itself tells, so that none is asked for in vain."""
+"""Which columns a stage's rows will have, as far as the pipeline itself tells, so that a missing one is a mistake."""
 
 from __future__ import annotations
 

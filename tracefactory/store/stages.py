@@ -26,14 +26,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import AliasChoices, Field
 
-from tracefactory.core.columns import Column
+from tracefactory.core.columns import Column, column_for
 from tracefactory.core.decisions import REPLACED
 from tracefactory.core.digests import combined_digest, table_digest
 from tracefactory.core.files import TEMPORARY, read_json, remove_matching, whole_file, write_json
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.rows import Frozen, Kind
 from tracefactory.core.spans import Span
-from tracefactory.core.tables import Table, schema_of
+from tracefactory.core.tables import PLAIN_COLUMNS, Table, schema_of
 
 FOOTER_KEY = b"tracefactory"
 GROUP_BYTES, GROUP_ROWS = 16 << 20, 4096
@@ -193,15 +193,15 @@ class Tables:
 
     def add_made(self, table: Table, rows: pa.Table) -> None:
         """Append made rows, which must be sorted after all rows added before."""
-        if table not in self._writers:
-            self._writers[table] = _RowWriter(self.folder.part(table, self.index, self.shards), schema_of(table))
-        self._writers[table].add(rows)
+        self._writer(table).add(rows)
         self.digests.append(table_digest(rows))
 
-    def add_judged(self, judged: pa.Table, columns: Iterable[Column]) -> None:
-        """Append judgements, which must be sorted after those added before; `columns` describe their values."""
+    def add_judged(self, judged: pa.Table, declared: Iterable[Column]) -> None:
+        """Append judgements, which must be sorted after those added before; `declared` describe their values."""
         self._judged.append(judged)
-        self.columns |= {column.name: column for column in columns}
+        names = [name for name in judged.column_names if name not in PLAIN_COLUMNS]
+        declared = list(declared)
+        self.columns |= {name: column_for(name, declared) for name in names}
 
     def count(self, numbers: Mapping[str, float], notes: Iterable[str] = ()) -> None:
         """Add to the numbers of the shard, and add notes for the user."""
@@ -215,13 +215,17 @@ class Tables:
     def expect(self, tables: Sequence[Table]) -> None:
         """Ensure that each of these tables is written, even when it is empty."""
         for table in tables:
-            if table not in self._writers:
-                self._writers[table] = _RowWriter(self.folder.part(table, self.index, self.shards), schema_of(table))
+            self._writer(table)
 
     def commit(self) -> None:
         """Commit the tables of made rows."""
         for writer in self._writers.values():
             writer.commit()
+
+    def _writer(self, table: Table) -> _RowWriter:
+        if table not in self._writers:
+            self._writers[table] = _RowWriter(self.folder.part(table, self.index, self.shards), schema_of(table))
+        return self._writers[table]
 
 
 class _RowWriter:

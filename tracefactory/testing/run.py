@@ -21,7 +21,7 @@ from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.registry import kinds, registry
 from tracefactory.core.rows import Problem, Row, Trace, Verdict
 from tracefactory.core.spans import Span
-from tracefactory.core.tables import DECISION_COLUMNS, KEYS, Table
+from tracefactory.core.tables import PLAIN_COLUMNS, Table
 from tracefactory.engine.executors.base import Executor
 from tracefactory.engine.flow import Flow
 from tracefactory.engine.run import run_pipeline
@@ -161,7 +161,7 @@ def _put(rows: Sequence[Row], folder: Path) -> dict[str, Any]:
 def _result(outcome: StageOutcome, state_dir: Path, given: set[str], folder: Path) -> StageRun:
     stored = outcome.rows(state_dir)
     rows = list(stored.rows())
-    own = [name for name in stored.columns_of(Table.JUDGED, Span.all()) if name not in {*DECISION_COLUMNS, *KEYS}]
+    own = [name for name in stored.columns_of(Table.JUDGED, Span.all()) if name not in PLAIN_COLUMNS]
     judged = stored.judged(Span.all())
     return StageRun(
         rows=rows,

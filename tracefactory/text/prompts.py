@@ -9,7 +9,7 @@ name without a value in a stage is a mistake when the pipeline is checked.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,6 @@ class Prompt(Frozen):
     name: str
     style: str
     description: str = ""
-    declared: tuple[str, ...] = ()
     system: str | None = None
     examples: tuple[Example, ...] = ()
     prefill: str | None = None
@@ -113,21 +112,16 @@ class Prompt(Frozen):
         parsed = (_environment().parse(text) for text in (self.system, self.body, self.prefill) if text)
         return frozenset(name for tree in parsed for name in find_undeclared_variables(tree))
 
-    def check(self, kind: Kind, given: Collection[str] = ()) -> Iterator[Mistake]:
-        """Yield a mistake for every variable without a value.
-
-        Args:
-            kind: the kind of the rows that the prompt is rendered for.
-            given: the variables that the stage adds to those of the row.
-        """
-        known = {*PROBLEM_VARIABLES, *ROW_VARIABLES, *(TRACE_VARIABLES if kind is Kind.TRACES else ()), *given}
+    def check(self, kind: Kind) -> Iterator[Mistake]:
+        """Yield a mistake for every variable that rows of a kind have no value for."""
+        known = {*PROBLEM_VARIABLES, *ROW_VARIABLES, *(TRACE_VARIABLES if kind is Kind.TRACES else ())}
         for name in sorted(self.variables - known):
             message = f"prompt {self.name!r} uses {name!r}, which has no value in a stage on {kind}"
             yield Mistake(message, hint=f"available: {', '.join(sorted(known))}")
 
-    def messages_for(self, row: Row, **given: Any) -> list[dict[str, str]]:
-        """Return the messages for one row; `given` are the values that the stage adds to those of the row."""
-        return self.render(**{name: given[name] if name in given else _value(row, name) for name in self.variables})
+    def messages_for(self, row: Row) -> list[dict[str, str]]:
+        """Return the messages for one row."""
+        return self.render(**{name: _value(row, name) for name in self.variables})
 
     def render(self, **values: Any) -> list[dict[str, str]]:
         """Return the messages: system, worked examples, the user's turn, and the start of the assistant's turn.
@@ -197,7 +191,7 @@ def _read_prompt(file: Path, mistakes: list[Mistake]) -> Prompt | None:
         front = read_model(FrontMatter, node, "the front matter", found)
         if front is not None:
             head_values = front.model_dump(exclude={"variables", "name"})
-            prompt = Prompt(**head_values, name=file.stem, declared=front.variables, body=body, file=file)
+            prompt = Prompt(**head_values, name=file.stem, body=body, file=file)
             declared = frozenset(front.variables)
             if front.name is not None and front.name != file.stem:
                 message = (

@@ -55,7 +55,7 @@ class Verifier(ABC):
 
     def full(self, task: VerifyTask, params: Any) -> Verdict:
         """Return a verdict; runs in a process that is killed at the deadline."""
-        raise NotImplementedError(f"{self.name} has no full part")
+        raise TypeError(f"{self.name} has no full part")
 
     def prepare(self) -> None:  # noqa: B027  # most need nothing
         """Import what `full` needs; this time does not count toward a task's deadline."""
