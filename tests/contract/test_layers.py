@@ -15,7 +15,7 @@ LAYERS = [
     {"serving"},
     {"models"},
     {"filters", "reading", "verification", "pruning", "students", "decoding"},  # what the methods below are made of
-    {"sources", "verifiers", "pruners", "decoders", "config"},
+    {"sources", "verifiers", "pruners", "decoders", "rollouts", "config"},
     {"stages"},
     {"engine"},
     {"publish"},

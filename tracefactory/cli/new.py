@@ -27,6 +27,7 @@ class Kind(StrEnum):
     PROMPT = "prompt"
     PIPELINE = "pipeline"
     PRUNER = "pruner"
+    ROLLOUT = "rollout"
     VERIFIER = "verifier"
     VIEW = "view"
     SOURCE = "source"
@@ -41,6 +42,7 @@ _FILES = {
     Kind.PROMPT: "prompts/{name}.md",
     Kind.PIPELINE: "pipelines/{name}.yaml",
     Kind.PRUNER: "pruners/{name}.py",
+    Kind.ROLLOUT: "rollouts/{name}.py",
     Kind.VERIFIER: "verifiers/{name}.py",
     Kind.VIEW: "views/{name}.py",
     Kind.SOURCE: "sources/{name}.py",

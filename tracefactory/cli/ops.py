@@ -29,6 +29,7 @@ _TITLES = {
     "source": "sources",
     "decoder": "decoders",
     "pruner": "pruners",
+    "rollout": "rollouts",
     "verifier": "verifiers",
     "view": "views",
     "model": "kinds of models",

@@ -1,7 +1,7 @@
-"""Registries of entries that are looked up by name: pruners, verifiers, views, sources, decoders, models, operations.
+"""Registries of entries by name: pruners, verifiers, views, sources, decoders, kinds of models and operations.
 
-An entry has the name of its file, so that names are known without an import; a file is imported when its entry is first
-looked up, and registers it. Installed packages add entries by entry points in the group of the package
+An entry has the name of its file, so that names are known without an import. A file is imported when its entry is first
+looked up, and then registers the entry. Installed packages add entries by entry points in the group of the package
 (`tracefactory.pruners`, ...), projects by files in their folders (`core.plugins`).
 """
 
@@ -13,7 +13,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.fingerprint import digest_file
@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Named entries of one kind. Registering a name twice is a programming error; an unknown name is the user's.
+    """Named entries of one kind.
 
-    Entries from outside of this package are marked with a digest of their source when looked up (`core.marks`).
+    Entries from outside this package are marked with a digest of their source when they are looked up (`core.marks`).
     """
 
     def __init__(self, kind: str, package: str, mark: Mark = versioned) -> None:
@@ -38,21 +38,25 @@ class Registry(Generic[T]):
         self._project: dict[str, Callable[[], T]] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that files its argument under `name`."""
+        """Return a decorator that registers its argument as `name`.
 
-        def file_under(entry: T) -> T:
+        Raises:
+            ValueError: when the name is registered already.
+        """
+
+        def add(entry: T) -> T:
             if name in self._registered:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
             self._registered[name] = entry
             return entry
 
-        return file_under
+        return add
 
     def get(self, name: str) -> T:
-        """Return the entry called `name`, importing its file if that was not done yet.
+        """Return an entry by its name, and import its file if necessary.
 
         Raises:
-            UserError: with the nearest valid name, or with the mistakes in a plugin file.
+            UserError: for an unknown name, with the nearest valid one, and for a broken plugin, with its mistakes.
         """
         if name not in self._entries:
             if name not in self.names():
@@ -62,25 +66,25 @@ class Registry(Generic[T]):
         return self._entries[name]
 
     def names(self) -> frozenset[str]:
-        """Return the names of all entries; nothing is imported for it."""
-        return frozenset({*self._registered, *self._project, *self._installed(), *self.built_in()})
+        """Return the names of all entries, without importing them."""
+        return frozenset({*self._registered, *self._project, *_installed(self.package), *self.built_in()})
 
     def origin(self, name: str) -> str:
         """Return where an entry comes from: "built in", "project", or the module of an installed package."""
         if name in self._project:
             return "project"
-        return "built in" if name in self.built_in() else self._installed().get(name, "built in")
+        return "built in" if name in self.built_in() else _installed(self.package).get(name, "built in")
 
     def built_in(self) -> Mapping[str, str]:
         """Return the modules of this package that register entries, by the name of the entry."""
-        return _files(self.package)
+        return {name: f"{self.package}.{name}" for name in _contents(self.package).modules}
 
     def module_of(self, name: str) -> str | None:
         """Return the importable module that registers an entry; None for a plugin of a project."""
-        return {**self._installed(), **self.built_in()}.get(name)
+        return {**_installed(self.package), **self.built_in()}.get(name)
 
     def registered(self) -> frozenset[str]:
-        """Return the names that have been registered by modules, and not removed."""
+        """Return the names that modules have registered, except removed ones."""
         return frozenset(self._registered)
 
     def unregister(self, name: str) -> T | None:
@@ -92,7 +96,11 @@ class Registry(Generic[T]):
         self._entries.pop(name, None)
 
     def set_project(self, loaders: Mapping[str, Callable[[], T]]) -> None:
-        """Replace the plugins of the active project by those of another; a loader returns the marked entry."""
+        """Replace the plugins of the active project by those of another.
+
+        Args:
+            loaders: functions that return the marked entries, by name.
+        """
         for name in {*self._project, *loaders}:
             self.forget(name)
         self._project = dict(loaders)
@@ -118,7 +126,14 @@ class Registry(Generic[T]):
 
     def _load_installed(self, name: str, module: str) -> T:
         """Import the module of an installed package and return its marked entry."""
-        file, source = _source_of(module)
+        try:
+            spec = importlib.util.find_spec(module)  # imports the parent packages
+        except Exception as error:
+            raise UserError(f"the installed module {module} does not load: {type(error).__name__}: {error}") from error
+        if spec is None or spec.origin is None:
+            raise UserError(f"an installed package names the module {module}, which does not exist")
+        file = Path(spec.origin)
+        source = file.read_text("utf-8") if file.suffix == ".py" else repr(digest_file(file))
         try:
             importlib.import_module(module)
         except Exception as error:
@@ -129,14 +144,12 @@ class Registry(Generic[T]):
         entry: T = self.mark(self._registered[name], mark_of(source), module)
         return entry
 
-    def _installed(self) -> Mapping[str, str]:
-        return _installed(self.package)
-
 
 class OperationRegistry(Registry[T]):
-    """Operations by "verb:name": one file `stages/<verb>/<name>.py`, or a family of one operation per pruner, say.
+    """Operations by "verb:name", each from a file `stages/<verb>/<name>.py` or from a family.
 
-    `stages/<verb>/family.py` makes the operations of a family (`FAMILIES`) from the entries of another registry.
+    A family (`FAMILIES`) has one operation for every entry of another registry, such as one for every pruner.
+    `stages/<verb>/family.py` makes these operations.
     """
 
     def names(self) -> frozenset[str]:
@@ -145,14 +158,14 @@ class OperationRegistry(Registry[T]):
 
     def origin(self, name: str) -> str:
         verb, _, own = name.partition(":")
-        files = {*self._project, *self._installed(), *self.built_in()}
+        files = {*self._project, *_installed(self.package), *self.built_in()}
         return registry(FAMILIES[verb]).origin(own) if name not in files and verb in FAMILIES else super().origin(name)
 
     def built_in(self) -> Mapping[str, str]:
         found = dict(ELSEWHERE)
-        for verb in _folders(self.package):
-            inside = _files(f"{self.package}.{verb}")
-            found |= {f"{verb}:{name}": module for name, module in inside.items() if name != "family"}
+        for verb in _contents(self.package).folders:
+            names = _contents(f"{self.package}.{verb}").modules
+            found |= {f"{verb}:{name}": f"{self.package}.{verb}.{name}" for name in names if name != "family"}
         return found
 
     def _load(self, name: str) -> T:
@@ -163,17 +176,18 @@ class OperationRegistry(Registry[T]):
         return made
 
 
-FAMILIES: Mapping[str, str] = {"prune": "pruner", "source": "source", "sample": "decoder"}
-"""The verbs that have an operation for every entry of another registry, and which."""
+FAMILIES: Mapping[str, str] = {"prune": "pruner", "rollout": "rollout", "source": "source", "sample": "decoder"}
+"""The verbs that have an operation for every entry of another registry, and the kind of that registry."""
 
 ELSEWHERE: Mapping[str, str] = {"publish:dataset": "tracefactory.publish.dataset"}
-"""The operations that do not lie in `stages/`, because they need what is above it."""
+"""The modules of operations outside `stages/`, which import from layers above it."""
 
 _KINDS: Mapping[str, Registry[Any]] = {
     "decoder": Registry("decoder", "tracefactory.decoders"),
     "model": Registry("kind of model", "tracefactory.models", identified),
     "operation": OperationRegistry("operation", "tracefactory.stages"),
     "pruner": Registry("pruner", "tracefactory.pruners"),
+    "rollout": Registry("rollout", "tracefactory.rollouts"),
     "source": Registry("source", "tracefactory.sources"),
     "verifier": Registry("verifier", "tracefactory.verifiers"),
     "view": Registry("view", "tracefactory.views"),
@@ -181,7 +195,9 @@ _KINDS: Mapping[str, Registry[Any]] = {
 
 
 def registry(kind: str) -> Registry[Any]:
-    """Return the registry of one kind: decoder, model, operation, pruner, source, verifier or view."""
+    """Return the registry of one kind: decoder, model, operation, pruner, rollout, source,
+    verifier or view.
+    """
     return _KINDS[kind]
 
 
@@ -192,35 +208,20 @@ def kinds() -> tuple[str, ...]:
 
 @functools.cache
 def _installed(package: str) -> Mapping[str, str]:
-    """Return the modules that installed packages give to a registry, by name."""
+    """Return the modules that installed packages add to a registry, by the name of the entry."""
     return {one.name: one.value.partition(":")[0] for one in entry_points(group=package)}
 
 
-@functools.cache
-def _files(package: str) -> Mapping[str, str]:
-    """Return the modules of a package by file name; names with an underscore in front are not entries."""
-    files = (file.stem for folder in _paths(package) for file in folder.glob("*.py"))
-    return {name: f"{package}.{name}" for name in sorted(files) if not name.startswith("_")}
+class _Contents(NamedTuple):
+    modules: tuple[str, ...]
+    folders: tuple[str, ...]
 
 
 @functools.cache
-def _folders(package: str) -> tuple[str, ...]:
-    inside = (entry for folder in _paths(package) for entry in folder.iterdir())
-    return tuple(sorted(entry.name for entry in inside if entry.is_dir() and not entry.name.startswith(("_", "."))))
-
-
-def _source_of(module: str) -> tuple[Path, str]:
-    """Return the file of an installed module and its source; of one that is no Python source, its content as text."""
-    try:
-        spec = importlib.util.find_spec(module)  # which imports the packages above it
-    except Exception as error:
-        raise UserError(f"the installed module {module} does not load: {type(error).__name__}: {error}") from error
-    if spec is None or spec.origin is None:
-        raise UserError(f"an installed package names the module {module}, which is not there")
-    file = Path(spec.origin)
-    return file, file.read_text("utf-8") if file.suffix == ".py" else repr(digest_file(file))
-
-
-def _paths(package: str) -> list[Path]:
+def _contents(package: str) -> _Contents:
+    """Return the names of the modules and folders of a package, except names that start with an underscore or dot."""
     spec = importlib.util.find_spec(package)
-    return [] if spec is None else [Path(folder) for folder in spec.submodule_search_locations or ()]
+    places = [] if spec is None else spec.submodule_search_locations or []
+    inside = sorted(entry for place in places for entry in Path(place).iterdir() if entry.name[0] not in "_.")
+    modules = tuple(entry.stem for entry in inside if entry.suffix == ".py")
+    return _Contents(modules, tuple(entry.name for entry in inside if entry.is_dir()))

@@ -297,6 +297,11 @@ class Stage(ABC, Generic[P]):
         """Return the model that the stage asks first: its shards run on that model's worker; None for none."""
         return None
 
+    def teachers(self, stage: StageSpec[P], pipeline: Pipeline) -> frozenset[str]:
+        """Return the names under which the traces that the stage makes have a teacher; "*" for names in the rows."""
+        imported = self.work_on is Work.SOURCE and self.makes is Kind.TRACES
+        return frozenset({"*"}) if imported else frozenset()
+
     def scored_by(self, stage: StageSpec[P]) -> frozenset[str]:
         """Return the students whose token scores the stage stores for every row it passes on."""
         return frozenset()

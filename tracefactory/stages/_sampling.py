@@ -14,7 +14,7 @@ from tracefactory.core.errors import Mistake
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.keys import messages_digest, model_digest, request_key, request_key_v1
 from tracefactory.core.model import ChatRequest, Completion, Environment, RequestFailed
-from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.pipeline import Pipeline, PromptTemplate, StageSpec
 from tracefactory.core.rows import ID_DIGITS, Frozen, Kind, Parent, ParentRole, Row, Trace, Turn
 from tracefactory.core.stage import (
     Answer,
@@ -66,7 +66,7 @@ class Draw:
     def seed_v1(self) -> int:
         """The seed that version 1 of the keys gave this sample: it was drawn from the problem's former id."""
         of = self.row.id if isinstance(self.row, Trace) else self.row.id_v1
-        return _seed(self.start, self.row, of, self.index)
+        return seed_of(self.start, self.row, of, self.index)
 
     def request(self, identity: Mapping[str, Any]) -> ChatRequest:
         return ChatRequest(
@@ -115,6 +115,9 @@ class SampleStage(Stage[S]):
     def asks(self, stage: StageSpec[S], pipeline: Pipeline) -> str | None:
         return self.billed_model(stage)
 
+    def teachers(self, stage: StageSpec[S], pipeline: Pipeline) -> frozenset[str]:
+        return frozenset({self.billed_model(stage)})
+
     def rows_made(self, stage: StageSpec[S], rows: int) -> int | None:
         return rows * stage.params.samples
 
@@ -133,7 +136,7 @@ class SampleStage(Stage[S]):
             if params.writes == "turn" and isinstance(row, Trace):
                 messages = continued(row, messages)
             for index in range(params.samples):
-                sampling = self.sampling(stage, _seed(params.seed, row, row.id, index))
+                sampling = self.sampling(stage, seed_of(params.seed, row, row.id, index))
                 yield Draw(row, index, messages, sampling, params.seed)
 
     def wanted(self, stage: StageSpec[S], pipeline: Pipeline, batch: Batch) -> Iterator[Wanted]:
@@ -176,20 +179,7 @@ class SampleStage(Stage[S]):
         """Return the fields of a trace that its completion decides."""
         completion = self.completion.model_validate(record["completion"])
         prompt = services.pipeline.prompts[stage.params.prompt]
-        reasoning, answer, thinking = split_reasoning(
-            completion.content, completion.reasoning, opened_in_prompt=prompt.opened_in_prompt
-        )
-        return {
-            "reasoning": reasoning,
-            "answer_text": answer,
-            "thinking": thinking,
-            "finish_reason": completion.finish_reason,
-            "refusal": completion.refusal,
-            "prompt_tokens": completion.prompt_tokens,
-            "completion_tokens": completion.completion_tokens,
-            "cost": record["cost"],
-            **self.fields(stage, completion),
-        }
+        return {**reply_fields(completion, prompt), "cost": record["cost"], **self.fields(stage, completion)}
 
     def _trace(
         self,
@@ -201,8 +191,7 @@ class SampleStage(Stage[S]):
         record: Record | None = None,
     ) -> Trace:
         """Describe one sample by everything that decided it, and by what came back."""
-        name, params = self.billed_model(stage), stage.params
-        prompt, spec = services.pipeline.prompts[params.prompt], services.pipeline.models[name]
+        params = stage.params
         # What version 1 paid for is the trace that version 1 made of it: what hangs on its id is found again.
         key = request.key if record is None else record.get("key_v1", request.key)
         problem = draw.row.problem if isinstance(draw.row, Trace) else draw.row
@@ -211,27 +200,52 @@ class SampleStage(Stage[S]):
         turns: tuple[Turn, ...] = ()
         if isinstance(draw.row, Trace):
             parents = (Parent(id=draw.row.id, role=params.role),)
-            turns = _turns(draw.row, draw.messages) if params.writes == "turn" else ()
-        first = draw.messages[0]
+            turns = turns_after(draw.row, draw.messages) if params.writes == "turn" else ()
         return Trace(
             id=digest({"stage": stage.id, "problem": of, "request": key})[:ID_DIGITS],
             problem=problem,
             parents=parents,
             turns=turns,
             stage=stage.id,
-            teacher=name,
-            model=spec.model,
-            revision=spec.recorded_revision(services.environment),
-            prompt=params.prompt,
-            prompt_digest=prompt.digest,
-            system=first["content"] if first["role"] == "system" else None,
-            style=prompt.style,
             sample_index=draw.index,
             seed=draw.params.get("seed") if key == request.key else draw.seed_v1,
             temperature=self.temperature(stage),
             request_key=key,
+            **origin_fields(self.billed_model(stage), params.prompt, draw.messages, services),
             **written,
         )
+
+
+def origin_fields(
+    teacher: str, prompt: str, messages: Sequence[Mapping[str, Any]], services: Services
+) -> dict[str, Any]:
+    """Return the fields of a trace that say which model wrote it and under which prompt."""
+    spec, used, first = services.pipeline.models[teacher], services.pipeline.prompts[prompt], messages[0]
+    return {
+        "teacher": teacher,
+        "model": spec.model,
+        "revision": spec.recorded_revision(services.environment),
+        "prompt": prompt,
+        "prompt_digest": used.digest,
+        "system": first["content"] if first["role"] == "system" else None,
+        "style": used.style,
+    }
+
+
+def reply_fields(completion: Completion, prompt: PromptTemplate) -> dict[str, Any]:
+    """Return the fields of a trace that its completion decides, with the reasoning split from the answer."""
+    reasoning, answer, thinking = split_reasoning(
+        completion.content, completion.reasoning, opened_in_prompt=prompt.opened_in_prompt
+    )
+    return {
+        "reasoning": reasoning,
+        "answer_text": answer,
+        "thinking": thinking,
+        "finish_reason": completion.finish_reason,
+        "refusal": completion.refusal,
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.completion_tokens,
+    }
 
 
 def continued(trace: Trace, prompted: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -247,7 +261,7 @@ def continued(trace: Trace, prompted: Sequence[Mapping[str, Any]]) -> list[Mappi
     return [*system, *said, *(message for message in prompted if message["role"] != "system")]
 
 
-def _turns(trace: Trace, messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
+def turns_after(trace: Trace, messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:
     """Return the turns between the question and the reply to `messages`, which go on with the trace."""
     written = (*trace.messages[1:],)
     asked = [message for message in messages if message["role"] != "system"][1 + len(written) :]
@@ -282,6 +296,7 @@ def _spent(records: Sequence[Record]) -> dict[str, float]:
     }
 
 
-def _seed(start: int, row: Row, row_id: str, index: int) -> int:
+def seed_of(start: int, row: Row, row_id: str, index: int) -> int:
+    """Return the seed of one sample of a row, from the start that the stage was given."""
     kind = "trace" if isinstance(row, Trace) else "problem"
     return int(digest({"seed": start, kind: row_id, "sample": index})[:8], 16) >> 1

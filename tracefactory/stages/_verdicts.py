@@ -9,7 +9,7 @@ from tracefactory.core.columns import VERDICT, Column, Type
 from tracefactory.core.decisions import KEEP, Judgement
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Outcome, Trace, Verdict
-from tracefactory.core.stage import Services, Work, stage_of, verify
+from tracefactory.core.stage import Services, stage_of, verify
 from tracefactory.reading.base import SOURCES
 from tracefactory.verification.base import VERIFIERS, VerifyTask
 from tracefactory.verification.pass_rates import pass_rate
@@ -86,13 +86,8 @@ def verdict_columns(stage: StageSpec[Any], pipeline: Pipeline) -> list[Column]:
 
     Imported traces name teachers that are only known once they are read: `*`.
     """
-    teachers: set[str] = set()
-    for above in pipeline.above(stage):
-        op = stage_of(above)
-        if op.work(above, pipeline) is Work.SOURCE:
-            teachers |= {"*"} if op.makes == "traces" else set()
-        elif op.verb == "sample":
-            teachers.add(str(op.asks(above, pipeline)))
+    above = pipeline.above(stage)
+    teachers = {name for one in above for name in stage_of(one).teachers(one, pipeline)}
     return [VERDICT] + [
         Column(
             name=f"{teacher}{name}",

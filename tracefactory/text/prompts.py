@@ -9,7 +9,7 @@ name without a value in a stage is a mistake when the pipeline is checked.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -112,16 +112,16 @@ class Prompt(Frozen):
         parsed = (_environment().parse(text) for text in (self.system, self.body, self.prefill) if text)
         return frozenset(name for tree in parsed for name in find_undeclared_variables(tree))
 
-    def check(self, kind: Kind) -> Iterator[Mistake]:
-        """Yield a mistake for every variable that rows of a kind have no value for."""
-        known = {*PROBLEM_VARIABLES, *ROW_VARIABLES, *(TRACE_VARIABLES if kind is Kind.TRACES else ())}
+    def check(self, kind: Kind, given: Iterable[str] = ()) -> Iterator[Mistake]:
+        """Yield a mistake for every variable that is neither of rows of a kind nor `given` by the stage."""
+        known = {*PROBLEM_VARIABLES, *ROW_VARIABLES, *(TRACE_VARIABLES if kind is Kind.TRACES else ()), *given}
         for name in sorted(self.variables - known):
             message = f"prompt {self.name!r} uses {name!r}, which has no value in a stage on {kind}"
             yield Mistake(message, hint=f"available: {', '.join(sorted(known))}")
 
-    def messages_for(self, row: Row) -> list[dict[str, str]]:
-        """Return the messages for one row."""
-        return self.render(**{name: _value(row, name) for name in self.variables})
+    def messages_for(self, row: Row, **given: Any) -> list[dict[str, str]]:
+        """Return the messages for one row; `given` variables replace those of the row."""
+        return self.render(**{name: _value(row, name) for name in self.variables - given.keys()}, **given)
 
     def render(self, **values: Any) -> list[dict[str, str]]:
         """Return the messages: system, worked examples, the user's turn, and the start of the assistant's turn.

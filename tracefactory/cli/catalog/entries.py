@@ -22,6 +22,7 @@ _WRITTEN = {
     "operation": "{verb}: {name}",
     "decoder": "sample: {name}",
     "pruner": "prune: {name}",
+    "rollout": "rollout: {name}",
     "source": "source: {name}",
     "model": "use: {name}",
     "verifier": "verifier: {name}",
@@ -157,7 +158,7 @@ def _documentation(kind: str, name: str, entry: Any) -> str:
 def _parameters_of_entry(kind: str, entry: Any) -> tuple[Parameter, ...]:
     if kind == "view":
         return parameters_of(entry.row)
-    if kind in ("pruner", "decoder", "model"):
+    if kind in ("pruner", "decoder", "rollout", "model"):
         return parameters_of(entry, frozenset({"use"}))
     return parameters_of(entry.Params)
 

@@ -1,0 +1,1 @@
+"""`rollout:` operations, one for every registered rollout."""

@@ -1,0 +1,240 @@
+"""`rollout: <name>`: traces made by a registered rollout, an async function over one row with several requests."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tracefactory.core.columns import Column
+from tracefactory.core.decisions import KEEP, Made, fail
+from tracefactory.core.errors import Interrupted, Mistake, RunError, UserError
+from tracefactory.core.fingerprint import digest
+from tracefactory.core.model import ChatRequest, Completion, Environment, RequestFailed
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.refs import find_refs
+from tracefactory.core.rollout import ROLLOUTS, Rollout
+from tracefactory.core.rows import ID_DIGITS, Kind, Parent, ParentRole, Row, Trace, Verdict
+from tracefactory.core.stage import AtMost, Batch, Host, Record, Result, Services, Stage
+from tracefactory.stages._measured import kind_taken
+from tracefactory.stages._sampling import continued, origin_fields, reply_fields, seed_of, spent, turns_after
+from tracefactory.stages._verdicts import verdicts_by_rule, verifier_versions
+
+Spec = StageSpec[Rollout]
+
+REQUESTS = Column(
+    name="rollout_requests", description="Requests of the rollout that the trace is from.", unit="requests"
+)
+
+
+class RolloutStage(Stage[Rollout]):
+    """One registered rollout as an operation. It makes at least one row for every sample of every row it is given."""
+
+    verb, version = "rollout", "1"
+    takes, makes, judges = frozenset({Kind.PROBLEMS, Kind.TRACES}), Kind.TRACES, False
+    host = Host.MODEL
+
+    def __init__(self, name: str) -> None:
+        self.name = name  # type: ignore[misc]  # one operation for every registered rollout
+        self.Params = ROLLOUTS.get(name)  # type: ignore[misc]
+
+    def asks(self, stage: Spec, pipeline: Pipeline) -> str | None:
+        return stage.model_names[0] if stage.model_names else None
+
+    def teachers(self, stage: Spec, pipeline: Pipeline) -> frozenset[str]:
+        return frozenset(stage.model_names)
+
+    def uses(self, stage: Spec, pipeline: Pipeline) -> Mapping[str, Any]:
+        environment = Environment(root=pipeline.project.root)
+        verifiers = {"verifiers": verifier_versions(stage, pipeline)} if stage.params.verifies else {}
+        return {
+            "versions": {"rollout": stage.params.version, **verifiers},
+            "models": {name: pipeline.models[name].identity(environment) for name in sorted(stage.model_names)},
+            "prompts": {name: pipeline.prompts[name].digest for name in prompts_of(stage)},
+        }
+
+    def columns(self, stage: Spec, pipeline: Pipeline) -> Sequence[Column]:
+        return [REQUESTS]
+
+    def check(self, stage: Spec, pipeline: Pipeline) -> list[Mistake]:
+        kind = Kind.PROBLEMS if kind_taken(stage, pipeline) is Kind.PROBLEMS else Kind.TRACES
+        found = [
+            one for name in prompts_of(stage) for one in pipeline.prompts[name].check(kind, stage.params.variables)
+        ]
+        if not stage.model_names:
+            found.append(Mistake(f"the rollout {self.name!r} has no parameter of the type `ModelName`"))
+        for model in stage.params.requests_at_most().keys() - set(stage.model_names):
+            found.append(Mistake(f"the rollout {self.name!r} bounds requests to {model!r}, no parameter of it"))
+        return found
+
+    def at_most(self, stage: Spec, pipeline: Pipeline, batch: Batch) -> Mapping[str, AtMost]:
+        """Return a bound: every request shows its longest prompt and all earlier replies of the rollout."""
+        params = stage.params
+        bounds = params.requests_at_most()
+        replies = sum(bounds.values()) * params.max_tokens
+        shown = dict.fromkeys(params.variables, "x" * params.max_tokens)
+        prompts = [pipeline.prompts[name] for name in prompts_of(stage)]
+        found = dict.fromkeys(bounds, AtMost())
+        for row in batch.rows:
+            sizes = [_bytes(prompt.messages_for(row, **shown)) for prompt in prompts]
+            longest = max(sizes, default=0) + replies
+            for model, count in bounds.items():
+                requests = count * params.samples
+                found[model] += AtMost(requests, requests * longest, requests * params.max_tokens)
+        return found
+
+    async def run(self, stage: Spec, batch: Batch, services: Services) -> Result:
+        asked = [RowAsk(stage, services, row, index) for row in batch.rows for index in range(stage.params.samples)]
+        outcomes = await asyncio.gather(*map(_roll, asked), return_exceptions=True)
+        for outcome in outcomes:  # after all of them: what was in flight is stored
+            if isinstance(outcome, BaseException):
+                raise outcome
+        made = [one for outcome in outcomes if not isinstance(outcome, BaseException) for one in outcome]
+        records = {key: record for one in asked for key, record in one.records.items()}
+        return Result(made=made, numbers=spent(list(records.values()), services.run_id))
+
+
+def prompts_of(stage: Spec) -> list[str]:
+    """Return the names of the prompts that the parameters of a rollout refer to."""
+    return sorted({one.name for one in find_refs(type(stage.params), stage.params) if one.kind == "prompt"})
+
+
+class RowAsk:
+    """Asks the models of one rollout about one row, see `core.rollout.Ask`. It holds the rollout to its bounds."""
+
+    def __init__(self, stage: Spec, services: Services, row: Row, index: int) -> None:
+        self.stage, self.services, self.row, self.index = stage, services, row, index
+        self.problem = row.problem if isinstance(row, Trace) else row
+        self.records: dict[str, Record] = {}
+        self.owed: RequestFailed | None = None  # a failure that another run should try again
+        self._left = dict(stage.params.requests_at_most())
+
+    async def __call__(
+        self,
+        model: str,
+        prompt: str,
+        *,
+        after: Trace | None = None,
+        sample: int = 0,
+        temperature: float | None = None,
+        max_tokens: int | None = None,
+        **variables: Any,
+    ) -> Trace:
+        params, pipeline = self.stage.params, self.services.pipeline
+        tokens = params.max_tokens if max_tokens is None else max_tokens
+        self._count(model, prompt, tokens)
+        messages: list[Any] = pipeline.prompts[prompt].messages_for(self.row, **variables)
+        if after is not None:
+            messages = continued(after, messages)
+        warmth = params.temperature if temperature is None else temperature
+        seed = seed_of(params.seed, self.row, self.row.id, self.index)
+        if sample:
+            seed = int(digest({"seed": seed, "request": sample})[:8], 16) >> 1
+        request = ChatRequest(
+            model_identity=pipeline.models[model].identity(self.services.environment),
+            messages=tuple(dict(message) for message in messages),
+            params={"temperature": warmth, "top_p": params.top_p, "max_tokens": tokens, "seed": seed},
+            sample_index=self.index,
+            near=self.problem.id,
+        )
+        (answer,) = await self.services.complete(model, [request], self.stage.id)
+        if isinstance(answer, RequestFailed):
+            self.owed = answer if answer.retryable else self.owed
+            raise answer
+        self.records[request.key] = answer
+        completion = Completion.model_validate(answer["completion"])
+        return Trace(
+            id=digest({"stage": self.stage.id, "problem": self.problem.id, "request": request.key})[:ID_DIGITS],
+            problem=self.problem,
+            parents=self.parents,
+            turns=() if after is None else turns_after(after, messages),
+            op=self.stage.op,
+            stage=self.stage.id,
+            sample_index=self.index,
+            seed=seed,
+            temperature=warmth,
+            request_key=request.key,
+            cost=answer["cost"],
+            **origin_fields(model, prompt, messages, self.services),
+            **reply_fields(completion, pipeline.prompts[prompt]),
+        )
+
+    async def verify(self, reply: Trace) -> Verdict:
+        if not self.stage.params.verifies:
+            raise TypeError("it calls ask.verify without declaring `verifies = True`")
+        (verdict,) = await verdicts_by_rule([reply], self.services)
+        return verdict
+
+    @property
+    def parents(self) -> tuple[Parent, ...]:
+        """The parents of the traces of this rollout: the trace that it is about."""
+        return (Parent(id=self.row.id, role=ParentRole.REVISES),) if isinstance(self.row, Trace) else ()
+
+    def _count(self, model: str, prompt: str, max_tokens: int) -> None:
+        """Raise an error for a request that the parameters of the rollout do not allow."""
+        if prompt not in prompts_of(self.stage):
+            raise ValueError(f"it uses the prompt {prompt!r}, which is the value of none of its parameters")
+        if max_tokens > self.stage.params.max_tokens:
+            raise ValueError(f"it asks for {max_tokens} tokens, more than max_tokens: {self.stage.params.max_tokens}")
+        if self._left.get(model, 0) < 1:
+            bound = self.stage.params.requests_at_most().get(model, 0)
+            raise ValueError(f"it sends more than the {bound} requests to {model!r} that requests_at_most() allows")
+        self._left[model] -= 1
+
+
+async def _roll(ask: RowAsk) -> list[Made]:
+    """Run one rollout of one row; return its traces, or one failed row."""
+    stage, failure = ask.stage, None
+    traces: list[Trace] = []
+    try:
+        returned = await stage.params.run(ask.row, ask)
+        traces = [returned] if isinstance(returned, Trace) else list(returned)
+        _check_traces(traces, ask)
+    except RequestFailed as error:
+        failure = error
+    except (Interrupted, RunError, UserError):
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        at = f"{frame.filename}:{frame.lineno}"
+        message = f"{stage.id}: the rollout {stage.name!r} failed on problem {ask.problem.id}: "
+        raise RunError(f"{message}{type(error).__name__}: {error} ({at})") from error
+    failure = ask.owed or failure  # a rollout that catches a failure would give other traces when it succeeds
+    if failure is not None:
+        row_id = digest({"stage": stage.id, "row": ask.row.id, "rollout": ask.index})[:ID_DIGITS]
+        trace = Trace(
+            id=row_id,
+            problem=ask.problem,
+            parents=ask.parents,
+            op=stage.op,
+            stage=stage.id,
+            sample_index=ask.index,
+            finish_reason="error",
+        )
+        return [Made(trace, fail(failure.kind, str(failure), owed=failure.retryable))]
+    cost = sum(record["cost"] for record in ask.records.values()) / len(traces)
+    requests = float(len(ask.records))
+    changed = (
+        one.model_copy(update={"cost": cost, "measures": {**one.measures, REQUESTS.name: requests}}) for one in traces
+    )
+    return [Made(one, KEEP) for one in changed]
+
+
+def _check_traces(traces: Sequence[Trace], ask: RowAsk) -> None:
+    """Raise ValueError unless the traces of a rollout are replies to its own requests, each once."""
+    if not traces:
+        raise ValueError("it returned no trace; a row must not disappear")
+    if foreign := [one for one in traces if one.request_key not in ask.records or one.problem_id != ask.problem.id]:
+        raise ValueError(f"it returned the trace {foreign[0].id}, which is no reply to a request of this rollout")
+    if len({one.id for one in traces}) < len(traces):
+        raise ValueError("it returned one reply twice; number equal requests with `sample=`")
+
+
+def _bytes(messages: Sequence[Mapping[str, Any]]) -> int:
+    return sum(len(str(message["content"]).encode()) for message in messages)
+
+
+def make(name: str) -> RolloutStage:
+    """Return the operation of one rollout."""
+    return RolloutStage(name)
