@@ -131,7 +131,7 @@ def test_ctrl_c_keeps_what_is_in_flight_and_says_how_to_go_on(
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     said = (project.root / "stderr.log").read_text()
-    assert "run the same command to go on" in said
+    assert "run the same command to continue" in said
     assert "Traceback" not in said
     assert len(project.paid_lines()) == teacher.stats()["completed_total"] < 240  # nothing in flight was thrown away
     before = len(project.paid_lines())

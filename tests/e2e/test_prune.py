@@ -175,7 +175,7 @@ def test_explain_tells_the_diff_and_where_the_row_comes_from(
     told = project.run("explain", pruned.id)
     assert f"{parent_of(pruned)}: " in told
     assert "@@ cut step" in told
-    assert f"stages of {parent_of(pruned)}, the row it was made of" in told
+    assert f"stages of {parent_of(pruned)}, from which this row was made" in told
     assert "[sample: chat] kept" in told
     above = json.loads(project.run("explain", parent_of(pruned), "--json"))
     assert [(child["id"], child["stage"]) for child in above["children"]] == [(pruned.id, "cut")]

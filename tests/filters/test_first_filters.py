@@ -39,7 +39,9 @@ def decide(name: str, trace: Trace, **params: Any) -> Decision:
         ({"answer_text": "I think <thinker> is no tag"}, {}, None),
     ],
 )
-def test_thinking_closed(trace: dict[str, Any], params: dict[str, Any], reason: str | None):
+def test_thinking_closed_drops_traces_with_open_thinking(
+    trace: dict[str, Any], params: dict[str, Any], reason: str | None
+):
     assert decide("thinking_closed", make_trace(**trace), **params).reason == reason
 
 
@@ -58,17 +60,17 @@ def test_thinking_closed(trace: dict[str, Any], params: dict[str, Any], reason: 
         ({"max_tokens": 100, "max_characters": 10}, "too_long"),
     ],
 )
-def test_length(params: dict[str, Any], reason: str | None):
+def test_length_drops_traces_outside_of_its_bounds(params: dict[str, Any], reason: str | None):
     trace = make_trace(reasoning="r" * 30, answer_text="a" * 20, completion_tokens=10)
     assert decide("length", trace, **params).reason == reason
 
 
-def test_length_says_what_it_measured():
+def test_length_details_have_value_and_bound():
     decision = decide("length", make_trace(reasoning="r" * 30, completion_tokens=10), max_tokens=9)
     assert decision.detail == "10 tokens, at most 9"
 
 
-def test_length_in_tokens_needs_tokens():
+def test_length_in_tokens_drops_traces_without_token_counts():
     trace = make_trace(completion_tokens=0)
     assert decide("length", trace, max_tokens=9).reason == "tokens_unknown"
     assert decide("length", trace, max_characters=99).keep
@@ -84,12 +86,12 @@ def test_length_in_tokens_needs_tokens():
         ({"max_token": 5}, "Extra inputs"),
     ],
 )
-def test_length_refuses_bounds_that_make_no_sense(params: dict[str, Any], message: str):
+def test_length_refuses_invalid_bounds(params: dict[str, Any], message: str):
     with pytest.raises(ValidationError, match=message):
         FILTERS["length"].params_model.model_validate(params)
 
 
-def test_verdict_keeps_correct_traces_unless_told_otherwise():
+def test_verdict_keeps_only_correct_traces_by_default():
     for outcome in Outcome:
         found = decide("verdict", make_trace(outcome=outcome)).reason
         assert found == (None if outcome is Outcome.CORRECT else outcome.value)
@@ -124,7 +126,7 @@ def test_repetition_finds_loops_of_any_period(period: int, where: str):
     assert decide("repetition", make_trace(**{where: sentences(800)})).keep
 
 
-def test_repetition_finds_what_comes_back_with_something_in_between():
+def test_repetition_finds_repeated_paragraphs_that_are_not_adjacent():
     paragraph = [sentences(6, seed) for seed in range(3)]
     dice = random.Random(5)
     circling = "\n".join(f"{dice.choice(paragraph)}\nStep {n}." for n in range(40))
@@ -139,11 +141,11 @@ def test_repetition_lets_the_answer_restate_the_reasoning():
 
 
 @pytest.mark.parametrize("text", ["", "42", "ha ha ha ha ha", "-" * 90, "0 1 0 0 0 0\n" * 15])
-def test_repetition_leaves_short_things_alone(text: str):
+def test_repetition_ignores_short_repeated_texts(text: str):
     assert decide("repetition", make_trace(answer_text=text)).keep
 
 
-def test_repetition_has_a_shortest_text_for_its_shares():
+def test_repetition_ignores_shares_of_short_texts():
     table = make_trace(answer_text="0 1 0 0 0 0\n" * 15)
     assert decide("repetition", table, min_tokens=90).reason == "repeated_ngrams"
     assert decide("repetition", table, max_loop=80).reason == "loop"

@@ -62,7 +62,7 @@ FULL = CardInputs(
 )
 
 
-def test_metadata_is_what_the_hub_reads() -> None:
+def test_the_hub_client_reads_the_metadata_as_written() -> None:
     card = DatasetCard(render(FULL, version="1.0", configs=CONFIGS))
     assert card.data.to_dict() == {
         "language": ["en"],
@@ -79,18 +79,18 @@ def test_metadata_is_what_the_hub_reads() -> None:
 
 
 @pytest.mark.parametrize(("rows", "size"), [(0, "n<1K"), (999, "n<1K"), (1000, "1K<n<10K"), (5 * 10**6, "1M<n<10M")])
-def test_size_category(rows: int, size: str) -> None:
+def test_the_size_category_matches_the_number_of_rows(rows: int, size: str) -> None:
     configs = (CONFIGS[0].model_copy(update={"rows": rows}),)
     assert DatasetCard(render(FULL, version="1", configs=configs)).data.size_categories == [size]
 
 
-def test_a_licence_the_hub_does_not_know_keeps_its_name() -> None:
+def test_a_licence_unknown_to_the_hub_keeps_its_name() -> None:
     card = DatasetCard(render(FULL.model_copy(update={"licence": "Acme Data Licence 2"}), version="1", configs=CONFIGS))
     assert card.data.license == "other"
     assert card.data.to_dict()["license_name"] == "acme-data-licence-2"
 
 
-def test_the_numbers_are_there() -> None:
+def test_the_card_shows_the_recorded_numbers() -> None:
     card = render(FULL, version="1.0", configs=CONFIGS)
     assert "| `clean` | `filter` | 39 | 30 | 9 | 0 | `thinking_open` 7, `too_long` 2 | 0 | 123,456 | 1.5000 |" in card
     assert "| `mixed` | `long` | problems | 20.0% | 25.0% | 5 |" in card
@@ -198,7 +198,7 @@ def test_a_fence_in_the_pipeline_does_not_end_its_block() -> None:
     assert [token.content for token in tokens if token.type == "fence" and token.info == "yaml"] == [inputs.pipeline]
 
 
-def test_limits_say_what_was_not_done() -> None:
+def test_limitations_name_the_checks_that_were_not_done() -> None:
     told = " ".join(limits(FULL))
     assert "No decontamination" in told
     assert "Near-duplicate problems were not removed." in told
@@ -241,5 +241,5 @@ def test_a_funnel_that_loses_rows_is_refused() -> None:
         StageLine(id="s", verb="filter", rows_in=40, kept=30, dropped=10, reasons={"too_long": 9})
 
 
-def test_rendering_is_stable() -> None:
+def test_equal_inputs_render_to_equal_cards() -> None:
     assert render(FULL, version="1.0", configs=CONFIGS) == render(FULL, version="1.0", configs=CONFIGS)

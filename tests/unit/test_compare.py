@@ -11,7 +11,7 @@ from tracefactory.core.errors import UserError
 from tracefactory.publish.compare import compare
 
 
-def test_rows_are_told_apart_by_id_and_by_every_column(tmp_path):
+def test_a_comparison_finds_rows_that_differ_in_id_or_any_column(tmp_path):
     rows = traces(30)
     write(tmp_path / "1.0", rows)
     edited = rows[3].model_copy(update={"measures": {"tokens": -1.0}})
@@ -34,7 +34,7 @@ def test_rows_are_told_apart_by_id_and_by_every_column(tmp_path):
     assert found.made_by == {}
 
 
-def test_the_same_rows_are_the_same_whoever_made_them(tmp_path):
+def test_equal_rows_of_different_recipes_are_identical(tmp_path):
     write(tmp_path / "1.0", traces(8))
     other = CARD.models[0].model_copy(update={"model": "org/other"})
     write(tmp_path / "1.1", traces(8), card=CARD.model_copy(update={"models": (other,), "licence": "cc0-1.0"}))
@@ -46,7 +46,7 @@ def test_the_same_rows_are_the_same_whoever_made_them(tmp_path):
     assert found.made_by.keys() == {"licence", "model long"}
 
 
-def test_the_command_prints_for_people_and_machines(tmp_path):
+def test_the_diff_command_prints_tables_and_json(tmp_path):
     rows = traces(12)
     write(tmp_path / "1.0", rows)
     write(tmp_path / "1.1", rows[7:])
@@ -59,7 +59,7 @@ def test_the_command_prints_for_people_and_machines(tmp_path):
     assert machine["views"][0]["same"] == 5
 
 
-def test_what_is_no_release_or_shares_no_view_is_refused(tmp_path):
+def test_a_folder_that_is_not_a_release_or_has_no_common_view_is_refused(tmp_path):
     write(tmp_path / "1.0", traces(3), views=("sft",))
     write(tmp_path / "1.1", traces(3), views=("raw",))
     with pytest.raises(UserError, match=r"no view in common: 1\.0 has sft; 1\.1 has raw"):

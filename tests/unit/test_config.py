@@ -169,7 +169,7 @@ def test_a_pipeline_cannot_be_changed_and_travels_to_workers(project: Maker) -> 
     assert again.stage("long").params == pipeline.stage("long").params
 
 
-def test_profile_then_set_then_nothing_else(project: Maker) -> None:
+def test_set_overrides_the_profile_and_nothing_else_changes(project: Maker) -> None:
     plain, laptop, hosted = project.load(), project.load(profile="laptop"), project.load(profile="hosted")
     assert plain.stage("long").params.model_dump()["samples"] == 4
     assert laptop.stage("long").params.model_dump()["samples"] == 2
@@ -212,7 +212,7 @@ def test_filters_of_a_list_can_be_set_by_name(project: Maker, path: str, value: 
     assert use == {"name": "length", "with": value}
 
 
-def test_set_reaches_sections_that_are_not_written(project: Maker) -> None:
+def test_set_adds_sections_that_the_file_does_not_have(project: Maker) -> None:
     pipeline = project.load(
         sets=["version=2026.10", "stages.mixed.run.concurrency=2", "stages.checked.with.policy={}", "description=a b"]
     )
@@ -232,7 +232,7 @@ def test_resolved_is_canonical_and_reads_as_the_same_pipeline(project: Maker) ->
     assert {**again, "profile": "laptop", "limit": 2} == resolved(pipeline)
 
 
-def test_secrets_stay_names(project: Maker) -> None:
+def test_a_resolved_pipeline_has_the_names_of_secrets_only(project: Maker) -> None:
     data = resolved(project.load())
     assert data["models"]["teacher"]["api_key"] == "env:TEACHER_KEY"
     assert "secret-value" not in canonical(data) + repr(project.load())
@@ -249,7 +249,7 @@ BROKEN = {
         "sample: chat, from: problems",
         "sample: chat, from: checked",
         9,
-        "in a circle: short <- checked <- short",
+        "makes a cycle: short <- checked <- short",
     ),
     "duplicate id": ("id: short", "id: long", 9, "two stages are called 'long' (the first in line 8)"),
     "unknown filter parameter": (
@@ -276,11 +276,11 @@ BROKEN = {
         5,
         "'acuracy' in script (did you mean 'accuracy'?)",
     ),
-    "model name": ("  helper:", "  a b:", 5, "model 'a b': a name is letters and digits"),
+    "model name": ("  helper:", "  a b:", 5, "model 'a b': a name consists of letters and digits"),
     "secret in file": ("env:TEACHER_KEY", "secret-value", 4, "write env:NAME"),
     "secret of a wrong type": ("env:TEACHER_KEY", "12345", 4, "api_key must be text"),
     "model of a stage": ("model: teacher", "model: techer", 8, "unknown model 'techer' (did you mean 'teacher'?)"),
-    "no verb": ("verify: auto", "verfy: auto", 10, "'verfy' is none (did you mean 'verify'?)"),
+    "no verb": ("verify: auto", "verfy: auto", 10, "'verfy' is not a verb (did you mean 'verify'?)"),
     "verb without name": (
         "verify: auto",
         "verify: [auto]",
@@ -294,7 +294,7 @@ BROKEN = {
         "there is no `mix: long_shrt` (did you mean 'long_short'?)",
     ),
     "no id": ("id: mixed, ", "", 15, "stage 6 has no `id:`"),
-    "bad id": ("id: mixed", "id: Mixed Up", 15, "an id is lower-case words"),
+    "bad id": ("id: mixed", "id: Mixed Up", 15, "an id consists of lower-case words"),
     "unknown input": ("[long, short]", "[long, shrt]", 10, "unknown stage 'shrt' in `from:` (did you mean 'short'?)"),
     "forward": (
         "sample: chat, from: problems",
@@ -302,7 +302,7 @@ BROKEN = {
         9,
         "'spare' in `from:` is below; it must be above",
     ),
-    "itself": ("[long, short]", "[long, checked]", 10, "in a circle: checked <- checked"),
+    "itself": ("[long, short]", "[long, checked]", 10, "makes a cycle: checked <- checked"),
     "input twice": ("[long, short]", "[long, long]", 10, "names 'long' twice"),
     "input of a wrong type": ("[long, short]", "{long: short}", 10, "takes the id of a stage or a list of ids"),
     "source with input": ("source: files,", "source: files, from: long,", 7, "takes no rows"),
@@ -310,13 +310,13 @@ BROKEN = {
         "verify: auto, from: [long, short]",
         "verify: auto, from: problems",
         10,
-        "works on traces, but stage 'problems'",
+        "takes traces, but stage 'problems'",
     ),
     "kinds by default": (
         "  - {id: long, sample: chat,",
         "  - {id: early, verify: auto}\n  - {id: long, sample: chat, from: problems,",
         8,
-        "name the stage it works on with `from:`",
+        "name its input stage with `from:`",
     ),
     "unknown filter": ("- closed", "- closd", 13, "unknown filter 'closd' (did you mean 'closed'?)"),
     "filter entry": ("- closed", "- {closed: , length: }", 13, "a filter is its name"),
@@ -346,7 +346,7 @@ BROKEN = {
         "        run: {concurrency",
         "        source: files\n        run: {concurrency",
         24,
-        "profile 'laptop': stage 'long': only a source can be another source",
+        "profile 'laptop': stage 'long': only a source can be replaced by another source",
     ),
     "profile stage key": ("        run: {concurrency", "        rn: {concurrency", 24, "unknown key 'rn'"),
     "missing file": ("problems.jsonl", "problem.jsonl", 7, "stage 'problems': "),
@@ -354,7 +354,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_mistake_is_told_at_its_line(project: Maker, case: str) -> None:
+def test_a_mistake_is_reported_at_its_line(project: Maker, case: str) -> None:
     before, after, line, said = BROKEN[case]
     if case == "forward":
         project.change("run: {workers", "  - {id: spare, source: files, with: {paths: problems.jsonl}}\nrun: {workers")
@@ -366,7 +366,7 @@ def test_a_mistake_is_told_at_its_line(project: Maker, case: str) -> None:
     assert len(told) == 1 or case in ("two verbs", "model name", "no id", "bad id", "duplicate id"), told
 
 
-def test_unset_variables_are_told_where_they_are_named(project: Maker) -> None:
+def test_an_unset_variable_is_reported_where_it_is_named(project: Maker) -> None:
     assert project.told(environ={"TEACHER_URL": "http://x", "TEACHER_KEY": ""}) == [
         "pipelines/mix.yaml:4: model 'teacher': the environment variable TEACHER_KEY is not set"
     ]
@@ -378,7 +378,7 @@ def test_variables_of_models_that_are_not_used_may_be_unset(project: Maker) -> N
     assert len(project.told(profile="hosted", environ={})) == 2
 
 
-def test_what_this_machine_lacks_for_a_used_model_is_told(project: Maker) -> None:
+def test_missing_weights_of_a_used_model_are_reported(project: Maker) -> None:
     project.change("helper: {use: fake}", "helper: {use: local, model: none.gguf}")
     (told,) = project.told()
     assert told.startswith("pipelines/mix.yaml:5: model 'helper': there is no model file")
@@ -386,7 +386,7 @@ def test_what_this_machine_lacks_for_a_used_model_is_told(project: Maker) -> Non
     assert check_project(find_project(project.file, {})) == []
 
 
-def test_everything_is_told_at_once(project: Maker) -> None:
+def test_all_mistakes_of_a_project_are_reported_at_once(project: Maker) -> None:
     for case in (
         "unknown key",
         "wrong type",
@@ -443,20 +443,20 @@ def test_a_broken_filter_is_not_also_an_unknown_one(project: Maker) -> None:
         ("stages.long.with.model.x=1", "stages.long.with.model is the text 'teacher' and has no 'x'"),
         ("stages.long.with=[1", "not valid YAML"),
         ("stages.long.with.stop=[no]", "read as a boolean"),
-        ("stages.long=3", "name a stage and what to set of it"),
+        ("stages.long=3", "name a stage and one of its keys"),
         ("stages.clean.filter.lenght.max_tokens=1", "stages.clean.filter has no item 'lenght'"),
         ("stages.clean.filter.9=length", "stages.clean.filter has no item '9'"),
         ("models.techer.model=x", "unknown model 'techer' (did you mean 'teacher'?)"),
         ("models.teacher.modl=x", "unknown key 'modl' (did you mean 'model'?)"),
         ("models.teacher=", "model 'teacher' must be a mapping, found nothing"),
         ("models=x", "name a model"),
-        ("profiles.laptop.run.workers=1", "nothing called 'profiles' can be set"),
+        ("profiles.laptop.run.workers=1", "'profiles' cannot be set"),
         ("run.executor=rya", "must be 'auto', 'ray' or 'inline', found the text 'rya' (did you mean 'ray'?)"),
         ("samples", "write it as path=value"),
         ("stages..x=1", "write it as path=value"),
     ],
 )
-def test_a_wrong_set_is_told_as_what_was_given(project: Maker, given: str, said: str) -> None:
+def test_a_wrong_set_is_reported_with_its_path(project: Maker, given: str, said: str) -> None:
     told = project.told(sets=[given])
     assert told[0].startswith(f"--set {given.partition('=')[0]}: ")
     assert said in told[0]
@@ -468,7 +468,7 @@ def test_a_secret_given_by_set_is_not_repeated(project: Maker) -> None:
     assert told.startswith("--set models.teacher.api_key: ")
 
 
-def test_an_unknown_profile(project: Maker) -> None:
+def test_an_unknown_profile_is_refused_with_the_nearest_name(project: Maker) -> None:
     (told,) = project.told(profile="lapto")
     assert told == "pipelines/mix.yaml:18: unknown profile 'lapto' (did you mean 'laptop'?)"
 
@@ -493,7 +493,7 @@ def test_an_unknown_profile(project: Maker) -> None:
         ),
     ],
 )
-def test_files_that_are_hardly_pipelines(project: Maker, text: str, said: str) -> None:
+def test_an_empty_or_broken_file_is_refused(project: Maker, text: str, said: str) -> None:
     project.write(text)
     (told,) = project.told()
     assert told.startswith("pipelines/mix.yaml:")
@@ -541,7 +541,7 @@ class Params(Frozen):
     free: str = "text"
 
 
-def test_references_are_found_however_deep() -> None:
+def test_references_are_found_in_nested_parameters() -> None:
     data = {"teacher": "t", "prompts": ["p", "q"], "judges": [{"model": "m"}], "by_stage": {"s": "r"}, "free": "f"}
     found = [
         FoundRef("model", "t", ("teacher",)),

@@ -102,19 +102,19 @@ EMPTY = [*((one.type, None) for one in SCHEMA), (pa.string(), ""), (pa.list_(pa.
 
 @FEWER
 @given(ROWS, st.sampled_from(EMPTY))
-def test_a_column_that_holds_nothing_adds_nothing(rows: list[Row], empty: tuple[pa.DataType, Any]) -> None:
+def test_an_empty_column_does_not_change_the_digest(rows: list[Row], empty: tuple[pa.DataType, Any]) -> None:
     whole, (kind, value) = table(rows), empty
     assert table_digest(whole.append_column("later", pa.array([value] * len(rows), kind))) == table_digest(whole)
 
 
 @FEWER
 @given(ROWS.filter(bool))
-def test_a_row_that_is_there_twice_counts_twice(rows: list[Row]) -> None:
+def test_a_duplicate_row_counts_twice(rows: list[Row]) -> None:
     digests = {table_digest(table(found)) for found in (rows, [*rows, rows[0]], [*rows, rows[0], rows[0]], rows[1:])}
     assert len(digests) == 4
 
 
-def test_no_rows_are_no_digest_and_an_empty_row_is_one() -> None:
+def test_an_empty_table_and_an_empty_row_have_different_digests() -> None:
     assert table_digest(table([])) == combined_digest([]) == NOTHING
     assert table_digest(table([{}])) != NOTHING
 
@@ -164,7 +164,7 @@ def test_a_changed_value_changes_the_digest(kind: pa.DataType, one: Any, other: 
 
 
 @pytest.mark.parametrize(("kind", "one", "other"), CHANGES)
-def test_values_that_change_places_change_the_digest(kind: pa.DataType, one: Any, other: Any) -> None:
+def test_swapped_values_change_the_digest(kind: pa.DataType, one: Any, other: Any) -> None:
     def of(*values: Any) -> str:
         return table_digest(pa.table({"name": ["first", "second"], "x": pa.array(values, kind)}))
 
@@ -178,7 +178,7 @@ def test_values_that_change_places_change_the_digest(kind: pa.DataType, one: Any
     "values",
     [["a", None, "", LONG, "0123456789abcdef"], ["a", "b"] * 40, [LONG, LONG + "."] * 40, ["0123456789abcdef"] * 3],
 )
-def test_how_texts_lie_in_memory_does_not_count(values: list[Any], other: pa.DataType) -> None:
+def test_the_memory_layout_of_texts_does_not_change_the_digest(values: list[Any], other: pa.DataType) -> None:
     expected = table_digest(one_column(values, pa.string()))
     assert table_digest(one_column(values, other)) == expected
     decoded = pa.array(values, pa.string()).dictionary_encode().dictionary_decode()
@@ -189,7 +189,7 @@ def test_how_texts_lie_in_memory_does_not_count(values: list[Any], other: pa.Dat
     assert table_digest(one_column(inside, pa.large_list(pa.large_string()))) == expected
 
 
-def test_the_size_of_a_number_does_not_count() -> None:
+def test_the_width_of_a_number_type_does_not_change_the_digest() -> None:
     assert len({table_digest(one_column([1, None, 7], kind)) for kind in (pa.int8(), pa.uint16(), pa.int64())}) == 1
     assert len({table_digest(one_column([0.5, -0.0], kind)) for kind in (pa.float32(), pa.float64())}) == 1
 
@@ -217,7 +217,7 @@ def test_values_of_other_types_have_no_digest(values: pa.Array) -> None:
         table_digest(pa.table({"x": values}))
 
 
-def test_digests_are_those_of_every_version() -> None:
+def test_digests_are_the_same_as_in_all_versions() -> None:
     rows = [
         {"id": "0123456789abcdef", "text": "a", "number": 0.5, "count": -1, "flag": True, "tags": ["x", ""]},
         {"id": None, "text": LONG, "place": {"where": "here", "steps": [{"start": 1, "of": ["a"]}, None]}},
@@ -229,12 +229,12 @@ def test_digests_are_those_of_every_version() -> None:
 IDS = [f"{number:016x}" for number in (0, 0x0123456789ABCDEF, 2**64 - 1)]
 
 
-def test_draws_are_those_of_every_version() -> None:
+def test_draws_are_the_same_as_in_all_versions() -> None:
     assert draws(pa.array(IDS), 0).tolist() == [5197578548964807871, 2113303908147009044, 4922461756044938104]
     assert draws(pa.array(IDS), 7).tolist() == [16286370144149697678, 7679488813099898287, 7634353079654224585]
 
 
-def test_draws_do_not_depend_on_where_an_id_stands() -> None:
+def test_a_draw_does_not_depend_on_the_position_of_its_id() -> None:
     expected = dict(zip(IDS, draws(pa.array(IDS), 3).tolist(), strict=True))
     chunks = pa.chunked_array([[IDS[2]], [], IDS[:2]], pa.string())
     assert draws(chunks, 3).tolist() == [expected[one] for one in (IDS[2], *IDS[:2])]
@@ -257,6 +257,6 @@ def test_two_ids_never_draw_the_same_and_another_seed_draws_another_order() -> N
 @pytest.mark.parametrize(
     "wrong", ["", "x", None, "0123456789ABCDEF", "0123456789abcde", "0123456789abcdef0", "é" * 8, "0x23456789abcdef"]
 )
-def test_only_ids_are_drawn_for(wrong: str | None) -> None:
+def test_a_draw_for_a_value_that_is_not_an_id_is_refused(wrong: str | None) -> None:
     with pytest.raises(ValueError, match="ids are 16 hexadecimal digits"):
         draws(pa.array([*IDS, wrong], pa.string()), 0)

@@ -126,7 +126,7 @@ _SCALARS: list[Callable[[random.Random], Any]] = [
 ]
 
 
-def test_what_is_nested_deeper_than_the_fast_way_goes_is_written_too() -> None:
+def test_values_nested_too_deep_for_orjson_are_encoded() -> None:
     value: Any = "deep"
     for _ in range(300):
         value = {"in": [value]}
@@ -149,17 +149,17 @@ def test_order_of_keys_does_not_count() -> None:
 
 
 @pytest.mark.parametrize("value", [{1: 2}, {"a": {None: 1}}, object(), b"bytes", {"a": {1, 2}}])
-def test_what_has_no_canonical_form_raises(value: object) -> None:
+def test_a_value_without_a_canonical_form_raises(value: object) -> None:
     with pytest.raises(TypeError):
         canonical(value)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, [1, {"x": -math.inf}]])
-def test_numbers_json_lacks_raise(value: object) -> None:
+def test_nan_and_infinities_raise(value: object) -> None:
     with pytest.raises(ValueError, match="no canonical form"):
         canonical(value)
 
 
 @given(st.lists(st.text(), max_size=4), st.lists(st.text(), max_size=4))
-def test_parts_do_not_run_together(one: list[str], two: list[str]) -> None:
+def test_the_boundaries_of_parts_change_the_digest(one: list[str], two: list[str]) -> None:
     assert (digest_all(one) == digest_all(two)) == (one == two)

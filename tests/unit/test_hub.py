@@ -101,7 +101,7 @@ def test_the_same_content_written_elsewhere_is_the_same_version(server: HubServe
     assert server.count("POST commit") == 1
 
 
-def test_a_version_never_moves(server: HubServer, tmp_path: Path) -> None:
+def test_a_published_version_is_never_changed(server: HubServer, tmp_path: Path) -> None:
     first = publish(server, release(tmp_path / "one", "1.0"))
     with pytest.raises(UserError, match="raise `version:`"):
         publish(server, release(tmp_path / "two", "1.0", answer="5"))
@@ -119,7 +119,7 @@ def test_a_new_version_replaces_the_files_and_the_tag_keeps_them(server: HubServ
     assert server.commits(REPO) == ["traces 1.1", "traces 1.0", "initial commit"]
 
 
-def test_files_that_people_added_stay(server: HubServer, tmp_path: Path) -> None:
+def test_files_added_by_people_are_kept(server: HubServer, tmp_path: Path) -> None:
     publish(server, release(tmp_path, "1.0"))
     server.add_commit(REPO, {**server.files(REPO), "LICENSE": server.entry(b"MIT", lfs=False)}, "add a licence")
     publish(server, release(tmp_path, "1.1"))
@@ -136,7 +136,7 @@ def test_a_commit_that_fails_is_made_once(server: HubServer, tmp_path: Path, fau
 
 
 @pytest.mark.parametrize("kind", ["POST commit", "POST tag", "GET info"])
-def test_a_server_that_falls_silent_is_asked_again(
+def test_a_request_without_an_answer_is_repeated(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(hub, "_TIMEOUT_S", 0.5)
@@ -146,7 +146,7 @@ def test_a_server_that_falls_silent_is_asked_again(
     assert server.count(kind) > 1
 
 
-def test_someone_else_commits_in_between(server: HubServer, tmp_path: Path) -> None:
+def test_a_commit_of_someone_else_in_between_is_kept(server: HubServer, tmp_path: Path) -> None:
     def interfere() -> None:
         server.add_commit(REPO, {**server.files(REPO), "README.md": server.entry(b"# Hello", lfs=False)}, "theirs")
 
@@ -165,7 +165,7 @@ def test_reads_tags_and_uploads_are_repeated(server: HubServer, tmp_path: Path) 
     assert not any(server.faults.values())
 
 
-def test_a_lasting_failure_is_told_and_the_next_call_continues(server: HubServer, tmp_path: Path) -> None:
+def test_a_lasting_failure_is_reported_and_the_next_call_continues(server: HubServer, tmp_path: Path) -> None:
     folder = release(tmp_path, "1.0")
     server.faults["POST tag"] = [503] * 6
     with pytest.raises(RunError, match="run the same command again"):
@@ -176,7 +176,7 @@ def test_a_lasting_failure_is_told_and_the_next_call_continues(server: HubServer
     assert server.state["repos"][REPO]["tags"] == {"v1.0": receipt.commit}
 
 
-def test_what_was_changed_on_the_hub_before_the_tag_is_put_right(server: HubServer, tmp_path: Path) -> None:
+def test_changes_on_the_hub_before_the_tag_are_corrected(server: HubServer, tmp_path: Path) -> None:
     folder = release(tmp_path, "1.0")
     server.faults["POST tag"] = [503] * 6
     with pytest.raises(RunError):
@@ -207,7 +207,7 @@ def test_private_data_never_goes_to_a_public_repository(server: HubServer, tmp_p
     assert server.state["repos"]["someone/hidden"]["private"] is True
 
 
-def test_a_repository_of_something_else_is_left_alone(server: HubServer, tmp_path: Path) -> None:
+def test_a_repository_with_other_files_is_not_changed(server: HubServer, tmp_path: Path) -> None:
     server.create_repo(REPO)
     server.add_commit(REPO, {"train.csv": server.entry(b"a,b", lfs=False)}, "theirs")
     with pytest.raises(UserError, match="has other files"):
@@ -215,7 +215,7 @@ def test_a_repository_of_something_else_is_left_alone(server: HubServer, tmp_pat
     assert server.commits(REPO) == ["theirs", "initial commit"]
 
 
-def test_mistakes_are_told_without_a_traceback(server: HubServer, tmp_path: Path) -> None:
+def test_mistakes_are_reported_without_a_traceback(server: HubServer, tmp_path: Path) -> None:
     folder = release(tmp_path, "1.0")
     with pytest.raises(UserError, match="write access"):
         push(folder, repo=REPO, version="1.0", private=False, token=SecretStr("hf_wrong"), endpoint=server.url)
@@ -231,7 +231,7 @@ def test_mistakes_are_told_without_a_traceback(server: HubServer, tmp_path: Path
         publish(server, folder)
 
 
-def test_killed_between_commit_and_tag_then_loaded_by_tag(server: HubServer, tmp_path: Path) -> None:
+def test_a_push_killed_between_commit_and_tag_is_continued(server: HubServer, tmp_path: Path) -> None:
     """A real client process is killed while its tag request hangs; another finishes; `datasets` loads old and new."""
     folder = release(tmp_path, "1.0", count=7)
     pushing = (
@@ -285,6 +285,6 @@ def test_the_command_pushes_a_finished_version_once(server: HubServer, tmp_path:
     code = f"import sys; from tracefactory.cli import main; sys.argv = ['t', 'publish', {str(folder)!r}, '--repo', "
     said = [client(server, tmp_path, f"{code}{REPO!r}]; main()").communicate()[0] for _ in range(2)]
     assert said[0].startswith(f"pushed: {server.url}/datasets/{REPO}")
-    assert said[1].startswith("there already: ")
+    assert said[1].startswith("already published: ")
     wrong = client(server, tmp_path, f"{code}'no/such/name']; main()")
     assert (wrong.communicate()[0], wrong.wait()) == ("", 2)

@@ -80,15 +80,15 @@ def test_the_written_tests_pass_in_the_project_with_plain_pytest(tmp_path: Path,
         (("pruner", "Big"), "'Big' cannot be a name"),
         (("pruner", "after_answer"), "the pruner 'after_answer' is built in"),
         (("decoder", "chat"), "`sample: chat` is built in"),
-        (("stage", "short"), "a stage has a verb and a name (write verify:short or --verb verify)"),
+        (("stage", "short"), "a stage needs a verb and a name (write verify:short or --verb verify)"),
         (("stage", "ver_ify:short"), "'ver_ify' cannot be a verb"),
         (("stage", "filter:short"), "`filter:` takes filters"),
         (("stage", "verify:auto"), "`verify: auto` is built in"),
-        (("view", "mine", "--verb", "verify"), "--verb is for stages"),
+        (("view", "mine", "--verb", "verify"), "--verb is only for stages"),
         (("filter", "length"), "filters/length.py exists"),
     ],
 )
-def test_a_name_that_cannot_be_is_refused_and_nothing_is_written(
+def test_an_invalid_name_is_refused_and_no_file_is_written(
     arguments: tuple[str, ...], message: str, fresh: Path, new: Run
 ) -> None:
     before = sorted(fresh.rglob("*"))

@@ -122,7 +122,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(told: Told) -> None:
         ({}, "any"),
     ],
 )
-def test_a_type_is_said_in_words(schema: dict[str, Any], words: str) -> None:
+def test_a_schema_is_described_as_a_short_text(schema: dict[str, Any], words: str) -> None:
     assert type_of(schema, {"One": {"const": "x"}}) == words
 
 
@@ -155,7 +155,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("path", "value", "message"), WRONG)
-def test_the_schema_finds_what_is_wrong(path: str, value: Any, message: str, schema: dict[str, Any]) -> None:
+def test_the_schema_rejects_invalid_pipelines(path: str, value: Any, message: str, schema: dict[str, Any]) -> None:
     right: dict[str, Any] = {
         "name": "t",
         "version": "1",

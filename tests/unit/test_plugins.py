@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from ray import cloudpickle  # parameters are of classes that are made when a pipeline is read, which pickle refuses
 
+from tracefactory.cli.verify import verify
 from tracefactory.config import check_project, load_pipeline
 from tracefactory.config.project import find_project
 from tracefactory.core import plugins
@@ -232,7 +233,7 @@ BROKEN = {
     ),
     "pruners/two.py": (
         PRUNER.replace("first_step", "two") + '\n\nPRUNERS.register("three")(FirstStep)\n',
-        "pruners/two.py:20: registers 'three' besides the pruner 'two'",
+        "pruners/two.py:20: registers 'three' in addition to the pruner 'two'",
     ),
 }
 
@@ -244,7 +245,7 @@ def test_a_broken_plugin_is_refused_with_its_file_and_line(name: str, tmp_path: 
     assert [one[: len(message)] for one in found] == [message]
 
 
-def test_all_broken_plugins_are_told_at_once_and_leave_nothing_registered(tmp_path: Path) -> None:
+def test_all_broken_plugins_are_reported_and_register_nothing(tmp_path: Path) -> None:
     before = {kind: registry(kind).registered() for kind in plugins.kinds()}
     files = {name: source for name, (source, _) in BROKEN.items()}
     assert len(mistakes(project_with(tmp_path, files))) == len(BROKEN)
@@ -257,13 +258,13 @@ def test_all_broken_plugins_are_told_at_once_and_leave_nothing_registered(tmp_pa
     assert PRUNERS.get("first_step")().steps == 1
 
 
-def test_a_plugin_that_is_no_text_is_refused(tmp_path: Path) -> None:
+def test_a_plugin_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     project_with(tmp_path, {"views/latin.py": ""})
     (tmp_path / "views" / "latin.py").write_bytes(b"# \xe9\n")
     assert mistakes(tmp_path)[0].startswith("views/latin.py:1: cannot be read: 'utf-8' codec")
 
 
-def test_a_pipeline_that_uses_a_broken_plugin_says_so_at_the_plugin_alone(tmp_path: Path) -> None:
+def test_a_broken_plugin_that_a_pipeline_uses_is_reported_once(tmp_path: Path) -> None:
     file = whole_project(tmp_path)
     for name in FILES:
         (tmp_path / name).write_text("1 / 0\n")
@@ -301,7 +302,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_plugin(tmp_path: Path) -> 
     assert any("did you mean 'first_step'?" in one for one in mistakes(tmp_path))
 
 
-def test_what_a_plugin_registers_has_the_digest_of_its_source_in_its_version(tmp_path: Path) -> None:
+def test_the_version_of_a_plugin_has_the_digest_of_its_source(tmp_path: Path) -> None:
     pipeline = load_pipeline(whole_project(tmp_path))
     found = identities(pipeline)
     assert found["trimmed"].content["version"] == f"1+{mark_of(STAGE)}"
@@ -377,7 +378,7 @@ except AttributeError:
 """
 
 
-def test_a_pipeline_brings_its_plugins_to_a_process_without_their_files(tmp_path: Path) -> None:
+def test_a_pickled_pipeline_has_its_plugins_in_a_process_without_their_files(tmp_path: Path) -> None:
     pipeline = load_pipeline(whole_project(tmp_path))
     package = cloudpickle.dumps(pipeline)
     key = identities(pipeline)["trimmed"].key
@@ -422,6 +423,82 @@ def test_a_verifier_decides_in_the_child_process_and_follows_its_source(tmp_path
         assert second.detail == first.detail  # the same process
 
 
+HELPED = VERIFIER.replace("import os\n", "import os\n\nfrom . import _words\n").replace(
+    "task.problem.answer in task.answer_text", "task.problem.answer in _words.clean(task.answer_text)"
+)
+HELPERS = {
+    "verifiers/_words.py": "from ._signs import SIGNS\n\n\ndef clean(text):\n    return text.strip(SIGNS)\n",
+    "verifiers/_signs.py": 'SIGNS = " ."\n',
+    "verifiers/_unused.py": "1 / 0\n",
+}
+
+
+def test_a_plugin_uses_helpers_also_in_a_process_without_their_files(tmp_path: Path) -> None:
+    project_with(tmp_path, {"verifiers/slow.py": HELPED, **HELPERS})
+    plugins.load(tmp_path)
+    for file in (tmp_path / "verifiers").iterdir():
+        file.unlink()
+    task = VerifyTask(problem=make_problem(verifier="slow"), answer_text="It is 42.")
+    with VerifierPool(workers=1) as pool:
+        verdict = pool.verify_now(task)
+    assert (verdict.outcome, verdict.method) == ("correct", "here")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "changes"),
+    [
+        ("verifiers/_words.py", "text.strip(SIGNS)", "text.lstrip(SIGNS)", True),
+        ("verifiers/_signs.py", '" ."', '" .!"', True),
+        ("verifiers/_signs.py", "SIGNS =", "# a comment\nSIGNS =", False),
+        ("verifiers/_unused.py", "1 / 0", "2 / 0", False),
+    ],
+)
+def test_an_edited_helper_changes_the_version_of_the_plugins_that_import_it(
+    name: str, old: str, new: str, changes: bool, tmp_path: Path
+) -> None:
+    project_with(tmp_path, {"verifiers/slow.py": HELPED, **HELPERS})
+    plugins.load(tmp_path)
+    before = VERIFIERS.get("slow").version
+    edit(tmp_path / name, old, new)
+    plugins.load(tmp_path)
+    assert (VERIFIERS.get("slow").version != before) is changes
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("from . import fast", "verifiers/slow.py:3: imports 'fast', and there is no helper fast.py beside it"),
+        ("from ._none import clean", "verifiers/slow.py:3: imports '_none', and there is no helper _none.py"),
+        ("from .. import pruners", "verifiers/slow.py:3: imports '.pruners'"),
+        ("from verifiers import fast", "verifiers/slow.py:3: imports 'verifiers.fast', a file of the project"),
+        ("import verifiers.fast", "verifiers/slow.py:3: imports 'verifiers.fast', a file of the project"),
+    ],
+)
+def test_an_import_of_a_file_that_is_no_helper_is_refused_with_its_line(
+    line: str, message: str, tmp_path: Path
+) -> None:
+    files = {"verifiers/slow.py": VERIFIER.replace("import os\n", f"import os\n\n{line}\n")}
+    other = VERIFIER.replace('"slow"', '"fast"')
+    found = mistakes(project_with(tmp_path, {**files, "verifiers/fast.py": other}))
+    assert [one[: len(message)] for one in found] == [message]
+
+
+def test_a_syntax_error_in_a_helper_is_reported_at_the_helper(tmp_path: Path) -> None:
+    project = project_with(tmp_path, {"verifiers/slow.py": HELPED, **HELPERS, "verifiers/_signs.py": "SIGNS = (\n"})
+    assert mistakes(project) == ["verifiers/_signs.py:1: not Python: '(' was never closed"]
+
+
+def test_the_verify_command_uses_a_verifier_of_the_project(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    project_with(tmp_path, {"verifiers/slow.py": VERIFIER})
+    verify(gold="42", answer="It is 42.", kind="slow", project=tmp_path)
+    assert capsys.readouterr().out.startswith("correct\tby here")
+    monkeypatch.chdir(tmp_path)
+    verify(gold="42", answer="It is 43.", kind="slow")
+    assert capsys.readouterr().out.startswith("incorrect\tby here")
+
+
 ASKING = '''\
 from typing import ClassVar
 
@@ -444,7 +521,7 @@ class Asking(Pruner):
 '''
 
 
-def test_a_pruner_that_asks_a_student_and_does_not_say_so_is_refused(tmp_path: Path) -> None:
+def test_a_pruner_that_uses_a_student_without_declaring_it_is_refused(tmp_path: Path) -> None:
     project_with(tmp_path, {"pruners/asking.py": ASKING.replace("NEEDS", "")})
     assert mistakes(tmp_path) == [
         "pruners/asking.py:6: the pruner 'asking' asks a student and does not say so "
@@ -523,7 +600,7 @@ def installed(tmp_path: Path, entries: dict[str, str]) -> dict[str, Any]:
     return result
 
 
-def test_an_installed_package_gives_entries_that_are_marked_too(tmp_path: Path) -> None:
+def test_entries_of_an_installed_package_are_marked(tmp_path: Path) -> None:
     entries = {"first_step": "theirs.first_step", "absent": "theirs.nowhere", "broken": "theirs.broken"}
     found = installed(tmp_path, entries)
     assert found["first_step"] == [f"1+{mark_of(PRUNER)}", "theirs.first_step"]

@@ -83,7 +83,7 @@ async def spawn(code: str, tmp_path: Path, *, ready_s: float = 60) -> Child:
     return await Child.spawn("the child", [sys.executable, "-c", code], tmp_path / "log", ready_timeout_s=ready_s)
 
 
-async def test_a_child_says_what_it_has_to_say_and_ends_when_asked(tmp_path):
+async def test_a_child_reports_its_facts_and_ends_on_stop(tmp_path):
     child = await spawn(SLEEP, tmp_path)
     assert child.facts == {"port": 1}
     assert child.alive
@@ -93,14 +93,14 @@ async def test_a_child_says_what_it_has_to_say_and_ends_when_asked(tmp_path):
     await child.stop()
 
 
-async def test_a_child_that_does_not_listen_is_killed(tmp_path):
+async def test_a_child_that_ignores_stop_is_killed(tmp_path):
     code = "import os, sys, time; os.write(int(sys.argv[-1]), b'{}\\n'); time.sleep(60)"
     child = await spawn(code, tmp_path)
     await child.stop(grace_s=0.2)
     assert child._process.returncode == -signal.SIGKILL
 
 
-async def test_a_child_that_fails_at_its_start_tells_why(tmp_path):
+async def test_a_child_that_exits_at_its_start_is_reported_with_its_log(tmp_path):
     with pytest.raises(RunError, match=r"(?s)the child ended with status 3.*no such weights"):
         await spawn("import sys; print('no such weights', file=sys.stderr); sys.exit(3)", tmp_path)
 

@@ -37,12 +37,12 @@ def test_the_state_can_be_kept_elsewhere(root: Path, tmp_path: Path) -> None:
     assert find_project(root, {"TRACEFACTORY_HOME": ""}).state_dir == root / ".tracefactory"
 
 
-def test_what_is_in_no_project_is_the_users_mistake(tmp_path: Path, root: Path) -> None:
+def test_a_path_outside_of_projects_is_refused(tmp_path: Path, root: Path) -> None:
     lost = tmp_path / "lost.yaml"
     lost.write_text("name: x\n")
     with pytest.raises(UserError, match="is in no project"):
         find_project(lost, {})
-    with pytest.raises(UserError, match=r"does not exist \(there are: a.yml, b.yaml\)"):
+    with pytest.raises(UserError, match=r"does not exist \(the folder has: a.yml, b.yaml\)"):
         find_project(root / "pipelines" / "c.yaml", {})
 
 
@@ -98,7 +98,7 @@ def test_init_leaves_nothing_when_it_fails(wheel: Path, tmp_path: Path, monkeypa
     assert [item.name for item in tmp_path.iterdir()] == ["site-packages"]
 
 
-def test_a_broken_installation_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_starter_project_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(project_module, "__file__", str(tmp_path / "tracefactory" / "config" / "project.py"))
     with pytest.raises(FileNotFoundError, match="installation is incomplete"):
         starter_dir()

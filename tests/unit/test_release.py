@@ -121,7 +121,7 @@ def test_the_same_rows_in_any_order_give_the_same_bytes(tmp_path: Path) -> None:
     assert first.files == second.files
 
 
-def test_another_row_or_licence_is_another_content(tmp_path: Path) -> None:
+def test_a_changed_row_or_licence_changes_the_content_digest(tmp_path: Path) -> None:
     first = write(tmp_path / "a" / "1.0", traces(10))
     assert write(tmp_path / "b" / "1.0", traces(10)).content == first.content
     assert write(tmp_path / "c" / "1.0", traces(11)).content != first.content
@@ -137,14 +137,14 @@ def test_a_version_that_cannot_be_a_tag_is_refused(tmp_path: Path, version: str)
         assemble(tmp_path / "x", [], name="m", version=version, card=CARD, recipe={}, keys={})
 
 
-def test_a_row_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+def test_a_duplicate_row_is_refused(tmp_path: Path) -> None:
     rows = traces(4)
     with pytest.raises(RunError, match=f"row {rows[0].id} .* twice"):
         write(tmp_path / "1.0", [*rows, rows[0]])
     assert not (tmp_path / "1.0").exists()
 
 
-def test_damage_is_found(tmp_path: Path) -> None:
+def test_a_damaged_file_is_found(tmp_path: Path) -> None:
     folder = tmp_path / "1.0"
     write(folder, traces(4))
     verify_release(folder)
@@ -172,7 +172,7 @@ def test_row_groups_are_cut_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert parquet.metadata.row_group(index).total_byte_size < 22_000
 
 
-def test_files_are_ranges_and_their_number_is_no_part_of_the_content(tmp_path: Path) -> None:
+def test_the_number_of_ranges_does_not_change_the_content_digest(tmp_path: Path) -> None:
     rows = traces(60, size=2000)
     whole = write(tmp_path / "whole" / "1.0", rows, views=["sft"])
     manifest = write(tmp_path / "cut" / "1.0", rows, views=["sft"], count=8)
@@ -186,7 +186,7 @@ def test_files_are_ranges_and_their_number_is_no_part_of_the_content(tmp_path: P
     assert loaded["id"] == pq.read_table(tmp_path / "whole/1.0/data/sft")["id"].to_pylist()
 
 
-def test_a_range_without_rows_of_a_view_is_no_file_of_it(tmp_path: Path) -> None:
+def test_a_range_without_rows_has_no_file(tmp_path: Path) -> None:
     manifest = write(tmp_path / "1.0", traces(2), count=8)
     assert [line.path for line in manifest.files] == [
         "data/sft/train-00000.parquet",
@@ -196,7 +196,7 @@ def test_a_range_without_rows_of_a_view_is_no_file_of_it(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(("characters", "count"), [(0, 1), (999, 1), (1000, 1), (1001, 2), (2001, 4), (4000, 4)])
-def test_there_are_as_many_ranges_as_the_text_takes(
+def test_the_number_of_ranges_depends_on_the_characters(
     monkeypatch: pytest.MonkeyPatch, characters: int, count: int
 ) -> None:
     class Rows:
@@ -209,7 +209,7 @@ def test_there_are_as_many_ranges_as_the_text_takes(
     assert spans == [Span.of(number, count) for number in range(count)]
 
 
-def test_parquet_settings(tmp_path: Path) -> None:
+def test_files_have_the_declared_parquet_settings(tmp_path: Path) -> None:
     write(tmp_path / "1.0", traces(5))
     column = pq.ParquetFile(tmp_path / "1.0/data/raw/train-00000.parquet").metadata.row_group(0).column(0)
     assert column.compression == "ZSTD"
@@ -257,7 +257,7 @@ def real_traces() -> list[Trace]:
     return made
 
 
-def test_real_traces_come_back_as_they_were(tmp_path: Path) -> None:
+def test_real_traces_are_read_back_unchanged(tmp_path: Path) -> None:
     rows = real_traces()
     (part,) = ranges(tmp_path / "refused", rows, ["chat"])
     assert {reason for reason, _ in part.refused.values()} <= {"answer_empty", "think_tag_inside"}
@@ -274,7 +274,7 @@ def test_real_traces_come_back_as_they_were(tmp_path: Path) -> None:
         assert found == {trace.id: (trace.reasoning, trace.answer_text) for trace in expected}
 
 
-def test_a_trace_that_one_view_cannot_represent_is_in_none_but_partial_ones_leave_out_their_own(tmp_path: Path) -> None:
+def test_a_trace_that_one_view_refuses_is_in_no_view_but_a_partial_view_omits_only_its_own(tmp_path: Path) -> None:
     rows = traces(6)
     rows[0] = rows[0].model_copy(update={"answer_text": " "})
     (part,) = ranges(tmp_path, rows, ["sft", "raw", "preference"])
@@ -293,7 +293,7 @@ def test_a_view_without_rows_is_refused_unless_it_is_partial(tmp_path: Path) -> 
     assert list(write(tmp_path / "1.1", traces(3), views=("preference", "sft")).configs) == ["sft"]
 
 
-def test_the_digest_of_known_rows_stays(tmp_path: Path) -> None:
+def test_the_digest_of_known_rows_does_not_change(tmp_path: Path) -> None:
     """A change here changes what every published version is compared with."""
     problem = Problem(id="00000000000000ab", question="1+1?", answer="2", verifier="math")
     trace = Trace(id="0123456789abcdef", problem=problem, answer_text="2 é")

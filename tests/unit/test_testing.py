@@ -32,7 +32,7 @@ def test_the_example_of_the_documentation_is_right() -> None:
     assert (result.attempted > 8, result.failed) == (True, 0)
 
 
-def test_rows_are_whole_from_what_they_are_about() -> None:
+def test_rows_are_complete_from_a_few_fields() -> None:
     problem = make_problem("What is 2 + 3?", "5", domain="sums")
     assert problem.id == make_problem("What is 2 + 3?", "5").id != make_problem("What is 2 + 3?", "6").id
     assert (problem.verifier, problem.domain) == ("math", "sums")
@@ -55,7 +55,7 @@ def test_verdicts_measures_and_fields_of_given_traces_reach_the_stage() -> None:
     assert run.made == []
 
 
-def test_problems_may_be_given_and_a_source_takes_none() -> None:
+def test_a_stage_can_take_problems_and_a_source_takes_no_rows() -> None:
     problems = [make_problem(f"What is {n} + 1?", str(n + 1), measures={"hard": float(n)}) for n in range(3)]
     stage = {"select": "best", "with": {"measure": "hard", "best": "highest", "n": 1, "per": "all"}}
     assert asyncio.run(run_stage(stage, problems)).rows == [problems[2]]
@@ -73,7 +73,7 @@ def test_another_script_is_another_model() -> None:
     assert one["base_url"] != same["base_url"]
 
 
-def test_a_script_that_cannot_be_is_refused() -> None:
+def test_an_invalid_script_is_refused() -> None:
     async def start() -> None:
         async with fake_teacher(acuracy=1.0):
             pass
@@ -82,10 +82,10 @@ def test_a_script_that_cannot_be_is_refused() -> None:
         asyncio.run(start())
 
 
-def test_what_is_wrong_with_a_stage_is_said(tmp_path: Path) -> None:
+def test_the_mistakes_of_a_stage_are_reported(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no `prune: after_anser` \(did you mean 'after_answer'\?\)"):
         asyncio.run(run_stage({"prune": "after_anser"}, [make_trace()]))
-    with pytest.raises(UserError, match=r"no_such is no folder"):
+    with pytest.raises(UserError, match=r"no_such is not a folder"):
         asyncio.run(run_stage({"verify": "auto"}, [make_trace()], project=tmp_path / "no_such"))
 
 
@@ -103,7 +103,7 @@ def test_a_run_leaves_nothing_behind_but_the_folder_it_was_given(
     assert (kept.folder / ".tracefactory" / "stages").is_dir()
 
 
-def test_the_files_of_a_project_are_there_for_its_filters_and_stages(tmp_path: Path) -> None:
+def test_filters_and_stages_can_use_the_files_of_their_project(tmp_path: Path) -> None:
     project = tmp_path / "project"
     for folder in ("filters", "stages/trim", "lists", "pipelines"):
         (project / folder).mkdir(parents=True)

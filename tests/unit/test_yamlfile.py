@@ -59,7 +59,7 @@ def test_values_are_those_of_yaml_1_2(written: str, value: object) -> None:
     assert type(plain["key"]) is type(value)
 
 
-def test_every_value_knows_its_place() -> None:
+def test_every_value_has_its_line_and_column() -> None:
     node = sound("a: 1\nb:\n  - x\n  - {y: 2,\n     z: 3}\n")
     places = {path: node.find(path).position for path in [("a",), ("b",), ("b", 0), ("b", 1), ("b", 1, "z")]}
     assert {path: (place.line, place.column) for path, place in places.items()} == {
@@ -71,7 +71,7 @@ def test_every_value_knows_its_place() -> None:
     }
 
 
-def test_a_path_that_ends_early_leads_to_the_deepest_value_there_is() -> None:
+def test_find_returns_the_deepest_existing_value_of_a_path() -> None:
     node = sound("a:\n  b: 1\n")
     assert node.find(("a", "missing", 3)).position.line == 1
     assert node.find(("a", "b", "c")).value == 1
@@ -93,7 +93,7 @@ def test_a_number_keeps_the_text_it_was_written_as() -> None:
         ("a: On\n", 1, "write true"),
         ("on: 1\n", 1, "read as a boolean"),
         ("a: 0755\n", 1, "write 755"),
-        ("a: 5e10123\n", 1, 'quote it: "5e10123"'),
+        ("a: 5e10123\n", 1, 'quote it if it is text: "5e10123"'),
         ("a: .nan\n", 1, "not a finite number"),
         ("1: a\n", 1, "a key must be text"),
         ("? [a]\n: b\n", 1, "a key must be text"),
@@ -104,7 +104,7 @@ def test_a_number_keeps_the_text_it_was_written_as() -> None:
         ("a: 1\n---\nb: 2\n", 2, "a second document"),
         ("a: [1, 2\nb: 3\n", 2, "not valid YAML"),
         ("a: 1\nb: 'never closed\nc: 2\n", 2, "not valid YAML"),
-        ("a: one: two\n", 1, "a text that holds ': ' needs quotes"),
+        ("a: one: two\n", 1, "a text that contains ': ' needs quotes"),
         ("a:\n\t- b\n", 2, "indent with spaces"),
         ("- a\nb: 1\n", 2, "does not fit the indentation"),
         ("a: 1\nb: \x01\n", 2, "character #x0001"),
@@ -112,13 +112,13 @@ def test_a_number_keeps_the_text_it_was_written_as() -> None:
         ("[" * 200 + "]" * 200, 1, "nested more than"),
     ],
 )
-def test_what_is_refused_is_told_with_its_line(text: str, line: int, said: str) -> None:
+def test_an_invalid_value_is_reported_with_its_line(text: str, line: int, said: str) -> None:
     _, mistakes = parse(text)
     assert [(mistake.file, mistake.line) for mistake in mistakes] == [(FILE, line)]
     assert said in str(mistakes[0])
 
 
-def test_all_mistakes_of_a_file_are_told_and_the_rest_is_still_there() -> None:
+def test_all_mistakes_are_reported_and_the_rest_of_the_file_is_read() -> None:
     node, mistakes = parse("a: 1\na: 2\nb: yes\nc: !x 3\nd: 4\n")
     assert [mistake.line for mistake in mistakes] == [2, 3, 4]
     assert node is not None
@@ -132,13 +132,13 @@ def test_a_tag_never_makes_an_object() -> None:
     assert node.plain() == {"a": None, "b": "aGk="}
 
 
-def test_a_value_given_on_the_command_line_is_placed_there() -> None:
+def test_a_mistake_in_an_option_names_the_option() -> None:
     mistakes: list[Mistake] = []
     parse_yaml("no", Position(None, given="--set a.b"), mistakes)
     assert str(mistakes[0]).startswith("--set a.b: no is read as")
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     latin = tmp_path / "latin.yaml"
     latin.write_bytes(b"a: 1\nb: caf\xe9\n")
     marked = tmp_path / "marked.yaml"

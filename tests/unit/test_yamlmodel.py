@@ -55,7 +55,7 @@ def read(text: str) -> tuple[Model | None, list[str]]:
     return read_model(Model, node, "it", mistakes), [str(mistake) for mistake in mistakes]
 
 
-def test_what_fits_is_read_with_its_exact_types() -> None:
+def test_valid_values_are_read_with_their_exact_types() -> None:
     model, told = read("count: 3\nratio: 1\nnames: [a]\ntasks: [{name: x}]\npaths: [p]\nlimit:\nfrom: here\n")
     assert told == []
     assert model == Model(count=3, ratio=1.0, names=("a",), tasks=(Task(name="x"),), paths=("p",), **{"from": "here"})
@@ -99,7 +99,7 @@ def test_what_fits_is_read_with_its_exact_types() -> None:
         ("api_key: [sk-1]", 1, "api_key must be text, found a list"),
     ],
 )
-def test_each_mistake_is_told_once_at_its_line(text: str, line: int, said: str) -> None:
+def test_each_mistake_is_reported_once_at_its_line(text: str, line: int, said: str) -> None:
     model, told = read(text)
     assert model is None
     (only,) = told
@@ -118,13 +118,13 @@ def test_a_secret_of_a_wrong_type_is_not_repeated() -> None:
     assert "hunter2" not in str(mistakes[0])
 
 
-def test_all_mistakes_are_told() -> None:
+def test_all_mistakes_are_reported() -> None:
     _, told = read("count: x\nratio: y\nflg: true\nnames: [1, 2]\n")
     assert [text.split(": ")[0] for text in told] == ["f.yaml:1", "f.yaml:2", "f.yaml:4", "f.yaml:4", "f.yaml:3"]
 
 
 @pytest.mark.parametrize("text", ["[a]", "text", "3"])
-def test_what_is_no_mapping(text: str) -> None:
+def test_a_value_that_is_not_a_mapping_is_refused(text: str) -> None:
     model, told = read(text)
     assert model is None
     assert told[0].startswith("f.yaml:1: it must be a mapping, found ")

@@ -69,7 +69,13 @@ class Announcement:
 
 
 def announcements(body: str, start: int, *, after_box: bool) -> Iterator[Announcement]:
-    """Yield the announcements from `start` on, last first."""
+    """Yield announcements, last first.
+
+    Args:
+        body: the text.
+        start: the position from which to search.
+        after_box: whether a boxed answer precedes, so that weak phrases about other questions do not count.
+    """
     found = [(match, True) for match in _STRONG.finditer(body, start)]
     found += [(match, False) for match in _WEAK.finditer(body, start)]
     found += [(match, False) for match in _REVERSE.finditer(body, start)]

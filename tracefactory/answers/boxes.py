@@ -75,7 +75,12 @@ def _unclosed(text: str, match: re.Match[str], start: int) -> Box | None:
 
 
 def adjacent_boxes(text: str, boxes: list[Box]) -> list[Box]:
-    """Return the group of adjacent boxes that ends with the last one, in order."""
+    """Return the group of adjacent boxes that ends with the last one, in order.
+
+    Args:
+        text: the text.
+        boxes: its boxes, at least one.
+    """
     group = [boxes[-1]]
     for box in reversed(boxes[:-1]):
         if _BETWEEN.fullmatch(text, box.end, group[0].start) is None:

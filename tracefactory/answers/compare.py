@@ -38,7 +38,12 @@ class ProseError(Exception):
 
 
 class Comparison:
-    """One comparison of a gold answer with an answer; `method` is the rule that decided."""
+    """One comparison of a gold answer with an answer; `method` is the rule that decided.
+
+    Args:
+        params: the policy of mathematical equivalence.
+        symbolic: a comparison of two texts by computer algebra; None when there is none.
+    """
 
     def __init__(self, params: MathParams, symbolic: Symbolic | None = None) -> None:
         self.params = params
@@ -46,7 +51,7 @@ class Comparison:
         self.method = "structure"
 
     def readings(self, gold: Reading, answer: Reading) -> bool:
-        """Compare two answers in all their readings.
+        """Return whether any reading of the gold answer equals any reading of the answer.
 
         Raises:
             UndecidedError: when rules cannot decide and there is no computer algebra.
@@ -65,13 +70,10 @@ class Comparison:
                     undecided = undecided or error
         if undecided is not None:
             raise undecided
-        return self._unparsed(gold, answer)
-
-    def _unparsed(self, gold: Reading, answer: Reading) -> bool:
-        """Compare the texts by computer algebra when one of them is mathematics outside the grammar."""
         values = (*gold.values[:1], *answer.values[:1])
         unparsed = [isinstance(value, Quantity) and value.node is None for value in values]
         if any(unparsed) and not all(unparsed) and not any(isinstance(value, Text | Clock | Day) for value in values):
+            # one text is mathematics outside the grammar: computer algebra compares the texts
             return self._numbers(Quantity(gold.text, None), Quantity(answer.text, None))
         return False
 
@@ -85,9 +87,18 @@ class Comparison:
         )
 
     def equal(self, gold: Value, answer: Value) -> bool:
-        """Return whether two values are the same answer."""
-        if isinstance(gold, Relation) or isinstance(answer, Relation):
-            return self._relation(gold, answer)
+        """Return whether two values are the same answer.
+
+        Raises:
+            UndecidedError: when rules cannot decide and there is no computer algebra.
+            ProseError: when both are prose and differ.
+        """
+        if isinstance(gold, Relation) and isinstance(answer, Relation):
+            return self._relations(gold, answer)
+        if isinstance(gold, Relation):
+            return self._relation_and_value(gold, answer, swapped=False)
+        if isinstance(answer, Relation):
+            return self._relation_and_value(answer, gold, swapped=True)
         if _is_region(gold) or _is_region(answer):
             return self._regions(gold, answer)
         if isinstance(gold, Matrix) or isinstance(answer, Matrix):
@@ -107,52 +118,42 @@ class Comparison:
 
     # relations, regions ------------------------------------------------------------------------------------------
 
-    def _relation(self, gold: Value, answer: Value) -> bool:
-        if isinstance(gold, Relation) and isinstance(answer, Relation):
-            if relations.same_chain(gold, answer, self.equal):
-                return True
-            if relations.is_equation(gold) and relations.is_equation(answer):
-                return self._equations(gold, answer)
+    def _relations(self, gold: Relation, answer: Relation) -> bool:
+        if relations.same_chain(gold, answer, self.equal):
+            return True
+        equations = [relations.is_equation(side) for side in (gold, answer)]
+        values = [relations.named_value(side) for side in (gold, answer)]
+        if all(equations):
+            names = [relations.name_of(side) for side in (gold, answer)]
+            if values[0] is not None and values[1] is not None and relations.names_match(names[0], names[1]):
+                return self.equal(values[0], values[1])
+        else:
             one, two = regions.spans_of(gold), regions.spans_of(answer)
-            if one is not None and two is not None and relations.same_variable(gold, answer):
+            if one is not None and two is not None and relations.variables(gold) == relations.variables(answer):
                 return regions.equal(one, two)
-            if relations.is_equation(gold) or relations.is_equation(answer):
-                named = [
-                    relations.named_value(side) if relations.is_equation(side) else side for side in (gold, answer)
-                ]
-                if named[0] is None or named[1] is None:
+            if any(equations):
+                left, right = (values[0] if equations[0] else gold), (values[1] if equations[1] else answer)
+                if left is None or right is None or (isinstance(left, Relation) and isinstance(right, Relation)):
                     return False
-                return not all(isinstance(side, Relation) for side in named) and self.equal(named[0], named[1])
-            decided = relations.same_inequality(gold, answer)
-            if decided is None:
-                return max(len(gold.terms), len(answer.terms)) == 2 and self._ask(gold, answer)
+                return self.equal(left, right)
+        decided = relations.same_up_to_factor(gold, answer)
+        if decided is not None:
             self.method = "identity"
             return decided
-        relation, other = (gold, answer) if isinstance(gold, Relation) else (answer, gold)
-        assert isinstance(relation, Relation)
-        if isinstance(other, Sequence) and other.kind in ("list", "set") and len(other.items) > 1:
-            listed = relations.named_value(relation)
-            if listed is None and regions.spans_of(relation) is None:
-                return False
-        value = relations.named_value(relation)
-        if value is not None:
-            return self.equal(value, other) if relation is gold else self.equal(other, value)
-        return self._regions(gold, answer) if not relations.is_equation(relation) else False
-
-    def _equations(self, gold: Relation, answer: Relation) -> bool:
-        names = [relations.name_of(side) for side in (gold, answer)]
-        values = [relations.named_value(side) for side in (gold, answer)]
-        if values[0] is not None and values[1] is not None and relations.names_match(names[0], names[1]):
-            return self.equal(values[0], values[1])
-        decided = relations.same_equation(gold, answer)
-        if decided is None:
-            return self._ask(gold, answer)
-        self.method = "identity"
-        return decided
-
-    def _ask(self, gold: Relation, answer: Relation) -> bool:
-        """Compare two relations by computer algebra, because their sides are outside the grammar."""
+        if not all(equations) and max(len(gold.terms), len(answer.terms)) != 2:
+            return False
+        # a side is outside the grammar: computer algebra compares the relations
         return self._numbers(Quantity(relations.to_latex(gold), None), Quantity(relations.to_latex(answer), None))
+
+    def _relation_and_value(self, relation: Relation, other: Value, *, swapped: bool) -> bool:
+        """Compare a relation with a value that is not a relation; `swapped` when the value is the gold answer."""
+        value = relations.named_value(relation)
+        several = isinstance(other, Sequence) and other.kind in ("list", "set") and len(other.items) > 1
+        if value is None and (relations.is_equation(relation) or (several and regions.spans_of(relation) is None)):
+            return False
+        if value is None:
+            return self._regions(other, relation) if swapped else self._regions(relation, other)
+        return self.equal(other, value) if swapped else self.equal(value, other)
 
     def _regions(self, gold: Value, answer: Value) -> bool:
         one, two = regions.spans_of(gold), regions.spans_of(answer)

@@ -132,6 +132,9 @@ def extract(text: str, *, cut_off: bool = False) -> Extraction | None:
     Args:
         text: the completion after its thinking.
         cut_off: whether the completion reached the length limit, or its thinking was not closed.
+
+    Returns:
+        The last statement of an answer, or the value of the last sentence, or the whole text when it is only a value.
     """
     body = _body(text)
     stated = _last_statement(body, cut_off)
@@ -171,16 +174,22 @@ def extract_whole(text: str) -> Extraction:
 
 
 def _may_be_words(body: str) -> bool:
-    """Whether a short answer is a phrase with a number in it, such as `Vendor 2`, rather than a sentence about one."""
+    """Return whether a short answer is a phrase that contains a number, such as `Vendor 2`, and not a sentence."""
     if len(body.split()) > 4 or re.search(r"\$|\\[(\[]", body) or _STATES.search(body):
         return False
     return not is_value(strip_markup(body))
 
 
 def extract_several(text: str, stated: Extraction, count: int | None = None) -> Extraction | None:
-    """Return the adjacent boxes as one answer, or the last `count` boxes even if they are not adjacent.
+    """Return several boxes as one answer.
 
-    None when there is only one box, or fewer than `count`.
+    Args:
+        text: the completion after its thinking.
+        stated: the answer that `extract` found in it.
+        count: the number of boxes to take from the end; None takes those next to the last one.
+
+    Returns:
+        The boxes as one answer, None when there is only one (or only one content), or fewer than `count`.
     """
     group = stated.boxes[-(count or stated.adjacent) :]
     if len(group) < (count or 2) or len({box.text.strip() for box in group}) < 2:
@@ -210,7 +219,9 @@ def _last_statement(body: str, cut_off: bool) -> Extraction | None:
 
 def _boxed(body: str, boxes: list[Box]) -> Extraction:
     last = boxes[-1]
-    span = _stripped(body, Span(last.inner_start, last.inner_end))
+    inner = body[last.inner_start : last.inner_end]
+    start = last.inner_start + len(inner) - len(inner.lstrip())
+    span = Span(start, start + len(inner.strip()))
     if _SENTENCE_INSIDE.search(last.text):
         span = _trimmed(body, value_in(body, span, lenient=False) or span)
     found = _extraction(body, span, "boxed")
@@ -246,11 +257,16 @@ def _conclusion(body: str, *, open_ended: bool) -> Extraction | None:
         if _RETRACTS.search(text) or text.rstrip().endswith(("?", "？", ":", "：")) or hedged(_FORMULA.sub(" ", text)):
             return None
         row = _ROW.fullmatch(text.strip())
-        if row is not None:
-            sentence = _cell(body, sentence)
-        found = value_in(body, sentence, lenient=False) or _word(body, sentence)
-        if found is None:
-            return None
+        if row is not None:  # the last cell of a table row
+            close = body.rindex("|", sentence.start, sentence.end)
+            sentence = Span(body.rindex("|", sentence.start, close) + 1, close)
+        found = value_in(body, sentence, lenient=False)
+        if found is None:  # yes or no at the start, or a name at the end: `The day is Tuesday.`
+            place = (body, sentence.start, sentence.end)
+            word = _OPENING.match(*place) or _NAME_AT_END.search(*place)
+            if word is None:
+                return None
+            found = Span(*word.span(1))
         span = _trimmed(body, found)
         ends = not re.search(r"\w", body[span.end :])
         if open_ended and row is None and not (ends and (_STATES.search(text) or _is_equation(text))):
@@ -259,24 +275,10 @@ def _conclusion(body: str, *, open_ended: bool) -> Extraction | None:
     return None
 
 
-def _word(body: str, sentence: Span) -> Span | None:
-    """Return the yes or no at the start of a sentence, or the name at its end: `The day is Tuesday.`"""
-    match = _OPENING.match(body, sentence.start, sentence.end) or _NAME_AT_END.search(
-        body, sentence.start, sentence.end
-    )
-    return None if match is None else Span(*match.span(1))
-
-
 def _is_equation(text: str) -> bool:
     if _LABELLED.fullmatch(text.strip()) and not re.search(r"[-+*/×^]\s*[\d.]+\W*$", text):
         return True
     return re.fullmatch(r"\W*\\?[A-Za-z]\w*\s*=[^=]*[\w)}$\]]", text.strip()) is not None and is_value(text)
-
-
-def _cell(body: str, row: Span) -> Span:
-    """Return the last cell of a table row."""
-    end = body.rindex("|", row.start, row.end)
-    return Span(body.rindex("|", row.start, end) + 1, end)
 
 
 def _lone_value(body: str) -> Extraction | None:
@@ -318,9 +320,3 @@ def _trimmed(body: str, span: Span, *, spoken: bool = True) -> Span:
     if not inner or at < 0:
         return span
     return Span(span.start + at, span.start + at + len(inner))
-
-
-def _stripped(body: str, span: Span) -> Span:
-    text = body[span.start : span.end]
-    start = span.start + len(text) - len(text.lstrip())
-    return Span(start, start + len(text.strip()))

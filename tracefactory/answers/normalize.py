@@ -210,6 +210,7 @@ _SAME = {
     "overrightarrow": "vec",
     "exp": "exp",
 }
+_REPLACEMENTS = {name: rf"\{new} " if new.isalpha() else new for name, new in _SAME.items()}
 _ESCAPED_TWICE = re.compile(
     r"(?<!\\)\\\\(?=(?:[dtc]?frac|sqrt|left|right|text|boxed|pi|cdot|times|infty|cup|pm|circ|mathrm|mathbf|overline|begin|end|leq?|"
     r"geq?|quad|in|theta|alpha|angle|binom|mathbb)(?![a-zA-Z]))"
@@ -223,7 +224,7 @@ DOLLAR = "USD "
 
 
 def normalize(text: str) -> str:
-    """Return the normalised `text`. Idempotent on its own output, and linear in the length."""
+    """Return the normal form of a text, which is its own normal form. The time is linear in the length."""
     if "\\" not in text and "$" not in text and "{,}" not in text and text.isascii():
         return _plain(text)
     text = _VULGAR_RUN.sub(_vulgar, text)
@@ -252,16 +253,11 @@ def _latex(text: str) -> str:
         text, changed = _WORDS_IN.subn(r" \1 ", text)
         if not changed:
             break
-    text = _SAME_COMMAND.sub(_same, text)
+    text = _SAME_COMMAND.sub(lambda match: _REPLACEMENTS[match[1]], text)
     text = re.sub(r"\\(?:not\s*=|not\\eq)", r"\\ne ", text)
     text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-zA-Z]))|\\circ(?![a-zA-Z])", "°", text)
     text = re.sub(r"\^\s*\{?\s*°\s*\}?", "°", text)
     return dollars(text).replace("\x00", r"\\")
-
-
-def _same(match: re.Match[str]) -> str:
-    new = _SAME[match[1]]
-    return rf"\{new} " if new.isalpha() else new
 
 
 def dollars(text: str) -> str:

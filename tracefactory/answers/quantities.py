@@ -64,12 +64,15 @@ def read_quantity(text: str) -> Quantity | Text:
         text = match[1] + match[3]
     number = read_number(re.sub(r"^([-+]?)\s*\(([\d.,]+)\)$", r"\1\2", text))
     if number is not None:
-        literal = number_quantity(source, number)
-        return replace(literal, percent=percent, unit=unit)
+        return replace(number_quantity(source, number), percent=percent, unit=unit)
     split = _split_unit(text)
     if split is not None:
         head, tail_unit, nouns = split
-        return _with_unit(source, text, head, unit or tail_unit, nouns, percent)
+        unit = unit or tail_unit
+        as_symbols = _expression(text) if unit is not None or nouns else None
+        number = read_number(head) or read_decimal_comma(head)
+        quantity = Quantity(source, _expression(head)) if number is None else number_quantity(source, number)
+        return replace(quantity, percent=percent, unit=unit, nouns=nouns, as_symbols=as_symbols)
     node = _expression(text)
     if node is None and not percent and _is_words(text):
         return Text(source)
@@ -85,24 +88,6 @@ def _counted_words(text: str) -> Quantity | None:
     unit = parse_unit(match[2])
     nouns = frozenset() if unit else noun_words(match[2])
     return Quantity(text, Node("num", value=number.value), unit=unit, nouns=nouns)
-
-
-def _with_unit(source: str, text: str, head: str, unit: Unit | None, nouns: frozenset[str], percent: bool) -> Quantity:
-    number = read_number(head) or read_decimal_comma(head)
-    as_symbols = _expression(text) if unit is not None or nouns else None
-    if number is not None:
-        return Quantity(
-            source,
-            Node("num", value=number.value),
-            percent,
-            unit,
-            nouns,
-            number.decimals,
-            number.digits,
-            number.base,
-            as_symbols,
-        )
-    return Quantity(source, _expression(head), percent, unit, nouns, as_symbols=as_symbols)
 
 
 def _split_unit(text: str) -> tuple[str, Unit | None, frozenset[str]] | None:

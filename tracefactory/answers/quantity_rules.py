@@ -27,7 +27,7 @@ from tracefactory.maths.expression import Node
 
 
 class UndecidedError(Exception):
-    """Exact rules cannot decide; `left` and `right` are the texts of the parts that they cannot compare."""
+    """The exact rules cannot decide; `left` and `right` are the texts of the parts that they cannot compare."""
 
     def __init__(self, left: str, right: str) -> None:
         super().__init__(f"{left} ? {right}")
@@ -76,6 +76,11 @@ class QuantityRules:
         self.method = "number"
 
     def equal(self, gold: Quantity, answer: Quantity) -> bool:
+        """Return whether two quantities are equal under the policy.
+
+        Raises:
+            UndecidedError: when exact rules cannot decide and there is no computer algebra.
+        """
         if gold.node is None or answer.node is None:
             return self.ask(gold, answer)
         if not self._nouns_agree(gold, answer) or (gold.base is None) != (answer.base is None):
@@ -94,7 +99,7 @@ class QuantityRules:
         return self.params.percent == "either" and self._same_number(gold, answer, scale)
 
     def ask(self, gold: Quantity, answer: Quantity) -> bool:
-        """Compare two texts by computer algebra.
+        """Return whether computer algebra finds the texts of two quantities equal.
 
         Raises:
             UndecidedError: when there is no computer algebra.
@@ -142,7 +147,7 @@ class QuantityRules:
         for one, two in ((gold, answer), (answer, gold)):
             if one.unit == _DEGREE and (two.unit is None or two.unit == _RADIAN) and not symbols(node_of(one)):
                 radians = Node("fn", (node_of(one),), name="degrees")
-                if "pi" in _names(node_of(two)) and self._identical(radians, node_of(two), gold, answer):
+                if "pi" in node_of(two).names() and self._identical(radians, node_of(two), gold, answer):
                     return True
         return False
 
@@ -155,17 +160,14 @@ class QuantityRules:
             scaled = one if scale == 1 else Node("mul", (Node("num", value=scale), one))
             if symbols(one) or symbols(two):
                 return self._identical(scaled, two, gold, answer)
-            return self._same_constant(scaled, two, gold, answer)
+            try:
+                left, right = constant(scaled), constant(two)
+            except UnboundedError:
+                return self.ask(gold, answer)
+            return close(left, right) or self._rounds(left, right, gold, answer, Fraction(1))
         if left == right:
             return True
         return self._rounds(precise(left), precise(right), gold, answer, scale)
-
-    def _same_constant(self, one: Node, two: Node, gold: Quantity, answer: Quantity) -> bool:
-        try:
-            left, right = constant(one), constant(two)
-        except UnboundedError:
-            return self.ask(gold, answer)
-        return close(left, right) or self._rounds(left, right, gold, answer, Fraction(1))
 
     def _identical(self, one: Node, two: Node, gold: Quantity, answer: Quantity) -> bool:
         self.method = "identity"
@@ -201,11 +203,11 @@ def precise(value: Fraction) -> Number:
 
 
 def node_of(quantity: Quantity) -> Node:
+    """Return the expression of a quantity.
+
+    Raises:
+        UndecidedError: when its text is outside the grammar.
+    """
     if quantity.node is None:
         raise UndecidedError(quantity.source, quantity.source)
     return quantity.node
-
-
-def _names(node: Node) -> frozenset[str]:
-    own = frozenset((node.name,)) if node.op == "sym" else frozenset()
-    return own.union(*(_names(arg) for arg in node.args))

@@ -182,38 +182,33 @@ def _region(text: str, depth: int) -> Value | None:
         read_value(re.sub(r"^\s*\w+\s*\\in\s*", "", first), depth + 1),
         *(read_value(piece, depth + 1) for piece in rest),
     ]
-    regions = [as_region_part(part) for part in read_parts]
+    regions = [
+        part if isinstance(part, Region) or (isinstance(part, Sequence) and part.kind == "set") else as_interval(part)
+        for part in read_parts
+    ]
     known = tuple(region for region in regions if region is not None)
     return Region(known) if len(known) == len(regions) else Sequence("set", tuple(read_parts))
-
-
-def as_region_part(value: Value) -> Value | None:
-    """Return the interval, region or finite set that `value` denotes as part of a union."""
-    if isinstance(value, Interval | Region) or (isinstance(value, Sequence) and value.kind == "set"):
-        return value
-    return as_interval(value)
 
 
 def as_interval(value: Value) -> Interval | None:
     """Return an interval, or the pair `(a, b)` as an open interval; None for other values."""
     if isinstance(value, Interval):
         return value
-    if isinstance(value, Sequence) and value.kind == "tuple" and len(value.items) == 2 and value.brackets == "()":
-        ends = [_end(item) for item in value.items]
-        if all(found for found, _ in ends):
-            return Interval(ends[0][1], ends[1][1])
+    if isinstance(value, Sequence) and value.kind == "tuple" and value.brackets == "()":
+        return _interval(value.items)
     return None
 
 
-def _end(value: Value) -> tuple[bool, Quantity | None]:
-    if not isinstance(value, Quantity):
-        return False, None
-    if is_infinite(value):
-        return True, None
-    return True, value
+def _interval(items: tuple[Value, ...], low_closed: bool = False, high_closed: bool = False) -> Interval | None:
+    """Return the interval between two quantities, open at an infinite end; None for other items."""
+    ends = [None if _is_infinite(item) else item for item in items if isinstance(item, Quantity)]
+    if len(items) != 2 or len(ends) != 2:
+        return None
+    low, high = ends
+    return Interval(low, high, low_closed and low is not None, high_closed and high is not None)
 
 
-def is_infinite(value: Quantity) -> bool:
+def _is_infinite(value: Quantity) -> bool:
     return re.sub(r"[\s+{}-]", "", value.source) in (r"\infty", "infty", "infinity", "inf", "oo")
 
 
@@ -306,19 +301,14 @@ def _pieces(inner: str) -> list[str]:
 def _tuple_or_interval(opening: str, closing: str, items: tuple[Value, ...]) -> Value | None:
     mixed = _PAIRS[opening] != closing or opening == "]"
     if len(items) == 2 and (mixed or opening == "["):
-        ends = [_end(item) for item in items]
-        if all(found for found, _ in ends) and opening in "[](" and closing in "[])":
-            return Interval(
-                ends[0][1],
-                ends[1][1],
-                opening == "[" and ends[0][1] is not None,
-                closing == "]" and ends[1][1] is not None,
-            )
+        interval = _interval(items, opening == "[", closing == "]")
+        if interval is not None and opening in "[](" and closing in "[])":
+            return interval
         return Sequence("tuple", items, "[]") if not mixed else None
     if mixed:
         return None
-    if len(items) == 2 and any(isinstance(item, Quantity) and is_infinite(item) for item in items):
-        return as_interval(Sequence("tuple", items, "()"))
+    if len(items) == 2 and any(isinstance(item, Quantity) and _is_infinite(item) for item in items):
+        return _interval(items)
     return Sequence("tuple", items, "()" if opening == "(" else opening)
 
 

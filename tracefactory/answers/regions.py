@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tracefactory.answers.reading import as_interval
 from tracefactory.answers.relations import difference
-from tracefactory.answers.values import Interval, Quantity, Region, Relation, Sequence, Value
+from tracefactory.answers.values import Quantity, Region, Relation, Sequence, Value
 from tracefactory.maths.evaluate import (
     CONSTANTS,
     INFINITY,
@@ -16,7 +16,6 @@ from tracefactory.maths.evaluate import (
     UnboundedError,
     close,
     constant,
-    finite,
     number,
     numeric,
     symbols,
@@ -34,12 +33,8 @@ class Span:
     high_closed: bool
 
     def empty(self) -> bool:
-        return bool(self.low > self.high) or (same(self.low, self.high) and not (self.low_closed and self.high_closed))
-
-
-def same(one: Number, two: Number) -> bool:
-    """Return whether two interval ends coincide."""
-    return bool(one == two) or (finite(one) and finite(two) and close(one, two))
+        """Return whether the interval contains no number."""
+        return bool(self.low > self.high) or (close(self.low, self.high) and not (self.low_closed and self.high_closed))
 
 
 _APPLIED = re.compile(r"(?<![A-Za-z\\])[a-zA-Z]\s*\(")
@@ -49,27 +44,36 @@ ALL = (Span(-INFINITY, INFINITY, False, False),)
 
 def spans_of(value: Value) -> tuple[Span, ...] | None:
     """Return the set of reals that a value denotes, as sorted disjoint spans; None when it cannot be determined."""
-    spans = _spans_of(value)
+    interval = as_interval(value)
+    spans: tuple[Span, ...] | None = None
+    if interval is not None:
+        low = -INFINITY if interval.low is None else _number(interval.low)
+        high = INFINITY if interval.high is None else _number(interval.high)
+        if low is not None and high is not None and low <= high:  # (4, -7) is a point
+            spans = (Span(low, high, interval.low_closed, interval.high_closed),)
+    elif isinstance(value, Relation):
+        spans = _solved(value)
+    elif isinstance(value, Region):
+        spans = _from_region(value)
+    elif isinstance(value, Sequence) and value.kind != "tuple":
+        spans = _from_items(value)
     return None if spans is None else _merged(spans)
 
 
-def _spans_of(value: Value) -> tuple[Span, ...] | None:
-    interval = as_interval(value)
-    if interval is not None:
-        return _span(interval)
-    if isinstance(value, Relation):
-        return _solved(value)
-    if isinstance(value, Region):
-        found: list[Span] = []
-        for part in value.parts:
-            spans = spans_of(part)
-            if spans is None:
-                return None
-            found.extend(spans)
-        return _without(_merged(tuple(found)), value.without)
-    if isinstance(value, Sequence) and value.kind != "tuple":
-        return _from_items(value)
-    return None
+def _from_region(region: Region) -> tuple[Span, ...] | None:
+    found: list[Span] = []
+    for part in region.parts:
+        spans = spans_of(part)
+        if spans is None:
+            return None
+        found.extend(spans)
+    result = _merged(tuple(found))
+    for value in region.without:
+        point = _number(value)
+        if point is None:
+            return None
+        result = _intersection(result, (Span(-INFINITY, point, False, False), Span(point, INFINITY, False, False)))
+    return result
 
 
 def _from_items(value: Sequence) -> tuple[Span, ...] | None:
@@ -88,14 +92,6 @@ def _from_items(value: Sequence) -> tuple[Span, ...] | None:
     if any(point is None for point in points):
         return None
     return tuple(Span(point, point, True, True) for point in points)
-
-
-def _span(interval: Interval) -> tuple[Span, ...] | None:
-    low = -INFINITY if interval.low is None else _number(interval.low)
-    high = INFINITY if interval.high is None else _number(interval.high)
-    if low is None or high is None or low > high:
-        return None  # (4, -7) is a point
-    return (Span(low, high, interval.low_closed, interval.high_closed),)
 
 
 def _number(value: Value) -> Number | None:
@@ -145,7 +141,7 @@ def _absolute(relation: Relation) -> Sequence | None:
 
 
 def _half_line(relation: Relation) -> tuple[Span, ...] | None:
-    if any(isinstance(term, Quantity) and as_infinite(term) for term in relation.terms):
+    if any(isinstance(term, Quantity) and _is_infinite(term) for term in relation.terms):
         return ALL  # `x < infinity` holds for every real number
     node = difference(relation)
     if node is None or len(symbols(node)) != 1:
@@ -172,7 +168,7 @@ def _half_line(relation: Relation) -> tuple[Span, ...] | None:
     return (Span(root, INFINITY, closed, False),)
 
 
-def as_infinite(value: Quantity) -> bool:
+def _is_infinite(value: Quantity) -> bool:
     node = value.node
     while isinstance(node, Node) and node.op == "neg":
         node = node.args[0]
@@ -185,13 +181,13 @@ def _merged(spans: tuple[Span, ...]) -> tuple[Span, ...]:
     for span in ordered:
         last = merged[-1] if merged else None
         touches = last is not None and (
-            (span.low < last.high and not same(span.low, last.high))
-            or (same(span.low, last.high) and (span.low_closed or last.high_closed))
+            (span.low < last.high and not close(span.low, last.high))
+            or (close(span.low, last.high) and (span.low_closed or last.high_closed))
         )
         if last is None or not touches:
             merged.append(span)
             continue
-        if same(span.high, last.high):
+        if close(span.high, last.high):
             merged[-1] = Span(last.low, last.high, last.low_closed, last.high_closed or span.high_closed)
         elif span.high > last.high:
             merged[-1] = Span(last.low, span.high, last.low_closed, span.high_closed)
@@ -203,33 +199,30 @@ def _intersection(one: tuple[Span, ...], two: tuple[Span, ...]) -> tuple[Span, .
     for a in one:
         for b in two:
             low, high = max(a.low, b.low), min(a.high, b.high)
-            low_closed = all(span.low_closed for span in (a, b) if same(span.low, low))
-            high_closed = all(span.high_closed for span in (a, b) if same(span.high, high))
+            low_closed = all(span.low_closed for span in (a, b) if close(span.low, low))
+            high_closed = all(span.high_closed for span in (a, b) if close(span.high, high))
             span = Span(low, high, low_closed, high_closed)
             if not span.empty():
                 found.append(span)
     return tuple(found)
 
 
-def _without(spans: tuple[Span, ...], points: tuple[Value, ...]) -> tuple[Span, ...] | None:
-    for value in points:
-        point = _number(value)
-        if point is None:
-            return None
-        spans = _intersection(spans, (Span(-INFINITY, point, False, False), Span(point, INFINITY, False, False)))
-    return spans
-
-
 def equal(one: tuple[Span, ...], two: tuple[Span, ...]) -> bool:
     """Return whether two sets of reals, as sorted disjoint spans, are equal."""
     return len(one) == len(two) and all(
-        same(a.low, b.low) and same(a.high, b.high) and (a.low_closed, a.high_closed) == (b.low_closed, b.high_closed)
+        close(a.low, b.low) and close(a.high, b.high) and (a.low_closed, a.high_closed) == (b.low_closed, b.high_closed)
         for a, b in zip(one, two, strict=True)
     )
 
 
 def same_as_written(gold: Value, answer: Value, equal_values: Callable[[Value, Value], bool]) -> bool:
-    """Compare intervals whose ends are not numbers, such as (-a, 0), end by end."""
+    """Compare intervals whose ends are not numbers, such as (-a, 0), end by end.
+
+    Args:
+        gold: the gold answer.
+        answer: the answer.
+        equal_values: the comparison of two ends.
+    """
     one, two = as_interval(gold), as_interval(answer)
     if one is not None and two is not None:
         if (one.low_closed, one.high_closed) != (two.low_closed, two.high_closed):

@@ -57,14 +57,14 @@ def named_value(relation: Relation) -> Value | None:
         return relation.terms[-1]
     last, first = relation.terms[-1], relation.terms[0]
     if isinstance(last, Quantity) and last.node is not None and last.node.op == "sym" and not isinstance(first, Ratio):
-        return first if isinstance(first, Quantity) and not _has_symbols(first) else None  # 5 = x
-    if all(isinstance(term, Quantity) and term.node is not None and not _has_symbols(term) for term in relation.terms):
+        return first if isinstance(first, Quantity) and not _variables_of(first) else None  # 5 = x
+    if all(isinstance(term, Quantity) and term.node is not None and not _variables_of(term) for term in relation.terms):
         return last  # 2 + 3 = 5
     return None
 
 
-def _has_symbols(value: Value) -> bool:
-    return isinstance(value, Quantity) and value.node is not None and bool(symbols(value.node))
+def _variables_of(value: Value) -> frozenset[str]:
+    return symbols(value.node) if isinstance(value, Quantity) and value.node is not None else frozenset()
 
 
 def names_match(one: str | None, two: str | None) -> bool:
@@ -78,21 +78,19 @@ def names_match(one: str | None, two: str | None) -> bool:
     return all(functions)
 
 
-def same_variable(one: Relation, two: Relation) -> bool:
-    """Return whether two inequalities have the same variables."""
-    return _variables(one) == _variables(two)
-
-
-def _variables(relation: Relation) -> frozenset[str]:
-    found: set[str] = set()
-    for term in relation.terms:
-        if isinstance(term, Quantity) and term.node is not None:
-            found |= symbols(term.node)
-    return frozenset(found)
+def variables(relation: Relation) -> frozenset[str]:
+    """Return the names of the variables in a relation."""
+    return frozenset().union(*map(_variables_of, relation.terms))
 
 
 def same_chain(one: Relation, two: Relation, equal: Callable[[Value, Value], bool]) -> bool:
-    """Return whether two relations are equal term by term, in either direction."""
+    """Return whether two relations are equal term by term, in either direction.
+
+    Args:
+        one: a relation.
+        two: a relation.
+        equal: the comparison of two terms.
+    """
     if len(one.terms) != len(two.terms) or len(one.terms) > 6:
         return False
     signs = tuple(_FLIPPED[sign] for sign in reversed(two.signs))
@@ -119,29 +117,22 @@ def difference(relation: Relation) -> Node | None:
     return Node("add", (left.as_symbols or left.node, Node("neg", (right.as_symbols or right.node,))))
 
 
-def same_equation(one: Relation, two: Relation) -> bool | None:
-    """Return whether two equations have proportional sides; None when their sides are outside the grammar."""
+def same_up_to_factor(one: Relation, two: Relation) -> bool | None:
+    """Return whether two equations, or two inequalities, are multiples of each other.
+
+    A negative factor reverses the sign of an inequality. The result is None when a side is outside the grammar or
+    cannot be evaluated.
+    """
     left, right = difference(one), difference(two)
     if left is None or right is None:
         return None
-    if symbols(left) != symbols(right):
+    equations = is_equation(one) and is_equation(two)
+    if equations and symbols(left) != symbols(right):
         return False
-    try:
-        return proportional(left, right) is not None
-    except UnboundedError:
-        return None
-
-
-def same_inequality(one: Relation, two: Relation) -> bool | None:
-    """Return whether two inequalities are multiples of each other; a negative factor reverses the sign."""
-    left, right = difference(one), difference(two)
-    if left is None or right is None:
-        return None
     try:
         factor = proportional(left, right)
     except UnboundedError:
         return None
-    if factor is None or factor.imag:
-        return False
-    wanted = two.signs[0] if factor.real > 0 else _FLIPPED[two.signs[0]]
-    return one.signs[0] == wanted
+    if factor is None or equations:
+        return factor is not None
+    return not factor.imag and one.signs[0] == (two.signs[0] if factor.real > 0 else _FLIPPED[two.signs[0]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 
 from tracefactory.answers.normalize import strip_markup
 from tracefactory.answers.reading import read
@@ -111,6 +112,8 @@ _MAX_STATEMENT = 600
 
 @dataclass(frozen=True)
 class Span:
+    """A [start, end) range of characters."""
+
     start: int
     end: int
 
@@ -133,7 +136,12 @@ def statement_end(text: str, start: int) -> int:
 
 
 def last_sentences(text: str, count: int) -> list[Span]:
-    """Return the last sentences, last first, without closing courtesies such as "I hope this helps"."""
+    """Return the last sentences, last first, without closing courtesies such as "I hope this helps".
+
+    Args:
+        text: the text.
+        count: the number of sentences.
+    """
     spans: list[Span] = []
     end = len(text)
     tail = max(0, len(text) - 4000)
@@ -151,8 +159,14 @@ def last_sentences(text: str, count: int) -> list[Span]:
 def value_in(text: str, span: Span, *, lenient: bool) -> Span | None:
     """Return the part of a statement that is its value.
 
-    With `lenient`, a statement without mathematics is its own value, and the last number is accepted. Otherwise the
-    value must be mathematics, and it must follow a verb or be the whole statement.
+    Args:
+        text: the text.
+        span: the range of the statement.
+        lenient: whether a statement without mathematics is a value, and the last number is accepted. Otherwise the
+            value must be mathematics, and it must follow a verb or be the whole statement.
+
+    Returns:
+        The range of the value, None when there is none.
     """
     fence = _FENCE.match(text, span.start, span.end)
     if fence:
@@ -161,9 +175,9 @@ def value_in(text: str, span: Span, *, lenient: bool) -> Span | None:
     if calculated:
         return Span(*calculated.span(1))
     span = _without_reason(text, span)
-    bold = _bold(text, span)
-    if bold is not None:
-        return bold
+    bold = [match for match in _BOLD.finditer(text, span.start, span.end) if is_value(match[1])]
+    if len(bold) == 1:
+        return bare(text, Span(*bold[0].span(1)))
     span = bare(text, span)
     piece = text[span.start : span.end]
     if not re.search(r"\w", re.sub(r"\\(?:boxed|fbox)(?![a-zA-Z])", "", piece)):
@@ -180,7 +194,8 @@ def value_in(text: str, span: Span, *, lenient: bool) -> Span | None:
     words = len(re.findall(r"[A-Za-z]+|[\u4e00-\u9fff]", re.sub(r"\\[a-zA-Z]+", "", piece)))
     if lenient and words <= 3 and not re.search(r"\d|\$|\\\(|\\\[", piece):
         return span
-    for find in (_after_verb, _last_math, _direct, _main_number, _after_preposition):  # most reliable first
+    after_preposition = partial(_value_after, _PREPOSITION)
+    for find in (partial(_value_after, _COPULA), _last_math, _direct, _main_number, after_preposition):  # best first
         found = find(text, span)
         if found is not None:
             return found
@@ -191,7 +206,12 @@ def value_in(text: str, span: Span, *, lenient: bool) -> Span | None:
 
 
 def bare(text: str, span: Span) -> Span:
-    """Remove what precedes or follows a value in a range: connectives, emphasis, a remark in brackets."""
+    """Return a range without the connectives, emphasis and remarks in brackets before and after its value.
+
+    Args:
+        text: the text.
+        span: the range.
+    """
     start, end = span.start, span.end
     lead = _LEAD.match(text, start, end)
     if lead and lead.end() < end:
@@ -212,7 +232,7 @@ def _without_reason(text: str, span: Span) -> Span:
     if reason is None or not reason.start():
         return span
     head = piece[: reason.start()]
-    if len(head.strip()) <= 4 or _after_verb(text, Span(span.start, span.start + reason.start())):
+    if len(head.strip()) <= 4 or _value_after(_COPULA, text, Span(span.start, span.start + reason.start())):
         return Span(span.start, span.start + reason.start())
     if re.fullmatch(r"\W*[A-J]\W*", head) or is_value(head.strip(" *:")):
         return Span(span.start, span.start + reason.start())
@@ -265,16 +285,8 @@ def _mathematical(value: Value, source: str) -> bool:
             return True
 
 
-def _after_verb(text: str, span: Span) -> Span | None:
-    """Return the text after the last verb of the statement, if it is mathematics."""
-    return _value_after(_COPULA, text, span)
-
-
-def _after_preposition(text: str, span: Span) -> Span | None:
-    return _value_after(_PREPOSITION, text, span)
-
-
 def _value_after(words: re.Pattern[str], text: str, span: Span) -> Span | None:
+    """Return the text after the last of the `words` (verbs or prepositions) in a statement, if it is mathematics."""
     for match in reversed(list(words.finditer(text, span.start, span.end))):
         rest = Span(match.end(), span.end)
         if _inside_math(text, span, match.start()):
@@ -283,12 +295,6 @@ def _value_after(words: re.Pattern[str], text: str, span: Span) -> Span | None:
         if _NUMERIC.search(piece) and is_value(piece):
             return rest
     return None
-
-
-def _bold(text: str, span: Span) -> Span | None:
-    """Return the emphasised value of a statement, if there is exactly one."""
-    found = [match for match in _BOLD.finditer(text, span.start, span.end) if is_value(match[1])]
-    return bare(text, Span(*found[0].span(1))) if len(found) == 1 else None
 
 
 def _direct(text: str, span: Span) -> Span | None:

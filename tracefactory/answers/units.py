@@ -23,6 +23,7 @@ class Unit:
     factor: Fraction
 
     def times(self, other: Unit, sign: int = 1) -> Unit:
+        """Return the product with another unit, or with a `sign` of -1 the quotient."""
         powers = dict(self.dimension)
         for base, power in other.dimension:
             powers[base] = powers.get(base, 0) + sign * power
@@ -30,6 +31,7 @@ class Unit:
         return Unit(kept, self.factor * other.factor if sign > 0 else self.factor / other.factor)
 
     def power(self, exponent: int) -> Unit:
+        """Return the unit to an integer power."""
         kept = tuple((base, power * exponent) for base, power in self.dimension if power * exponent)
         return Unit(kept, self.factor**exponent)
 

@@ -73,6 +73,8 @@ class Relation:
 
 @dataclass(frozen=True)
 class Matrix:
+    """A matrix or column vector, row by row."""
+
     rows: tuple[tuple[Value, ...], ...]
 
 
@@ -86,6 +88,8 @@ class Clock:
 
 @dataclass(frozen=True)
 class Day:
+    """A calendar date; the year is None when it was not given."""
+
     month: int
     day: int
     year: int | None = None
@@ -93,6 +97,8 @@ class Day:
 
 @dataclass(frozen=True)
 class Ratio:
+    """A ratio of two to four quantities, `3:4`."""
+
     parts: tuple[Value, ...]
 
 

@@ -1,9 +1,9 @@
 """The command line. Results go to stdout, progress to stderr.
 
-Exit status: 0 ok, 1 a failed run, 2 the user's mistake, 130 interrupted.
+Exit status: 0 success, 1 a failed run, 2 a mistake of the user, 130 interrupted.
 
-A command is a function in the file of its name, which is imported when the command is asked for: `--help` and shell
-completion answer without loading anything else.
+A command is a function in the file of its name. The file is imported only when the command is run, so that `--help` and
+shell completion are fast.
 """
 
 from __future__ import annotations
@@ -20,28 +20,29 @@ from tracefactory.core.errors import Interrupted, Mistake, RunError, UserError, 
 
 COMMANDS = {
     "init": "Make a project: pipelines, prompts and filters to start from.",
-    "check": "Check one pipeline, or everything in a project. Sends nothing.",
-    "plan": "Say what a run would do, and the requests, tokens and cost it would pay.",
-    "run": "Make the dataset of a pipeline; nothing is made or paid for twice.",
+    "check": "Check one pipeline, or a whole project, without sending requests.",
+    "plan": "Show what a run would do, and its requests, tokens and cost.",
+    "run": "Make the dataset of a pipeline, without repeating stored work.",
     "serve": "Start the vLLM servers of one model and keep them until Ctrl-C.",
     "show": "Print the funnel of a finished run, with the lengths of its traces.",
-    "explain": "Tell where a row comes from: problem, request, verdict, every stage.",
-    "measures": "Print what a run measured under its students.",
+    "explain": "Show where a row comes from: problem, request, verdict, stages.",
+    "measures": "Print the measures of a run under its students.",
     "teachers": "Try every teacher on a few problems and rank them for the student.",
     "diff": "Compare the rows of two published versions.",
+    "fsck": "Read everything that is stored, list every damage, and repair it on request.",
     "publish": "Push a finished version to the Hub as one commit and one tag.",
-    "filters": "List the filters of the project with parameters and reasons.",
+    "filters": "List the filters of the project with parameters and drop reasons.",
     "ops": "List operations, verifiers, views, models, measures and their parameters.",
-    "new": "Write a file to start from: a filter, a pruner, a verifier, a stage ...",
-    "verify": "Check one answer against the right one, or the pairs of a file.",
+    "new": "Write a template: a filter, a pruner, a verifier, a stage ...",
+    "verify": "Check one answer against the correct one, or the pairs of a file.",
 }
-"""Every command with the line that `--help` shows."""
+"""Every command with its line in `--help`."""
 
 _OPTIONS: dict[str, Any] = {"pretty_exceptions_enable": False, "rich_markup_mode": None, "add_completion": False}
 
 
 class _Completion(NamedTuple):
-    """A completion as shells are told it."""
+    """A completion for a shell, with the attributes that click expects."""
 
     value: str
     help: str
@@ -49,7 +50,7 @@ class _Completion(NamedTuple):
 
 
 class _Commands(TyperGroup):
-    """The commands by name; the module of one is imported when it is run, or its own help is asked for."""
+    """The commands by name. The module of a command is imported for running it and for its own `--help`."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -104,5 +105,5 @@ def main() -> None:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(1)
     except (Interrupted, KeyboardInterrupt):
-        print("stopped; everything that was paid for is kept: run the same command to go on", file=sys.stderr)
+        print("stopped; paid completions are stored: run the same command to continue", file=sys.stderr)
         sys.exit(130)

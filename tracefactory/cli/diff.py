@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +12,7 @@ from rich.table import Table
 from tracefactory.cli.options import Json
 from tracefactory.cli.show import stdout_console
 from tracefactory.engine.report import plain_table
-from tracefactory.publish.compare import Difference, ViewDifference, compare
+from tracefactory.publish.compare import Difference, compare
 
 _SHOWN = 5
 
@@ -19,7 +20,7 @@ Folder = Annotated[Path, typer.Argument(help="The folder of a published version.
 
 
 def diff(first: Folder, second: Folder, json: Json = False) -> None:
-    """Say which rows two published versions share, which came, went and changed, and what they were made by."""
+    """Compare two published versions: equal, changed, added and removed rows, and how the versions were made."""
     found = compare(first, second)
     if json:
         print(found.model_dump_json(indent=2))
@@ -31,8 +32,7 @@ def diff(first: Folder, second: Folder, json: Json = False) -> None:
 
 
 def _table(found: Difference) -> Table:
-    title = f"{found.first} and {found.second}: {'the same rows' if found.identical else 'rows by id'}"
-    table = plain_table(title)
+    table = plain_table(f"{found.first} and {found.second}: {'the same rows' if found.identical else 'rows by id'}")
     table.add_column("view")
     for name in ("same", "changed", "only in the first", "only in the second"):
         table.add_column(name, justify="right")
@@ -44,24 +44,17 @@ def _table(found: Difference) -> Table:
     return table
 
 
-def _details(found: Difference) -> list[str]:
+def _details(found: Difference) -> Iterator[str]:
+    """Yield the differences that the table does not have; rows are those of the first view."""
     view = found.views[0]
-    said = [f"{style}: {before:,} rows, then {after:,}" for style, (before, after) in view.styles.items()]
-    said += _rows(view)
-    said += [f"{one.view}: only one of them has the column {name}" for one in found.views for name in one.columns]
-    said += [f"{what}: {one or 'none'}, then {other or 'none'}" for what, (one, other) in found.made_by.items()]
-    return said
-
-
-def _rows(view: ViewDifference) -> list[str]:
-    listed = {
-        "changed": view.changed,
-        "only in the first": view.only_first,
-        "only in the second": view.only_second,
-    }
-    return [f"{name}: {_few(ids)}" for name, ids in listed.items() if ids]
-
-
-def _few(ids: tuple[str, ...]) -> str:
-    shown = ", ".join(one[:12] for one in ids[:_SHOWN])
-    return shown if len(ids) <= _SHOWN else f"{shown} and {len(ids) - _SHOWN:,} more"
+    for style, (before, after) in view.styles.items():
+        yield f"{style}: {before:,} rows, then {after:,}"
+    rows = {"changed": view.changed, "only in the first": view.only_first, "only in the second": view.only_second}
+    for name, ids in rows.items():
+        if ids:
+            more = f" and {len(ids) - _SHOWN:,} more" if len(ids) > _SHOWN else ""
+            yield f"{name}: {', '.join(one[:12] for one in ids[:_SHOWN])}{more}"
+    for one in found.views:
+        yield from (f"{one.view}: only one of the versions has the column {name}" for name in one.columns)
+    for what, (first, second) in found.made_by.items():
+        yield f"{what}: {first or 'none'}, then {second or 'none'}"

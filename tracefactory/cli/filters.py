@@ -11,7 +11,7 @@ from tracefactory.filters import LoadedFilter, load_filters
 
 
 def filters(project: ProjectFolder = Path(), json: Json = False) -> None:
-    """List the filters of the project with their parameters and the reasons they drop for."""
+    """List the filters of the project with their parameters and drop reasons."""
     found = load_filters(find_project(project).filters)
     if json:
         facts = [

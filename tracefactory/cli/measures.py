@@ -24,7 +24,7 @@ from tracefactory.students.view import StudentView
 
 
 class Spread(Frozen):
-    """How one measure is spread over the traces that have it."""
+    """The distribution of one measure over the traces that have it."""
 
     measure: str
     traces: int
@@ -36,7 +36,7 @@ class Spread(Frozen):
 
 
 class Fit(Frozen):
-    """What a run measured under one student. `rank_surprisal` is that of all its traces as one set."""
+    """The measures of a run under one student. `rank_surprisal` is the measure of all its traces as one set."""
 
     student: str
     stage: str
@@ -47,12 +47,12 @@ class Fit(Frozen):
 
 def measures(
     run: Annotated[str | None, typer.Argument(help="The name of a run; the newest finished one by default.")] = None,
-    student: Annotated[str | None, typer.Option(help="Just this student.")] = None,
+    student: Annotated[str | None, typer.Option(help="Show only this student.")] = None,
     traces: Annotated[int, typer.Option(min=0, help="Show the least likely tokens of this many traces.")] = 6,
     project: ProjectFolder = Path(),
     json: Json = False,
 ) -> None:
-    """Print what a run measured under its students, and the tokens they find least likely. Runs no model."""
+    """Print the measures of a run under its students, and the tokens least likely to them. No model is run."""
     root = find_project(project).state_dir
     fits = list(fits_of(load_outcome(root, run), root, traces))
     if student is not None:
@@ -70,7 +70,13 @@ def measures(
 
 
 def fits_of(outcome: RunOutcome, root: Path, shown: int) -> Iterator[Fit]:
-    """Yield what each `measure: student` stage of a run measured, with the views of its first `shown` traces."""
+    """Yield the measures of each `measure: student` stage of a run.
+
+    Args:
+        outcome: the run.
+        root: the folder of the project's state.
+        shown: the number of traces with a view of their tokens.
+    """
     for stage in outcome.stages:
         if stage.op != "measure: student":
             continue
@@ -117,14 +123,14 @@ def _tokens(fit: Fit) -> Table:
     table.add_column("trace", no_wrap=True)
     for name in ("tokens", "surprisal", "rank-surprisal"):
         table.add_column(name, justify="right")
-    table.add_column("token in its place", overflow="fold")
+    table.add_column("token in context", overflow="fold")
     for name in ("p", "rank"):
         table.add_column(name, justify="right")
-    table.add_column("the student would say")
+    table.add_column("student's likeliest token")
     for view in fit.views:
         head = [view.trace, f"{view.tokens:,}", f"{view.mean_surprisal:.3f}", f"{view.rank_surprisal:.3f}"]
         for one in view.least:
-            said = "" if one.instead is None else repr(one.instead)
-            table.add_row(*head, quoted(view.text, one), f"{one.p:.2g}", f"{one.rank:,}", said)
+            likeliest = "" if one.instead is None else repr(one.instead)
+            table.add_row(*head, quoted(view.text, one), f"{one.p:.2g}", f"{one.rank:,}", likeliest)
             head = [""] * 4
     return table

@@ -60,7 +60,7 @@ def new(
     verb: Annotated[str | None, typer.Option(help="The verb of a stage.")] = None,
     project: ProjectFolder = Path(),
 ) -> None:
-    """Write a file to start from, and its test in tests/. No other file needs a change."""
+    """Write a template of one kind of file, and its test in tests/. No other file needs a change."""
     verb, name = _named(kind, name, verb)
     root = find_project(project).root
     words = [part for part in f"{verb or ''}_{name}".split("_") if part]
@@ -89,11 +89,11 @@ def _named(kind: Kind, name: str, verb: str | None) -> tuple[str | None, str]:
         before, colon, after = name.partition(":")
         verb, name = (before, after.strip()) if colon else (verb, name)
         if not verb:
-            raise UserError(Mistake("a stage has a verb and a name", hint=f"write verify:{name} or --verb verify"))
+            raise UserError(Mistake("a stage needs a verb and a name", hint=f"write verify:{name} or --verb verify"))
         if not plugins.VERB.fullmatch(verb):
             raise UserError(f"{verb!r} cannot be a verb: small letters only")
     elif verb is not None:
-        raise UserError("--verb is for stages")
+        raise UserError("--verb is only for stages")
     pattern = r"[a-z][a-z0-9_]*" if kind in (Kind.PROMPT, Kind.PIPELINE) else plugins.NAME.pattern
     if not re.fullmatch(pattern, name):
         raise UserError(f"{name!r} cannot be a name: small letters, digits and underscores, a letter first")

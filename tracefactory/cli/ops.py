@@ -6,7 +6,7 @@ import json as jsonlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -16,10 +16,8 @@ from tracefactory.cli.catalog.entries import Entry, Measure, Parameter, entries,
 from tracefactory.cli.catalog.schema import pipeline_schema
 from tracefactory.cli.options import Json, ProjectFolder
 from tracefactory.cli.show import stdout_console
-from tracefactory.config.project import find_project
+from tracefactory.config.project import find_optional_project
 from tracefactory.core import plugins
-from tracefactory.core.errors import UserError
-from tracefactory.core.pipeline import Project
 from tracefactory.core.registry import FAMILIES, registry
 from tracefactory.filters import load_filters
 
@@ -47,7 +45,7 @@ def ops(
 
     Inside a project, its plugins are included.
     """
-    found = _project(project)
+    found = find_optional_project(project)
     if found is not None:
         plugins.load(found.root)
     if schema:
@@ -57,7 +55,11 @@ def ops(
     shown = entries() if name is None else named(name)
     columns = measures(shown)
     if json:
-        print(jsonlib.dumps({"entries": _plain(shown), "measures": _plain(columns)}, indent=2, ensure_ascii=False))
+        plain = {
+            "entries": [one.model_dump(mode="json") for one in shown],
+            "measures": [one.model_dump(mode="json") for one in columns],
+        }
+        print(jsonlib.dumps(plain, indent=2, ensure_ascii=False))
         return
     console = stdout_console()
     tables = _in_full(shown) if name is not None or full else _overview(shown)
@@ -65,28 +67,14 @@ def ops(
         console.print(part, highlight=False)
 
 
-def _project(folder: Path) -> Project | None:
-    """Return the project that a folder belongs to; None for the working folder outside of any project."""
-    try:
-        return find_project(folder)
-    except UserError:
-        if folder != Path():
-            raise
-        return None
-
-
-def _plain(found: Sequence[Entry] | Sequence[Measure]) -> list[dict[str, Any]]:
-    return [one.model_dump(mode="json") for one in found]
-
-
 def _overview(shown: Sequence[Entry]) -> Iterator[Table]:
-    """Yield one table for each kind: how an entry is written, what it does, the names of its parameters.
+    """Yield one table for each kind, with the form, summary and parameters of each entry.
 
-    Of a pruner, source or decoder it shows the operation, which has more parameters.
+    Pruners, sources and decoders are shown as operations, which have more parameters.
     """
     for kind, title in _TITLES.items():
         table = _table(title, "in a pipeline", "what it does")
-        for entry in (one for one in shown if _section(one) == kind):
+        for entry in (one for one in shown if _table_of(one) == kind):
             own = "" if entry.origin == "built in" else f" [{entry.origin}]"
             names = ", ".join(f"{one.name}{'*' if one.required else ''}" for one in entry.parameters)
             listed = f"\n[dim]{names}[/dim]" if names and kind != "view" else ""
@@ -94,8 +82,8 @@ def _overview(shown: Sequence[Entry]) -> Iterator[Table]:
         yield table
 
 
-def _section(entry: Entry) -> str:
-    """Return the kind under which the overview shows an entry; "" for one that it shows as an operation."""
+def _table_of(entry: Entry) -> str:
+    """Return the kind of the table with an entry; "" for a pruner, source or decoder, whose operation is shown."""
     verb, _, own = entry.name.partition(":")
     if entry.kind == "operation":
         of = FAMILIES.get(verb)
@@ -110,15 +98,11 @@ def _in_full(shown: Sequence[Entry]) -> Iterator[Table | str]:
         yield escape(entry.description)
         table = _table("", "column" if entry.kind == "view" else "parameter", "what it is")
         for name, one in _flat(entry.parameters):
-            table.add_row(f"{name}\n[dim]{escape(_value(one, entry))}[/dim]", escape(one.description))
+            default = "required" if one.required else f"= {jsonlib.dumps(one.default, ensure_ascii=False)}"
+            parts = [one.type] if entry.kind == "view" or one.parameters else [one.type, default]
+            left = "\n".join(line for part in parts for line in wrap(part, LEFT))
+            table.add_row(f"{name}\n[dim]{escape(left)}[/dim]", escape(one.description))
         yield table if entry.parameters else "It has no parameters."
-
-
-def _value(one: Parameter, entry: Entry) -> str:
-    """Return the type of a parameter and its default, in lines that fit the left column."""
-    default = "required" if one.required else f"= {jsonlib.dumps(one.default, ensure_ascii=False)}"
-    parts = [one.type] if entry.kind == "view" or one.parameters else [one.type, default]
-    return "\n".join(line for part in parts for line in wrap(part, LEFT))
 
 
 def _flat(parameters: Sequence[Parameter], prefix: str = "") -> Iterator[tuple[str, Parameter]]:
@@ -133,13 +117,13 @@ def _measures(columns: Sequence[Measure]) -> Table:
     )
     for one in columns:
         by = one.operations[0] + (" ..." if len(one.operations) > 1 else "")
-        told = " ".join(text for text in (one.description, one.source and f"({one.source})") if text)
-        table.add_row(escape(one.name), one.unit or one.type, one.direction, f"{escape(told)} [dim]{by}[/dim]")
+        about = " ".join(text for text in (one.description, one.source and f"({one.source})") if text)
+        table.add_row(escape(one.name), one.unit or one.type, one.direction, f"{escape(about)} [dim]{by}[/dim]")
     return table
 
 
 def _table(title: str, *columns: str, whole: bool = True) -> Table:
-    """Return an empty table; `whole` says that its first column is not folded."""
+    """Return an empty table; with `whole`, its first column is not folded."""
     table = Table(title=title or None, title_justify="left", header_style="bold")
     for number, name in enumerate(columns):
         table.add_column(name, overflow="fold", no_wrap=whole and number == 0)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def plan(
     pipeline: PipelineFile, profile: Profile = None, sets: Sets = None, limit: Limit = None, json: Json = False
 ) -> None:
-    """Say what a run would do: what is done, what is not and why, and the requests, tokens and cost still to pay."""
+    """Show what a run would do: the state of every stage with its reason, and the requests, tokens and cost to pay."""
     from tracefactory.cli.show import stdout_console
     from tracefactory.config import load_pipeline
     from tracefactory.engine.plan import make_plan
@@ -44,7 +44,9 @@ def _table(plan: Plan) -> RenderableType:
     for stage in plan.stages:
         cached = stage.state is State.CACHED
         table.add_row(stage.id, f"cached, {stage.why}" if cached else stage.state.value, *_to_pay(stage))
-    return Group(table, *(Text(f"• {one.id}: {one.why}") for one in plan.stages if one.state is not State.CACHED))
+    notes = [f"{one.id}: {one.why}" for one in plan.stages if one.state is not State.CACHED]
+    notes += [f"damaged: {one}" for one in plan.damage]
+    return Group(table, *(Text(f"• {note}") for note in notes))
 
 
 def _to_pay(stage: PlannedStage) -> list[str]:

@@ -20,11 +20,12 @@ def publish(
 ) -> None:
     """Push a finished version to the Hub as one commit and one tag, as `publish: dataset` does with `hub:`.
 
-    The machine's login (or HF_TOKEN) is used. A version that is there already with the same content stays as it is.
+    The machine's login (or HF_TOKEN) is used. A version that is already published with the same content is
+    not changed.
     """
     version = read_manifest(folder).version
     receipt = push(folder, repo=repo, version=version, private=not public, token=None)
     if json:
         print(receipt.model_dump_json(indent=2))
     else:
-        print(f"{'pushed' if receipt.created else 'there already'}: {receipt.url} (tag {receipt.tag})")
+        print(f"{'pushed' if receipt.created else 'already published'}: {receipt.url} (tag {receipt.tag})")

@@ -11,7 +11,7 @@ from tracefactory.cli.options import Json, Limit, PipelineFile, Profile, Sets
 def run(
     pipeline: PipelineFile, profile: Profile = None, sets: Sets = None, limit: Limit = None, json: Json = False
 ) -> None:
-    """Make the dataset of a pipeline. What is there already is not made or paid for again."""
+    """Make the dataset of a pipeline. Finished stages are not repeated, and stored completions are not paid again."""
     from rich.console import Console
 
     from tracefactory.cli.show import print_outcome

@@ -10,49 +10,66 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol, runtime_checkable
 
 import typer
 
 from tracefactory.cli.options import PipelineFile, Profile, Sets
 from tracefactory.config import load_pipeline
-from tracefactory.core.errors import UserError, nearest
-from tracefactory.core.model import Environment
+from tracefactory.core.errors import Mistake, UserError, nearest
+from tracefactory.core.model import Endpoint, Environment
 from tracefactory.core.pipeline import Pipeline
-from tracefactory.models.vllm import VLLMSpec
-from tracefactory.serving.vllm.endpoint import VLLMEndpoint
 from tracefactory.serving.vllm.placement import LocalPlacement
 from tracefactory.serving.vllm.replica import Placement
 from tracefactory.serving.vllm.shared import SharedServers, announce, heartbeat, withdraw
 from tracefactory.store.leases import HEARTBEAT_S
 
 _LOOK_S = 1.0
-_SAY_EVERY_S = 5.0
+_NOTICE_EVERY_S = 5.0
+
+
+class SharedEndpoint(Endpoint, Protocol):
+    """Servers that several runs can use."""
+
+    @property
+    def urls(self) -> list[str]:
+        """The base URLs of the servers that answer now."""
+        ...
+
+
+@runtime_checkable
+class Shareable(Protocol):
+    """The capability of a kind of model that its servers can be shared by several runs."""
+
+    model: str
+
+    def sharing_key(self, environment: Environment) -> str:
+        """Return a digest that is equal for models that can use the same servers."""
+        ...
+
+    def endpoint(self, environment: Environment) -> SharedEndpoint:
+        """Return the servers, which are not started yet."""
+        ...
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="A name under models: whose servers to start.", show_default=False)],
+    model: Annotated[str, typer.Argument(help="The name of the model, under `models:`.", show_default=False)],
     pipeline: PipelineFile,
     profile: Profile = None,
     sets: Sets = None,
 ) -> None:
-    """Start just the vLLM servers of one model and print their addresses, until Ctrl-C; runs use them meanwhile."""
+    """Start the vLLM servers of one model, print their addresses, and keep them for all runs until Ctrl-C."""
     loaded = load_pipeline(pipeline, profile=profile, sets=sets or ())
-    asyncio.run(_serve(loaded, _spec(loaded, model)))
+    if model not in loaded.models:
+        raise UserError(Mistake(f"{loaded.file} has no model {model!r}", hint=nearest(model, loaded.models)))
+    spec = loaded.models[model]
+    if not isinstance(spec, Shareable):
+        raise UserError(f"runs cannot share the servers of {model!r}, a `use: {spec.use}` model; use `use: vllm`")
+    asyncio.run(_serve(loaded, spec))
 
 
-def _spec(pipeline: Pipeline, model: str) -> VLLMSpec:
-    if model not in pipeline.models:
-        hint = nearest(model, pipeline.models)
-        raise UserError(f"{pipeline.file} has no model {model!r}" + (f" ({hint})" if hint else ""))
-    spec = pipeline.models[model]
-    if not isinstance(spec, VLLMSpec):
-        raise UserError(f"only a model with `use: vllm` can be served for several runs; {model!r} is `use: {spec.use}`")
-    return spec
-
-
-async def _serve(pipeline: Pipeline, spec: VLLMSpec) -> None:
-    """Keep the servers up and announced until Ctrl-C, SIGTERM, or the last of them has given up."""
+async def _serve(pipeline: Pipeline, spec: Shareable) -> None:
+    """Run and announce the servers until Ctrl-C, SIGTERM, or until no server can be restarted any more."""
     environment = Environment(root=pipeline.project.root, placement=_placement(pipeline))
     folder = pipeline.project.state_dir / "servers"
     endpoint = spec.endpoint(environment)
@@ -63,7 +80,7 @@ async def _serve(pipeline: Pipeline, spec: VLLMSpec) -> None:
         host=socket.gethostname(),
         started=time.time(),
     )
-    announce(folder, kept)  # before the minutes of loading, so that a run started now waits for it
+    announce(folder, kept)  # before the minutes of loading, so that a run that starts now waits for the servers
     keeping = asyncio.create_task(_keep(endpoint, folder, kept))
     for one in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(one, keeping.cancel)
@@ -75,28 +92,28 @@ async def _serve(pipeline: Pipeline, spec: VLLMSpec) -> None:
         await endpoint.stop()
 
 
-async def _keep(endpoint: VLLMEndpoint, folder: Path, kept: SharedServers) -> None:
-    """Start the servers; announce and print every change of what answers, and say how far the others are."""
+async def _keep(endpoint: SharedEndpoint, folder: Path, kept: SharedServers) -> None:
+    """Start the servers, announce and print every change of their URLs, and print the progress of starting ones."""
     starting: asyncio.Task[list[str]] | None = None
-    said = float("-inf")
-    beaten = time.monotonic()
+    last_notice = float("-inf")
+    last_heartbeat = time.monotonic()
     try:
         while True:
             if starting is None or starting.done():
                 if starting is not None:
-                    starting.result()  # raises when every server has given up
+                    starting.result()  # raises when no server can be restarted any more
                 starting = asyncio.create_task(endpoint.start(folder / f"{kept.identity[:16]}-logs"))
             await asyncio.wait([starting], timeout=_LOOK_S)
             if (urls := tuple(endpoint.urls)) != kept.urls:
                 kept = kept.model_copy(update={"urls": urls})
                 announce(folder, kept)
                 print(*(urls or ["no server answers now"]), sep="\n", flush=True)
-            if endpoint.notice and time.monotonic() - said > _SAY_EVERY_S:
+            if endpoint.notice and time.monotonic() - last_notice > _NOTICE_EVERY_S:
                 print(endpoint.notice, file=sys.stderr, flush=True)
-                said = time.monotonic()
-            if time.monotonic() - beaten > HEARTBEAT_S:
+                last_notice = time.monotonic()
+            if time.monotonic() - last_heartbeat > HEARTBEAT_S:
                 heartbeat(folder, kept.identity)
-                beaten = time.monotonic()
+                last_heartbeat = time.monotonic()
     finally:
         if starting is not None:
             starting.cancel()
@@ -104,7 +121,7 @@ async def _keep(endpoint: VLLMEndpoint, folder: Path, kept: SharedServers) -> No
 
 
 def _placement(pipeline: Pipeline) -> Placement:
-    """Return where the servers run: on the cluster that the pipeline joins, else on this machine."""
+    """Return the placement of the servers: the Ray cluster of the pipeline, or this machine."""
     if pipeline.run.executor != "inline" and pipeline.run.ray_address is not None:
         from tracefactory.engine.executors.ray import RayPlacement
 

@@ -21,7 +21,7 @@ WIDTH = 80  # of a table that goes to a file or a pipe
 
 
 def stdout_console() -> Console:
-    """Return the console that results are printed on: as wide as the terminal, `WIDTH` for a file or a pipe."""
+    """Return the console for results. It is as wide as the terminal, or `WIDTH` for a file or a pipe."""
     return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
@@ -30,13 +30,19 @@ def show(
     project: ProjectFolder = Path(),
     json: Json = False,
 ) -> None:
-    """Print the funnel of a finished run, with the lengths of what it made."""
+    """Print the funnel of a finished run, with the lengths of its traces."""
     root = find_project(project).state_dir
     print_outcome(load_outcome(root, run), root, as_json=json)
 
 
 def print_outcome(outcome: RunOutcome, root: Path, *, as_json: bool) -> None:
-    """Print a finished run to stdout."""
+    """Print a finished run to stdout.
+
+    Args:
+        outcome: the run.
+        root: the folder of the project's state.
+        as_json: print JSON instead of tables.
+    """
     if as_json:
         print(outcome.model_dump_json(indent=2))
         return
@@ -53,7 +59,7 @@ def print_outcome(outcome: RunOutcome, root: Path, *, as_json: bool) -> None:
 
 
 def _lengths(last: StageOutcome, root: Path) -> dict[str, list[int]]:
-    """Return the completion tokens of the traces of a stage, by style; nothing where its rows cannot be read."""
+    """Return the completion tokens of the traces of a stage, by style; empty when its rows cannot be read."""
     try:
         frame = last.rows(root).frame(Span.all(), ("style", "completion_tokens"))
     except RunError:

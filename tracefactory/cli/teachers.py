@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +25,7 @@ from tracefactory.students.ranking import LOCAL_WINDOW, RankBy, TeacherRow, Teac
 
 
 class Ranking(Frozen):
-    """What `--json` prints: the teachers, the best first, and how to read it."""
+    """The result, which `--json` prints: the teachers, best first, with remarks on how to read the numbers."""
 
     student: str
     model: str
@@ -40,21 +39,21 @@ class Ranking(Frozen):
 
 def teachers(
     pipeline: PipelineFile,
-    samples: Annotated[int, typer.Option(min=1, help="Problems to try, one sample of each teacher for each.")] = 200,
+    samples: Annotated[int, typer.Option(min=1, help="Problems to try, with one sample per teacher.")] = 200,
     student: Annotated[
-        str | None, typer.Option(help="A `use: transformers` model; the measured one by default.")
+        str | None, typer.Option(help="A `use: transformers` model; by default the measured one.")
     ] = None,
-    teacher: Annotated[list[str] | None, typer.Option(help="Try just this model. May be repeated.")] = None,
+    teacher: Annotated[list[str] | None, typer.Option(help="Try only this model. May be repeated.")] = None,
     by: Annotated[RankBy, typer.Option(help="What to rank by.")] = RankBy.RANK_SURPRISAL,
-    every: Annotated[bool, typer.Option("--all", help="Rank by all traces, not by the right ones alone.")] = False,
-    dry: Annotated[bool, typer.Option("--plan", help="Say what it would pay for, and stop.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Rank by all traces, not only by correct ones.")] = False,
+    dry: Annotated[bool, typer.Option("--plan", help="Print the cost and stop.")] = False,
     profile: Profile = None,
     sets: Sets = None,
     json: Json = False,
 ) -> None:
     """Try every teacher on the first problems and rank them for the student, with intervals, tokens and cost.
 
-    What a run has sampled or scored already is used, and what is sampled here a run will not pay for again.
+    Stored samples and scores of runs are used, and runs do not pay again for what is sampled here.
     """
     loaded = load_pipeline(pipeline, profile=profile, sets=sets or ())
     window = LOCAL_WINDOW if by is RankBy.LOCAL_NATURALNESS else None
@@ -72,15 +71,16 @@ def teachers(
 
 
 def _price(trial: Trial, plan: Plan) -> str:
-    """Say what a trial still has to pay for."""
+    """Return a sentence with the requests, tokens and cost that a trial has to pay."""
     count = len(trial.candidates)
     problems = trial.pipeline.limit or 0
     head = f"{count} teachers, 1 sample each of the first {problems:,} problems, under {trial.student!r}"
-    judge = "; besides, votes of the judge, known once it was asked" if trial.judged else ""
+    judge = "; the judge's votes are not included, since their number is not known yet" if trial.judged else ""
     tried = {one.stage.id for one in trial.candidates}
     planned = [stage for stage in plan.stages if stage.id in tried]
     if any(stage.unknown for stage in planned):
-        return f"{head}: at most {count * problems:,} requests to pay, known once the problems are read{judge}"
+        most = f"at most {count * problems:,} requests to pay, since the problems have not been read yet"
+        return f"{head}: {most}{judge}"
     pays = [stage.to_pay for stage in planned if stage.to_pay is not None]
     tokens, cost = sum(pay.tokens_at_most for pay in pays), sum(pay.cost_at_most for pay in pays)
     return f"{head}: {plan.requests:,} requests to pay, at most {tokens:,} tokens, at most {cost:.4f} ${judge}"
@@ -88,14 +88,18 @@ def _price(trial: Trial, plan: Plan) -> str:
 
 def _ranking(trial: Trial, outcome: RunOutcome, root: Path, by: RankBy, every: bool) -> Ranking:
     stages = {stage.id: stage for stage in outcome.stages}
-    verified, measured = (_traces(outcome, stage_id, root) for stage_id in (CHECKED, MEASURED))
+    verified, measured = (
+        [row for row in stages[stage_id].rows(root).rows() if isinstance(row, Trace)]
+        for stage_id in (CHECKED, MEASURED)
+    )
+    models = trial.pipeline.models
     tried = [
         TeacherTrial(
             teacher=one.model,
-            model=trial.pipeline.models[one.model].model,
+            model=models[one.model].model,
             stage=one.stage.id,
             prompt=str(getattr(one.stage.params, "prompt", "")),
-            priced=_priced(trial, one.model),
+            priced=bool(models[one.model].price_in or models[one.model].price_out),
             samples=stages[one.stage.id].tally.rows_in,
             failed=stages[one.stage.id].tally.errors,
             verified=[trace for trace in verified if trace.stage == one.stage.id],
@@ -106,9 +110,9 @@ def _ranking(trial: Trial, outcome: RunOutcome, root: Path, by: RankBy, every: b
     rows = rank_teachers(tried, trial.student, by, every=every)
     return Ranking(
         student=trial.student,
-        model=trial.pipeline.models[trial.student].model,
+        model=models[trial.student].model,
         by=by.value,
-        of="all traces" if every else "right traces",
+        of="all traces" if every else "correct traces",
         run=outcome.run,
         problems=len({trace.problem_id for trace in verified}),
         teachers=tuple(rows),
@@ -116,42 +120,37 @@ def _ranking(trial: Trial, outcome: RunOutcome, root: Path, by: RankBy, every: b
     )
 
 
-def _priced(trial: Trial, model: str) -> bool:
-    spec = trial.pipeline.models[model]
-    return bool(spec.price_in or spec.price_out)
-
-
-def _traces(outcome: RunOutcome, stage_id: str, root: Path) -> list[Trace]:
-    (stage,) = (one for one in outcome.stages if one.id == stage_id)
-    return [row for row in stage.rows(root).rows() if isinstance(row, Trace)]
-
-
 def _table(ranking: Ranking) -> Table:
     title = f"teachers for {ranking.student} ({ranking.model}): {ranking.of} on {ranking.problems} problems"
     table = plain_table(title)
     for name in ("", "stage", "teacher"):
         table.add_column(name, overflow="fold")
-    for name in (f"{ranking.by} (95%)", "first", "used", "pass rate (95%)", "tokens, median", "all", "$ per right one"):
+    for name in (
+        f"{ranking.by} (95%)",
+        "first",
+        "used",
+        "pass rate (95%)",
+        "tokens, median",
+        "all",
+        "$ per correct",
+    ):
         table.add_column(name, justify="right")
     table.add_column("not used")
     for place, row in enumerate(ranking.teachers, start=1):
-        table.add_row(str(place) if row.value is not None else "-", *_cells(row))
+        lost = {"failed": row.failed, "refused": row.refused, "unmeasured": row.unmeasured}
+        value = "-" if row.value is None else f"{row.value:.3f}"
+        interval = "" if row.low is None or row.high is None else f" ({row.low:.3f} .. {row.high:.3f})"
+        table.add_row(
+            "-" if row.value is None else str(place),
+            row.stage,
+            row.teacher,
+            value + interval,
+            "-" if row.value is None else f"{row.first:.0%}",
+            f"{row.used} of {row.samples}",
+            f"{row.passed.rate:.0%} ({row.passed.low:.0%} .. {row.passed.high:.0%})",
+            "-" if row.median_tokens is None else f"{row.median_tokens:g}",
+            f"{row.total_tokens:,}",
+            "-" if row.cost_per_usable is None else f"{row.cost_per_usable:.6f}",
+            ", ".join(f"{name} {count}" for name, count in lost.items() if count),
+        )
     return table
-
-
-def _cells(row: TeacherRow) -> Sequence[str]:
-    lost = {"failed": row.failed, "refused": row.refused, "unmeasured": row.unmeasured}
-    value = "-" if row.value is None else f"{row.value:.3f}"
-    interval = "" if row.low is None or row.high is None else f" ({row.low:.3f} .. {row.high:.3f})"
-    return (
-        row.stage,
-        row.teacher,
-        value + interval,
-        "-" if row.value is None else f"{row.first:.0%}",
-        f"{row.used} of {row.samples}",
-        f"{row.passed.rate:.0%} ({row.passed.low:.0%} .. {row.passed.high:.0%})",
-        "-" if row.median_tokens is None else f"{row.median_tokens:g}",
-        f"{row.total_tokens:,}",
-        "-" if row.cost_per_usable is None else f"{row.cost_per_usable:.6f}",
-        ", ".join(f"{name} {count}" for name, count in lost.items() if count),
-    )

@@ -11,7 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tracefactory.cli.options import Json
+from tracefactory.cli.options import Json, ProjectFolder
+from tracefactory.config.project import find_optional_project
+from tracefactory.core import plugins
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.rows import Verdict
 from tracefactory.verification.base import VerifyTask, resolve
@@ -23,42 +25,58 @@ _BATCH = 256
 
 
 def verify(
-    gold: Annotated[str | None, typer.Option(help="The right answer.")] = None,
+    gold: Annotated[str | None, typer.Option(help="The correct answer.")] = None,
     answer: Annotated[str | None, typer.Option(help="The answer to check.")] = None,
     response: Annotated[str | None, typer.Option(help="A whole completion to find the answer in.")] = None,
-    kind: Annotated[str, typer.Option(help="Name of a verifier; auto goes by the right answer.")] = "auto",
+    kind: Annotated[str, typer.Option(help="Name of a verifier; auto selects it by the correct answer.")] = "auto",
     file: Annotated[
-        Path | None, typer.Option(help="JSON lines with gold and either answer or response, and perhaps kind.")
+        Path | None, typer.Option(help="JSON lines with gold, either answer or response, and optionally kind.")
     ] = None,
     policy: Annotated[
         list[str] | None,
         typer.Option(help="A parameter of the verifier, e.g. units=required. May be repeated.", metavar="NAME=VALUE"),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes for what may hang.")] = None,
-    deadline: Annotated[float, typer.Option(min=0.1, help="Seconds one pair may take.")] = 10.0,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes for verifiers that can hang.")] = None,
+    deadline: Annotated[float, typer.Option(min=0.1, help="Maximum seconds for one pair.")] = 10.0,
+    project: ProjectFolder = Path(),
     as_json: Json = False,
 ) -> None:
-    """Check one answer against the right one, or the pairs of a file."""
-    given = _policy(policy or [])
+    """Check one answer against the correct one, or the pairs of a file.
+
+    Inside a project, its verifiers can be named.
+    """
+    if (found_project := find_optional_project(project)) is not None:
+        plugins.load(found_project.root)
+    parameters = _parameters(policy or [])
     if file is None:
         if gold is None:
             raise UserError("give --gold with --answer or --response, or --file")
-        rows = [{"gold": gold, "answer": answer, "response": response, "kind": kind}]
-        places: list[tuple[Path | None, int]] = [(None, 1)]
+        rows: list[tuple[int | None, dict[str, Any]]] = [
+            (None, {"gold": gold, "answer": answer, "response": response, "kind": kind})
+        ]
     else:
         if gold is not None or answer is not None or response is not None:
             raise UserError("give either --file or one pair, not both")
-        found = list(_rows(file))
-        rows, places = [row for _, row in found], [(file, number) for number, _ in found]
-    tasks = _tasks(rows, places, kind, given)
+        rows = list(_rows(file))
+    tasks: list[VerifyTask] = []
+    mistakes: list[Mistake] = []
+    for number, row in rows:
+        try:
+            tasks.append(_task(row, kind, parameters))
+        except UserError as error:
+            place = None if number is None else file
+            mistakes.extend(Mistake(one.message, place, number, one.hint) for one in error.mistakes)
+    if mistakes:
+        raise UserError(mistakes)
     with VerifierPool(workers=workers, deadline=deadline) as pool:
         for start in range(0, len(tasks), _BATCH):
             verdicts = asyncio.run(pool.verify(tasks[start : start + _BATCH]))
-            for row, verdict in zip(rows[start : start + _BATCH], verdicts, strict=True):
+            for (_, row), verdict in zip(rows[start : start + _BATCH], verdicts, strict=True):
                 _show(row, verdict, as_json=as_json, alone=file is None)
 
 
 def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a file with their line numbers."""
     if not file.is_file():
         raise UserError(f"{file} is not a file")
     mistakes: list[Mistake] = []
@@ -78,31 +96,13 @@ def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UserError(mistakes)
 
 
-def _tasks(
-    rows: list[dict[str, Any]], places: list[tuple[Path | None, int]], kind: str, policy: Mapping[str, Any]
-) -> list[VerifyTask]:
-    tasks: list[VerifyTask] = []
-    mistakes: list[Mistake] = []
-    for row, (file, number) in zip(rows, places, strict=True):
-        try:
-            task = _task(row, kind, policy)
-            resolve(task)
-        except UserError as error:
-            mistakes.extend(Mistake(one.message, file, number if file else None, one.hint) for one in error.mistakes)
-        else:
-            tasks.append(task)
-    if mistakes:
-        raise UserError(mistakes)
-    return tasks
-
-
 def _task(row: Mapping[str, Any], kind: str, policy: Mapping[str, Any]) -> VerifyTask:
     if "gold" not in row:
         close = nearest("gold", row) if row else None
         raise UserError(Mistake("a row needs 'gold' and either 'answer' or 'response'", hint=close))
     texts = {name: None if row.get(name) is None else str(row[name]) for name in ("gold", "answer", "response")}
     spec = row.get("spec") or {}
-    return make_task(
+    task = make_task(
         **texts,
         kind=str(row.get("kind") or kind),
         question=str(row.get("question") or ""),
@@ -110,9 +110,12 @@ def _task(row: Mapping[str, Any], kind: str, policy: Mapping[str, Any]) -> Verif
         finish_reason=str(row.get("finish_reason") or "stop"),
         policy=policy,
     )
+    resolve(task)  # raises for an unknown verifier or parameter
+    return task
 
 
-def _policy(settings: list[str]) -> dict[str, Any]:
+def _parameters(settings: list[str]) -> dict[str, Any]:
+    """Return the parameters of the verifier from settings such as "units=required"; values may be JSON."""
     policy: dict[str, Any] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")

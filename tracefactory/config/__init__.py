@@ -1,4 +1,4 @@
-"""Configuration: a pipeline file, checked and with every overlay applied, as frozen models."""
+"""Configuration: read and check pipeline files, apply overlays, and return frozen models."""
 
 from tracefactory.config.model import resolved
 from tracefactory.config.read import check_project, load_pipeline, unset_variables

@@ -1,4 +1,4 @@
-"""A pipeline as plain data again, as a file would say it."""
+"""A pipeline as plain data, in the form of a pipeline file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ ID_PATTERN = r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$"
 
 
 def resolved(pipeline: Pipeline) -> dict[str, Any]:
-    """Return the pipeline as plain JSON data: overlays applied, defaults written out, secrets still "env:NAME".
+    """Return a pipeline as plain JSON data, with overlays and defaults; secrets are "env:NAME".
 
-    Besides `profile` and `limit` it has the keys of a pipeline file, and read as one it is the same pipeline.
+    Without `profile` and `limit` it is a valid pipeline file for the same pipeline.
     """
-    head = {"name": pipeline.name, "version": pipeline.version, "description": pipeline.description}
     return {
-        **head,
+        "name": pipeline.name,
+        "version": pipeline.version,
+        "description": pipeline.description,
         "profile": pipeline.profile,
         "limit": pipeline.limit,
         "models": {name: plain(spec) for name, spec in pipeline.models.items()},
@@ -28,7 +29,7 @@ def resolved(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def plain(model: Frozen) -> dict[str, Any]:
-    """Return a model as plain JSON data under the keys it is written with in a file."""
+    """Return a model as plain JSON data with the keys of a pipeline file."""
     return model.model_dump(mode="json", by_alias=True)
 
 

@@ -1,11 +1,11 @@
-"""What is laid over a pipeline file: a profile (the same recipe on other hardware) and `--set path=value`."""
+"""Overlays of a pipeline file: a profile (the same recipe on other hardware) and `--set path=value`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from tracefactory.core.errors import Mistake, nearest
+from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.yamlfile import Node, Position, parse_yaml
 
 _PROFILE_KEYS = ("models", "stages", "run")
@@ -16,9 +16,15 @@ _EMPTY: Mapping[str, Node] = {}
 
 
 def overlaid(root: Node, profile: str | None, sets: Sequence[str], mistakes: list[Mistake]) -> Node:
-    """Return the file with the profile and then every `--set` laid over it; each value keeps the place it came from.
+    """Return the pipeline file with a profile and then every `--set` applied. Each value keeps its place.
 
-    All profiles are checked for what can be said without applying them; what is wrong is added to `mistakes`.
+    All profiles are checked, as far as this is possible without applying them.
+
+    Args:
+        root: the pipeline file.
+        profile: the name of the profile to apply, or None.
+        sets: the values of `--set`.
+        mistakes: the list that mistakes are added to.
     """
     profiles = root.child("profiles")
     known = _section(profiles, "profiles", mistakes)
@@ -36,7 +42,7 @@ def overlaid(root: Node, profile: str | None, sets: Sequence[str], mistakes: lis
 
 
 def stage_index(root: Node) -> dict[str, int]:
-    """Return the place of every stage by its id; of equal ids the first counts."""
+    """Return the index of every stage by its id. For equal ids it is the index of the first stage."""
     stages = root.child("stages")
     found: dict[str, int] = {}
     for index, stage in enumerate(stages.value if stages is not None and isinstance(stages.value, tuple) else ()):
@@ -67,7 +73,7 @@ def _check_profile(name: str, profile: Node, root: Node, mistakes: list[Mistake]
     for model, node in _section(parts.get("models"), f"{what}: models", mistakes).items():
         fields = _section(node, f"{what}: model {model!r}", mistakes)
         if model not in models and "use" not in fields:
-            message = f"{what}: unknown model {model!r}; a new one says `use:`"
+            message = f"{what}: unknown model {model!r}; a new model needs `use:`"
             mistakes.append(node.position.mistake(message, nearest(model, models)))
     for stage, node in _section(parts.get("stages"), f"{what}: stages", mistakes).items():
         if stage not in ids:
@@ -77,7 +83,9 @@ def _check_profile(name: str, profile: Node, root: Node, mistakes: list[Mistake]
         _check_keys(parts_of_stage, _PROFILE_STAGE_KEYS, inside, mistakes)
         base = root.find(("stages", ids[stage])) if stage in ids else None
         if "source" in parts_of_stage and base is not None and "source" not in base.mapping():
-            mistakes.append(parts_of_stage["source"].position.mistake(f"{inside}: only a source can be another source"))
+            mistakes.append(
+                parts_of_stage["source"].position.mistake(f"{inside}: only a source can be replaced by another source")
+            )
     _section(parts.get("run"), f"{what}: run", mistakes)
 
 
@@ -93,7 +101,7 @@ def _with_profile(root: Node, profile: Node) -> Node:
         models = root.child("models") or Node({}, parts["models"].position)
         for name, over in parts["models"].mapping().items():
             base = models.child(name)
-            # Another kind of model has other keys, so nothing of the old one may stay.
+            # Another kind of model has other keys, so it replaces the model completely.
             if "use" in over.mapping():
                 models = models.with_key(name, over)
             elif base is not None:
@@ -105,24 +113,20 @@ def _with_profile(root: Node, profile: Node) -> Node:
     if "stages" in parts and stages is not None and isinstance(stages.value, tuple):
         items: list[Node | None] = list(stages.value)
         for stage_id, over in parts["stages"].mapping().items():
-            if stage_id in ids:
-                items[ids[stage_id]] = _with_stage(stages.value[ids[stage_id]], over)
+            if stage_id not in ids:
+                continue
+            base, allowed = stages.value[ids[stage_id]], over.mapping()
+            if "source" in allowed:  # another source has other parameters
+                base = replace(base, value={key: node for key, node in base.mapping().items() if key != "with"})
+            changes = {key: node for key, node in allowed.items() if key in _PROFILE_STAGE_KEYS}
+            removed = over.value is None
+            items[ids[stage_id]] = None if removed else _merged(base, replace(over, value=changes))
         root = root.with_key("stages", replace(stages, value=tuple(item for item in items if item is not None)))
     return root
 
 
-def _with_stage(base: Node, over: Node) -> Node | None:
-    """Lay a profile's stage over the file's: `null` leaves it out; another source has other parameters."""
-    if over.value is None:
-        return None
-    allowed = {key: node for key, node in over.mapping().items() if key in _PROFILE_STAGE_KEYS}
-    if "source" in allowed:
-        base = replace(base, value={key: node for key, node in base.mapping().items() if key != "with"})
-    return _merged(base, replace(over, value=allowed))
-
-
 def _merged(base: Node, over: Node) -> Node:
-    """Lay one value over another: mappings key by key, anything else as a whole."""
+    """Merge two values: mappings key by key; any other value replaces the base."""
     if not isinstance(over.value, Mapping) or not (base.value is None or isinstance(base.value, Mapping)):
         return over
     entries = dict(base.mapping())
@@ -131,65 +135,60 @@ def _merged(base: Node, over: Node) -> Node:
     return replace(base, value=entries)
 
 
-class _WrongPathError(Exception):
-    def __init__(self, message: str, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message, self.hint = message, hint
-
-
 def _with_set(root: Node, text: str, mistakes: list[Mistake]) -> Node:
     path, equals, written = text.partition("=")
     keys = path.strip().split(".")
-    # The value may be a secret that does not belong there, so a message repeats the path only.
+    # The value may be a secret by mistake, so messages contain only the path.
     place = Position(None, given=f"--set {path.strip()}")
     if not equals or not all(keys):
         mistakes.append(place.mistake("write it as path=value, such as stages.long.with.samples=8"))
         return root
-    # A version such as 2 or 2026.11 is text, and quotes would be lost on the shell.
+    # A version such as 2 or 2026.11 is text, but the shell removes quotes.
     value = Node(written, place) if keys[0] in _TEXTS else parse_yaml(written, place, mistakes)
     if value is None:
         return root
     try:
         _check_set_path(root, keys)
         return _put(root, keys, value, ())
-    except _WrongPathError as error:
-        mistakes.append(place.mistake(error.message, error.hint))
+    except UserError as error:
+        mistakes += [place.mistake(one.message, one.hint) for one in error.mistakes]
         return root
 
 
 def _check_set_path(root: Node, keys: list[str]) -> None:
-    """Raise for a path that leads nowhere. Below a model, `with` and `run` the models of the values decide."""
+    """Raise UserError for a path that does not exist. Keys in models, `with` and `run` are validated later."""
     head = keys[0]
     if head not in _SET_KEYS:
-        raise _WrongPathError(f"nothing called {head!r} can be set", nearest(head, _SET_KEYS))
+        raise UserError(Mistake(f"{head!r} cannot be set", hint=nearest(head, _SET_KEYS)))
     if head == "models":
         known = _models(root)
         if len(keys) < 2:
-            raise _WrongPathError("name a model and what to set of it: models.<name>.<key>=value")
+            raise UserError("name a model and one of its keys: models.<name>.<key>=value")
         if keys[1] not in known and len(keys) > 2:
-            raise _WrongPathError(f"unknown model {keys[1]!r}", nearest(keys[1], known))
+            raise UserError(Mistake(f"unknown model {keys[1]!r}", hint=nearest(keys[1], known)))
     if head == "stages":
         ids = stage_index(root)
         if len(keys) < 3:
-            raise _WrongPathError("name a stage and what to set of it: stages.<id>.with.<parameter>=value")
+            raise UserError("name a stage and one of its keys: stages.<id>.with.<parameter>=value")
         if keys[1] not in ids:
-            raise _WrongPathError(f"unknown stage {keys[1]!r}", nearest(keys[1], ids))
+            raise UserError(Mistake(f"unknown stage {keys[1]!r}", hint=nearest(keys[1], ids)))
         valid = {*root.find(("stages", ids[keys[1]])).mapping(), "with", "run", "from"}
         if keys[2] not in valid:
             close = nearest(keys[2], valid) or ""
             parameter = f"parameters are under with: stages.{keys[1]}.with.{'.'.join(keys[2:])}"
-            raise _WrongPathError(f"a stage has no {keys[2]!r}", close if close.startswith("did") else parameter)
+            hint = close if close.startswith("did") else parameter
+            raise UserError(Mistake(f"a stage has no {keys[2]!r}", hint=hint))
 
 
 def _put(node: Node, keys: list[str], item: Node, done: tuple[str, ...]) -> Node:
-    """Return `node` with `item` at the path `keys`; `done` is the path to `node` itself, for messages."""
+    """Return `node` with `item` at the path `keys`. `done` is the path of `node`, for messages."""
     if not keys:
         return item
     key, rest = keys[0], keys[1:]
     if isinstance(node.value, tuple):
         return _put_in_list(node, node.value, keys, item, done)
     if node.value is not None and not isinstance(node.value, Mapping):
-        raise _WrongPathError(f"{'.'.join(done)} is {node.describe()} and has no {key!r}")
+        raise UserError(f"{'.'.join(done)} is {node.describe()} and has no {key!r}")
     child = node.child(key) or Node({}, item.position)
     return node.with_key(key, _put(child, rest, item, (*done, key)))
 
@@ -197,23 +196,19 @@ def _put(node: Node, keys: list[str], item: Node, done: tuple[str, ...]) -> Node
 def _put_in_list(node: Node, items: tuple[Node, ...], keys: list[str], item: Node, done: tuple[str, ...]) -> Node:
     key, rest = keys[0], keys[1:]
     stages = done == ("stages",)
-    index = stage_index(Node({"stages": node}, node.position)).get(key) if stages else _index(items, key)
+    if stages:
+        index = stage_index(Node({"stages": node}, node.position)).get(key)
+    elif key.isdigit():
+        index = int(key) if int(key) < len(items) else None
+    else:  # the item is the key, or a mapping from the key to parameters
+        names = [next(iter(item.mapping())) if len(item.mapping()) == 1 else item.value for item in items]
+        index = names.index(key) if key in names else None
     if index is None:
-        raise _WrongPathError(f"{'.'.join(done)} has no item {key!r}")
+        raise UserError(f"{'.'.join(done)} has no item {key!r}")
     old = items[index]
     if not stages and not key.isdigit():
-        # The item is a name, alone or with its parameters: what is set are the parameters.
+        # The item is a name, alone or with parameters; the value is set in the parameters.
         old = old if isinstance(old.value, Mapping) else Node({key: Node({}, item.position)}, old.position)
         rest = [key, *rest]
     new = _put(old, rest, item, (*done, key))
     return replace(node, value=(*items[:index], new, *items[index + 1 :]))
-
-
-def _index(items: tuple[Node, ...], key: str) -> int | None:
-    """Return which item is meant: by its number from 0, or by the name it is or holds parameters for."""
-    if key.isdigit():
-        return int(key) if int(key) < len(items) else None
-    for index, item in enumerate(items):
-        if item.value == key or (len(item.mapping()) == 1 and key in item.mapping()):
-            return index
-    return None

@@ -1,4 +1,4 @@
-"""A project on disk: the folders that hold its policy, and where its state and its datasets go."""
+"""A project on disk: its folders, and the starter project that new projects are copied from."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ _NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 
 
 def find_project(path: Path, environ: Mapping[str, str] = os.environ) -> Project:
-    """Return the project that a pipeline file or a folder belongs to: the nearest folder above that holds pipelines/.
+    """Return the project of a pipeline file or folder: the nearest folder, here or above, that contains pipelines/.
 
-    The state is kept in `.tracefactory` there, or where TRACEFACTORY_HOME says.
+    Its state is in `.tracefactory`, or in the folder that the environment variable TRACEFACTORY_HOME names.
+
+    Args:
+        path: a file or folder.
+        environ: the environment variables.
 
     Raises:
-        UserError: when `path` does not exist or is in no project.
+        UserError: when `path` does not exist or is not in a project.
     """
     if not path.exists():
-        raise UserError(_not_there(path))
+        others = sorted(file.name for file in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        hint = f"the folder has: {', '.join(others[:24])}" if others else None
+        raise UserError(Mistake(f"{path} does not exist", hint=hint))
     absolute = path.resolve()
     for folder in (absolute, *absolute.parents):
         if (folder / "pipelines").is_dir():
@@ -34,10 +40,27 @@ def find_project(path: Path, environ: Mapping[str, str] = os.environ) -> Project
             )
     raise UserError(
         Mistake(
-            f"{path} is in no project: neither its folder nor one above it holds a folder pipelines/",
+            f"{path} is in no project: neither its folder nor one above it contains a folder pipelines/",
             hint="`tracefactory init my-project` makes a project",
         )
     )
+
+
+def find_optional_project(folder: Path) -> Project | None:
+    """Return the project of a folder; None if `folder` is the working folder and not in a project.
+
+    Args:
+        folder: a folder of a project; `Path()` is the working folder.
+
+    Raises:
+        UserError: when another folder than the working folder does not exist or is not in a project.
+    """
+    try:
+        return find_project(folder)
+    except UserError:
+        if folder != Path():
+            raise
+        return None
 
 
 def pipeline_files(project: Project) -> list[Path]:
@@ -46,22 +69,27 @@ def pipeline_files(project: Project) -> list[Path]:
 
 
 def starter_dir() -> Path:
-    """Return the folder that holds the project everyone starts from.
+    """Return the folder of the starter project.
 
     In an installed wheel it is package data; in a checkout of the repository it is the repository itself.
 
     Raises:
-        FileNotFoundError: when there is neither, so that the installation is broken.
+        FileNotFoundError: when the installation is incomplete.
     """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "starter", package.parent):
         if (folder / "pipelines").is_dir():
             return folder
-    raise FileNotFoundError(f"no starter project beside {package}: the installation is incomplete")
+    raise FileNotFoundError(f"no starter project next to {package}: the installation is incomplete")
 
 
 def init_project(target: Path) -> list[Path]:
-    """Copy the starter project to `target`, whole or not at all, and return the files written, relative to it.
+    """Copy the starter project to a new folder, and return the written files, relative to it.
+
+    The folder appears only when all files have been copied.
+
+    Args:
+        target: a folder that is empty or does not exist.
 
     Raises:
         UserError: when `target` exists and is not an empty folder.
@@ -79,10 +107,3 @@ def init_project(target: Path) -> list[Path]:
         written = sorted(file.relative_to(draft) for file in draft.rglob("*") if file.is_file())
         draft.replace(target)
     return written
-
-
-def _not_there(path: Path) -> Mistake:
-    beside = path.parent
-    others = sorted(file.name for file in beside.glob("*.y*ml")) if beside.is_dir() else []
-    hint = f"there are: {', '.join(others[:24])}" if others else None
-    return Mistake(f"{path} does not exist", hint=hint)

@@ -1,10 +1,10 @@
-"""From a pipeline file to a `Pipeline`, or to everything that is wrong with it, at once."""
+"""Read a pipeline file as a `Pipeline`, or report all of its mistakes."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic import Field
 from tracefactory.config.model import NAME_PATTERN
 from tracefactory.config.overlay import overlaid
 from tracefactory.config.project import find_project, pipeline_files
-from tracefactory.config.stages import Declared, StageDraft, read_stages, to_config
+from tracefactory.config.stages import Declared, StageDraft, read_stages
 from tracefactory.core import plugins
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.model import MODELS, Environment, EnvStr, ModelSpec, env_names
@@ -30,7 +30,7 @@ _SECTIONS = ("models", "stages", "profiles")
 
 
 class _Head(Frozen):
-    """What a pipeline file says of itself."""
+    """The keys of a pipeline file that are not names of sections."""
 
     name: str = Field(pattern=NAME_PATTERN)
     version: str = Field(pattern=NAME_PATTERN)
@@ -39,8 +39,8 @@ class _Head(Frozen):
 
 
 @dataclass(frozen=True)
-class _Shelf:
-    """The prompts, filters and plugins of a project; `broken` is what is wrong with them."""
+class _ProjectFiles:
+    """The prompts, filters and plugins of a project; `broken` are their mistakes."""
 
     prompts: Mapping[str, Prompt]
     prompt_names: frozenset[str]
@@ -51,8 +51,8 @@ class _Shelf:
 
 
 @dataclass(frozen=True)
-class _Choice:
-    """What is laid over the file."""
+class _Overlays:
+    """The changes to the file that a command asks for."""
 
     profile: str | None = None
     sets: Sequence[str] = ()
@@ -61,18 +61,22 @@ class _Choice:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Parameters that may name environment variables, what they belong to, and where they are written."""
+    """A used model or a stage, whose parameters may name environment variables.
+
+    `check` returns what a model lacks on this machine.
+    """
 
     what: str
     params: Frozen
     node: Node
+    check: Callable[[Environment], Sequence[Mistake]] = lambda environment: ()
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """What came of a file: a pipeline of all that could be understood, and what is wrong.
+    """The result of reading a file: a pipeline of its valid parts, and the mistakes.
 
-    `readers` are the models that its stages use, and the stages themselves.
+    `readers` are the stages, and the models that they use.
     """
 
     pipeline: Pipeline | None
@@ -91,49 +95,68 @@ def load_pipeline(
 ) -> Pipeline:
     """Read a pipeline file and the project around it.
 
-    The file is overlaid by `profile` and then by each of `sets` ("path=value", stages addressed by id, such as
-    "stages.long.with.samples=8"). `limit` restricts every source to its first rows. Nothing is started or fetched.
+    No server is started, and no file is downloaded.
+
+    Args:
+        path: the pipeline file.
+        profile: the name of the profile to apply.
+        sets: changes "path=value" to apply after the profile, such as "stages.long.with.samples=8"; stages are
+            addressed by id.
+        limit: the number of rows that every source is restricted to.
+        environ: the environment variables.
 
     Raises:
-        UserError: with everything that is wrong in the pipeline, its prompts, filters and plugins. An environment
-            variable that is not set is a mistake for the models that the stages use.
+        UserError: with all mistakes in the pipeline and in the project's prompts, filters and plugins. A missing
+            environment variable is a mistake if a stage or a used model reads it.
     """
     project = find_project(path, environ)
-    shelf = _read_shelf(project)
-    reading = _read_pipeline(path, project, shelf, _Choice(profile, tuple(sets), limit))
-    here = Environment(project.root, environ)
-    mistakes = [*reading.mistakes, *shelf.broken, *_unset(reading, environ), *_check_models(reading, here)]
+    files = _read_project_files(project)
+    reading = _read_pipeline(path, project, files, _Overlays(profile, tuple(sets), limit))
+    mistakes = [*reading.mistakes, *files.broken, *_unset(reading, environ)]
+    environment = Environment(project.root, environ)
+    for reader in reading.readers:
+        for mistake in reader.check(environment):
+            at_model = reader.node.position.mistake(f"{reader.what}: {mistake.message}", mistake.hint)
+            mistakes.append(at_model if mistake.file is None else mistake)
     if mistakes or reading.pipeline is None:
         raise UserError(_in_order(mistakes, path))
     return reading.pipeline
 
 
 def check_project(project: Project) -> list[Mistake]:
-    """Return everything that is wrong in any pipeline (with each of its profiles), prompt, filter or plugin. Offline.
+    """Return all mistakes in the pipelines (with each of their profiles), prompts, filters and plugins of a project.
 
-    What depends on this machine, such as environment variables and weights, is not looked at: see `unset_variables`.
+    The check is offline and independent of the machine: environment variables (see `unset_variables`) and weights are
+    not checked.
     """
-    shelf = _read_shelf(project)
-    found = [mistake for reading in _read_all(project, shelf) for mistake in reading.mistakes]
-    return _in_order([*found, *shelf.broken], None)
+    files = _read_project_files(project)
+    found = [mistake for reading in _read_all(project, files) for mistake in reading.mistakes]
+    return _in_order([*found, *files.broken], None)
 
 
 def unset_variables(project: Project, environ: Mapping[str, str] = os.environ) -> list[Mistake]:
-    """Return the environment variables that pipelines of the project read and that are not set, as file:line."""
-    found = [mistake for reading in _read_all(project, _read_shelf(project)) for mistake in _unset(reading, environ)]
+    """Return a mistake for every environment variable that a pipeline reads and that is not set.
+
+    Args:
+        project: the project of the pipelines.
+        environ: the environment variables.
+    """
+    found = [
+        mistake for reading in _read_all(project, _read_project_files(project)) for mistake in _unset(reading, environ)
+    ]
     return _in_order(found, None)
 
 
-def _read_all(project: Project, shelf: _Shelf) -> Iterator[_Reading]:
-    """Read every pipeline as it is and with each of its profiles."""
+def _read_all(project: Project, files: _ProjectFiles) -> Iterator[_Reading]:
+    """Read every pipeline without a profile and with each of its profiles."""
     for file in pipeline_files(project):
-        reading = _read_pipeline(file, project, shelf, _Choice())
+        reading = _read_pipeline(file, project, files, _Overlays())
         yield reading
         for profile in reading.profiles:
-            yield _read_pipeline(file, project, shelf, _Choice(profile))
+            yield _read_pipeline(file, project, files, _Overlays(profile))
 
 
-def _read_shelf(project: Project) -> _Shelf:
+def _read_project_files(project: Project) -> _ProjectFiles:
     broken: list[Mistake] = []
     prompts = read_prompts(project.prompts, broken)
     filters: FilterSet | None = None
@@ -144,7 +167,7 @@ def _read_shelf(project: Project) -> _Shelf:
     sources = plugins.read(project.root, broken)
     plugins.activate(project.root, sources)
     broken += plugins.load_active()
-    return _Shelf(
+    return _ProjectFiles(
         prompts=prompts,
         prompt_names=frozenset(file.stem for file in prompt_files(project.prompts)),
         filters=filters,
@@ -154,7 +177,7 @@ def _read_shelf(project: Project) -> _Shelf:
     )
 
 
-def _read_pipeline(path: Path, project: Project, shelf: _Shelf, choice: _Choice) -> _Reading:
+def _read_pipeline(path: Path, project: Project, files: _ProjectFiles, overlays: _Overlays) -> _Reading:
     mistakes: list[Mistake] = []
     root = read_yaml(path, mistakes)
     if root is not None and not isinstance(root.value, Mapping):
@@ -162,17 +185,17 @@ def _read_pipeline(path: Path, project: Project, shelf: _Shelf, choice: _Choice)
     if root is None or not isinstance(root.value, Mapping):
         return _Reading(None, tuple(mistakes))
     profiles = root.child("profiles")
-    root = overlaid(root, choice.profile, choice.sets, mistakes)
-    if choice.limit is not None and choice.limit < 1:
-        mistakes.append(Mistake(f"--limit must be at least 1, found {choice.limit}"))
+    root = overlaid(root, overlays.profile, overlays.sets, mistakes)
+    if overlays.limit is not None and overlays.limit < 1:
+        mistakes.append(Mistake(f"--limit must be at least 1, found {overlays.limit}"))
     head = _read_head(root, mistakes)
     models = _read_models(root, mistakes)
     section = root.child("models")
     declared = Declared(
         models=frozenset(section.mapping() if section else ()),
-        prompts=shelf.prompt_names,
-        filter_names=shelf.filter_names,
-        filters=shelf.filters,
+        prompts=files.prompt_names,
+        filter_names=files.filter_names,
+        filters=files.filters,
     )
     drafts = read_stages(root, declared, mistakes)
     used = {ref.name for draft in drafts for ref in draft.refs if ref.kind == "model"}
@@ -181,19 +204,21 @@ def _read_pipeline(path: Path, project: Project, shelf: _Shelf, choice: _Choice)
         version=head.version if head else "0",
         description=head.description if head else "",
         models=models,
-        stages=_sound_stages(drafts, models, shelf, path),
+        stages=_valid_stages(drafts, models, files, path),
         run=head.run if head else RunOptions(),
         file=path,
         project=project,
-        limit=choice.limit,
-        profile=choice.profile,
-        prompts=shelf.prompts,
-        filters=shelf.filters if shelf.filters is not None else FilterSet({}),
-        plugins=shelf.plugins,
+        limit=overlays.limit,
+        profile=overlays.profile,
+        prompts=files.prompts,
+        filters=files.filters if files.filters is not None else FilterSet({}),
+        plugins=files.plugins,
     )
-    mistakes.extend(_check_stages(pipeline, shelf.broken))
+    mistakes.extend(_check_stages(pipeline, files.broken))
     named = sorted(used & models.keys())
-    readers = [_Reader(f"model {name!r}", models[name], root.find(("models", name))) for name in named]
+    readers = [
+        _Reader(f"model {name!r}", models[name], root.find(("models", name)), models[name].check) for name in named
+    ]
     readers += [
         _Reader(one.what, one.params, one.node.child("with") or one.node) for one in drafts if one.params is not None
     ]
@@ -217,51 +242,47 @@ def _read_models(root: Node, mistakes: list[Mistake]) -> dict[str, ModelSpec]:
         mistakes.append(section.position.mistake(f"models: must be a mapping of names, found {section.describe()}"))
     specs: dict[str, ModelSpec] = {}
     for name, node in section.mapping().items():
-        spec = _read_spec(name, node, mistakes)
-        if spec is not None:
-            specs[name] = spec
+        what, use = f"model {name!r}", node.child("use")
+        if not re.match(NAME_PATTERN, name):
+            message = f"{what}: a name consists of letters and digits, with . _ - between them"
+            mistakes.append(node.position.mistake(message))
+        if not isinstance(node.value, Mapping):
+            mistakes.append(node.position.mistake(f"{what} must be a mapping, found {node.describe()}"))
+        elif use is None:
+            mistakes.append(node.position.mistake(f"{what}: use is missing", f"one of: {', '.join(MODELS)}"))
+        elif not isinstance(use.value, str) or use.value not in MODELS:
+            hint = nearest(str(use.value), MODELS)
+            mistakes.append(use.position.mistake(f"{what}: there is no kind of model `use: {use.plain()}`", hint))
+        else:
+            try:
+                spec = read_model(MODELS.get(use.value), node, what, mistakes)
+            except UserError as error:  # the plugin of the kind is broken
+                mistakes.extend(error.mistakes)
+            else:
+                specs |= {} if spec is None else {name: spec}
     return specs
 
 
-def _read_spec(name: str, node: Node, mistakes: list[Mistake]) -> ModelSpec | None:
-    what, use = f"model {name!r}", node.child("use")
-    if not re.match(NAME_PATTERN, name):
-        mistakes.append(node.position.mistake(f"{what}: a name is letters and digits, with . _ - between them"))
-    if not isinstance(node.value, Mapping):
-        mistakes.append(node.position.mistake(f"{what} must be a mapping, found {node.describe()}"))
-    elif use is None:
-        mistakes.append(node.position.mistake(f"{what}: use is missing", f"one of: {', '.join(MODELS)}"))
-    elif not isinstance(use.value, str) or use.value not in MODELS:
-        hint = nearest(str(use.value), MODELS)
-        mistakes.append(use.position.mistake(f"{what}: there is no kind of model `use: {use.plain()}`", hint))
-    else:
-        try:
-            return read_model(MODELS.get(use.value), node, what, mistakes)
-        except UserError as error:  # the plugin of the kind is broken
-            mistakes.extend(error.mistakes)
-    return None
-
-
-def _sound_stages(
-    drafts: list[StageDraft], models: Mapping[str, ModelSpec], shelf: _Shelf, file: Path
+def _valid_stages(
+    drafts: list[StageDraft], models: Mapping[str, ModelSpec], files: _ProjectFiles, file: Path
 ) -> tuple[StageSpec[Any], ...]:
-    """Return the stages whose parameters and names are right, less the inputs that are not.
+    """Return the stages with valid parameters and references, without their invalid inputs.
 
-    In a file without mistakes these are all stages as they are. In any other they are what the operations' own checks
-    can look at, so that one run tells everything.
+    In a file without mistakes these are all stages. In other files, the operations can check these stages, so that one
+    run of the command reports all mistakes.
     """
-    there = {"model": models.keys(), "prompt": shelf.prompts.keys()}
-    sound: dict[str, StageSpec[Any]] = {}
+    existing = {"model": models.keys(), "prompt": files.prompts.keys()}
+    valid: dict[str, StageSpec[Any]] = {}
     for draft in drafts:
-        resolves = all(ref.name in there.get(ref.kind, sound.keys()) for ref in draft.refs)
-        if draft.op is not None and draft.params is not None and resolves and draft.id not in sound:
-            inputs = tuple(name for name in draft.inputs if name in sound)
-            sound[draft.id] = to_config(draft, file, inputs)
-    return tuple(sound.values())
+        resolves = all(ref.name in existing.get(ref.kind, valid.keys()) for ref in draft.refs)
+        stage = draft.finished(file, tuple(name for name in draft.inputs if name in valid))
+        if stage is not None and resolves and draft.id not in valid:
+            valid[draft.id] = stage
+    return tuple(valid.values())
 
 
 def _check_stages(pipeline: Pipeline, broken: Sequence[Mistake]) -> Iterator[Mistake]:
-    """Yield what the operations find wrong; what is wrong with a plugin they use is said once, at its file."""
+    """Yield the mistakes that operations find, except those of broken plugins, which are reported at their files."""
     for stage in pipeline.stages:
         try:
             found: Sequence[Mistake] = stage_of(stage).check(stage, pipeline)
@@ -275,7 +296,7 @@ def _check_stages(pipeline: Pipeline, broken: Sequence[Mistake]) -> Iterator[Mis
 
 
 def _unset(reading: _Reading, environ: Mapping[str, str]) -> Iterator[Mistake]:
-    """Yield each environment variable that a stage or a used model reads and that is not set, where it is named."""
+    """Yield a mistake for each environment variable that a stage or a used model reads and that is not set."""
     for reader in reading.readers:
         for variable in env_names(reader.params):
             if not environ.get(variable):
@@ -290,15 +311,7 @@ def _names(node: Node, variable: str) -> bool:
     return isinstance(node.value, str) and EnvStr(node.value).env_name == variable
 
 
-def _check_models(reading: _Reading, environment: Environment) -> Iterator[Mistake]:
-    """Yield what this machine lacks for a used model, at the model."""
-    for reader in reading.readers:
-        for mistake in reader.params.check(environment) if isinstance(reader.params, ModelSpec) else ():
-            what = f"{reader.what}: {mistake.message}"
-            yield mistake if mistake.file is not None else reader.node.position.mistake(what, mistake.hint)
-
-
 def _in_order(mistakes: Sequence[Mistake], first: Path | None) -> list[Mistake]:
-    """Sort by place, the file that was asked for first, each mistake once."""
+    """Return each mistake once, sorted by file and line, those of the file `first` at the beginning."""
     unique = dict.fromkeys(mistakes)
     return sorted(unique, key=lambda one: (one.file != first, str(one.file or ""), one.line or 0))

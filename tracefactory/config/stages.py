@@ -1,4 +1,4 @@
-"""The `stages:` of a pipeline file: one verb each, on the rows of the stages above."""
+"""Read the `stages:` of a pipeline file. Each stage has one verb and takes rows of stages above it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _CHAIN = "filter:chain"
 
 @dataclass(frozen=True)
 class Declared:
-    """The names a stage may use, those of broken files included: what is broken is reported where it is broken.
+    """The names that a stage may use. They include names of broken files, whose mistakes are reported at the files.
 
-    `filters` is None when one of them does not load, so that no parameters of filters can be checked.
+    `filters` is None when a filter does not load; then parameters of filters are not checked.
     """
 
     models: frozenset[str]
@@ -37,7 +37,7 @@ class Declared:
 
 @dataclass
 class StageDraft:
-    """A stage while it is read. `op` and `params` are None while they are not known to be right."""
+    """A stage that is being read. `op` and `params` are None until they are known to be valid."""
 
     node: Node
     id: str
@@ -51,11 +51,38 @@ class StageDraft:
 
     @property
     def what(self) -> str:
+        """The name of the stage in messages."""
         return f"stage {self.id!r}"
+
+    def finished(self, file: Path, inputs: tuple[str, ...]) -> StageSpec[Any] | None:
+        """Return the stage; None when its operation or parameters are not valid.
+
+        Args:
+            file: the pipeline file.
+            inputs: the ids of its input stages.
+        """
+        if self.op is None or self.params is None:
+            return None
+        return StageSpec[Any](
+            id=self.id,
+            verb=self.verb,
+            name=self.op.name,
+            inputs=inputs,
+            params=self.params,
+            run=self.run or StageOptions(),
+            file=file,
+            line=self.node.position.line,
+        )
 
 
 def read_stages(root: Node, declared: Declared, mistakes: list[Mistake]) -> list[StageDraft]:
-    """Read every stage as far as it can be understood; what is wrong is added to `mistakes`."""
+    """Read all stages, also those with mistakes.
+
+    Args:
+        root: the pipeline file.
+        declared: the names that stages may use.
+        mistakes: the list that mistakes are added to.
+    """
     stages = root.child("stages")
     if stages is None:
         mistakes.append(root.position.mistake("the pipeline: stages is missing"))
@@ -70,7 +97,12 @@ def read_stages(root: Node, declared: Declared, mistakes: list[Mistake]) -> list
             drafts.append(_read_head(node, number, mistakes))
         else:
             mistakes.append(node.position.mistake(f"stage {number} must be a mapping, found {node.describe()}"))
-    _check_ids(drafts, mistakes)
+    first: dict[str, StageDraft] = {}
+    for draft in drafts:
+        other = first.setdefault(draft.id, draft)
+        if other is not draft:
+            message = f"two stages are called {draft.id!r} (the first in line {other.node.position.line})"
+            mistakes.append(draft.node.find(("id",)).position.mistake(message))
     for index, draft in enumerate(drafts):
         draft.inputs = _read_inputs(draft, drafts[:index], mistakes)
     _check_order(drafts, mistakes)
@@ -85,25 +117,8 @@ def read_stages(root: Node, declared: Declared, mistakes: list[Mistake]) -> list
     return drafts
 
 
-def to_config(draft: StageDraft, file: Path, inputs: tuple[str, ...]) -> StageSpec[Any]:
-    """Return the finished stage of a draft that has everything."""
-    assert draft.op is not None
-    assert draft.params is not None
-    run, line = draft.run or StageOptions(), draft.node.position.line
-    return StageSpec[Any](
-        id=draft.id,
-        verb=draft.verb,
-        name=draft.op.name,
-        inputs=inputs,
-        params=draft.params,
-        run=run,
-        file=file,
-        line=line,
-    )
-
-
 def verbs() -> list[str]:
-    """Return the verbs a stage can have."""
+    """Return the verbs of all operations."""
     return sorted({name.partition(":")[0] for name in STAGES.names()})
 
 
@@ -113,16 +128,11 @@ def _read_head(node: Node, number: int, mistakes: list[Mistake]) -> StageDraft:
     if id_node is None:
         mistakes.append(node.position.mistake(f"stage {number} has no `id:`"))
     elif not isinstance(id_node.value, str) or not re.match(ID_PATTERN, id_node.value):
-        message = f"stage {number}: an id is lower-case words joined by _ or -, found {id_node.describe()}"
+        message = f"stage {number}: an id consists of lower-case words joined by _ or -, found {id_node.describe()}"
         mistakes.append(id_node.position.mistake(message))
     else:
         draft.id = id_node.value
-    _read_verb(draft, mistakes)
-    return draft
-
-
-def _read_verb(draft: StageDraft, mistakes: list[Mistake]) -> None:
-    known, entries = verbs(), draft.node.mapping()
+    known, entries = verbs(), node.mapping()
     given = [key for key in entries if key in known]
     unknown = [key for key in entries if key not in known and key not in _KEYS]
     if len(given) > 1:
@@ -132,10 +142,10 @@ def _read_verb(draft: StageDraft, mistakes: list[Mistake]) -> None:
         )
     elif not given and len(unknown) == 1:
         key = unknown.pop()
-        message = f"{draft.what} has no verb, and {key!r} is none"
+        message = f"{draft.what} has no verb, and {key!r} is not a verb"
         mistakes.append(entries[key].position.mistake(message, nearest(key, known)))
     elif not given:
-        mistakes.append(draft.node.position.mistake(f"{draft.what} has no verb", f"one of: {', '.join(known)}"))
+        mistakes.append(node.position.mistake(f"{draft.what} has no verb", f"one of: {', '.join(known)}"))
     else:
         draft.verb = given[0]
         draft.op = _find_op(draft, entries[draft.verb], mistakes)
@@ -143,6 +153,7 @@ def _read_verb(draft: StageDraft, mistakes: list[Mistake]) -> None:
         parameter = draft.op is not None and key in field_names(draft.op.Params)
         hint = "it is a parameter: put it under `with:`" if parameter else nearest(key, [*_KEYS, *known])
         mistakes.append(entries[key].position.mistake(f"{draft.what}: unknown key {key!r}", hint))
+    return draft
 
 
 def _find_op(draft: StageDraft, value: Node, mistakes: list[Mistake]) -> Stage[Any] | None:
@@ -164,21 +175,10 @@ def _find_op(draft: StageDraft, value: Node, mistakes: list[Mistake]) -> Stage[A
         return None
 
 
-def _check_ids(drafts: list[StageDraft], mistakes: list[Mistake]) -> None:
-    first: dict[str, StageDraft] = {}
-    for draft in drafts:
-        other = first.setdefault(draft.id, draft)
-        if other is not draft:
-            place = draft.node.find(("id",)).position
-            mistakes.append(
-                place.mistake(f"two stages are called {draft.id!r} (the first in line {other.node.position.line})")
-            )
-
-
 def _read_inputs(draft: StageDraft, above: list[StageDraft], mistakes: list[Mistake]) -> tuple[str, ...]:
-    """Return the ids of `from:`, or the stage above; whether they exist is checked when all ids are known."""
-    node, is_source = draft.node.child("from"), draft.op is not None and _is_source(draft.op)
-    if is_source:
+    """Return the ids of `from:`, or of the stage above. `_check_order` checks later whether the stages exist."""
+    node = draft.node.child("from")
+    if draft.op is not None and draft.op.work_on is Work.SOURCE:
         if node is not None:
             mistakes.append(node.position.mistake(f"{draft.what}: a {draft.verb} takes no rows, so it has no `from:`"))
         return ()
@@ -201,7 +201,7 @@ def _read_inputs(draft: StageDraft, above: list[StageDraft], mistakes: list[Mist
 
 
 def _check_order(drafts: list[StageDraft], mistakes: list[Mistake]) -> None:
-    """Every input must be a stage above; so there can be no cycle, and one that is tried is shown as what it is."""
+    """Check that every input is a stage above, so that there is no cycle. A cycle gets its own message."""
     inputs = {draft.id: draft.inputs for draft in reversed(drafts)}
     for index, draft in enumerate(drafts):
         above = {other.id for other in drafts[:index]}
@@ -209,31 +209,31 @@ def _check_order(drafts: list[StageDraft], mistakes: list[Mistake]) -> None:
             if name in above:
                 continue
             place = draft.node.find(("from",)).position
-            cycle = _way(name, draft.id, inputs, ())
+            cycle = _path(name, draft.id, inputs, ())
             if name not in inputs:
                 mistakes.append(
                     place.mistake(f"{draft.what}: unknown stage {name!r} in `from:`", nearest(name, inputs))
                 )
             elif cycle:
                 mistakes.append(
-                    place.mistake(f"{draft.what}: `from:` goes in a circle: {' <- '.join((draft.id, *cycle))}")
+                    place.mistake(f"{draft.what}: `from:` makes a cycle: {' <- '.join((draft.id, *cycle))}")
                 )
             else:
                 mistakes.append(place.mistake(f"{draft.what}: stage {name!r} in `from:` is below; it must be above"))
 
 
-def _way(start: str, goal: str, inputs: Mapping[str, tuple[str, ...]], seen: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the stages from `start` back along the inputs to `goal`, or nothing when there is no way."""
+def _path(start: str, goal: str, inputs: Mapping[str, tuple[str, ...]], seen: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the stages from `start` along the inputs to `goal`; empty when there is no path."""
     if start == goal:
         return (*seen, goal)
     if start in seen:
         return ()
-    ways = (_way(name, goal, inputs, (*seen, start)) for name in inputs.get(start, ()))
-    return next((way for way in ways if way), ())
+    paths = (_path(name, goal, inputs, (*seen, start)) for name in inputs.get(start, ()))
+    return next((path for path in paths if path), ())
 
 
 def _check_kinds(draft: StageDraft, above: list[StageDraft], mistakes: list[Mistake]) -> None:
-    """Check that the stage takes the kind of rows that its inputs give; sets the kind that it gives itself."""
+    """Check that the stage takes the kind of rows that its inputs give, and set the kind that it gives."""
     if draft.op is None:
         return
     by_id = {other.id: other for other in reversed(above)}
@@ -244,23 +244,19 @@ def _check_kinds(draft: StageDraft, above: list[StageDraft], mistakes: list[Mist
         if kind not in draft.op.takes:
             gives = "no rows" if kind is Kind.NONE else kind
             which = f"stage {name!r}" if named else f"stage {name!r} above it"
-            hint = None if named else "name the stage it works on with `from:`"
+            hint = None if named else "name its input stage with `from:`"
             takes = " or ".join(sorted(draft.op.takes))
             mistakes.append(
-                place.mistake(f"{draft.what}: `{draft.verb}:` works on {takes}, but {which} gives {gives}", hint)
+                place.mistake(f"{draft.what}: `{draft.verb}:` takes {takes}, but {which} gives {gives}", hint)
             )
-            draft.inputs = tuple(one for one in draft.inputs if one != name)  # the checks below go by what is left
+            draft.inputs = tuple(one for one in draft.inputs if one != name)  # further checks use the valid inputs
     if len(set(found.values())) > 1:
         each = ", ".join(f"{name!r} gives {kind}" for name, kind in found.items())
         mistakes.append(place.mistake(f"{draft.what}: its inputs give different kinds of rows: {each}"))
-    # What a stage gives is unknown where that depends on rows which are themselves in question.
+    # The kind that the stage gives is unknown if it depends on inputs whose kind is unknown.
     possible = (draft.op.takes & set(found.values())) or draft.op.takes
     if len(possible) == 1 or draft.op.makes is not Kind.NONE:
         draft.gives = draft.op.gives(next(iter(possible)))
-
-
-def _is_source(op: Stage[Any]) -> bool:
-    return op.work_on is Work.SOURCE
 
 
 def _read_params(draft: StageDraft, declared: Declared, mistakes: list[Mistake]) -> None:
@@ -275,7 +271,7 @@ def _read_params(draft: StageDraft, declared: Declared, mistakes: list[Mistake])
 
 
 def _read_chain(draft: StageDraft, with_node: Node, declared: Declared, mistakes: list[Mistake]) -> Frozen | None:
-    """Read `filter:` into the parameters of the chain, with the defaults of every filter written out."""
+    """Return the parameters of the chain for a `filter:`, with the defaults of every filter."""
     value = draft.node.mapping()["filter"]
     single = isinstance(value.value, str)
     if not single and with_node.value is not None:

@@ -1,4 +1,4 @@
-"""What a pipeline says about a student model."""
+"""The student model of a pipeline: a checkpoint that traces are scored under."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from tracefactory.core.rows import Frozen
 
 
 class Checkpoint(Frozen):
-    """A causal language model to score traces under.
+    """A causal language model that traces are scored under.
 
     `model` is a Hugging Face id with a pinned `revision`, a local checkpoint folder, or a local `.gguf` file (a path:
     absolute, or beginning with `.` or `~`, or ending in `.gguf`). `tokenizer` replaces the checkpoint's own, and
-    `chat_template` is a Jinja file that replaces the tokenizer's template. `reasoning` says how the student will be
-    trained to write it: `inline` as `<think>` text in the answer, `field` as the message's `reasoning_content`.
+    `chat_template` is a Jinja file that replaces the tokenizer's template. `reasoning` is the form in which the student
+    will be trained to write its reasoning: `inline` as `<think>` text in the answer, `field` as the message's
+    `reasoning_content`.
 
-    `device` ("auto": CUDA where there is one, else the CPU), `max_batch_tokens` (padded tokens per forward pass) and
-    `chunk` (positions per log-softmax) decide memory and speed, not which scores come out, and are not in the key.
+    `device` ("auto" is CUDA if available, else the CPU), `max_batch_tokens` (padded tokens per forward pass) and
+    `chunk` (positions per log-softmax) affect memory and speed but not the scores, and are not in the key.
     """
 
     use: Literal["transformers"] = "transformers"
@@ -39,16 +40,18 @@ class Checkpoint(Frozen):
     @model_validator(mode="after")
     def _pinned(self) -> Self:
         if local_path(self.model) is None and not self.revision:
-            raise ValueError(f"model {self.model!r} needs a revision: a name alone can change under the dataset")
+            raise ValueError(
+                f"model {self.model!r} needs a revision: without one, the weights behind the name can change"
+            )
         if self.tokenizer and local_path(self.tokenizer) is None and not self.tokenizer_revision:
             raise ValueError(f"tokenizer {self.tokenizer!r} needs a tokenizer_revision")
         return self
 
     def identity(self) -> dict[str, Any]:
-        """Return what decides the scores, for keys: content digests of local files, name and revision of remote ones.
+        """Return what the scores depend on, for keys: digests of local files, names and revisions of remote models.
 
         Raises:
-            UserError: when a local file is not there.
+            UserError: when a local file does not exist.
         """
         return {
             "use": self.use,
@@ -65,14 +68,18 @@ class Checkpoint(Frozen):
 
 
 def local_path(name: str) -> Path | None:
-    """Return `name` as a path when it is one, None when it is a Hugging Face id. Looks at the name, not at the disk."""
+    """Return the path that `name` is, or None for a Hugging Face id. Only the name is examined, not the disk."""
     if name.endswith(".gguf") or name[0] in "/.~":
         return Path(name).expanduser()
     return None
 
 
 def existing(path: Path) -> Path:
-    """Return `path`; a file that is not there is the user's mistake."""
+    """Return `path` if it exists.
+
+    Raises:
+        UserError: when it does not.
+    """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     return path

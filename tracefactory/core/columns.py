@@ -28,7 +28,7 @@ VERDICT_TYPE = pa.struct(
 
 
 class Type(StrEnum):
-    """What the values of a column are."""
+    """The type of the values of a column."""
 
     NUMBER = "number"
     INTEGER = "integer"
@@ -51,15 +51,15 @@ ARROW: Mapping[Type, pa.DataType] = {
     Type.VERDICT: VERDICT_TYPE,
 }
 MEASURED = frozenset({Type.NUMBER, Type.INTEGER, Type.BOOLEAN})
-"""The types whose values are measures; the others are fields."""
+"""The types whose values are measures. Values of the other types are fields."""
 
 
 class Column(Frozen):
-    """One column, or with a `*` in its name all columns whose names are only known from the rows.
+    """One column, or, with a `*` in its name, all columns whose names are known only from the rows.
 
-    `direction` says which end is better, "" where neither is; `source` is the paper or rule that defines the values.
-    `about` says what a value belongs to: the text of the row, so that a pruned or rewritten row does not have it, or
-    the problem.
+    `direction` tells whether lower or higher values are better, "" if neither; `source` is the paper or rule that
+    defines the values. `about` tells whether a value describes the text of the row, so that a pruned or rewritten row
+    does not inherit it, or the problem.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Column(Frozen):
     about: Literal["text", "problem"] = "text"
 
     def covers(self, name: str) -> bool:
-        """Tell whether `name`, which may hold a `*` itself, is this column or one of these columns."""
+        """Tell whether this column, or pattern of columns, matches a name, which may contain a `*` too."""
         return fnmatchcase(name, self.name) or fnmatchcase(self.name, name)
 
 
@@ -80,7 +80,12 @@ DERIVATION = Column(name="derivation", type=Type.JSON, description="How a pruned
 
 
 def column_like(name: str, value: object) -> Column:
-    """Return a column for a value whose column nobody declared: in tests, and where one row is looked at alone."""
+    """Return a column for a value without a declared column, which occurs in tests and when one row is displayed.
+
+    Args:
+        name: the name of the column.
+        value: a value, which determines the type of the column.
+    """
     if name in (VERDICT.name, DERIVATION.name):
         return VERDICT if name == VERDICT.name else DERIVATION
     if isinstance(value, tuple):
@@ -93,10 +98,14 @@ def column_like(name: str, value: object) -> Column:
 
 
 def column_for(name: str, declared: Iterable[Column]) -> Column:
-    """Return the declared column that `name` belongs to, an exact name before a pattern.
+    """Return the declared column for a name. An exact name is preferred to a pattern.
+
+    Args:
+        name: the name of a value.
+        declared: the columns that stages declare.
 
     Raises:
-        KeyError: when no column is declared for it: a mistake in the stage that gives the value.
+        KeyError: when no column is declared for the name, which is a defect of the stage that adds the value.
     """
     found = [one for one in declared if fnmatchcase(name, one.name)]
     if not found:

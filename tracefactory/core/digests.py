@@ -1,11 +1,12 @@
-"""Digests of tables: of rows, not of bytes.
+"""Digests of tables, computed from their rows and not from the bytes of their files.
 
-The digest of a table is the sum over its rows of a 128-bit hash of each row, so it depends neither on the order of rows
-nor on how they are cut into files, and the digests of parts add up to that of the whole. It says whether rows changed;
-it is no proof against somebody who wants two tables to look the same (a release also lists the sha256 of its files).
+The digest of a table is the sum over its rows of a 128-bit hash of each row. It depends neither on the order of rows
+nor on their division into files, and the digests of parts add up to the digest of the whole. It detects changed rows.
+It is not secure against an attacker who constructs two tables with the same digest; a release therefore also lists the
+sha256 of its files.
 
-A row's hash is a mix of the hashes of its values, each salted with the name of its column. Null, "" and [] count for
-nothing, so a column that is added later with no value in old rows leaves their digests as they are.
+A row's hash combines the hashes of its values, each salted with the name of its column. Null, "" and [] contribute
+nothing, so a column that is added later and is empty in old rows does not change their digests.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ Hashes = NDArray[np.uint64]
 """Hashes of values or rows in two lanes of 64 bits: [2, rows]."""
 
 MODULUS = 2**128
-# Strings are hashed once per value, not once per row, where they are short or up to this share of them is distinct.
+# Distinct strings are hashed once each, instead of once per row, if their mean length is at most _SHORT bytes or if
+# less than this share of a sample is distinct.
 _SHORT, _FEW = 64, 0.5
 _NIBBLES = np.full(256, 255, np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
@@ -33,8 +35,15 @@ _SEEDS = np.array([[0x9E3779B97F4A7C15], [0xC2B2AE3D27D4EB4F]], np.uint64)
 
 
 def table_digest(table: pa.Table) -> str:
-    """Return the digest of a table as 32 hexadecimal digits; columns count by name, in any order."""
-    return f"{_sum(_row_hashes(table)):032x}"
+    """Return the digest of a table as 32 hexadecimal digits. The order of columns does not matter."""
+    total = np.zeros((2, table.num_rows), np.uint64)
+    for name in table.column_names:
+        total += _salted(_value_hashes(table.column(name).combine_chunks()), name)
+    hashes = _mix(total + _SEEDS)
+    # The sum is taken in halves of 32 bits, so that up to 2**32 rows do not overflow.
+    low, high = (hashes & np.uint64(0xFFFFFFFF)).sum(axis=1), (hashes >> np.uint64(32)).sum(axis=1)
+    first, second = (int(low[lane]) + (int(high[lane]) << 32) for lane in (0, 1))
+    return f"{((first << 64) + second) % MODULUS:032x}"
 
 
 def combined_digest(digests: Iterable[str]) -> str:
@@ -43,12 +52,14 @@ def combined_digest(digests: Iterable[str]) -> str:
 
 
 def draws(ids: pa.ChunkedArray | pa.Array, seed: int) -> NDArray[np.uint64]:
-    """Return a number in [0, 2**64) for every id (16 hexadecimal digits), the same wherever and whenever it is drawn.
+    """Return a pseudo-random number in [0, 2**64) for every id. Equal ids and seeds give equal numbers.
 
-    Two ids never draw the same number.
+    Args:
+        ids: ids of 16 lower-case hexadecimal digits; different ids get different numbers.
+        seed: the seed of the draw.
 
     Raises:
-        ValueError: when one is no such id.
+        ValueError: when a value is not an id.
     """
     if len(ids) == 0:
         return np.zeros(0, np.uint64)
@@ -74,23 +85,6 @@ def id_numbers(array: pa.Array) -> NDArray[np.uint64] | None:
     return np.ascontiguousarray(nibbles[:, 0::2] << 4 | nibbles[:, 1::2]).view(">u8").ravel().astype(np.uint64)
 
 
-def _sum(hashes: Hashes) -> int:
-    if hashes.shape[1] == 0:
-        return 0
-    # Halves of 32 bits, so that no sum of up to 2**32 rows overflows.
-    low, high = (hashes & np.uint64(0xFFFFFFFF)).sum(axis=1), (hashes >> np.uint64(32)).sum(axis=1)
-    lanes = [int(low[lane]) + (int(high[lane]) << 32) for lane in (0, 1)]
-    return ((lanes[0] << 64) + lanes[1]) % MODULUS
-
-
-def _row_hashes(table: pa.Table) -> Hashes:
-    total = np.zeros((2, table.num_rows), np.uint64)
-    for name in table.column_names:
-        array = table.column(name).combine_chunks()
-        total += _salted(_value_hashes(array), name)
-    return _mix(total + _SEEDS)
-
-
 def _salted(hashes: Hashes, name: str) -> Hashes:
     salt = np.frombuffer(blake2b(name.encode(), digest_size=16).digest(), "<u8").reshape(2, 1)
     return np.where(hashes == 0, np.uint64(0), _mix(hashes ^ salt))
@@ -103,11 +97,16 @@ def _value_hashes(array: pa.Array) -> Hashes:
         for index in range(kind.num_fields):
             total += _salted(_value_hashes(array.field(index)), kind.field(index).name)
         hashes = np.where(total == 0, np.uint64(0), _mix(total + _SEEDS))
-    elif pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        hashes = _mix(_bits(array) + _SEEDS)
+    elif pa.types.is_floating(kind):
+        filled = array.cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False) + 0.0  # -0.0 becomes 0.0
+        filled[np.isnan(filled)] = np.nan  # one bit pattern for every NaN; those computed on x86 have the sign bit set
+        hashes = _mix(filled.view(np.uint64) + _SEEDS)
+    elif pa.types.is_boolean(kind) or pa.types.is_integer(kind):
+        integers = array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
+        hashes = _mix(integers.astype(np.int64).view(np.uint64) + _SEEDS)
     elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
         hashes = _list_hashes(array)
-    elif _is_text(kind):
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         hashes = _text_hashes(array)
     else:
         raise TypeError(f"no digest of values of type {kind}")
@@ -126,47 +125,27 @@ def _list_hashes(array: pa.Array) -> Hashes:
     return np.where(lengths == 0, np.uint64(0), _mix(sums + _SEEDS))
 
 
-def _bits(array: pa.Array) -> NDArray[np.uint64]:
-    kind = array.type
-    if pa.types.is_floating(kind):
-        filled = array.cast(pa.float64()).fill_null(0.0).to_numpy(zero_copy_only=False) + 0.0  # -0.0 is 0.0
-        filled[np.isnan(filled)] = np.nan  # which has many bit patterns: what is computed on x86 has its sign set
-        bits: NDArray[np.uint64] = filled.view(np.uint64)
-        return bits
-    signed = array.cast(pa.int64()).fill_null(0).to_numpy(zero_copy_only=False)
-    numbers: NDArray[np.uint64] = signed.astype(np.int64).view(np.uint64)
-    return numbers
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return any(test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view))
-
-
 def _text_hashes(array: pa.Array) -> Hashes:
-    if (numbers := id_numbers(array)) is not None:  # the same as below, for a whole column of ids at once
+    if (numbers := id_numbers(array)) is not None:  # equal to the code below, but for a whole column of ids at once
         return _mix(numbers + _SEEDS)
-    encoded = array.dictionary_encode() if array.nbytes < _SHORT * len(array) or _repeats(array) else None
+    sample = array.slice(0, 128)
+    repeats = len(sample) > 16 and len(sample.unique()) < _FEW * len(sample)
+    encoded = array.dictionary_encode() if array.nbytes < _SHORT * len(array) or repeats else None
     values = array if encoded is None else encoded.dictionary
-    found = b"".join(_text_hash(text) if text else bytes(16) for text in values.to_pylist())
-    hashes = np.frombuffer(found, "<u8").reshape(-1, 2).T.copy()  # a buffer is read-only
+    found = bytearray()
+    for text in values.to_pylist():
+        if not text:
+            found += bytes(16)
+        elif len(text) == ID_DIGITS and _ID.fullmatch(text):
+            found += _mix(np.array([int(text, 16)], np.uint64) + _SEEDS).astype("<u8").tobytes()
+        else:
+            found += blake2b(text.encode(), digest_size=16).digest()
+    hashes = np.frombuffer(found, "<u8").reshape(-1, 2).T.copy()
     if encoded is None:
         return hashes
     if len(values) == 0:
         return np.zeros((2, len(array)), np.uint64)
     return np.ascontiguousarray(hashes[:, encoded.indices.fill_null(0).to_numpy(zero_copy_only=False)])
-
-
-def _text_hash(text: str) -> bytes:
-    if len(text) == ID_DIGITS and _ID.fullmatch(text):
-        numbers = np.array([int(text, 16)], np.uint64)
-        return _mix(numbers + _SEEDS).astype("<u8").tobytes()
-    return blake2b(text.encode(), digest_size=16).digest()
-
-
-def _repeats(array: pa.Array) -> bool:
-    """Tell from a sample whether hashing every distinct value once is less work than hashing every row."""
-    sample = array.slice(0, 128)
-    return len(sample) > 16 and len(sample.unique()) < _FEW * len(sample)
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

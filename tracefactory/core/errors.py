@@ -1,4 +1,4 @@
-"""The two kinds of failure a person sees: a mistake of theirs (exit 2, no traceback) and a failed run (exit 1)."""
+"""The failures that a user sees without a traceback: the user's mistakes (exit status 2) and failed runs (status 1)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Mistake:
-    """One thing the user got wrong: where it is, what is wrong, and the nearest valid name if there is one."""
+    """One mistake of the user: a message, its place if it is in a file, and a hint such as the nearest valid name."""
 
     message: str
     file: Path | None = None
@@ -23,7 +23,7 @@ class Mistake:
 
 
 class UserError(Exception):
-    """The user's mistakes, all at once. The command line prints them one per line and exits with 2."""
+    """All mistakes of the user that were found. The command line prints one per line and exits with status 2."""
 
     def __init__(self, mistakes: Mistake | str | Iterable[Mistake]) -> None:
         if isinstance(mistakes, str):
@@ -36,15 +36,24 @@ class UserError(Exception):
 
 
 class RunError(Exception):
-    """A run that could not be finished, with a message for a person. The command line exits with 1."""
+    """A run that failed, with a message for the user. The command line exits with status 1."""
+
+
+class RunStopped(RunError):  # noqa: N818
+    """A run that cannot go on for a reason outside of it: no credit, a dead server. The same command continues it."""
 
 
 class Interrupted(Exception):  # noqa: N818
-    """A run that was stopped before its end; what was paid for is stored. The command line exits with 130."""
+    """A run that was stopped before its end. Paid completions are stored. The command line exits with status 130."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """Return a hint naming the valid name closest to `name`, or all of them when they are few and none is close."""
+    """Return a hint for an unknown name: the nearest valid name, else all valid names if there are at most 24.
+
+    Args:
+        name: the unknown name.
+        valid: the valid names.
+    """
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:

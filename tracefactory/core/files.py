@@ -15,7 +15,7 @@ TEMPORARY = ".tmp-"
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; on success it is renamed to `path`, on failure it is removed."""
+    """Yield a temporary path in the folder of `path`. On success the file is renamed to `path`, on failure removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{TEMPORARY}{uuid4().hex}-{path.name}"
     try:
@@ -40,7 +40,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """Return the JSON in `path`, None when the file does not exist. Invalid JSON raises ValueError."""
+    """Return the JSON value in a file; None when the file does not exist.
+
+    Raises:
+        ValueError: for invalid JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -48,7 +52,7 @@ def read_json(path: Path) -> Any | None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync `folder`, so that renames in it are durable."""
+    """Sync a folder, so that renames in it are durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -57,7 +61,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_matching(folder: Path, unwanted: Callable[[str], bool]) -> None:
-    """Delete the files of `folder` whose name is unwanted; another process may delete them at the same time."""
+    """Delete the files of a folder whose names are unwanted. Another process may delete them at the same time.
+
+    Args:
+        folder: the folder, which may be missing.
+        unwanted: tells for the name of a file whether to delete the file.
+    """
     if folder.is_dir():
         for path in folder.iterdir():
             if path.is_file() and unwanted(path.name):

@@ -1,4 +1,4 @@
-"""Content keys: canonical JSON, then sha256. What cannot be encoded without ambiguity raises."""
+"""Digests of values: sha256 of canonical JSON. Values without one unambiguous encoding raise an error."""
 
 from __future__ import annotations
 
@@ -14,22 +14,26 @@ import orjson
 
 
 def canonical(value: Any) -> str:
-    """Return the one JSON text of `value`: sorted keys, no spaces, no NaN, string keys only.
+    """Return the canonical JSON text of a value: sorted keys, no spaces, no NaN, string keys only.
 
     Raises:
-        TypeError: for anything besides None, bool, int, float, str, list, tuple and dict with string keys.
+        TypeError: for values other than None, bool, int, float, str, list, tuple and dict with string keys.
         ValueError: for NaN and infinities.
     """
     return _encoded(value).decode("utf-8", "surrogatepass")
 
 
 def digest(value: Any) -> str:
-    """Return the sha256 hex digest (64 characters) of the canonical JSON of `value`."""
+    """Return the sha256 hex digest (64 characters) of the canonical JSON of a value.
+
+    Raises:
+        TypeError, ValueError: as `canonical`.
+    """
     return hashlib.sha256(_encoded(value)).hexdigest()
 
 
 def digest_all(parts: Iterable[str]) -> str:
-    """Digest a sequence of strings without building it in memory; length-prefixed, so parts cannot run together."""
+    """Return the sha256 hex digest of a sequence of strings, which are encoded one at a time with their lengths."""
     running = hashlib.sha256()
     for part in parts:
         data = part.encode("utf-8", "surrogatepass")
@@ -49,7 +53,7 @@ _PLAIN = frozenset({type(None), bool, int, str})
 
 
 def _encoded(value: Any) -> bytes:
-    """Return the canonical JSON in UTF-8: `json`'s, by orjson where both write the same, which is ten times faster."""
+    """Return the canonical JSON in UTF-8. orjson, ten times faster, is used where it writes the same text as `json`."""
     if _is_common(value):
         try:
             return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
@@ -59,21 +63,21 @@ def _encoded(value: Any) -> bytes:
 
 
 def _is_common(value: Any) -> bool:
-    """Tell whether orjson and `json` write a value alike: all but very large and very small floats.
+    """Tell whether orjson and `json` write the same text for a value. They differ for very large and small floats.
 
     Raises:
-        TypeError, ValueError: for what has no canonical form.
+        TypeError, ValueError: for a value without a canonical form.
     """
     if isinstance(value, dict):
         common = True
         for key, item in value.items():
             if not isinstance(key, str):
                 raise TypeError(f"key {key!r} is not a string")
-            if type(item) not in _PLAIN:  # a call less for most values
+            if type(item) not in _PLAIN:  # saves one call for most values
                 common = _is_common(item) and common
         return common
     if isinstance(value, (list, tuple)):
-        return all([type(item) in _PLAIN or _is_common(item) for item in value])  # noqa: C419  # faster so
+        return all([type(item) in _PLAIN or _is_common(item) for item in value])  # noqa: C419  # a list is faster
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{value} has no canonical form")

@@ -1,8 +1,8 @@
-"""Content keys: what makes two requests, or two stages, the same one.
+"""Content keys: two requests, or two stages, with equal keys have equal results.
 
-A key is the sha256 of an explicit payload in canonical JSON. The payload names its `key_version`, and values that are
-at their default are left out of it, so a field that is added later does not change old keys. What was stored under the
-keys of an earlier version is still found: a request knows that key too (`ChatRequest.key_v1`).
+A key is the sha256 of an explicit payload in canonical JSON. The payload has a `key_version`. Values that are at their
+default are left out, so a field that is added later does not change old keys. Completions stored under the keys of
+version 1 are still found, because a request also has its old key (`ChatRequest.key_v1`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def request_key(model: str, messages: str, params: Mapping[str, Any], sample: in
 
 
 def model_digest(identity: Mapping[str, Any]) -> str:
-    """Return the digest of a model's identity; entries that are empty count as absent."""
+    """Return the digest of a model's identity. Empty entries are left out."""
     return digest(without_defaults(identity))
 
 
@@ -45,46 +45,56 @@ def messages_digest(messages: Sequence[Mapping[str, Any]]) -> str:
 def request_key_v1(
     identity: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], params: Mapping[str, Any], sample: int
 ) -> str:
-    """Return the key that version 1 gave a request: of all its fields, whatever their values."""
-    fields = {"model_identity": identity, "messages": messages, "params": params, "sample_index": sample}
-    return digest(fields)
+    """Return the key of a request in version 1, which covered all fields, including those at their default.
+
+    Args:
+        identity: the identity of the model.
+        messages: the conversation.
+        params: the sampling parameters.
+        sample: the number of the sample, from 0.
+    """
+    return digest({"model_identity": identity, "messages": messages, "params": params, "sample_index": sample})
 
 
 def stage_key(content: Mapping[str, Any]) -> str:
-    """Return the key of a stage from its identity: operation, version, parameters, what they use, input keys."""
+    """Return the key of a stage.
+
+    Args:
+        content: its identity: operation, version, parameters, digests of what it uses, and the keys of its inputs.
+    """
     return digest({"key_version": KEY_VERSION, **without_defaults(content)})
 
 
 @dataclass(frozen=True)
 class Later:
-    """Marks a parameter that came after the keys and ids it would be in: they leave it out while it is at its default.
+    """Marks a parameter that was added later: it is left out of keys and ids while it is at its default.
 
-    Write it as `Annotated[int, Later()]`. It is needed only where parameters are pinned in full (see `pinned`).
+    Write it as `Annotated[int, Later()]`. It is needed only for parameters that are pinned in full (see `pinned`).
     """
 
 
 def pinned(params: BaseModel, names: Iterable[str] | None = None) -> dict[str, Any]:
-    """Return parameters as plain data, those at their default too, which ids and requests of version 1 hang on.
+    """Return parameters as plain data, including those at their default, except unset `Later` parameters.
+
+    Ids, and requests of version 1, are made from this data.
 
     Args:
         params: the parameters of a decoder or pruner.
-        names: those to return; None for all.
+        names: the parameters to return; None for all.
     """
     fields = type(params).model_fields
-    wanted = {name for name in (fields if names is None else names) if not _is_unset(params, name)}
+    wanted: set[str] = set()
+    for name in fields if names is None else names:
+        later = any(isinstance(mark, Later) for mark in fields[name].metadata)
+        if not later or getattr(params, name) != fields[name].get_default(call_default_factory=True):
+            wanted.add(name)
     return params.model_dump(mode="json", include=wanted)
 
 
-def _is_unset(params: BaseModel, name: str) -> bool:
-    field = type(params).model_fields[name]
-    is_later = any(isinstance(mark, Later) for mark in field.metadata)
-    return is_later and getattr(params, name) == field.get_default(call_default_factory=True)
-
-
 def without_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a mapping without the entries that say nothing: None, "", empty lists and mappings; 0 and False stay.
+    """Return a mapping without empty entries: None, "", empty lists and empty mappings. 0 and False are kept.
 
-    Only entries of the mapping itself are looked at, and of mappings inside of it.
+    Nested mappings are treated in the same way; items of lists are not changed.
     """
     found: dict[str, Any] = {}
     for name, value in values.items():

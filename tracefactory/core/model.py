@@ -98,7 +98,20 @@ class ModelSpec(Frozen, ABC):
         gt=0,
         description="Seconds one attempt may take; long, because a server may bill what the client gave up on.",
     )
-    retries: int = Field(default=6, ge=0, description="Attempts after the first.")
+    retries: int = Field(
+        default=6, ge=0, description="Attempts after the first, of failures that count: a 429 does not."
+    )
+    stream: bool | None = Field(
+        default=None,
+        description="Read answers as streams, which shows that a model is still writing; by default those of "
+        "`use: openai` with max_tokens of 4,096 or more.",
+    )
+    stall_s: float = Field(default=300.0, gt=0, description="Seconds without a token after which a stream is dead.")
+    max_pause_s: float = Field(
+        default=1800.0,
+        gt=0,
+        description="Seconds that a run waits for servers that refuse or do not answer; then it stops, resumable.",
+    )
     extra: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="What joins the request body where a request says nothing else; it changes completions.",
@@ -209,6 +222,10 @@ class ModelSpec(Frozen, ABC):
     def body(self, request: ChatRequest) -> dict[str, Any]:
         """Return the JSON body of `request` for this kind of server."""
         return {**self.extra, **request.params, "model": self.model, "messages": list(request.messages)}
+
+    def streams(self, request: ChatRequest) -> bool:
+        """Return whether the answer to a request is read as a stream."""
+        return bool(self.stream)
 
     def cost(self, completion: Completion) -> float:
         """Return the price of a completion in US dollars by the declared prices."""

@@ -1,4 +1,4 @@
-"""A pipeline as data: names looked up, values checked, overlays applied. `config` reads it from YAML."""
+"""A pipeline as data: names resolved, values checked, overlays applied. `config` reads it from YAML."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ P = TypeVar("P", bound=Frozen)
 
 
 class Project(Frozen):
-    """The folders of a project. Only `pipelines` is sure to exist.
+    """The folders of a project. Only `pipelines` always exists.
 
-    `state_dir` holds what was paid for and computed; `out_dir` holds the datasets.
+    `state_dir` contains paid completions and computed stages; `out_dir` contains the datasets.
     """
 
     root: Path
@@ -27,43 +27,48 @@ class Project(Frozen):
 
     @property
     def pipelines(self) -> Path:
+        """The folder of the pipeline files."""
         return self.root / "pipelines"
 
     @property
     def prompts(self) -> Path:
+        """The folder of the prompts."""
         return self.root / "prompts"
 
     @property
     def filters(self) -> Path:
+        """The folder of the filters."""
         return self.root / "filters"
 
     @property
     def out_dir(self) -> Path:
+        """The folder of the datasets."""
         return self.root / "out"
 
 
 class StageOptions(Frozen):
-    """How a stage is run. Nothing here can change its rows, so nothing of it is in a key."""
+    """How a stage is run. These options cannot change its rows and are not in its key."""
 
     concurrency: int | None = Field(
-        default=None, ge=1, description="Shards of this stage that are worked on at once; null leaves it to the engine."
+        default=None, ge=1, description="Shards of this stage that are processed at once; null lets the engine choose."
     )
 
 
 class RunOptions(Frozen):
-    """How a pipeline is run. Nothing here can change its rows, so nothing of it is in a key."""
+    """How a pipeline is run. These options cannot change its rows and are not in any key."""
 
     executor: Literal["auto", "ray", "inline"] = Field(
         default="auto",
-        description="Ray actors, or everything in one process; auto takes Ray for a cluster, for models with workers "
-        "or GPUs of their own, and on machines with more than four CPUs.",
+        description="Ray actors, or everything in one process; auto chooses Ray for a cluster, for models with workers "
+        "or GPUs, and on machines with more than four CPUs.",
     )
     workers: int | None = Field(default=None, ge=1, description="CPU worker processes; null is one per CPU.")
     ray_address: str | None = Field(
         default=None, description="The Ray cluster to join; null starts one on this machine."
     )
     shards: int | None = Field(
-        default=None, description="Parts that problems are split into, a power of two; auto goes by their number."
+        default=None,
+        description="Parts that problems are split into, a power of two; auto depends on the number of problems.",
     )
 
     @field_validator("shards", mode="before")
@@ -77,10 +82,10 @@ class RunOptions(Frozen):
 
 
 class StageSpec(Frozen, Generic[P]):
-    """One stage as it is configured: which operation, on the rows of which stages, with which parameters.
+    """One configured stage: its operation, the stages whose rows it takes, and its parameters.
 
-    `inputs` are stage ids in the order of `from:`; `params` is an instance of the operation's `Params`, defaults filled
-    in; `file` and `line` say where the stage was written.
+    `inputs` are stage ids in the order of `from:`; `params` is an instance of the operation's `Params` with defaults
+    filled in; `file` and `line` are the place of the stage in the pipeline file.
     """
 
     id: str
@@ -104,46 +109,36 @@ class StageSpec(Frozen, Generic[P]):
 
 
 AnyStageSpec = StageSpec[Any]
-"""A stage of any parameters; pydantic files the class in this module when it is made here, so that it pickles."""
+"""A stage with any parameters. It is created here so that pydantic puts the class in this module, to be pickled."""
 
 
 class PromptTemplate(Protocol):
-    """What a stage sees of a prompt; see `text.prompts`."""
+    """The interface of a prompt for stages; see `text.prompts`."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def style(self) -> str: ...
-
-    @property
-    def prefill(self) -> str | None: ...
-
-    @property
-    def digest(self) -> str:
-        """The digest of what decides the messages."""
-        ...
-
-    @property
-    def variables(self) -> frozenset[str]:
-        """The names that must have a value when the prompt is rendered."""
-        ...
-
-    @property
-    def opened_in_prompt(self) -> bool:
-        """Whether a completion starts inside of a thinking block."""
-        ...
+    name: str
+    style: str
+    prefill: str | None
+    digest: str
+    """The digest of everything that the messages depend on."""
+    variables: frozenset[str]
+    """The names that need a value when the prompt is rendered."""
+    opened_in_prompt: bool
+    """Whether a completion starts inside a thinking block."""
 
     def render(self, **values: Any) -> list[dict[str, str]]:
-        """Return the messages."""
+        """Return the messages.
+
+        Args:
+            values: a value for each of `variables`.
+        """
         ...
 
 
 class Pipeline(Frozen):
-    """One pipeline, ready to be planned: profile and `--set` applied, every name it uses known to exist.
+    """One pipeline, ready to be planned: profile and `--set` are applied, and all names are resolved.
 
-    `limit` restricts every source to its first rows; `prompts`, `filters` and `plugins` are all those of the project,
-    the plugins as their sources by path.
+    `limit` restricts every source to its first rows. `prompts`, `filters` and `plugins` are those of the project, by
+    name; plugins are Python sources, by path.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -172,14 +167,18 @@ class Pipeline(Frozen):
         return _unpickled, (self.project_plugins, type(self), self.__getstate__())
 
     def stage(self, stage_id: str) -> StageSpec[Any]:
-        """Return the stage called `stage_id`; KeyError when there is none."""
+        """Return a stage by its id.
+
+        Raises:
+            KeyError: when there is no such stage.
+        """
         for stage in self.stages:
             if stage.id == stage_id:
                 return stage
         raise KeyError(stage_id)
 
     def above(self, stage: StageSpec[Any]) -> list[StageSpec[Any]]:
-        """Return every stage whose rows come to `stage`, each once, in the order of the pipeline."""
+        """Return the stages whose rows reach `stage`, directly or through others, in the order of the pipeline."""
         wanted = set(stage.inputs)
         for one in reversed(self.stages):
             if one.id in wanted:
@@ -187,7 +186,7 @@ class Pipeline(Frozen):
         return [one for one in self.stages if one.id in wanted]
 
     def prompt(self, name: str) -> PromptTemplate:
-        """Return the prompt called `name`."""
+        """Return a prompt by its name."""
         found: PromptTemplate = self.prompts[name]
         return found
 

@@ -1,10 +1,10 @@
-"""Checks of what a plugin file registers. Mistakes have file and line."""
+"""Checks of the entries that a plugin file registers. Mistakes have a file and a line."""
 
 from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,10 @@ def wrong_names(file: Path, source: str, what: str, found: bool, others: Sequenc
     """
     if found:
         hint = "a file registers one entry"
-        return [Mistake(f"registers {one!r} besides the {what}", file, _line_with(source, one), hint) for one in others]
+        return [
+            Mistake(f"registers {one!r} in addition to the {what}", file, _line_with(source, one), hint)
+            for one in others
+        ]
     if others:
         hint = f"rename the file or the entry {others[0]!r}"
         message = f"registers {', '.join(map(repr, others))}, but no {what} (the name of the file)"
@@ -36,7 +39,14 @@ def wrong_names(file: Path, source: str, what: str, found: bool, others: Sequenc
 
 
 def wrong_entry(kind: str, entry: Any, name: str, file: Path) -> list[Mistake]:
-    """Return missing methods, missing class attributes, and a name attribute that differs from the name of the file."""
+    """Return missing methods, missing class attributes, and a name attribute that differs from the name of the file.
+
+    Args:
+        kind: the kind of the registry.
+        entry: the entry that the file registered.
+        name: the name of the file, for an operation "verb:name".
+        file: the plugin file.
+    """
     defined: Any = entry if isinstance(entry, type) else type(entry)
     if not defined.__module__.startswith("tracefactory_project_"):
         return []  # a view is an instance of a class of this package, which checks its fields
@@ -71,6 +81,77 @@ def hidden_parameters(entry: Any, params: type[BaseModel], verb: str, file: Path
     ]
     message = f"every `{verb}:` stage has a parameter of this name"
     return [Mistake(f"{name}: {message}", file, _line_of_class(entry), "rename it") for name in hidden]
+
+
+def imported_helpers(source: str, beside: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return name and source of the helpers that a plugin imports, directly or through other helpers, sorted by name.
+
+    Args:
+        source: the source of the plugin.
+        beside: the sources of the helpers in its folder, by name.
+    """
+    found: dict[str, str] = {}
+    waiting = [source]
+    while waiting:
+        names = {name for name, _ in _relative_imports(waiting.pop()) if name in beside and name not in found}
+        found |= {name: beside[name] for name in names}
+        waiting += [beside[name] for name in names]
+    return tuple(sorted(found.items()))
+
+
+def wrong_imports(
+    file: Path, source: str, helpers: Sequence[tuple[str, str]], project: Mapping[str, str]
+) -> list[Mistake]:
+    """Return the imports of files of the project that are not helpers, in a plugin and in its helpers.
+
+    Such an import would work only where the file exists, and the file would not count in the keys.
+
+    Args:
+        file: the plugin file.
+        source: its source.
+        helpers: name and source of each helper that it imports.
+        project: the sources of all plugins and helpers of the project, by path.
+    """
+    hint = "only files whose names begin with an underscore can be imported: `from . import _shared`"
+    modules = {path.removesuffix(".py").replace("/", ".") for path in project}
+    texts = {file: source, **{file.with_name(f"{name}.py"): text for name, text in helpers}}
+    mistakes: list[Mistake] = []
+    for place, text in texts.items():
+        for name, line in _relative_imports(text):
+            if name not in dict(helpers):
+                mistakes.append(
+                    Mistake(f"imports {name!r}, and there is no helper {name}.py beside it", place, line, hint)
+                )
+        for name, line in _absolute_imports(text):
+            if name in modules:
+                mistakes.append(Mistake(f"imports {name!r}, a file of the project", place, line, hint))
+    return mistakes
+
+
+def _relative_imports(source: str) -> Iterator[tuple[str, int]]:
+    """Yield the first names of relative imports with their lines; more dots than one stay in the name."""
+    for node in _imports(source):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            names = [node.module.partition(".")[0]] if node.module else [one.name for one in node.names]
+            yield from (("." * (node.level - 1) + name, node.lineno) for name in names)
+
+
+def _absolute_imports(source: str) -> Iterator[tuple[str, int]]:
+    """Yield the modules that may be imported by absolute imports, with their lines."""
+    for node in _imports(source):
+        if isinstance(node, ast.Import):
+            yield from ((one.name, node.lineno) for one in node.names)
+        elif not node.level and node.module:
+            yield node.module, node.lineno
+            yield from ((f"{node.module}.{one.name}", node.lineno) for one in node.names)
+
+
+def _imports(source: str) -> list[ast.Import | ast.ImportFrom]:
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # reported when the file is executed
+        return []
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
 
 
 def _class_attributes(kind: type) -> Iterator[str]:

@@ -5,6 +5,10 @@ entry, as the files of this package do. The sources are read with the project an
 worker on another machine may not have the files. A file is executed as the module
 `tracefactory_project_<kind>_<name>` when its entry is first looked up. A process has the plugins of one project at a
 time.
+
+A file whose name begins with an underscore (`pruners/_shared.py`) is a helper: it registers nothing, and plugins of its
+folder import it with `from . import _shared`. The module of a plugin is a package with its helpers as submodules, so
+two plugins have separate copies of a helper, and the helpers of a plugin count in its mark.
 """
 
 from __future__ import annotations
@@ -26,7 +30,13 @@ from typing import Any, NamedTuple
 
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.marks import mark_of
-from tracefactory.core.plugin_checks import hidden_parameters, wrong_entry, wrong_names
+from tracefactory.core.plugin_checks import (
+    hidden_parameters,
+    imported_helpers,
+    wrong_entry,
+    wrong_imports,
+    wrong_names,
+)
 from tracefactory.core.registry import FAMILIES, Registry, kinds, registry
 from tracefactory.core.source_code import line_of
 
@@ -41,12 +51,16 @@ _PREFIX = "tracefactory_project_"
 
 @dataclass(frozen=True)
 class Plugin:
-    """One plugin file. `name` is the name of its entry ("shorter", "verify:twice"); `file` is used in messages only."""
+    """One plugin file. `name` is the name of its entry ("shorter", "verify:twice"); `file` is used in messages only.
+
+    `helpers` are (name, source) of the helper files that it imports, directly or through other helpers.
+    """
 
     kind: str
     name: str
     file: Path
     source: str
+    helpers: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def module(self) -> str:
@@ -71,7 +85,7 @@ class ProjectPlugins(NamedTuple):
 
 
 class _Loaded(NamedTuple):
-    module: ModuleType
+    modules: Mapping[str, ModuleType]
     entry: Any
 
 
@@ -112,14 +126,15 @@ def activate(root: Path, sources: Mapping[str, str]) -> None:
         wanted = ProjectPlugins(root, dict(sources))
         if wanted == _active:
             return
-        for module in _by_module:
-            sys.modules.pop(module, None)
+        for module in [name for name in sys.modules if name.partition(".")[0] in _by_module]:
+            del sys.modules[module]
         for kind in FAMILIES.values():  # operations that were made from a plugin are made again
             _forget_family(kind, [one.name for one in _by_module.values() if one.kind == kind])
         _by_module.clear()
-        plugins = [_plugin(root, path, source) for path, source in wanted.sources.items()]
+        plugins = list(_plugins(wanted))
         _by_module.update({one.module: one for one in plugins})
-        sys.modules.update({one.module: _loaded[one].module for one in plugins if one in _loaded})
+        for one in plugins:
+            sys.modules.update(_loaded[one].modules if one in _loaded else {})
         for kind in kinds():
             own = [one for one in plugins if one.kind == kind]
             registry(kind).set_project({one.name: partial(_entry, one) for one in own})
@@ -175,12 +190,14 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def wrong_file(file: Path, root: Path) -> Mistake | None:
-    """Return why a file cannot be a plugin, from its path alone; None for a file outside of the folders of plugins."""
+    """Return why a file cannot be a plugin or helper, from its path alone; None for a file in another folder."""
     parts = file.relative_to(root).parts
     kind = next((kind for kind, folder in FOLDERS.items() if folder == parts[0]), None)
     if kind is None:
         return None
     label, name = registry(kind).kind, file.stem
+    if NAME.fullmatch(name.removeprefix("_")) and name.startswith("_"):
+        return None  # a helper
     if not NAME.fullmatch(name):
         hint = "write it in small letters, digits and single underscores"
         return Mistake(f"{name!r} is no name of a {label}; a file has the name of its entry", file, hint=hint)
@@ -199,9 +216,9 @@ def _name_conflict(kind: str, name: str, file: Path) -> Mistake | None:
     where = registry(kind)
     names = [(where, name), *((registry("operation"), f"{verb}:{name}") for verb, of in FAMILIES.items() if of == kind)]
     for known, own in names:
-        said = f"`{own.replace(':', ': ')}`" if known is registry("operation") else f"the {known.kind} {own!r}"
+        shown = f"`{own.replace(':', ': ')}`" if known is registry("operation") else f"the {known.kind} {own!r}"
         if own in known.built_in() or (own in known.names() and known.origin(own) == "built in"):
-            return Mistake(f"{said} is built in", file, hint="rename the file and its entry")
+            return Mistake(f"{shown} is built in", file, hint="rename the file and its entry")
     origin = where.module_of(name)
     if origin is not None:
         message = f"the installed module {origin} provides the {where.kind} {name!r} too"
@@ -223,10 +240,16 @@ def _entry_point_conflicts() -> Iterator[Mistake]:
                 yield Mistake(message, hint="uninstall the package, or rename its entry point")
 
 
-def _plugin(root: Path, path: str, source: str) -> Plugin:
-    parts = PurePosixPath(path).with_suffix("").parts
-    kind = next(kind for kind, folder in FOLDERS.items() if folder == parts[0])
-    return Plugin(kind, ":".join(parts[1:]), root / path, source)
+def _plugins(project: ProjectPlugins) -> Iterator[Plugin]:
+    """Yield the plugins of a project with the helpers that they import."""
+    files = {PurePosixPath(path): source for path, source in project.sources.items()}
+    for path, source in files.items():
+        if path.stem.startswith("_"):
+            continue
+        kind = next(kind for kind, folder in FOLDERS.items() if folder == path.parts[0])
+        beside = {one.stem: text for one, text in files.items() if one.parent == path.parent and one.stem[0] == "_"}
+        helpers = imported_helpers(source, beside)
+        yield Plugin(kind, ":".join(path.with_suffix("").parts[1:]), project.root / path, source, helpers)
 
 
 def _forget_family(kind: str, names: Sequence[str]) -> None:
@@ -250,6 +273,8 @@ def _execute(plugin: Plugin, run: Callable[[], None]) -> Any:
     Raises:
         UserError: when the file cannot be executed, or does not register exactly one entry, with the file's name.
     """
+    if mistakes := wrong_imports(plugin.file, plugin.source, plugin.helpers, _active.sources):
+        raise UserError(mistakes)
     where = registry(plugin.kind)
     before = {kind: registry(kind).registered() for kind in kinds()}
     failed: BaseException | None = None
@@ -265,7 +290,7 @@ def _execute(plugin: Plugin, run: Callable[[], None]) -> Any:
     others = [name for of, name in entries if (of, name) != own]
     if mistakes := wrong_names(plugin.file, plugin.source, plugin.what, own in entries, others):
         raise UserError(mistakes)
-    entry = where.mark(entries[own], mark_of(plugin.source), plugin.module)
+    entry = where.mark(entries[own], mark_of(plugin.source, *(source for _, source in plugin.helpers)), plugin.module)
     if mistakes := wrong_entry(plugin.kind, entry, plugin.name, plugin.file):
         raise UserError(mistakes)
     return entry
@@ -281,27 +306,37 @@ def _new_entries(known: Registry[Any], before: frozenset[str]) -> Iterator[tuple
 def _broken(plugin: Plugin, error: BaseException) -> Mistake:
     line = line_of(error, str(plugin.file))
     if isinstance(error, SyntaxError):
-        return Mistake(f"not Python: {error.msg}", plugin.file, line)
+        helpers = [plugin.file.with_name(f"{name}.py") for name, _ in plugin.helpers]
+        helper = next((file for file in helpers if str(file) == error.filename), None)
+        return Mistake(f"not Python: {error.msg}", helper or plugin.file, error.lineno if helper else line)
     return Mistake(f"{plugin.what} does not load: {type(error).__name__}: {error}", plugin.file, line)
 
 
 class _Loader(importlib.abc.ExecutionLoader):
-    """Executes a plugin from its source; the file may not exist on this machine."""
+    """Executes a plugin, or one of its helpers, from its source; the file may not exist on this machine."""
 
-    def __init__(self, plugin: Plugin) -> None:
+    def __init__(self, plugin: Plugin, helper: str = "") -> None:
         self.plugin = plugin
+        self.helper = helper
+
+    def is_package(self, fullname: str) -> bool:
+        return not self.helper  # so that `from . import _shared` imports a submodule of the plugin
 
     def get_source(self, fullname: str) -> str:
-        return self.plugin.source
+        return dict(self.plugin.helpers)[self.helper] if self.helper else self.plugin.source
 
     def get_filename(self, fullname: str) -> str:
-        return str(self.plugin.file)
+        return str(self.plugin.file.with_name(f"{self.helper}.py") if self.helper else self.plugin.file)
 
     def exec_module(self, module: ModuleType) -> None:
+        if self.helper:
+            super().exec_module(module)
+            return
         # Here and not in `_entry`: unpickling a class of the plugin imports the module without looking up the entry.
         with _lock:
             entry = _execute(self.plugin, partial(super().exec_module, module))
-            _loaded[self.plugin] = _Loaded(module, entry)
+            own = {name: one for name, one in sys.modules.items() if name.startswith(f"{module.__name__}.")}
+            _loaded[self.plugin] = _Loaded({module.__name__: module, **own}, entry)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
@@ -310,8 +345,11 @@ class _Finder(importlib.abc.MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        plugin = _by_module.get(fullname)
-        return None if plugin is None else importlib.util.spec_from_loader(fullname, _Loader(plugin))
+        name, _, helper = fullname.partition(".")
+        plugin = _by_module.get(name)
+        if plugin is None or (helper and helper not in dict(plugin.helpers)):
+            return None
+        return importlib.util.spec_from_loader(fullname, _Loader(plugin, helper))
 
 
 sys.meta_path.append(_Finder())

@@ -1,9 +1,9 @@
 """Child processes that end with their parent, however the parent ends.
 
-A model server outliving a killed run would hold memory, GPUs and a port. Two mechanisms cover for each other: the child
-reads its standard input, a pipe whose other end only the parent holds, and leaves at end of file; on Linux the kernel
-also kills it when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG), which works while the child's
-interpreter is busy and when a fork of the parent still holds the pipe.
+A model server that outlives a killed run would keep memory, GPUs and a port. There are two mechanisms. The child reads
+its standard input, a pipe whose other end is held by the parent, and exits at end of file. On Linux, the kernel also
+kills the child when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG); this works even when the child's
+interpreter is busy or a fork of the parent holds the pipe.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ _TAIL = 2000  # characters of a log shown in an error
 
 
 def end_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
-    """In a child started by `Child.spawn`: end this process as soon as the parent is gone.
+    """End this process, which was started by `Child.spawn`, as soon as its parent has ended.
 
-    With SIGKILL it ends without cleaning up; a child that has processes of its own to end takes SIGTERM and handles it.
+    Args:
+        how: the signal. SIGKILL ends the process without cleanup; a child that must end its own child processes uses
+            SIGTERM and handles it.
     """
     signal_at_parents_death(how)
 
@@ -41,12 +43,19 @@ def end_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
             os._exit(0)
         os.kill(os.getpid(), how)
 
-    # Also covers a parent that was gone before prctl: its end of the pipe is closed by then.
+    # This also works if the parent ended before the call of prctl, because its end of the pipe is closed by then.
     threading.Thread(target=leave_at_end_of_file, name="parent-watch", daemon=True).start()
 
 
 def signal_at_parents_death(how: signal.Signals = signal.SIGKILL) -> None:
-    """On Linux: let the kernel send `how` to this process when the thread that started it ends."""
+    """On Linux, let the kernel send a signal to this process when the thread that started it ends.
+
+    Args:
+        how: the signal.
+
+    Raises:
+        OSError: when the kernel refuses.
+    """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.prctl(_PR_SET_PDEATHSIG, how, 0, 0, 0) != 0:
@@ -54,22 +63,27 @@ def signal_at_parents_death(how: signal.Signals = signal.SIGKILL) -> None:
 
 
 def kill_group(group: int) -> None:
-    """kill -9 every process of a process group; it is fine if there is none left."""
+    """Send SIGKILL to all processes of a process group, which may have ended already."""
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGKILL)
 
 
 def report_ready(ready_fd: int, **facts: Any) -> None:
-    """In a child: tell the parent that the server answers, and what it must know (the port)."""
+    """Tell the parent of this process that the server in it is ready.
+
+    Args:
+        ready_fd: the value of the argument `--ready-fd`.
+        facts: values for the parent, such as the port.
+    """
     with os.fdopen(ready_fd, "w") as pipe:
         pipe.write(json.dumps(facts) + "\n")
 
 
 class Child:
-    """A running child process that has said it is ready; `facts` is what it told.
+    """A running child process that has reported that it is ready; `facts` are the values that it reported.
 
-    Start it from a thread that lives as long as the child is needed (see the module text). It has a session of its own:
-    Ctrl-C in the terminal reaches only the parent, which can then drain what is in flight.
+    Start it from a thread that lives as long as the child is needed (see the module's docstring). The child has its own
+    session: Ctrl-C in the terminal reaches only the parent, which can then finish the requests in flight.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], log_file: Path, facts: dict[str, Any]) -> None:
@@ -87,12 +101,17 @@ class Child:
         ready_timeout_s: float,
         environ: Mapping[str, str] | None = None,
     ) -> Child:
-        """Start `argv` plus `--ready-fd N`, append its output to `log_file`, and wait until it says that it is ready.
+        """Start a process and wait until it reports that it is ready.
 
-        `environ` is its whole environment (default: that of this process).
+        Args:
+            name: the name of the process, for messages.
+            argv: its command line, to which `--ready-fd N` is added.
+            log_file: the file that its output is appended to.
+            ready_timeout_s: the maximum time until it is ready, in seconds.
+            environ: its complete environment; by default that of this process.
 
         Raises:
-            RunError: when it ends, or says nothing for `ready_timeout_s` seconds; with the tail of its log.
+            RunError: when the process exits or is not ready in time, with the end of its log.
         """
         process, read_fd = _start([*argv], log_file, environ)
         child = cls(process, log_file, {})
@@ -100,8 +119,8 @@ class Child:
             line = await asyncio.wait_for(_first_line(read_fd), ready_timeout_s)
         except TimeoutError:
             await child.stop(grace_s=0)
-            said = f"was not ready after {ready_timeout_s:g} s"
-            raise RunError(f"{name} {said}; the end of {log_file}:\n{child.log_tail()}") from None
+            message = f"{name} was not ready after {ready_timeout_s:g} s; the end of {log_file}"
+            raise RunError(f"{message}:\n{child.log_tail()}") from None
         except BaseException:
             await child.stop(grace_s=0)
             raise
@@ -119,15 +138,19 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        """Whether the process still runs; a dead one is reaped."""
+        """Whether the process is running. A process that has ended is reaped."""
         return self._process.poll() is None
 
     def log_tail(self) -> str:
-        """Return the last lines of what it printed."""
+        """Return the last lines of its log."""
         return self.log_file.read_text("utf-8", "replace")[-_TAIL:]
 
     async def stop(self, *, grace_s: float = 5.0) -> None:
-        """End the process: ask by closing its input, then after `grace_s` seconds kill it. May be called again."""
+        """End the process. A second call has no effect.
+
+        Args:
+            grace_s: the seconds between closing its standard input, at which it should exit, and killing it.
+        """
         if self._process.stdin is not None and not self._process.stdin.closed:
             self._process.stdin.close()
         try:
@@ -138,7 +161,7 @@ class Child:
 
 
 def _start(argv: list[str], log_file: Path, environ: Mapping[str, str] | None) -> tuple[subprocess.Popen[bytes], int]:
-    """Start the process in the calling thread, which is what PR_SET_PDEATHSIG watches; return it and its ready pipe."""
+    """Start the process from the calling thread, which PR_SET_PDEATHSIG watches. Return it and its ready pipe."""
     log_file.parent.mkdir(parents=True, exist_ok=True)
     read_fd, write_fd = os.pipe()
     try:

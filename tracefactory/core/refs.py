@@ -1,4 +1,4 @@
-"""Parameters that are names of models, prompts and stages: where they are in a parameter object."""
+"""References: parameters that are names of models, prompts or stages."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pydantic import BaseModel, GetJsonSchemaHandler
 from pydantic_core import core_schema
 
 REFERS = "x-refers-to"
-"""The key of a JSON Schema that says what a name refers to."""
+"""The key of a JSON Schema with the kind of thing that a name refers to."""
 
 Path = tuple[str | int, ...]
-"""Where a value is in a model: names of fields, and places in lists."""
+"""The path of a value in a model: names of fields and indices in lists."""
 
 
 @dataclass(frozen=True)
 class Ref:
-    """Marks a parameter as the name of something declared elsewhere, so that configuration can check it."""
+    """Marks a parameter as the name of a model, prompt or stage, so that the configuration can be checked."""
 
     kind: str  # "model" | "prompt" | "stage"
 
@@ -30,7 +30,7 @@ class Ref:
 
 
 class FoundRef(NamedTuple):
-    """A name that refers to something declared: its kind ("model", "prompt", "stage"), itself, and its path."""
+    """A reference: its kind ("model", "prompt", "stage"), the name, and the path of the parameter."""
 
     kind: str
     name: str
@@ -38,9 +38,11 @@ class FoundRef(NamedTuple):
 
 
 def find_refs(model: type[BaseModel], params: BaseModel | Mapping[str, Any]) -> list[FoundRef]:
-    """Return every value of a field marked with `Ref`, however deep in lists, mappings and models it is.
+    """Return the values of all fields marked with `Ref`, also inside lists, mappings and models.
 
-    `params` is an instance of `model`, or, when what was written is no valid one, the plain data that was written.
+    Args:
+        model: the model of the parameters.
+        params: an instance of it, or the plain data from the file if that data is not valid.
     """
     return list(dict.fromkeys(_in_model(model, params, ())))
 

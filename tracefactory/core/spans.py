@@ -16,24 +16,30 @@ class Span:
 
     @classmethod
     def of(cls, index: int, count: int) -> Span:
-        """Return the range of shard `index` of `count`, a power of two."""
+        """Return the range of a shard.
+
+        Args:
+            index: its number, from 0.
+            count: the number of shards, a power of two.
+        """
         width = 1 << (_BITS - (count.bit_length() - 1))
         return cls(f"{index * width:016x}", f"{(index + 1) * width - 1:016x}")
 
     @classmethod
     def all(cls) -> Span:
+        """Return the range of all problems."""
         return cls.of(0, 1)
 
     def parts(self, count: int) -> range:
-        """Return the shards of a layout of `count` that hold problems of this range."""
+        """Return the numbers of the shards, of `count`, that contain problems of this range."""
         return range(shard_of(self.first, count), shard_of(self.last, count) + 1)
 
     def covers(self, index: int, count: int) -> bool:
-        """Tell whether shard `index` of `count` lies in this range as a whole."""
+        """Tell whether shard `index` of `count` is completely inside this range."""
         other = Span.of(index, count)
         return self.first <= other.first and other.last <= self.last
 
 
 def shard_of(problem_id: str, count: int) -> int:
-    """Return the shard of a problem: its id is a hash, and its leading bits decide."""
+    """Return the number of a problem's shard, of `count`: the leading bits of its id."""
     return int(problem_id, 16) >> (_BITS - (count.bit_length() - 1))

@@ -1,4 +1,4 @@
-"""Token scores: what one forward pass of the student says about every supervised token, and their table."""
+"""Token scores: the student's probabilities of every supervised token, from one forward pass, and their table."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ TOKEN_SCORES_SCHEMA = pa.schema(
 """One row per (trace, student); the list columns of a row have one entry per supervised token."""
 
 WORDS = ("text", "instead")
-"""The columns that only a person needs, read when they are asked for."""
+"""The columns for display, which are read only on request."""
 
 _LISTS = ("token_ids", "starts", "ends", "ranks", "logprobs", "entropies")
 
 
 @dataclass(frozen=True, eq=False)
 class TokenScores:
-    """The student's view of the supervised tokens of one rendered trace, in order.
+    """The student's scores of the supervised tokens of one rendered trace, in order.
 
     `token_ids`, `starts` and `ends` (characters of the supervised text) come from the rendering. `logprobs` are
     natural logarithms of the probability at temperature 1 over the whole vocabulary; `ranks` are 1 for the likeliest
     token, ties sharing the best rank (1 + the number of strictly greater logits); `entropies` (nats) are of the
-    student's distribution at that position, NaN where a server did not tell. `body_start` is the character of the
-    supervised text where the trace's reasoning begins (its answer, when it has no reasoning): step spans count from
-    there.
+    student's distribution at that position, NaN if the server does not return it. `body_start` is the character of the
+    supervised text where the trace's reasoning begins (its answer, if it has no reasoning); step spans are relative to
+    it.
 
-    `text` is the supervised text and `instead`, for every token, the student's likeliest one where that is another;
-    both are for a person, and None where they were not told or not read.
+    `text` is the supervised text. `instead` has, for every token, the student's likeliest token if it is a different
+    one. Both are for display, and None if they were not stored or not read.
     """
 
     token_ids: Ints
@@ -64,7 +64,11 @@ class TokenScores:
 
 
 def scores_to_table(rows: Iterable[tuple[str, str, TokenScores]]) -> pa.Table:
-    """Build a table of TOKEN_SCORES_SCHEMA from (trace id, student key, scores)."""
+    """Return a table with TOKEN_SCORES_SCHEMA.
+
+    Args:
+        rows: (trace id, student key, scores) for each row.
+    """
     rows = list(rows)
     columns: dict[str, Any] = {
         "trace_id": [trace_id for trace_id, _, _ in rows],
@@ -78,7 +82,11 @@ def scores_to_table(rows: Iterable[tuple[str, str, TokenScores]]) -> pa.Table:
 
 
 def scores_from_table(table: pa.Table) -> Iterator[tuple[str, str, TokenScores]]:
-    """Read back what `scores_to_table` wrote, row by row, without copying the numbers; a table may lack the words."""
+    """Yield (trace id, student key, scores) for each row of a table, without copying the numbers.
+
+    Args:
+        table: a table from `scores_to_table`, with or without the columns in `WORDS`.
+    """
     words = [name for name in WORDS if name in table.column_names]
     fields = [field for field in TOKEN_SCORES_SCHEMA if field.name in words or field.name not in WORDS]
     for batch in table.cast(pa.schema(fields)).to_batches():

@@ -1,8 +1,8 @@
-"""YAML as data: plain values together with the line and column they were written at.
+"""YAML as data: plain values with their lines and columns.
 
-Read are mappings, lists and scalars of the YAML 1.2 core schema (https://yaml.org/spec/1.2.2/#103-core-schema). Tags,
-anchors and aliases are refused, and so is what YAML 1.1 and 1.2 read differently (`no`, `0755`): a file must not change
-its meaning with the reader.
+The reader accepts mappings, lists and scalars of the YAML 1.2 core schema
+(https://yaml.org/spec/1.2.2/#103-core-schema). It refuses tags, anchors and aliases, and values that YAML 1.1 and 1.2
+read differently (`no`, `0755`), so that a file has the same meaning for every reader.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\
 _OLD_BOOL = re.compile(r"yes|no|on|off", re.IGNORECASE)
 _OLD_OCTAL = re.compile(r"[-+]?0[0-9]+")
 _MAX_DEPTH = 64
+_MAX_SHOWN = 60  # characters of a value in a message
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where something was written: a file, line and column (from 1), or, in `given`, the words of a command line."""
+    """The place of a value: a file, line and column (from 1), or, in `given`, an option of the command line."""
 
     file: Path | None
     line: int = 1
@@ -40,7 +41,12 @@ class Position:
     given: str = ""
 
     def mistake(self, message: str, hint: str | None = None) -> Mistake:
-        """Return the mistake `message` at this place."""
+        """Return a mistake at this place.
+
+        Args:
+            message: what is wrong.
+            hint: advice, such as the nearest valid name.
+        """
         if self.given:
             return Mistake(f"{self.given}: {message}", hint=hint)
         return Mistake(message, self.file, self.line, hint)
@@ -48,9 +54,9 @@ class Position:
 
 @dataclass(frozen=True)
 class Node:
-    """A value and where it is. The place of a mapping's value is that of its key, of a list's item that of the item.
+    """A value and its place. A value in a mapping has the place of its key.
 
-    `text` is an unquoted scalar as it was written: 2026.10 is the number 2026.1, and only the text still says so.
+    `text` is the text of an unquoted scalar. It differs from the value, for example, in 2026.10, the number 2026.1.
     """
 
     value: Scalar | tuple[Node, ...] | Mapping[str, Node]
@@ -66,11 +72,11 @@ class Node:
         return self.value
 
     def mapping(self) -> Mapping[str, Node]:
-        """Return the keys of a mapping; nothing for any other value."""
+        """Return the entries of a mapping; an empty mapping for any other value."""
         return self.value if isinstance(self.value, Mapping) else {}
 
     def child(self, key: str | int) -> Node | None:
-        """Return the value under a key of a mapping or at an index of a list, or None."""
+        """Return the value for a key of a mapping or an index of a list; None when there is none."""
         if isinstance(self.value, Mapping):
             return self.value.get(key) if isinstance(key, str) else None
         if isinstance(self.value, tuple) and isinstance(key, int) and 0 <= key < len(self.value):
@@ -78,7 +84,7 @@ class Node:
         return None
 
     def find(self, path: KeyPath) -> Node:
-        """Return the value at `path`, or the deepest one on the way that exists."""
+        """Return the value at a path, or the deepest existing value on the path."""
         node = self
         for key in path:
             found = node.child(key)
@@ -88,25 +94,31 @@ class Node:
         return node
 
     def with_key(self, key: str, item: Node) -> Node:
-        """Return this mapping with `key` set to `item`."""
+        """Return this mapping with one entry added or replaced."""
         return replace(self, value={**self.mapping(), key: item})
 
     def describe(self) -> str:
-        """Say what the value is, for a message: "the text 'four'", "a list"."""
+        """Return a description of the value for messages, such as "the text 'four'" or "a list"."""
         if isinstance(self.value, Mapping):
             return "a mapping"
         if isinstance(self.value, tuple):
             return "a list"
         if self.value is None:
             return "nothing"
-        if isinstance(self.value, str):
-            return f"the text {_short(self.value)!r}"
-        shown = _short(self.text if self.text is not None else str(self.value))
-        return shown if isinstance(self.value, bool) else f"the number {shown}"
+        text = str(self.value) if self.text is None or isinstance(self.value, str) else self.text
+        shown = text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
+        if isinstance(self.value, bool):
+            return shown
+        return f"the text {shown!r}" if isinstance(self.value, str) else f"the number {shown}"
 
 
 def read_text(file: Path, mistakes: list[Mistake]) -> str | None:
-    """Return the text of a UTF-8 file; when it cannot be read, add that to `mistakes` and return None."""
+    """Return the text of a UTF-8 file; None when it cannot be read.
+
+    Args:
+        file: the file.
+        mistakes: the list that a mistake is added to when the file cannot be read.
+    """
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -118,23 +130,32 @@ def read_text(file: Path, mistakes: list[Mistake]) -> str | None:
 
 
 def read_yaml(file: Path, mistakes: list[Mistake]) -> Node | None:
-    """Read a YAML file; what is wrong is added to `mistakes`, and None is returned when nothing could be read."""
+    """Return the value of a YAML file; None when it cannot be read.
+
+    Args:
+        file: the file.
+        mistakes: the list that mistakes are added to.
+    """
     text = read_text(file, mistakes)
     return None if text is None else parse_yaml(text, Position(file), mistakes)
 
 
 def parse_yaml(text: str, start: Position, mistakes: list[Mistake]) -> Node | None:
-    """Parse one YAML document whose first line is at `start`.
+    """Return the value of a YAML document; None for a syntax error or too deep nesting.
 
-    Everything that is wrong is added to `mistakes`. None is returned for a syntax error, which ends the reading; after
-    any other mistake the rest of the document is still there, so that it can be checked too.
+    After any other mistake, such as an alias, the rest of the document is returned, so that it can be checked too.
+
+    Args:
+        text: the document.
+        start: the place of its first line.
+        mistakes: the list that mistakes are added to.
     """
     builder = _Builder(yaml.parse(text, Loader=yaml.SafeLoader), start, mistakes)
     try:
         return builder.document()
     except yaml.MarkedYAMLError as error:
         problem = error.problem or "unreadable"
-        # What is never closed is noticed at the end of the file, but to be mended where it was opened.
+        # The parser reports an unclosed bracket at the end of the file; the place of the opening is more useful.
         unclosed = "end of stream" in problem or "stream end" in problem
         mark = (error.context_mark if unclosed else None) or error.problem_mark or error.context_mark
         if "<block end>" in problem:
@@ -143,19 +164,17 @@ def parse_yaml(text: str, start: Position, mistakes: list[Mistake]) -> Node | No
     except yaml.reader.ReaderError as error:
         line = start.line + text.count("\n", 0, error.position)
         mistakes.append(replace(start, line=line).mistake(f"character #x{error.character:04x} is not allowed"))
-    except _TooDeepError as error:
-        mistakes.append(error.position.mistake(f"nested more than {_MAX_DEPTH} levels deep"))
+    except _TooDeepError:
+        pass  # the builder has added the mistake
     return None
 
 
 class _TooDeepError(Exception):
-    def __init__(self, position: Position) -> None:
-        super().__init__(position)
-        self.position = position
+    """Nested more than `_MAX_DEPTH` levels deep."""
 
 
 class _Builder:
-    """Builds nodes from the parser's events, so that nothing but plain data can come of a file."""
+    """Builds nodes from the parser's events. Only plain data can result."""
 
     def __init__(self, events: Iterator[Any], start: Position, mistakes: list[Mistake]) -> None:
         self._events = events
@@ -164,13 +183,13 @@ class _Builder:
         self._anchors: dict[str, Node] = {}
 
     def at(self, mark: Any) -> Position:
-        """Turn a parser's mark (from 0, within the text) into a position."""
+        """Return the position of a parser's mark, whose line and column count from 0 in the text."""
         if mark is None or self._start.given:
             return self._start
         return replace(self._start, line=self._start.line + mark.line, column=mark.column + 1)
 
     def document(self) -> Node:
-        """Build the only document of the stream; an empty stream is an empty value."""
+        """Return the value of the only document of the stream; an empty stream is an empty value."""
         root: Node | None = None
         for event in self._events:
             if isinstance(event, yaml.DocumentStartEvent):
@@ -186,13 +205,22 @@ class _Builder:
 
     def _node(self, event: Any, position: Position, depth: int) -> Node:
         if depth > _MAX_DEPTH:
-            raise _TooDeepError(position)
+            self._mistakes.append(position.mistake(f"nested more than {_MAX_DEPTH} levels deep"))
+            raise _TooDeepError
         if isinstance(event, yaml.AliasEvent) and event.anchor is not None:
             self._wrong(event, f"aliases such as *{event.anchor} are not supported: write the value out")
             return self._anchors.get(event.anchor, Node(None, position))
         if event.tag is not None:
             self._wrong(event, f"tags such as {event.tag.replace('tag:yaml.org,2002:', '!!')} are not supported")
-        node = self._content(event, position, depth)
+        if isinstance(event, yaml.MappingStartEvent):
+            node = self._mapping(position, depth)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            items: list[Node] = []
+            while not isinstance(inner := next(self._events), yaml.SequenceEndEvent):
+                items.append(self._node(inner, self.at(inner.start_mark), depth + 1))
+            node = Node(tuple(items), position)
+        else:
+            node = self._scalar(event, position)
         if event.anchor is not None:
             self._wrong(
                 event, f"anchors such as &{event.anchor} are not supported: write the value out where it is used"
@@ -200,23 +228,12 @@ class _Builder:
             self._anchors[event.anchor] = node
         return node
 
-    def _content(self, event: Any, position: Position, depth: int) -> Node:
-        if isinstance(event, yaml.MappingStartEvent):
-            return self._mapping(position, depth)
-        if isinstance(event, yaml.SequenceStartEvent):
-            items: list[Node] = []
-            while not isinstance(inner := next(self._events), yaml.SequenceEndEvent):
-                items.append(self._node(inner, self.at(inner.start_mark), depth + 1))
-            return Node(tuple(items), position)
-        return self._scalar(event, position)
-
     def _mapping(self, position: Position, depth: int) -> Node:
         entries: dict[str, Node] = {}
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             place = self.at(event.start_mark)
             key = self._node(event, place, depth + 1)
-            follows = next(self._events)
-            item = self._node(follows, place, depth + 1)
+            item = self._node(next(self._events), place, depth + 1)
             if not isinstance(key.value, str):
                 name = repr(key.text) if key.text else "this key"
                 self._wrong(event, f"a key must be text, but {name} is {key.describe()}", "put it in quotes")
@@ -235,13 +252,16 @@ class _Builder:
         if event.style is not None:
             return Node(text, position)
         value = _plain_scalar(text)
+        quote = f'quote it if it is text: "{text}"'
         if _OLD_BOOL.fullmatch(text):
             meaning = "true" if text.lower() in ("yes", "on") else "false"
-            self._wrong(event, f"{text} is read as a boolean by some and as text by others", _or(text, meaning))
+            message = f"{text} is read as a boolean by some programs and as text by others"
+            self._wrong(event, message, f"write {meaning}, or {quote}")
         elif _OLD_OCTAL.fullmatch(text):
-            self._wrong(event, f"{text} is octal to some and decimal to others", _or(text, str(int(text))))
+            message = f"{text} is read as octal by some programs and as decimal by others"
+            self._wrong(event, message, f"write {int(text)}, or {quote}")
         elif isinstance(value, float) and not math.isfinite(value):
-            self._wrong(event, f"{text} is not a finite number", f'if it is text, quote it: "{text}"')
+            self._wrong(event, f"{text} is not a finite number", quote)
             value = text
         return Node(value, position, text)
 
@@ -259,20 +279,12 @@ def _plain_scalar(text: str) -> Scalar:
     return text
 
 
-def _or(text: str, meaning: str) -> str:
-    return f'write {meaning}, or quote it if it is text: "{text}"'
-
-
 def _advice(text: str, mark: Any) -> str | None:
-    """Name the two usual causes, which the parser's own words hide."""
+    """Return advice for the two most frequent syntax errors, which the parser's messages do not explain."""
     lines = text.splitlines()
     line = lines[mark.line] if mark is not None and mark.line < len(lines) else ""
     if "\t" in line[: len(line) - len(line.lstrip())]:
         return "indent with spaces, not tabs"
     if re.search(r":\s.*:\s", line) and not line.lstrip().startswith(("{", "- {", "[")):
-        return "a text that holds ': ' needs quotes"
+        return "a text that contains ': ' needs quotes"
     return None
-
-
-def _short(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."

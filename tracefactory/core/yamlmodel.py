@@ -1,10 +1,11 @@
-"""From YAML to a model: pydantic decides, and its errors are said in the words of the file, each at its line."""
+"""Validate YAML as a pydantic model, with errors in the terms of the file and at their lines."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -37,10 +38,18 @@ _NUMBER = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 
 
 def read_model(model: type[M], node: Node, what: str, mistakes: list[Mistake]) -> M | None:
-    """Validate a YAML mapping as `model`; nothing written is an empty mapping.
+    """Validate a YAML mapping as a model. An empty value counts as an empty mapping.
 
-    Values are taken strictly, as JSON types: "4" is no number and 1 is no text, because what a file says should not
-    depend on what reads it. What is wrong is added to `mistakes`, told as being about `what`, and None is returned.
+    Types are strict, as in JSON: "4" is not a number and 1 is not text.
+
+    Args:
+        model: the model.
+        node: the value from the file.
+        what: the name of the value in messages.
+        mistakes: the list that mistakes are added to.
+
+    Returns:
+        An instance of the model; None when the value is not valid.
     """
     if node.value is not None and not isinstance(node.value, Mapping):
         mistakes.append(node.position.mistake(f"{what} must be a mapping, found {node.describe()}"))
@@ -53,18 +62,25 @@ def read_model(model: type[M], node: Node, what: str, mistakes: list[Mistake]) -
 
 
 def field_names(model: type[BaseModel]) -> list[str]:
-    """Return the keys that may be written for `model`."""
+    """Return the keys of a model in a file."""
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
 def label(path: KeyPath) -> str:
-    """Return a path as it is spoken of: tasks[0].weight."""
+    """Return a path as text, such as "tasks[0].weight"."""
     text = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in path)
     return text.removeprefix(".")
 
 
 def expected(path: KeyPath, node: Node, wanted: str, what: str) -> Mistake:
-    """Return the mistake of a value that is not what is `wanted`, with the advice that usually mends it."""
+    """Return the mistake for a value of a wrong type, with advice.
+
+    Args:
+        path: the path of the value.
+        node: the value.
+        wanted: a description of valid values.
+        what: the name of the outermost value in messages.
+    """
     secret = bool(path) and isinstance(path[-1], str) and _SECRET.search(path[-1]) is not None
     found = "another text" if secret and isinstance(node.value, str) else node.describe()
     hint = None
@@ -77,10 +93,10 @@ def expected(path: KeyPath, node: Node, wanted: str, what: str) -> Mistake:
 
 
 def _explain(errors: Sequence[ErrorDetails], model: type[BaseModel], node: Node, what: str) -> list[Mistake]:
-    """Turn pydantic's errors into one mistake per place.
+    """Return one mistake per place for pydantic's errors.
 
-    A value that fits no member of a union has one error per member; what is wrong deeper inside one member says more
-    than that the value is not another member.
+    A value that matches no member of a union has one error per member. An error inside one member is more informative
+    than the error that the value is not another member, so only the former is returned.
     """
     places: dict[KeyPath, list[ErrorDetails]] = {}
     guesses: set[KeyPath] = set()
@@ -94,7 +110,7 @@ def _explain(errors: Sequence[ErrorDetails], model: type[BaseModel], node: Node,
 
 
 def _real_path(error: ErrorDetails, node: Node) -> tuple[KeyPath, bool]:
-    """Return the path as the file has it, and whether pydantic's has the names of union members besides."""
+    """Return the path of an error in the file, and whether pydantic's path also contains names of union members."""
     path: list[str | int] = []
     through_union = False
     for index, key in enumerate(error["loc"]):
@@ -122,14 +138,22 @@ def _mistake(path: KeyPath, errors: list[ErrorDetails], model: type[BaseModel], 
     wanted = [text for item in errors if (text := _wanted(item)) is not None]
     if wanted:
         mistake = expected(path, node, " or ".join(dict.fromkeys(wanted)), what)
-        return (
-            mistake if mistake.hint or not isinstance(node.value, str) else _with_nearest(mistake, node.value, wanted)
-        )
+        if mistake.hint is None and isinstance(node.value, str):
+            close = nearest(node.value, [name for text in wanted for name in re.findall(r"'([^']+)'", text)])
+            if close is not None and close.startswith("did"):
+                mistake = replace(mistake, hint=close)
+        return mistake
     where = f"{what}: {label(path)}" if path else what
-    return node.position.mistake(f"{where}: {_free_text(error)}")
+    if error["type"] in ("value_error", "assertion_error"):
+        message = str(error.get("ctx", {}).get("error", error["msg"]))
+    else:
+        message = error["msg"].replace("Input should", "must", 1).replace(" should ", " must ", 1)
+        message = message.replace(" after validation", "")
+    return node.position.mistake(f"{where}: {message}")
 
 
 def _wanted(error: ErrorDetails) -> str | None:
+    """Return a description of the values that an error's check accepts; None for other kinds of errors."""
     if error["type"] in _EXPECTED:
         return _EXPECTED[error["type"]]
     if error["type"] == "string_pattern_mismatch":
@@ -138,27 +162,8 @@ def _wanted(error: ErrorDetails) -> str | None:
     return found[1] if found else None
 
 
-def _free_text(error: ErrorDetails) -> str:
-    if error["type"] in ("value_error", "assertion_error"):
-        return str(error.get("ctx", {}).get("error", error["msg"]))
-    return (
-        error["msg"]
-        .replace("Input should", "must", 1)
-        .replace(" should ", " must ", 1)
-        .replace(" after validation", "")
-    )
-
-
-def _with_nearest(mistake: Mistake, written: str, wanted: list[str]) -> Mistake:
-    names = [name for text in wanted for name in re.findall(r"'([^']+)'", text)]
-    close = nearest(written, names)
-    if close is None or not close.startswith("did"):
-        return mistake
-    return Mistake(mistake.message, mistake.file, mistake.line, close)
-
-
 def _keys_at(annotation: Any, path: KeyPath) -> set[str]:
-    """Return the keys that a model, or what its annotations hold, allows at `path`."""
+    """Return the valid keys at a path inside a value of an annotated type."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _keys_at(args[0], path)

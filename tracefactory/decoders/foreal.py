@@ -1,4 +1,4 @@
-"""The teacher leads the first tokens of each sentence, the student finishes it."""
+"""The teacher writes the first tokens of each sentence, the student the rest."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _SENTENCE_END = re.compile(r"[.!?。！？]['\")\]]*\s*$|\n\s*$")
 
 @DECODERS.register("foreal")
 class Foreal(Decoder):
-    """The teacher writes the first `lead` tokens of a sentence with probability `gate`; all else is the student's.
+    """The teacher writes the first `lead` tokens of a sentence with probability `gate`, the student all other tokens.
 
     FoReaL-Decoding (arXiv 2506.06998): models disagree most at the first tokens of a sentence. A sentence ends with
     the token that completes ". ", "!", "?" (also in Chinese) or a line; the full stop of an abbreviation or a
-    decimal counts as one, which gives the teacher a few more tokens. The paper's gate and its number of tokens were not
-    available to us; both are parameters.
+    decimal also counts, which gives the teacher a few more tokens. We could not find the paper's gate and number of
+    tokens; both are parameters.
     """
 
     name = "foreal"
@@ -30,6 +30,7 @@ class Foreal(Decoder):
     gate: float = Field(default=1.0, ge=0, le=1, description="Probability that the teacher leads a sentence.")
 
     def turn(self, written: PartialTrace) -> Turn:
+        """Let the teacher write in the first tokens of a sentence, if the gate is open for the sentence."""
         start = len(written)
         while start > 0 and not _SENTENCE_END.search(written.pieces[start - 1]):
             start -= 1

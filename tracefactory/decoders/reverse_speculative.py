@@ -16,9 +16,9 @@ from tracefactory.sampling.candidates import Sampling
 class ReverseSpeculative(Decoder):
     """Reverse speculative decoding (arXiv 2509.22230) with the values of its authors' code.
 
-    A draw of the teacher stands when the student has it among its `top_k` and gives it a probability of `p` or more;
-    after `draws` refused draws the student's own draw stands. Whether the authors held `p` against the student's
-    untouched (`raw`) or its tempered distribution depended on their engine's version; `tested` chooses.
+    A draw of the teacher is accepted when it is among the student's `top_k` tokens and has a student probability of at
+    least `p`; after `draws` rejected draws the student's own draw is taken. Whether the authors compared `p` with the
+    student's unmodified (`raw`) or tempered distribution depended on the version of their engine; `tested` selects.
     """
 
     name = "reverse_speculative"
@@ -31,7 +31,9 @@ class ReverseSpeculative(Decoder):
     )
 
     def turn(self, written: PartialTrace) -> Turn:
+        """Let the teacher propose and the student accept every token."""
         return Turn(Role.TEACHER, Acceptance(p=self.p, draws=self.draws))
 
     def sampling(self, role: Role) -> Sampling:
+        """Return the sampling parameters of a model, with the tested distribution."""
         return replace(super().sampling(role), tested=self.tested)

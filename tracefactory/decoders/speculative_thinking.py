@@ -1,14 +1,12 @@
-"""The student thinks, the teacher takes over where it reflects."""
+"""The student writes, and the teacher continues where the student reflects."""
 
 from __future__ import annotations
-
-from functools import cached_property
 
 from pydantic import Field
 
 from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, PartialTrace, Role, Turn
 
-_LOOK_BACK = 24  # tokens: a cue stands at the beginning of a paragraph
+_LOOK_BACK = 24  # tokens; a cue is at the beginning of a paragraph
 
 
 @DECODERS.register("speculative_thinking")
@@ -16,8 +14,8 @@ class SpeculativeThinking(Decoder):
     """The student writes; when it begins a paragraph with one of `cues`, the teacher writes the next `tokens` tokens.
 
     Speculative Thinking (its authors' code): the trigger is a blank line followed by words of verification, of doubt or
-    of a new attempt; the larger model then writes about 20 tokens, and the first 100 of the trace. The cues here are
-    our own.
+    of a new attempt; the larger model then writes about 20 tokens, and also the first 100 of the trace. The default
+    cues are not from the authors.
     """
 
     name = "speculative_thinking"
@@ -31,23 +29,21 @@ class SpeculativeThinking(Decoder):
         description="Words at the start of a paragraph of the student after which the teacher writes.",
     )
 
-    @cached_property
-    def _lowered(self) -> tuple[str, ...]:
-        return tuple(cue.lower() for cue in self.cues)
-
     def turn(self, written: PartialTrace) -> Turn:
+        """Let the teacher write in the opening and in the tokens after a cue of the student."""
         if len(written) < self.opening:
             return TEACHER_WRITES
-        stint = next((n for n, writer in enumerate(reversed(written.writers)) if writer is Role.STUDENT), len(written))
-        if stint:
-            began = len(written) - stint
-            return TEACHER_WRITES if began and stint < self.tokens else STUDENT_WRITES
+        writers = reversed(written.writers)
+        teacher_run = next((n for n, writer in enumerate(writers) if writer is Role.STUDENT), len(written))
+        if teacher_run:
+            after_cue = teacher_run < len(written)  # and not the first tokens of the trace
+            return TEACHER_WRITES if after_cue and teacher_run < self.tokens else STUDENT_WRITES
         return TEACHER_WRITES if self._reflects(written) else STUDENT_WRITES
 
     def _reflects(self, written: PartialTrace) -> bool:
-        """Tell whether the student has just completed a cue at the beginning of a paragraph of its own."""
+        """Return whether the student's text ends with the first words of a paragraph, and they begin with a cue."""
         recent = reversed(written.writers[-_LOOK_BACK:])
         own = next((n for n, writer in enumerate(recent) if writer is Role.TEACHER), min(len(written), _LOOK_BACK))
         _, blank, paragraph = written.text(len(written) - own).rpartition("\n\n")
-        begun = paragraph.lstrip().lower()
-        return bool(blank) and any(begun.startswith(cue) for cue in self._lowered)
+        start = paragraph.lstrip().lower()
+        return bool(blank) and any(start.startswith(cue.lower()) for cue in self.cues)

@@ -1,4 +1,4 @@
-"""The student begins, the teacher goes on."""
+"""The student begins, the teacher continues."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRIT
 
 @DECODERS.register("student_prefix")
 class StudentPrefix(Decoder):
-    """The first `tokens` tokens are the student's, the rest the teacher's: a mixed policy.
+    """The student writes the first `tokens` tokens, the teacher the others: a mixed policy.
 
-    What the teacher writes is then conditioned on beginnings that the student really makes, as in the mixed-policy
-    training data of ORPO-Distill (NeurIPS 2025 workshop).
+    The teacher's text is then conditioned on beginnings that the student samples, as in the mixed-policy training data
+    of ORPO-Distill (NeurIPS 2025 workshop).
     """
 
     name = "student_prefix"
@@ -21,4 +21,5 @@ class StudentPrefix(Decoder):
     tokens: int = Field(default=64, ge=1, description="Number of first tokens of a trace that the student writes.")
 
     def turn(self, written: PartialTrace) -> Turn:
+        """Let the student write the first `tokens` tokens."""
         return STUDENT_WRITES if len(written) < self.tokens else TEACHER_WRITES

@@ -1,4 +1,4 @@
-"""The teacher begins, the student goes on."""
+"""The teacher begins, the student continues."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRIT
 
 @DECODERS.register("teacher_prefix")
 class TeacherPrefix(Decoder):
-    """The first `tokens` tokens are the teacher's, the rest the student's.
+    """The teacher writes the first `tokens` tokens, the student the others.
 
-    Training the student on its own continuation of a teacher's beginning is what P-ALIGN (arXiv 2601.10064) does,
-    which looks for the shortest sufficient beginning; here its length is given.
+    P-ALIGN (arXiv 2601.10064) trains the student on its continuation of a teacher's beginning and searches the shortest
+    sufficient beginning; here its length is a parameter.
     """
 
     name = "teacher_prefix"
@@ -21,4 +21,5 @@ class TeacherPrefix(Decoder):
     tokens: int = Field(default=64, ge=1, description="Number of first tokens of a trace that the teacher writes.")
 
     def turn(self, written: PartialTrace) -> Turn:
+        """Let the teacher write the first `tokens` tokens."""
         return TEACHER_WRITES if len(written) < self.tokens else STUDENT_WRITES

@@ -23,6 +23,7 @@ class Role(IntEnum):
 
     @property
     def other(self) -> Role:
+        """The role of the other model."""
         return Role.STUDENT if self is Role.TEACHER else Role.TEACHER
 
 

@@ -17,17 +17,21 @@ _NEWEST_WEIGHT = 0.4  # of the newest time in the moving average
 
 @dataclass(frozen=True)
 class DraftPlan:
-    """`drafter` drafts up to `length` tokens, one pass each; the other model scores all of them in one pass."""
+    """How to draft: `drafter` drafts up to `length` tokens, one pass each; the other model scores them in one pass."""
 
     drafter: Role
     length: int
 
 
 def expected_tokens(agreement: float, length: int) -> float:
-    """Return the expected tokens of a draft of `length`: 1 + a + a^2 + ... + a^(length - 1) at agreement a.
+    """Return the expected tokens of a draft: 1 + a + a^2 + ... + a^(length - 1) at agreement a.
 
     Token i of the draft counts when all tokens before it are correct. At the first wrong token, the scoring pass still
     provides the correct one.
+
+    Args:
+        agreement: the probability that a guess is correct.
+        length: the number of tokens of the draft.
     """
     return float(length) if agreement >= 1 else (1 - agreement**length) / (1 - agreement)
 
@@ -40,8 +44,8 @@ class DraftScheduler:
         tokens per second = rows * expected_tokens(a, K) / (K * t_drafter(rows) + t_scorer(rows * K))
 
     The plan is the drafter and the K with the largest value. A pass of a size that was never measured is assumed to
-    cost as much as the next smaller size, so that every size is tried once. The plan never changes which tokens are
-    written.
+    cost as much as the next smaller size, so that every size is tried once. Sizes are rounded to half octaves. The plan
+    never changes which tokens are written.
     """
 
     def __init__(self, fixed: DraftPlan | None = None) -> None:
@@ -51,7 +55,7 @@ class DraftScheduler:
         self._total: defaultdict[Role, float] = defaultdict(lambda: 5.0)
 
     def agreement(self, drafter: Role) -> float:
-        """Return the share of correct tokens among those that `drafter` drafted or would have drafted."""
+        """Return the share of correct guesses among those that a model drafted or would have drafted."""
         return self._correct[drafter] / self._total[drafter]
 
     def plan(self, rows: int) -> DraftPlan:
@@ -62,22 +66,39 @@ class DraftScheduler:
         return max(plans, key=lambda plan: self.rate(plan, rows))
 
     def record_pass(self, role: Role, tokens: int, seconds: float) -> None:
-        """Record the duration of a pass over `tokens` tokens."""
-        known, size = self._seconds[role], _size(tokens)
+        """Record the duration of a pass.
+
+        Args:
+            role: the model.
+            tokens: the number of tokens of the pass, over all rows.
+            seconds: its duration.
+        """
+        known, size = self._seconds[role], round(2 * math.log2(tokens))
         known[size] = (1 - _NEWEST_WEIGHT) * known[size] + _NEWEST_WEIGHT * seconds if size in known else seconds
 
     def record_guesses(self, drafter: Role, correct: int, total: int) -> None:
-        """Record how many of the tokens that `drafter` drafted, or would have drafted, were correct."""
+        """Record how many guesses of a round were correct.
+
+        Args:
+            drafter: the model that drafted, or would have drafted, the guesses.
+            correct: the number of correct guesses.
+            total: the number of guesses.
+        """
         self._correct[drafter] = _DECAY * self._correct[drafter] + correct
         self._total[drafter] = _DECAY * self._total[drafter] + total
 
     def rate(self, plan: DraftPlan, rows: int) -> float:
-        """Return the expected tokens per second of one trace in a batch of `rows`."""
+        """Return the expected tokens per second of one trace.
+
+        Args:
+            plan: the draft length and the drafter.
+            rows: the number of traces in the batch.
+        """
         draft, score = self._cost(plan.drafter, rows), self._cost(plan.drafter.other, rows * plan.length)
         return expected_tokens(self.agreement(plan.drafter), plan.length) / (plan.length * draft + score + 1e-9)
 
     def _cost(self, role: Role, tokens: int) -> float:
-        known, size = self._seconds[role], _size(tokens)
+        known, size = self._seconds[role], round(2 * math.log2(tokens))
         smaller = [one for one in known if one <= size]
         if smaller:
             return known[max(smaller)]
@@ -103,7 +124,7 @@ class ServedDraftScheduler:
 
     @property
     def agreement(self) -> float:
-        """Return the share of correct guesses."""
+        """The share of correct guesses."""
         return self._correct / self._total
 
     def length(self) -> int:
@@ -137,8 +158,3 @@ class ServedDraftScheduler:
     def rate(self, length: int) -> float:
         """Return the expected tokens per second with drafts of `length`."""
         return expected_tokens(self.agreement, length) / (self.draft_s(length) + self.score_s + 1e-9)
-
-
-def _size(tokens: int) -> int:
-    """Return the size class of a pass: its number of tokens in half octaves."""
-    return round(2 * math.log2(tokens))

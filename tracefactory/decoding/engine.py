@@ -22,7 +22,7 @@ from tracefactory.decoding.draft_schedule import DraftScheduler
 from tracefactory.decoding.kv_cache import CachedModel, Feed
 from tracefactory.decoding.rollout import Rollout, RolloutSpec
 from tracefactory.decoding.vocabulary import Vocabulary
-from tracefactory.sampling.acceptance import Acceptance, decide, predict_decisions
+from tracefactory.sampling.acceptance import decide, predict_decisions
 from tracefactory.sampling.candidates import NO_TOKEN, Candidates, candidates_of
 from tracefactory.sampling.noise import STUDENT, TEACHER, Floats, Ints, Noise
 
@@ -49,7 +49,15 @@ class _Draft:
 
 
 class Engine:
-    """Writes traces with two models. Row i of both caches holds the same rollout."""
+    """Writes traces with two models. Row i of both caches holds the same rollout.
+
+    Args:
+        models: both models.
+        vocabulary: the mapping between their tokens.
+        tokenizer: the student's tokenizer.
+        stops: the student's stop tokens.
+        scheduler: the choice of drafts; None for one that measures both models.
+    """
 
     def __init__(
         self,
@@ -73,6 +81,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
+        """Whether a trace is unfinished."""
         return bool(self._waiting or self._active)
 
     def round(self) -> list[Rollout]:
@@ -89,9 +98,7 @@ class Engine:
                 self._score_drafts(role, selected)
         for rollout in self._active:
             for role, model in self.models.items():
-                model.truncate(
-                    rollout.row, len(rollout.sequences[role]) - 1
-                )  # the next pass feeds the last token again
+                model.truncate(rollout.row, len(rollout.sequences[role]) - 1)  # the next pass feeds the last token
         return self._remove_finished()
 
     def _new_draft(self, rollout: Rollout, drafter: Role, length: int) -> _Draft:
@@ -109,10 +116,10 @@ class Engine:
         logits, candidates = self._forward(role, feeds, [draft.rollout for draft in drafts])
         noise = _noise([(draft.rollout, draft.position) for draft in drafts])
         guesses = candidates.draw(noise, TEACHER if role is Role.TEACHER else STUDENT)
-        ruled = [index for index, draft in enumerate(drafts) if draft.turn.rule is not None]
-        if role is Role.STUDENT and ruled:
-            chosen = np.array(ruled)
-            guesses[chosen] = predict_decisions([_rule(drafts[i]) for i in ruled], candidates[chosen], noise[chosen])
+        rules = {index: draft.turn.rule for index, draft in enumerate(drafts) if draft.turn.rule is not None}
+        if role is Role.STUDENT and rules:
+            chosen = np.array(list(rules))
+            guesses[chosen] = predict_decisions(list(rules.values()), candidates[chosen], noise[chosen])
         for index in np.flatnonzero(guesses == NO_TOKEN).tolist():
             if drafts[index].turn.rule is None:  # take the teacher's likeliest token that the student has too
                 proposable = torch.from_numpy(self.vocabulary.proposable).to(logits.device)
@@ -126,20 +133,15 @@ class Engine:
             else:
                 draft.candidates.append(candidates[index : index + 1])
                 draft.logits.append(logits[index])
-            self._extend(draft, guess)
-
-    def _extend(self, draft: _Draft, guess: int) -> None:
-        """Append a guess to the sequences and decide whether the draft ends with it."""
-        rollout = draft.rollout
-        if guess != NO_TOKEN:
-            rollout.push([guess])
-        draft.ended = (
-            guess == NO_TOKEN
-            or guess in self.stops
-            or guess in self.vocabulary.translated  # its positions differ between the models
-            or len(draft.guesses) == draft.limit
-            or (draft.turn.rule is None and rollout.spec.decoder.turn(rollout.written) != draft.turn)
-        )
+            if guess != NO_TOKEN:
+                draft.rollout.push([guess])
+            draft.ended = (
+                guess == NO_TOKEN
+                or guess in self.stops
+                or guess in self.vocabulary.translated  # its positions differ between the models
+                or len(draft.guesses) == draft.limit
+                or (draft.turn.rule is None and draft.rollout.spec.decoder.turn(draft.rollout.written) != draft.turn)
+            )
 
     def _score_drafts(self, role: Role, drafts: list[_Draft]) -> None:
         """Score all drafts with the other model in one pass, and decide their tokens by the rule."""
@@ -152,7 +154,7 @@ class Engine:
         logits, scored = self._forward(role, feeds, [draft.rollout for draft, _ in positions])
         drafted = Candidates.concatenate([part for draft in drafts for part in draft.candidates])
         teacher, student = (scored, drafted) if role is Role.TEACHER else (drafted, scored)
-        rules = [_rule(draft) for draft, _ in positions]
+        rules = [draft.turn.rule for draft, _ in positions if draft.turn.rule is not None]  # every draft has a rule
         noise = _noise([(draft.rollout, len(draft.rollout.tokens) + offset) for draft, offset in positions])
         decided = decide(rules, teacher, student, noise)
         predicted = predict_decisions(rules, student, noise)
@@ -262,11 +264,6 @@ class Engine:
 def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
     """Return the length of the common prefix of two sequences."""
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-
-
-def _rule(draft: _Draft) -> Acceptance:
-    assert draft.turn.rule is not None
-    return draft.turn.rule
 
 
 def _noise(positions: Sequence[tuple[Rollout, int]]) -> Noise:

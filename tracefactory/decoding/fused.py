@@ -15,20 +15,24 @@ from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.errors import RunError, UserError
 from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import PartialTrace, Role
+from tracefactory.decoding.model_pair import ModelPair
 from tracefactory.decoding.prompts import decoder_of, encoded_prompt, served_stops
 from tracefactory.decoding.provenance import Decoded
 from tracefactory.decoding.rollout import Rollout, RolloutSpec
 from tracefactory.decoding.served import ServedModel, server_limit
 from tracefactory.decoding.vocabulary import Vocabulary, compare
 from tracefactory.serving.loading import load_tokenizer
-from tracefactory.serving.tokens import Drawn, TokenClient, TokenRow
+from tracefactory.serving.tokens import Drawn, TokenClient
 from tracefactory.serving.vllm.plugins.fused_decoding import ARGUMENT, NO_DRAFT
 
 _LIKELIEST = 2  # enough to include the entry with the teacher's log-probability, whatever its rank
 
 
-class FusedPair:
-    """A student that vLLM serves with the teacher as its draft model, with drafts of `draft_length` tokens."""
+class FusedPair(ModelPair):
+    """A student that vLLM serves with the teacher as its draft model, with drafts of `draft_length` tokens.
+
+    The caller owns the client.
+    """
 
     def __init__(self, student: ServedModel, teacher: tuple[str, Checkpoint], draft_length: int) -> None:
         self.student, self.teacher, self.draft_length = student, teacher, draft_length
@@ -62,19 +66,22 @@ class FusedPair:
         for row in drawn.rows[1:]:
             if row.rank == NO_DRAFT:
                 raise RequestFailed("preempted", "the server preempted the trace", attempts=1, retryable=True)
-            _write(rollout, row, stops)
+            # `fused_decoding.columns` describes the fields of a row
+            draw = row.rank - 1
+            teacher = next((value for token, value in row.likeliest if token != row.token_id), math.nan)
+            logprobs = {Role.STUDENT: row.logprob, Role.TEACHER: teacher}
+            writer = Role.TEACHER if draw else Role.STUDENT
+            rollout.write(row.token_id, writer, draw=draw, logprobs=logprobs, stops=stops)
         if not rollout.finish:
             raise RequestFailed("bad_response", "the server stopped before the trace ended", attempts=1, retryable=True)
         names = f"{self.teacher[0]} with {self.student.name}"
         return Decoded.of(rollout, f"{names}, {vocabulary.kind} vocabularies, one engine", started)
 
-    async def close(self) -> None:
-        """Do nothing: the client owns the server."""
-
     async def _drawn(self, rollout: Rollout, stops: frozenset[int], tokens: int, near: str) -> Drawn:
         decoder, prompt = rollout.spec.decoder, rollout.spec.prompt
         rule = decoder.turn(PartialTrace(rollout.spec.key)).rule
-        assert rule is not None
+        if rule is None:
+            raise UserError(f"the decoder {decoder.name!r} has no acceptance rule, which `servers: one` requires")
         options = {
             "key": rollout.spec.key,
             "first": prompt[-1],
@@ -108,13 +115,3 @@ class FusedPair:
                 stops = await asyncio.to_thread(served_stops, self.student.tokenizer, student)
                 self._setup = (student, vocabulary, stops, await server_limit(self.student))
             return self._setup
-
-
-def _write(rollout: Rollout, row: TokenRow, stops: frozenset[int]) -> None:
-    """Write one token of a response; `fused_decoding.columns` describes its fields."""
-    draw = row.rank - 1
-    teacher = next((value for token, value in row.likeliest if token != row.token_id), math.nan)
-    writer = Role.TEACHER if draw else Role.STUDENT
-    rollout.write(
-        row.token_id, writer, draw=draw, logprobs={Role.STUDENT: row.logprob, Role.TEACHER: teacher}, stops=stops
-    )

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.engine import Engine
 from tracefactory.decoding.kv_cache import CachedModel
+from tracefactory.decoding.model_pair import ModelPair
 from tracefactory.decoding.prompts import decoder_of, encoded_prompt, stops_of
 from tracefactory.decoding.provenance import Decoded
 from tracefactory.decoding.rollout import Rollout, RolloutSpec
 from tracefactory.decoding.vocabulary import compare
 from tracefactory.serving.loading import load_model, load_tokenizer
 from tracefactory.students.student import check_head
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class _Loaded:
     served: str
 
 
-class InProcessPair:
+class InProcessPair(ModelPair):
     """Two models that decode together, loaded at the first request.
 
     Requests share one batch of at most `rows` traces; a trace that finishes frees its row for the next one. The passes
@@ -78,14 +76,11 @@ class InProcessPair:
         self._thread.shutdown()
         self._loaded = None
 
-    async def _call(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
     async def _run(self, engine: Engine) -> None:
         """Advance the batch until no trace is left."""
         try:
             while engine.busy:
-                for rollout in await self._call(engine.round):
+                for rollout in await asyncio.get_running_loop().run_in_executor(self._thread, engine.round):
                     self._answers.pop(rollout).set_result(rollout)
         except BaseException as error:
             for answer in self._answers.values():
@@ -96,7 +91,7 @@ class InProcessPair:
     async def _load(self) -> _Loaded:
         async with self._loading:
             if self._loaded is None:
-                self._loaded = await self._call(self._open)
+                self._loaded = await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
             return self._loaded
 
     def _open(self) -> _Loaded:

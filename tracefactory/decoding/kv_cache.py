@@ -35,6 +35,7 @@ class CachedModel:
 
     def __init__(self, model: Any, rows: int, name: str = "model") -> None:
         _check_attention(model, name)
+        self.rows = rows
         self.lengths = [0] * rows
         self.passes = 0
         self._body = model.base_model
@@ -42,14 +43,12 @@ class CachedModel:
         self._device, self._dtype = model.device, model.dtype
         self._cache = _BatchedCache(rows)
 
-    @property
-    def rows(self) -> int:
-        return len(self.lengths)
-
     def forward(self, feeds: Sequence[Feed]) -> Any:
-        """Append tokens to rows and return the requested logits [sum of num_logits, vocabulary], in order of `feeds`.
+        """Append tokens to rows.
 
-        Half precision logits are returned as float32.
+        Returns:
+            The requested logits [sum of num_logits, vocabulary], in order of `feeds`; None when none were requested.
+            Half precision logits are returned as float32.
         """
         longest = max(len(feed.tokens) for feed in feeds)
         rows = [feed.row for feed in feeds]
@@ -60,10 +59,14 @@ class CachedModel:
         positions = before[:, None] + torch.arange(longest, device=self._device)
         width = max(self.lengths[row] for row in rows) + longest
         self._cache.select_rows(rows, positions, width)
+        # additive mask [rows, 1, queries, width]: a query attends to the keys up to its own position
+        later = torch.arange(width, device=self._device)[None, None, :] > positions[:, :, None]
+        mask = torch.zeros(later.shape, dtype=self._dtype, device=self._device)
+        mask = mask.masked_fill_(later, torch.finfo(self._dtype).min)[:, None]
         with torch.inference_mode():
             hidden = self._body(
                 input_ids=torch.from_numpy(ids).to(self._device),
-                attention_mask=self._mask(positions, width),
+                attention_mask=mask,
                 position_ids=positions,
                 past_key_values=self._cache,
                 use_cache=True,
@@ -85,24 +88,29 @@ class CachedModel:
         self.lengths[row] = min(self.lengths[row], length)
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
-        """Replace a row by the first `length` tokens of another row."""
-        with torch.inference_mode():
-            self._cache.copy_prefix(source, target, length)
-        self.lengths[target] = length
+        """Copy the first tokens of a row to another row.
 
-    def _mask(self, positions: Any, width: int) -> Any:
-        """Return the additive mask [rows, 1, queries, width]: a query attends to the keys up to its own position."""
-        hidden = torch.arange(width, device=self._device)[None, None, :] > positions[:, :, None]
-        mask = torch.zeros(hidden.shape, dtype=self._dtype, device=self._device)
-        return mask.masked_fill_(hidden, torch.finfo(self._dtype).min)[:, None]
+        Args:
+            source: the row to copy from.
+            target: the row to replace.
+            length: the number of tokens to copy.
+        """
+        with torch.inference_mode():
+            for stored in self._cache.layers.values():
+                for tensor in stored:
+                    tensor[target, :, :length] = tensor[source, :, :length]
+        self.lengths[target] = length
 
 
 class _BatchedCache:
-    """The cache in the interface of transformers: `update` writes at each row's positions and returns those rows."""
+    """The cache in the interface of transformers.
+
+    `layers` are the keys and the values of each layer, [rows, key/value heads, positions, head size].
+    """
 
     def __init__(self, rows: int) -> None:
         self._rows = rows
-        self._layers: dict[int, list[Any]] = {}
+        self.layers: dict[int, list[Any]] = {}
         self._chosen: Any = slice(0)
         self._index: Any = None
         self._positions: Any = None
@@ -117,7 +125,8 @@ class _BatchedCache:
         self._positions, self._width = positions, width
 
     def update(self, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
-        stored = self._layers.setdefault(layer, [])
+        """Write keys and values at each selected row's positions; return those of the rows up to the pass's width."""
+        stored = self.layers.setdefault(layer, [])
         for part, new in enumerate((keys, values)):
             if part == len(stored):
                 stored.append(new.new_zeros((self._rows, new.shape[1], 0, new.shape[3])))
@@ -130,12 +139,8 @@ class _BatchedCache:
         selected = [tensor[self._chosen][:, :, : self._width] for tensor in stored]
         return selected[0], selected[1]
 
-    def copy_prefix(self, source: int, target: int, length: int) -> None:
-        for stored in self._layers.values():
-            for tensor in stored:
-                tensor[target, :, :length] = tensor[source, :, :length]
-
     def get_seq_length(self, layer: int = 0) -> int:
+        """Return the number of positions that the pass can attend to."""
         return self._width
 
 

@@ -7,33 +7,20 @@ servers, and `fused.py` for both in one vLLM server that runs a plugin.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from tracefactory.core.errors import Mistake, UserError
-from tracefactory.core.model import ChatRequest, ModelSpec
+from tracefactory.core.model import ModelSpec
 from tracefactory.core.stage import Services
-from tracefactory.decoding.provenance import Decoded
+from tracefactory.decoding.model_pair import ModelPair
 from tracefactory.decoding.vllm_specs import DraftingSpec, FusedSpec
 
 
-class ModelPair(Protocol):
-    """Two models that answer requests together."""
-
-    async def complete(self, request: ChatRequest) -> Decoded:
-        """Return one trace.
-
-        Raises:
-            RequestFailed: when the trace could not be written.
-        """
-        ...
-
-    async def close(self) -> None:
-        """Cancel unfinished traces and release what the pair owns."""
-        ...
-
-
 def check_pair(teacher: tuple[str, ModelSpec], student: tuple[str, ModelSpec]) -> list[Mistake]:
-    """Return the reasons in their specs why two models (name, spec) cannot decode together."""
+    """Return the mistakes in the specs of two models that prevent them from decoding together.
+
+    Args:
+        teacher: the teacher's name and spec.
+        student: the student's name and spec.
+    """
     mistakes = []
     for name, spec in dict((teacher, student)).items():
         if not spec.exchanges_tokens:
@@ -50,7 +37,12 @@ def check_pair(teacher: tuple[str, ModelSpec], student: tuple[str, ModelSpec]) -
 
 
 def check_one_server(teacher: tuple[str, ModelSpec], student: tuple[str, ModelSpec]) -> list[Mistake]:
-    """Return the reasons why two models (name, spec) cannot decode inside one vLLM server."""
+    """Return the mistakes in the specs of two models that prevent them from decoding inside one vLLM server.
+
+    Args:
+        teacher: the teacher's name and spec.
+        student: the student's name and spec.
+    """
     return [
         Mistake(f"model {name!r} is `use: {spec.use}`; `servers: one` requires two models with `use: vllm`")
         for name, spec in dict((teacher, student)).items()
@@ -59,7 +51,13 @@ def check_one_server(teacher: tuple[str, ModelSpec], student: tuple[str, ModelSp
 
 
 def open_pair(teacher: str, student: str, services: Services, *, one_server: bool = False) -> ModelPair:
-    """Return the pair of the two named models. Models are loaded and servers started at the first request.
+    """Return a pair of models. Models are loaded and servers started at the first request.
+
+    Args:
+        teacher: the name of the teacher.
+        student: the name of the student.
+        services: the run's models and clients.
+        one_server: whether one vLLM server holds both models.
 
     Raises:
         UserError: when the `student` extra is not installed.

@@ -16,7 +16,12 @@ def decoder_of(request: ChatRequest) -> Decoder:
 
 
 def encoded_prompt(tokenizer: Any, request: ChatRequest) -> tuple[int, ...]:
-    """Return the prompt in the student's tokens, rendered with its chat template; a prefill is continued."""
+    """Return the prompt in the student's tokens, rendered with its chat template; a prefill is continued.
+
+    Args:
+        tokenizer: the student's tokenizer.
+        request: the request, whose last message may be a prefill.
+    """
     messages = list(request.messages)
     prefill = messages.pop()["content"] if request.has_prefill else ""
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + prefill
@@ -24,15 +29,22 @@ def encoded_prompt(tokenizer: Any, request: ChatRequest) -> tuple[int, ...]:
 
 
 def stops_of(named: int | list[int] | None, tokenizer: Any) -> frozenset[int]:
-    """Return the student's stop tokens: those of its tokenizer and those that its configuration names."""
+    """Return the student's stop tokens.
+
+    Args:
+        named: the stop tokens in the configuration of its model.
+        tokenizer: its tokenizer, which has one more.
+    """
     listed = named if isinstance(named, list) else [named]
     return frozenset(token for token in (tokenizer.eos_token_id, *listed) if token is not None)
 
 
 def served_stops(spec: Checkpoint, tokenizer: Any) -> frozenset[int]:
-    """Return the stop tokens of a student that a server loads; the same as `stops_of` its model.
+    """Return the stop tokens of a student that a server loads; they equal `stops_of` its model.
 
-    When the folder or repository contains only a tokenizer, they are the tokenizer's.
+    Args:
+        spec: the student's checkpoint; without a configuration, only the tokenizer's stop token is returned.
+        tokenizer: the student's tokenizer.
     """
     from transformers import AutoConfig, GenerationConfig
 

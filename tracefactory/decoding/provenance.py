@@ -54,7 +54,7 @@ class Provenance(Frozen):
         return cls(**{name: base64.b64encode(column).decode("ascii") for name, column in packed.items()})
 
     def column(self, name: str) -> NDArray[Any]:
-        """Return one column as numbers."""
+        """Return one column as numbers, by its name."""
         return np.frombuffer(zlib.decompress(base64.b64decode(getattr(self, name))), dtype=_TYPES[name])
 
     @property
@@ -82,7 +82,13 @@ class Decoded(Completion):
 
     @classmethod
     def of(cls, rollout: Rollout, served: str, started: float) -> Decoded:
-        """Return a finished rollout as a completion; `started` is a time of the monotonic clock."""
+        """Return a finished rollout as a completion.
+
+        Args:
+            rollout: the rollout.
+            served: the description of both models.
+            started: the start of the request, in seconds of the monotonic clock.
+        """
         return cls(
             content=rollout.written.text(),
             finish_reason=rollout.finish,

@@ -57,7 +57,13 @@ class Rollout:
     ) -> None:
         """Append a decided token, and set `finish` when it is the last. The text of a stop token is not in the trace.
 
-        A token that only the student has gets no teacher log-probability: for the teacher it is several tokens.
+        Args:
+            token: the student's token.
+            writer: the model that wrote it.
+            draw: which of the teacher's draws it is, 0 for a token of the student.
+            logprobs: its log-probability under each model that was queried. A token that only the student has gets no
+                teacher log-probability, because for the teacher it is several tokens.
+            stops: the stop tokens.
         """
         self.tokens.append(token)
         self.draws.append(draw)

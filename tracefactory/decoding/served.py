@@ -13,6 +13,7 @@ rounding error, and the lower bound of the unknown tokens' weight is used.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from tracefactory.core.errors import UserError
 from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import Role, Turn
 from tracefactory.decoding.draft_schedule import ServedDraftScheduler
+from tracefactory.decoding.model_pair import ModelPair
 from tracefactory.decoding.prompts import decoder_of, encoded_prompt, served_stops
 from tracefactory.decoding.provenance import Decoded
 from tracefactory.decoding.rollout import Rollout, RolloutSpec
@@ -69,12 +71,12 @@ class _Prediction:
     likeliest: Likeliest
     guess: int = NO_TOKEN
 
-    def logprob(self, token: int) -> float:
-        return next((value for known, value in self.likeliest if known == token), float("nan"))
 
+class ServedPair(ModelPair):
+    """Two models behind vLLM servers that decode together.
 
-class ServedPair:
-    """Two models behind vLLM servers that decode together. The callers limit how many traces run at once."""
+    The callers limit how many traces run concurrently, and own the clients.
+    """
 
     def __init__(self, teacher: ServedModel, student: ServedModel, fixed: int | None = None) -> None:
         self.models = {Role.TEACHER: teacher, Role.STUDENT: student}
@@ -110,9 +112,6 @@ class ServedPair:
             await trace.round()
         names = " with ".join(model.name for model in self.models.values())
         return Decoded.of(trace.rollout, f"{names}, {setup.vocabulary.kind} vocabularies", started)
-
-    async def close(self) -> None:
-        """Do nothing: the clients own the servers."""
 
     async def _open(self) -> _Setup:
         async with self._setup_lock:
@@ -207,7 +206,10 @@ class _ServedRollout:
         """Write a decided token; return whether the rest of the draft is still valid."""
         rollout, guess = self.rollout, found[turn.writer].guess
         rollout.push([token])
-        logprobs = {role: prediction.logprob(token) for role, prediction in found.items()}
+        logprobs = {
+            role: next((value for known, value in prediction.likeliest if known == token), math.nan)
+            for role, prediction in found.items()
+        }
         writer = Role.TEACHER if draw else Role.STUDENT
         rollout.write(token, writer, draw=draw, logprobs=logprobs, stops=self.setup.stops)
         scheduler.record_guess(correct=token == guess)

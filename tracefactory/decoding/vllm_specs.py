@@ -49,7 +49,13 @@ class FusedSpec(VLLMSpec):
 
     @classmethod
     def of(cls, student: ModelSpec, teacher: ModelSpec, environment: Environment) -> FusedSpec:
-        """Return the spec of the student with this teacher."""
+        """Return the spec of the student with this teacher.
+
+        Args:
+            student: the spec of the student.
+            teacher: the spec of the teacher, which must have a checkpoint.
+            environment: the environment that resolves the checkpoint.
+        """
         checkpoint = teacher.require_checkpoint(environment)
         added = {"teacher": checkpoint.model, "teacher_revision": checkpoint.revision or ""}
         return cls.model_validate({**student.model_dump(), **added})

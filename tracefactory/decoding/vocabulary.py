@@ -43,6 +43,11 @@ class Vocabulary:
 def compare(teacher: Any, student: Any, names: tuple[str, str] = ("teacher", "student")) -> Vocabulary:
     """Compare two tokenizers by token id.
 
+    Args:
+        teacher: the teacher's tokenizer.
+        student: the student's tokenizer.
+        names: the names of both models, for the error message.
+
     Raises:
         UserError: when the vocabularies are unrelated; the hint names an alternative.
     """
@@ -63,10 +68,8 @@ def compare(teacher: Any, student: Any, names: tuple[str, str] = ("teacher", "st
         )
     proposable = np.zeros(max(teacher_tokens) + 1, dtype=np.bool_)
     proposable[list(shared)] = True
-    translated = {token: _translated(token, student, teacher) for token in student_tokens if token not in shared}
+    translated = {}
+    for token in [token for token in student_tokens if token not in shared]:
+        text = student.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        translated[token] = tuple(teacher.encode(text, add_special_tokens=False))
     return Vocabulary("family" if translated else "identical", proposable, translated)
-
-
-def _translated(token: int, student: Any, teacher: Any) -> tuple[int, ...]:
-    text = student.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return tuple(teacher.encode(text, add_special_tokens=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import computed_field
 
-from tracefactory.core.files import read_json
 from tracefactory.core.model import Environment
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen, Kind, Problem
@@ -19,6 +18,8 @@ from tracefactory.core.spans import Span
 from tracefactory.core.stage import AtMost, Batch, Wanted, Work, kinds_of, stage_of
 from tracefactory.engine.identity import Identity, identities
 from tracefactory.engine.shards import combined_inputs
+from tracefactory.store.damage import Damage
+from tracefactory.store.records import read_record
 from tracefactory.store.requests import RequestStore
 from tracefactory.store.rows import StageRows, stored_rows
 from tracefactory.store.stages import StageFolder, StageRecord
@@ -64,12 +65,16 @@ class PlannedStage(Frozen):
 
 
 class Plan(Frozen):
-    """The plan of a run. `rebuilt` is the number of stages stored by an earlier version in an unsupported layout."""
+    """The plan of a run. `rebuilt` is the number of stages stored by an earlier version in an unsupported layout.
+
+    `damage` are sentences about damaged files that planning has met; `tracefactory fsck` reads everything.
+    """
 
     pipeline: str
     version: str
     stages: tuple[PlannedStage, ...]
     rebuilt: int = 0
+    damage: tuple[str, ...] = ()
 
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
     @property
@@ -92,6 +97,7 @@ def is_current(folder: StageFolder, inputs: Mapping[str, StageRecord], intact: b
     record = folder.record()
     return (
         record is not None
+        and folder.identity() is not None
         and not record.tally.owed
         and record.inputs == {source: one.digest for source, one in inputs.items()}
         and intact
@@ -107,7 +113,9 @@ def make_plan(pipeline: Pipeline, root: Path, *, count: bool = True) -> Plan:
     done: dict[str, StageRecord] = {}
     stages = tuple(planner.stage(stage, done) for stage in pipeline.stages)
     rebuilt = sum(planner.former_layout(stage) for stage in pipeline.stages if stage.id not in done)
-    return Plan(pipeline=pipeline.name, version=pipeline.version, stages=stages, rebuilt=rebuilt)
+    damage = tuple(dict.fromkeys(map(str, (*planner.damage, *planner.store.damage))))
+    planner.store.close()
+    return Plan(pipeline=pipeline.name, version=pipeline.version, stages=stages, rebuilt=rebuilt, damage=damage)
 
 
 @dataclass
@@ -118,6 +126,7 @@ class _Planner:
     kinds: Mapping[str, Kind]
     store: RequestStore
     count: bool
+    damage: list[Damage] = field(default_factory=list)
 
     def folder(self, stage_id: str) -> StageFolder:
         return StageFolder(self.root, stage_id, self.identities[stage_id].key)
@@ -128,6 +137,8 @@ class _Planner:
         inputs = {source: done[source] for source in stage.inputs if source in done}
         complete = len(inputs) == len(stage.inputs)
         record = folder.record()
+        folder.identity()
+        self.damage += folder.damage
         if record is not None and complete and is_current(folder, inputs, op.is_intact(stage, self.pipeline)):
             done[stage.id] = record
             return self._planned(stage, State.CACHED, f"{record.tally.kept:,} rows")
@@ -154,6 +165,8 @@ class _Planner:
         done: Mapping[str, StageRecord],
     ) -> str:
         """Return the reason why a stage has to run, in the terms of the YAML file."""
+        if folder.damage:
+            return "; ".join(f"{one.path.name} is damaged ({one.place}: {one.what})" for one in folder.damage)
         waiting = [source for source in stage.inputs if source not in done]
         if record is not None and record.tally.owed:
             return f"{record.tally.owed} failed rows to retry"
@@ -173,7 +186,8 @@ class _Planner:
         """Return the other stored identities of this stage id, each with its modification time."""
         own = self.folder(stage_id).path.name
         files = (self.root / "stages").glob(f"{stage_id}-{'[0-9a-f]' * 16}/identity.json")
-        return [(path.stat().st_mtime, read_json(path) or {}) for path in files if path.parent.name != own]
+        found = ((path, read_record(path, "it is left out", self.damage.append)) for path in files)
+        return [(path.stat().st_mtime, one) for path, one in found if one is not None and path.parent.name != own]
 
     def _to_pay(self, stage: StageSpec[Any], complete: bool) -> tuple[ToPay | None, bool]:
         """Return the requests that a stage still has to pay, and whether they are unknown before a run."""
@@ -255,7 +269,8 @@ class _Planner:
 
     def _batches(self, stage: StageSpec[Any], complete: bool) -> Iterator[Batch] | None:
         """Return the input rows of a stage, None when only a run can make them."""
-        if complete or all(self.folder(source).record() is not None for source in stage.inputs):
+        above = [self.folder(one.id) for one in self.pipeline.above(stage)]
+        if all(one.record() is not None and one.identity() is not None for one in above):
             op = stage_of(stage)
             inputs = tuple(stored_rows(self.root, one, self.identities[one].key) for one in sorted(stage.inputs))
             rows = StageRows(self.folder(stage.id), 1, self.kinds[stage.id], op.makes, op.judges, inputs)

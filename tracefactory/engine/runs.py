@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from tracefactory.core.errors import UserError, nearest
-from tracefactory.core.files import read_json, write_json, write_text
+from tracefactory.core.errors import RunError, UserError, nearest
+from tracefactory.core.files import write_json, write_text
 from tracefactory.core.rows import Frozen, Kind
 from tracefactory.engine.plan import Plan
+from tracefactory.store.damage import Damage
 from tracefactory.store.leases import RunLock
+from tracefactory.store.records import read_record, write_record
 from tracefactory.store.rows import StageRows, stored_rows
 from tracefactory.store.stages import Tally
 
@@ -69,7 +71,7 @@ class RunFolder:
         self._log.flush()
 
     def finish(self, outcome: RunOutcome) -> None:
-        write_json(self.path / "outcome.json", outcome.model_dump(mode="json"))
+        write_record(self.path / "outcome.json", outcome.model_dump(mode="json"))
 
     def close(self) -> None:
         self._log.close()
@@ -81,6 +83,7 @@ def load_outcome(root: Path, run: str | None = None) -> RunOutcome:
 
     Raises:
         UserError: when there is no such run.
+        RunError: when its record is damaged.
     """
     names = sorted(path.parent.name for path in (root / "runs").glob("*/outcome.json"))
     if run is None and names:
@@ -88,4 +91,10 @@ def load_outcome(root: Path, run: str | None = None) -> RunOutcome:
     if run not in names:
         hint = nearest(run, names) if run else None
         raise UserError(f"no finished run {run or ''} under {root / 'runs'}" + (f" ({hint})" if hint else ""))
-    return RunOutcome.model_validate(read_json(root / "runs" / run / "outcome.json"))
+    path = root / "runs" / run / "outcome.json"
+    damage: list[Damage] = []
+    found = read_record(path, "name another run, or run the pipeline again: nothing is paid again", damage.append)
+    try:
+        return RunOutcome.model_validate(found)
+    except ValidationError as error:
+        raise RunError(str(damage[0]) if damage else f"{path}: not the outcome of a run") from error

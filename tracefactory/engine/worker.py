@@ -26,6 +26,7 @@ from tracefactory.engine.identity import rows_of
 from tracefactory.engine.shards import ShardJob, work_on_columns, work_on_rows, write_decided
 from tracefactory.engine.sources import read_source
 from tracefactory.serving.vllm.replica import Placement
+from tracefactory.store.claims import Claim, Claims
 from tracefactory.store.leases import RunLock
 from tracefactory.store.requests import RequestStore
 from tracefactory.store.stages import ShardRecord, input_token
@@ -34,7 +35,7 @@ from tracefactory.verification.pool import VerifierPool
 if TYPE_CHECKING:
     from tracefactory.serving.client import ChatClient
 
-FATAL = frozenset({"auth", "not_found"})  # failures of the endpoint, not of a request
+CLAIM_POLL_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Worker:
         self.keys = setup.keys
         self.requests = RequestStore(setup.root)
         self.draining = False
+        self.stopped: RunError | None = None  # why this run cannot go on
         self.numbers: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._lock = RunLock(setup.root, setup.run_id)
         self._clients: dict[str, ChatClient] = {}
@@ -73,6 +75,7 @@ class Worker:
         self._in_flight: dict[str, asyncio.Future[Record]] = {}
         self._verifiers: VerifierPool | None = None
         self._resources: dict[str, Closing] = {}
+        self._claims: Claims | None = None
 
     def job(self, stage_id: str, index: int, layouts: Mapping[str, int], inputs: Mapping[str, str]) -> ShardJob:
         """Return the job for one shard; `layouts` has the numbers of shards of this stage and the stages above it."""
@@ -98,6 +101,8 @@ class Worker:
         try:
             return await work_on_rows(job, self, live)
         except Interrupted:
+            if self.stopped is not None:
+                raise self.stopped from None
             return None
 
     async def run_whole(
@@ -135,9 +140,14 @@ class Worker:
         A failed request is returned as its failure and does not affect the others. When the run is being drained,
         requests in flight are finished and stored before `Interrupted` is raised. `client` replaces the model's own
         client, with the slots and prices of the model.
+
+        Raises:
+            RunError: when the run cannot go on, e.g. without credit; requests in flight are stored before.
         """
         stored = self._stored(requests)
         missing = {request.key: request for request in requests if request.key not in stored}
+        if stored and missing and client is None:
+            self.client(model).has_answered = True
         self.numbers[stage_id]["done"] += len(requests) - len(missing)
         outcomes = await asyncio.gather(
             *(self._pay(model, request, stage_id, client) for request in missing.values()), return_exceptions=True
@@ -145,7 +155,7 @@ class Worker:
         answers: dict[str, Answer] = dict(stored)
         for key, outcome in zip(missing, outcomes, strict=True):
             if isinstance(outcome, BaseException) and not isinstance(outcome, RequestFailed):
-                raise outcome
+                raise self.stopped or outcome
             answers[key] = outcome
         return [answers[request.key] for request in requests]
 
@@ -166,18 +176,33 @@ class Worker:
             return await asyncio.shield(running)
         if request.key in self.requests:  # another shard has paid for it since the store was read
             return self.requests.get([request.key])[request.key]
-        async with self._share_request(request.key) as paid, self._slot(model):
-            if self.draining:
-                raise Interrupted
-            live = self.numbers[stage_id]
+        async with self._share_request(request.key) as paid:
+            while True:
+                async with self._slot(model):
+                    if self.draining:
+                        raise Interrupted
+                    claim = self.claims.take(request.key)
+                    if claim is not Claim.HELD:
+                        try:
+                            found = self._stored([request]) if claim is Claim.CHECK else {}
+                            record = found.get(request.key) or await self._send(model, request, stage_id, client)
+                        finally:
+                            self.claims.release(request.key)
+                        paid.set_result(record)
+                        return record
+                await asyncio.sleep(CLAIM_POLL_S)  # another process is sending it
+
+    async def _send(self, model: str, request: ChatRequest, stage_id: str, client: Completer | None) -> Record:
+        """Send a request and store its completion; a completion that was paid for is stored in any case."""
+        live = self.numbers[stage_id]
+        async with self.requests.reserve(_bytes_at_most(request)):
             live["in_flight"] += 1
             try:
                 completion = await (client or self.client(model)).complete(request)
-            except RequestFailed as failed:
-                if failed.kind in FATAL:
-                    self.drain()  # all other requests would fail too
-                    raise RunError(f"{stage_id}: {model} rejects every request: {failed.message}") from failed
-                raise
+            except RunError as error:
+                self.stopped = self.stopped or type(error)(f"{stage_id}: {error}")
+                self.drain()
+                raise self.stopped from error
             finally:
                 live["in_flight"] -= 1
             cost = self.pipeline.models[model].cost(completion)
@@ -188,7 +213,6 @@ class Worker:
                 "run": self.run_id,
             }
             await self.requests.put(request.key, record, request.near)
-            paid.set_result(record)
         live["done"] += 1
         live["requests"] += 1
         live["prompt_tokens"] += completion.prompt_tokens
@@ -232,20 +256,33 @@ class Worker:
         return {stage: dict(numbers) for stage, numbers in self.numbers.items()}
 
     def notices(self) -> dict[str, str]:
-        """Return the notices for the user by model."""
-        return {name: client.notice for name, client in self._clients.items() if client.notice}
+        """Return the notices for the user by model; a store that cannot be written holds back every model."""
+        blocked = self.requests.blocked
+        notices = {name: blocked or client.notice for name, client in self._clients.items()}
+        return {name: notice for name, notice in notices.items() if notice}
 
     def drain(self) -> None:
         """Send no further requests; those in flight are finished and stored."""
-        self.draining = True
+        self.draining = self.requests.draining = True
+        for client in self._clients.values():
+            client.drain()
 
     async def close(self) -> None:
         for one in (*self._clients.values(), *self._resources.values()):
             await one.close()
         if self._verifiers is not None:
             self._verifiers.close()
+        if self._claims is not None:
+            self._claims.close()
         self.requests.close()
         self._lock.close()
+
+    @property
+    def claims(self) -> Claims:
+        """The claims of this process on requests in flight; made by the first request that is sent."""
+        if self._claims is None:
+            self._claims = Claims(self.requests.folder / "claims")
+        return self._claims
 
     def _slot(self, model_name: str) -> asyncio.Semaphore:
         if model_name not in self._slots:
@@ -265,3 +302,10 @@ class Worker:
             raise
         finally:
             del self._in_flight[key]
+
+
+def _bytes_at_most(request: ChatRequest) -> int:
+    """Return a bound on the size of a request's record in the store."""
+    prompt = sum(len(str(message.get("content"))) for message in request.messages)
+    per_token = 120 if request.params.get("logprobs") else 12
+    return 4096 + 4 * prompt + per_token * int(request.params.get("max_tokens", 4096))

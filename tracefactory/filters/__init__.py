@@ -1,6 +1,6 @@
-'''Filters: one Python file = one filter. What a filter file imports, and what the engine uses to run it.
+'''Filters: one Python file is one filter. This package has the imports of filter files, and runs the filters.
 
-A filter file holds one function, named like the file, that looks at a trace and decides::
+A filter file contains one function with the name of the file, which decides about a trace::
 
     """Drop reasoning that hedges more than it reasons."""
 
@@ -18,17 +18,16 @@ A filter file holds one function, named like the file, that looks at a trace and
         rate = sum(word.strip(",.") in ("wait", "hmm") for word in words) / max(1, len(words))
         return drop("hedging", f"{rate:.3f} per word") if rate > params.max_rate else KEEP
 
-Where columns are enough (lengths, verdicts, measures), a filter states rules instead, which are evaluated for all rows
-at once::
+A filter that needs only columns (lengths, verdicts, measures) yields rules, which are evaluated for all rows together::
 
     @column_filter
     def long_enough(params: LongEnoughParams) -> Rules:
         """Keep traces of at least min_tokens tokens."""
         yield drop_if(column("completion_tokens") < params.min_tokens, "too_short")
 
-The signature is the schema of the filter's parameters in a pipeline; there is nothing to register. A filter decides by
-the row, its parameters and the files it declares (`files=`): no other file, no clock, no randomness, no network.
-`tracefactory.testing` builds traces to test a filter with.
+The signature is the schema of the filter's parameters in a pipeline; filters need no registration. A filter may use the
+row, its parameters and the files that it declares (`files=`), but no other file, clock, randomness or network.
+`tracefactory.testing` builds traces for tests of filters.
 '''
 
 from tracefactory.core.decisions import KEEP, Decision, drop

@@ -1,4 +1,4 @@
-"""The words a filter is written in: `trace_filter`, `column_filter`, `Params`, `KEEP`, `drop`, `drop_if`."""
+"""The functions and classes that filter files use: decorators, parameters, and rules on columns."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ from tracefactory.core.rows import Frozen
 F = TypeVar("F", bound=Callable[..., Any])
 
 Files = Mapping[str, str]
-"""The texts of the files that a filter declared, by the name it declared them under."""
+"""The texts of the files that a filter declares, by the names in its declaration."""
 
 _MARK = "__tracefactory_filter__"
 
 
 class Params(Frozen):
-    """Base of a filter's parameters: immutable; unknown names are refused, and defaults are validated too."""
+    """The base of a filter's parameters: immutable, without unknown names, and with validated defaults."""
 
     model_config = ConfigDict(validate_default=True)
 
     def reads_measures(self) -> tuple[str, ...]:
-        """Return the names of the measures that a `trace_filter` reads, so that a pipeline without them is refused.
+        """Return the names of the measures that a `trace_filter` reads; a pipeline without them is a mistake.
 
-        A `*` in a name is any name, where the trace decides. What a `column_filter` reads is known from its rules.
+        A `*` stands for any part of a name, when it depends on the trace. The columns of a `column_filter` are known
+        from its rules.
         """
         return ()
 
 
 class Band(Params):
-    """Bounds of a value, both inclusive; None is no bound, and at least one has to be given."""
+    """Inclusive bounds of a value. None is no bound; at least one bound is required."""
 
     min: float | None = Field(default=None, description="The smallest value that is kept.")
     max: float | None = Field(default=None, description="The largest value that is kept.")
@@ -48,18 +49,18 @@ class Band(Params):
         return self
 
     def below(self, value: float) -> bool:
-        """Tell whether a value is under the minimum; for filters that work on rows."""
+        """Return whether a value is less than the minimum; for filters that work on rows."""
         return self.min is not None and value < self.min
 
     def above(self, value: float) -> bool:
-        """Tell whether a value is over the maximum."""
+        """Return whether a value is greater than the maximum."""
         return self.max is not None and value > self.max
 
 
 class StudentBand(Band):
     """Bounds of a measure under one student."""
 
-    student: str = Field(min_length=1, description="A model that a stage before this one measured the traces under.")
+    student: str = Field(min_length=1, description="The model under which an earlier stage measured the traces.")
 
 
 class Rule(NamedTuple):
@@ -74,21 +75,21 @@ Rules = Iterable[Rule]
 
 
 def column(name: str) -> pl.Expr:
-    """Return a column of the rows: one of their own, such as completion_tokens, or a measure such as student/tokens."""
+    """Return a column of the rows: a field such as completion_tokens, or a measure such as student/tokens."""
     return pl.col(name)
 
 
 def drop_if(when: pl.Expr, reason: str, detail: str = "", *values: pl.Expr) -> Rule:
-    """Return the rule that drops rows for which `when` is true; where it is null, the row stays.
+    """Return the rule that drops the rows for which a condition is true.
 
     Args:
-        when: a condition on columns.
+        when: the condition on columns; a row for which it is null is kept.
         reason: a stable snake_case identifier such as "too_long".
         detail: free text for a person, with a `{}` for each of `values`.
-        values: what stands in the detail.
+        values: the values to insert into the detail.
 
     Raises:
-        ValueError: when the reason is no snake_case identifier.
+        ValueError: when the reason is not a snake_case identifier.
     """
     if not REASON.fullmatch(reason):
         raise ValueError(f"reason {reason!r} is not snake_case; put what varies from row to row into the detail")
@@ -96,14 +97,14 @@ def drop_if(when: pl.Expr, reason: str, detail: str = "", *values: pl.Expr) -> R
 
 
 def band(name: str, bounds: Band, *, below: str, above: str, unit: str = "") -> Iterator[Rule]:
-    """Yield the rules that keep rows whose value of a column lies within bounds, and drop those without a value.
+    """Yield the rules that drop rows whose value of a column is missing or outside of bounds.
 
     Args:
-        name: the column.
-        bounds: what is kept.
-        below: the reason of rows under the minimum.
-        above: the reason of rows over the maximum.
-        unit: of the value, for the detail.
+        name: the name of the column.
+        bounds: the bounds of the values to keep.
+        below: the reason for values less than the minimum.
+        above: the reason for values greater than the maximum.
+        unit: the unit of the value, for the detail.
     """
     value, of = column(name), f" {unit}" if unit else ""
     shown = value.round(4)
@@ -116,7 +117,7 @@ def band(name: str, bounds: Band, *, below: str, above: str, unit: str = "") -> 
 
 @dataclass(frozen=True)
 class FilterMark:
-    """What the decorator notes on a filter function: whether it works on columns, and the files it reads."""
+    """The declaration of a decorated filter: whether it works on columns, and the files that it reads."""
 
     columns: bool
     files: tuple[str, ...]
@@ -133,12 +134,13 @@ def trace_filter(*, files: tuple[str, ...] = ()) -> Callable[[F], F]: ...
 def trace_filter(function: F | None = None, /, *, files: tuple[str, ...] = ()) -> F | Callable[[F], F]:
     """Declare a function `(trace, params) -> Decision` to be the filter of its file.
 
-    It is called for every trace (or every problem, if its first argument is a Problem), with all of its text. The
-    function stays an ordinary function, so a test can call it.
+    It is called for every trace, or for every problem if its first argument is a Problem, with the whole row. The
+    function is returned unchanged, so a test can call it.
 
     Args:
-        files: the files that it needs, from the project's folder; their texts come as a third argument `files`. What is
-            in them counts for the stage's key, so a filter whose file changed is run again.
+        function: the function.
+        files: the files that it needs, relative to the project; their texts are its third argument, `files`. Their
+            contents are in the stage's key, so the filter runs again when a file changes.
     """
     return _marked(function, FilterMark(columns=False, files=files))
 
@@ -154,17 +156,18 @@ def column_filter(*, files: tuple[str, ...] = ()) -> Callable[[F], F]: ...
 def column_filter(function: F | None = None, /, *, files: tuple[str, ...] = ()) -> F | Callable[[F], F]:
     """Declare a function `(params) -> Rules` to be the filter of its file.
 
-    Its rules are conditions on columns and are evaluated for all rows at once, without reading any text: a threshold
-    over a million traces takes about a second. The first rule that is true for a row is the reason it is dropped for.
+    Its rules are conditions on columns and are evaluated for all rows together, without reading texts: a threshold over
+    a million traces takes about a second. A row is dropped for the reason of the first rule that is true for it.
 
     Args:
-        files: as for `trace_filter`; their texts come as a second argument `files`.
+        function: the function.
+        files: as for `trace_filter`; their texts are its second argument, `files`.
     """
     return _marked(function, FilterMark(columns=True, files=files))
 
 
 def mark_of(thing: object) -> FilterMark | None:
-    """Return what a decorator noted on a function, or None for anything that none decorated."""
+    """Return the declaration of a decorated filter, None for any other object."""
     mark = getattr(thing, _MARK, None)
     return mark if isinstance(mark, FilterMark) else None
 
@@ -178,7 +181,7 @@ def _marked(function: F | None, mark: FilterMark) -> F | Callable[[F], F]:
 
 
 class FilterFailed(Exception):  # noqa: N818 - it names what happened, as in "filter failed"
-    """A filter raised, or returned something else than a Decision, for one row. That row is an error, not a drop."""
+    """A filter raised, or did not return a Decision, for one row. That row is an error and is not dropped."""
 
     def __init__(self, name: str, row_id: str, traceback_text: str) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""What can be wrong with a filter file, found from its text and from its function, each as file:line."""
+"""Find mistakes in a filter file, from its text and from its function, each as file:line."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SHAPES = {
 _DECORATORS = ("trace_filter", "column_filter")
 _ROWS = {Trace: Kind.TRACES, Problem: Kind.PROBLEMS}
 _RULES = (Iterable[Rule], Iterator[Rule], list[Rule])
-# What a filter decides by must be in its stage's key: its source, its parameters and the files it declares.
+# A filter may use only what is in its stage's key: its source, its parameters and the files that it declares.
 _MODULES = frozenset(
     {
         *("os", "io", "pathlib", "shutil", "glob", "tempfile", "sqlite3", "subprocess", "multiprocessing", "threading"),
@@ -51,8 +51,15 @@ _METHODS = frozenset(
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def check_source(file: Path, tree: ast.Module) -> tuple[str, ...]:
-    """Check what can be seen without running the file; return the drop reasons written in it, in order.
+def check_source(file: Path, tree: ast.Module) -> tuple[Function, tuple[str, ...]]:
+    """Check a filter file without running it.
+
+    Args:
+        file: the file.
+        tree: its syntax tree.
+
+    Returns:
+        The filter's function, and the drop reasons that are written in the file, in order.
 
     Raises:
         UserError: with every mistake.
@@ -80,25 +87,31 @@ def check_source(file: Path, tree: ast.Module) -> tuple[str, ...]:
         mistakes += _check_drop(file, aliases.get(name, name), call, reasons)
     if mistakes:
         raise UserError(sorted(mistakes, key=lambda mistake: mistake.line or 0))
-    return tuple(dict.fromkeys(reasons))
-
-
-def one_filter(file: Path, tree: ast.Module) -> Function:
-    """Return the decorated function of a tree that `check_source` accepted."""
-    return next(_decorated(tree))
+    return found[0], tuple(dict.fromkeys(reasons))
 
 
 def check_function(
     function: types.FunctionType, mark: FilterMark, file: Path
 ) -> tuple[Kind | None, type[Params] | None]:
-    """Check the signature of a filter; return the kind of rows it takes and the model of its parameters, if any.
+    """Check the signature of a filter.
+
+    Args:
+        function: the filter.
+        mark: what its decorator declares.
+        file: its file.
+
+    Returns:
+        The kind of its rows (None for a filter on columns), and the model of its parameters (None without parameters).
 
     Raises:
         UserError: with every mistake.
     """
     line = function.__code__.co_firstlineno
     hint = f"write it as {_SHAPES[mark.columns].format(name=function.__name__)}"
-    hints = _hints(function, file, line)
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError, AttributeError) as error:
+        raise UserError(Mistake(f"its annotations do not resolve: {error}", file, line)) from error
     arguments = [one for one in inspect.signature(function).parameters.values() if one.name != "files"]
     mistakes: list[Mistake] = []
     kind: Kind | None = None
@@ -128,7 +141,7 @@ def check_function(
 
 
 def _check_inputs(file: Path, tree: ast.Module) -> Iterator[Mistake]:
-    """Refuse what makes a filter decide by something that is in no key: files, clocks, randomness, the network."""
+    """Yield a mistake for each use of something that is not in the key: files, clocks, randomness, the network."""
     hint = "declare files: @trace_filter(files=(...)); other than that a filter sees its row and its parameters alone"
     for node in ast.walk(tree):
         found: list[str] = []
@@ -138,27 +151,22 @@ def _check_inputs(file: Path, tree: ast.Module) -> Iterator[Mistake]:
             found = [node.module or ""]
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _CALLS:
             found = [f"{node.func.id}()"]
-        elif isinstance(node, ast.Attribute) and (node.attr in _METHODS or _is_numpy_random(node)):
-            found = [f".{node.attr}"]
+        elif isinstance(node, ast.Attribute):
+            numpy_random = node.attr == "random" and getattr(node.value, "id", None) in ("np", "numpy")
+            found = [f".{node.attr}"] if node.attr in _METHODS or numpy_random else []
         for name in found:
             line = getattr(node, "lineno", None)
             message = f"a filter may not use {name}: a stage would stay cached when what it reads changes"
             yield Mistake(message, file, line, hint)
 
 
-def _is_numpy_random(node: ast.Attribute) -> bool:
-    return node.attr == "random" and isinstance(node.value, ast.Name) and node.value.id in ("np", "numpy")
-
-
 def _decorated(tree: ast.Module) -> Iterator[Function]:
+    """Yield the functions with a filter decorator, which may be called and may be an attribute of a module."""
     for node in tree.body:
-        if isinstance(node, Function) and any(_is_filter(decorator) for decorator in node.decorator_list):
-            yield node
-
-
-def _is_filter(decorator: ast.expr) -> bool:
-    called = decorator.func if isinstance(decorator, ast.Call) else decorator
-    return getattr(called, "attr", getattr(called, "id", None)) in _DECORATORS
+        if isinstance(node, Function):
+            names = [one.func if isinstance(one, ast.Call) else one for one in node.decorator_list]
+            if any(getattr(name, "attr", getattr(name, "id", None)) in _DECORATORS for name in names):
+                yield node
 
 
 def _check_definition(file: Path, function: Function) -> Iterator[Mistake]:
@@ -173,7 +181,10 @@ def _check_definition(file: Path, function: Function) -> Iterator[Mistake]:
 
 
 def _check_drop(file: Path, name: str, call: ast.Call, reasons: list[str]) -> Iterator[Mistake]:
-    """Check a `drop(...)` whose reason is written in place; one computed elsewhere is checked when it is called."""
+    """Check the reasons that are written in a call of `drop`, `drop_if` or `band`, and add the valid ones to `reasons`.
+
+    A reason that is computed elsewhere is checked when the filter runs.
+    """
     place = {"drop": 0, "drop_if": 1}.get(name)
     keywords = [k.value for k in call.keywords if k.arg in ("reason", "below", "above")]
     if place is None and name != "band":
@@ -184,22 +195,11 @@ def _check_drop(file: Path, name: str, call: ast.Call, reasons: list[str]) -> It
     else:
         found = [call.args[place] if len(call.args) > place else next(iter(keywords), None)]
     for reason in found:
-        yield from _check_reason(file, call, reason, reasons)
-
-
-def _check_reason(file: Path, call: ast.Call, reason: ast.expr | None, reasons: list[str]) -> Iterator[Mistake]:
-    if isinstance(reason, (ast.JoinedStr, ast.BinOp)):
-        hint = "put what varies from row to row into the detail: drop(reason, detail)"
-        yield Mistake("a drop reason must be one fixed word", file, call.lineno, hint)
-    elif isinstance(reason, ast.Constant):
-        if isinstance(reason.value, str) and REASON.fullmatch(reason.value):
-            reasons.append(reason.value)
-        else:
-            yield Mistake(f"drop reason {reason.value!r} is not snake_case", file, call.lineno)
-
-
-def _hints(function: types.FunctionType, file: Path, line: int) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(function)
-    except (NameError, TypeError, AttributeError) as error:
-        raise UserError(Mistake(f"its annotations do not resolve: {error}", file, line)) from error
+        if isinstance(reason, (ast.JoinedStr, ast.BinOp)):
+            hint = "put what varies from row to row into the detail: drop(reason, detail)"
+            yield Mistake("a drop reason must be one fixed word", file, call.lineno, hint)
+        elif isinstance(reason, ast.Constant):
+            if isinstance(reason.value, str) and REASON.fullmatch(reason.value):
+                reasons.append(reason.value)
+            else:
+                yield Mistake(f"drop reason {reason.value!r} is not snake_case", file, call.lineno)

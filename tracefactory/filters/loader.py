@@ -1,4 +1,4 @@
-"""Filter files: read, checked all at once, and run on any machine from their source alone."""
+"""Load and check filter files; a loaded filter runs on any machine from its source alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tracefactory.core.rows import Kind, Row
 from tracefactory.core.source_code import line_of, source_digest
 from tracefactory.core.tables import frame_of
 from tracefactory.filters.api import FilterFailed, FilterMark, Params, Rule, mark_of
-from tracefactory.filters.checks import check_function, check_source, one_filter
+from tracefactory.filters.checks import check_function, check_source
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,16 @@ class _Compiled:
 
 @dataclass(frozen=True)
 class LoadedFilter:
-    """One filter, as plain text: it pickles to a machine that has no such file and is compiled there on first use.
+    """One filter as text, which can be pickled to a machine without the file and is compiled there on first use.
 
-    Parameter objects do not travel (their class lives in the filter's file): send the plain values, and build the
-    object with `params_model.model_validate(values)` where the filter runs.
+    Parameter objects cannot be pickled, because their class is in the filter's file: send the plain values, and build
+    the object with `params_model.model_validate(values)` where the filter runs.
 
     Attributes:
         name: the name of the file and of the function.
         file: where the source was read from, for messages only.
         source: the text of the file.
-        digest: of what the source does and of the files it reads: comments, layout and docstrings do not count.
+        digest: the digest of the source, without comments, layout and docstrings, and of the files that it declares.
         doc: the docstring of the function.
         reasons: the drop reasons that are written in the source, in order.
         files: the texts of the files it declares, by name.
@@ -61,7 +61,7 @@ class LoadedFilter:
 
     @property
     def params_model(self) -> type[Params]:
-        """The model of its parameters; a filter without any has an empty model."""
+        """The model of its parameters; it is empty for a filter without parameters."""
         return self._compiled.params_model
 
     @property
@@ -71,7 +71,7 @@ class LoadedFilter:
 
     @property
     def kind(self) -> Kind | None:
-        """The kind of rows it works on; None for a filter on columns, which works on any row that has them."""
+        """The kind of its rows; None for a filter on columns, which works on all rows that have the columns."""
         return self._compiled.kind
 
     def rules(self, params: Params) -> list[Rule]:
@@ -79,7 +79,7 @@ class LoadedFilter:
         return list(self._call(params))
 
     def decide(self, row: Row, params: Params) -> Any:
-        """Call the filter's function as it is; `apply` is the same with failures as `FilterFailed`."""
+        """Return the result of the filter's function for a row; `apply` also checks it and reports failures."""
         if self.on_columns:
             return first_rule(frame_of([row]), self.rules(params))[0]
         return self._call(row, params)
@@ -110,10 +110,10 @@ class FilterSet(Mapping[str, LoadedFilter]):
         return len(self._filters)
 
     def named(self, name: str) -> LoadedFilter:
-        """Return the filter called `name`.
+        """Return the filter with a name.
 
         Raises:
-            UserError: with the nearest name.
+            UserError: for an unknown name, with the nearest one.
         """
         if name not in self._filters:
             raise UserError(Mistake(f"unknown filter {name!r}", hint=nearest(name, self._filters)))
@@ -121,12 +121,12 @@ class FilterSet(Mapping[str, LoadedFilter]):
 
 
 def load_filters(folder: Path) -> FilterSet:
-    """Load every `*.py` of a folder as a filter; a folder that does not exist holds none.
+    """Load every `*.py` file of a folder as a filter; the result is empty when the folder does not exist.
 
-    The files that a filter declares are looked for in the folder above, the project's.
+    The files that a filter declares are relative to the project, which is the parent of the folder.
 
     Raises:
-        UserError: with everything that is wrong in any of the files, as file:line.
+        UserError: with the mistakes of all files, as file:line.
     """
     filters: dict[str, LoadedFilter] = {}
     mistakes: list[Mistake] = []
@@ -143,22 +143,32 @@ def load_filters(folder: Path) -> FilterSet:
 
 
 def apply(loaded: LoadedFilter, row: Row, params: Params) -> Decision:
-    """Return what a filter decides for a row.
+    """Return the decision of a filter on a row.
 
     Raises:
-        FilterFailed: when the filter raises or returns anything but a Decision; the caller records a failed row.
+        FilterFailed: when the filter raises, or returns something other than a Decision; the caller records a failed
+            row.
     """
     try:
         decision = loaded.decide(row, params)
     except Exception as error:
-        raise FilterFailed(loaded.name, row.id, _traceback_text(error, str(loaded.file))) from error
+        step = error.__traceback__  # without the frames of the engine above those of the filter's file
+        while step is not None and step.tb_frame.f_code.co_filename != str(loaded.file):
+            step = step.tb_next
+        text = "".join(traceback.format_exception(type(error), error, step or error.__traceback__))
+        raise FilterFailed(loaded.name, row.id, text) from error
     if not isinstance(decision, Decision):
         raise FilterFailed(loaded.name, row.id, f"it returned {decision!r} instead of KEEP or drop(...)")
     return decision
 
 
 def first_rule(frame: pl.DataFrame, rules: list[Rule]) -> list[Decision]:
-    """Return the decision on each row of a frame: the first rule that is true drops it."""
+    """Return the decision on each row of a frame; the first rule that is true drops it.
+
+    Args:
+        frame: the rows.
+        rules: the rules, in order.
+    """
     found = with_rules(frame, rules)
     return [Decision(reason, detail) for reason, detail in found.select("reason", "detail").iter_rows()]
 
@@ -166,7 +176,9 @@ def first_rule(frame: pl.DataFrame, rules: list[Rule]) -> list[Decision]:
 def with_rules(frame: pl.DataFrame, rules: list[Rule]) -> pl.DataFrame:
     """Return a frame with `reason` and `detail` of the first rule that is true for each row.
 
-    Columns that the frame lacks are null.
+    Args:
+        frame: the rows; a column that it lacks is null in the rules.
+        rules: the rules, in order.
     """
     needed = {name for rule in rules for one in (rule.when, rule.detail) for name in one.meta.root_names()}
     absent = [pl.lit(None, pl.Float64).alias(name) for name in sorted(needed - set(frame.columns))]
@@ -185,9 +197,9 @@ def _load(file: Path) -> LoadedFilter:
     except (SyntaxError, ValueError) as error:
         line = getattr(error, "lineno", None)
         raise UserError(Mistake(f"not Python: {getattr(error, 'msg', error)}", file, line)) from error
-    name, reasons = file.stem, check_source(file, tree)
-    function = one_filter(file, tree)
-    compiled = _compile(name, str(file), source)  # a filter that cannot run is found here and not on a worker
+    name = file.stem
+    function, reasons = check_source(file, tree)
+    compiled = _compile(name, str(file), source)  # so that a filter that cannot run fails here and not on a worker
     files = _read_files(compiled.mark.files, file, function.lineno)
     own = source_digest(tree)
     whole = digest({"source": own, "files": {one: digest(text) for one, text in files.items()}}) if files else own
@@ -215,15 +227,15 @@ def _read_files(names: tuple[str, ...], file: Path, line: int) -> dict[str, str]
 
 @functools.lru_cache(maxsize=1024)
 def _compile(name: str, file: str, source: str) -> _Compiled:
-    """Run the source as a module of its own and check the function in it.
+    """Run the source as a new module and check the function in it.
 
     Raises:
         UserError: when the module does not run or the function is not a filter.
     """
     module = types.ModuleType(f"tracefactory_filter_{name}_{digest(source)[:12]}")
     module.__file__ = file
-    # Models and dataclasses look their module up by name; tracebacks look their lines up by file name, and the file
-    # need not exist on this machine.
+    # Models and dataclasses look up their module by name. Tracebacks look up lines by file name, and the file may not
+    # exist on this machine.
     sys.modules[module.__name__] = module
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
     try:
@@ -238,11 +250,3 @@ def _compile(name: str, file: str, source: str) -> _Compiled:
         raise UserError(Mistake(f"{name} is not a function decorated with trace_filter or column_filter", Path(file)))
     kind, params_model = check_function(function, mark, Path(file))
     return _Compiled(function, params_model or Params, params_model is not None, mark, kind)
-
-
-def _traceback_text(error: Exception, file: str) -> str:
-    """Return the traceback from the filter's own file on: the frames of the engine above it tell a user nothing."""
-    step = error.__traceback__
-    while step is not None and step.tb_frame.f_code.co_filename != file:
-        step = step.tb_next
-    return "".join(traceback.format_exception(type(error), error, step or error.__traceback__))

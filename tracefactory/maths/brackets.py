@@ -28,7 +28,7 @@ def split_top(text: str, separator: re.Pattern[str]) -> list[str]:
         elif sign in _CLOSE:
             level -= 1
         match = separator.match(text, position) if level <= 0 else None
-        if match and match.end() > match.start() and not _inside_number(text, match) and not _inside_word(text, match):
+        if match and match.end() > match.start() and not _inside_token(text, match):
             pieces.append(text[start : match.start()])
             start = position = match.end()
             continue
@@ -37,13 +37,10 @@ def split_top(text: str, separator: re.Pattern[str]) -> list[str]:
     return pieces
 
 
-def _inside_number(text: str, match: re.Match[str]) -> bool:
-    if match[0] != ",":
-        return False
-    return any(found.start() < match.start() < found.end() for found in _GROUPED.finditer(text))
-
-
-def _inside_word(text: str, match: re.Match[str]) -> bool:
+def _inside_token(text: str, match: re.Match[str]) -> bool:
+    """Return whether a match is a comma inside a number such as 1,000, or letters inside a word."""
+    if match[0] == ",":
+        return any(found.start() < match.start() < found.end() for found in _GROUPED.finditer(text))
     word = match[0].strip(" ,;")
     return (
         word.isascii()

@@ -1,4 +1,7 @@
-"""Systems of equations, solved exactly with sympy. Runs only in a process that may be killed: sympy has no limits."""
+"""Solve systems of equations exactly with sympy.
+
+Use this only in a process that may be killed, because sympy has no limits.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +27,17 @@ _OPERATIONS: Mapping[str, Callable[..., Any]] = {
 
 
 def values_of(unknown: str, equations: Sequence[Equation]) -> list[Fraction] | None:
-    """Return the real values that a system of equations leaves to one unknown, each once; None where it is left free.
+    """Return the distinct real values of one unknown over all solutions of a system of equations.
 
-    Irrational values are returned to 30 digits.
+    Args:
+        unknown: the name of the unknown.
+        equations: the two sides of each equation.
+
+    Returns:
+        The values, irrational ones to 30 digits; None when the equations do not determine the unknown.
 
     Raises:
-        UnparsedError: for what is no arithmetic: functions other than roots, binomials and the like.
+        UnparsedError: for an expression other than arithmetic and square roots, such as sin or a binomial.
     """
     import sympy
 
@@ -49,12 +57,7 @@ def values_of(unknown: str, equations: Sequence[Equation]) -> list[Fraction] | N
 
 def symbols_of(equations: Sequence[Equation]) -> frozenset[str]:
     """Return the names that occur in equations."""
-    return frozenset().union(*(_symbols(side) for sides in equations for side in sides))
-
-
-def _symbols(node: Node) -> frozenset[str]:
-    own = frozenset({node.name}) if node.op == "sym" else frozenset[str]()
-    return own.union(*map(_symbols, node.args))
+    return frozenset().union(*(side.names() for sides in equations for side in sides))
 
 
 def _expression(node: Node) -> Any:

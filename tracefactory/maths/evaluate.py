@@ -85,22 +85,22 @@ def _rational_power(base: Fraction, exponent: Fraction) -> Fraction:
 
 
 def _root(value: Fraction, degree: int) -> Fraction:
+    """Return a rational root, found by bisection of numerator and denominator."""
     if value < 0 or not 2 <= degree <= 64:
         raise IrrationalError("a root")
-    return Fraction(_integer_root(value.numerator, degree), _integer_root(value.denominator, degree))
-
-
-def _integer_root(value: int, degree: int) -> int:
-    low, high = 0, 1 << (value.bit_length() // degree + 1)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if middle**degree <= value:
-            low = middle
-        else:
-            high = middle - 1
-    if low**degree != value:
-        raise IrrationalError("an irrational root")
-    return low
+    roots = []
+    for whole in (value.numerator, value.denominator):
+        low, high = 0, 1 << (whole.bit_length() // degree + 1)
+        while low < high:
+            middle = (low + high + 1) // 2
+            if middle**degree <= whole:
+                low = middle
+            else:
+                high = middle - 1
+        if low**degree != whole:
+            raise IrrationalError("an irrational root")
+        roots.append(low)
+    return Fraction(*roots)
 
 
 def _rational_function(node: Node) -> Fraction:
@@ -210,11 +210,6 @@ def _function(name: str, args: list[Number]) -> Number:
 INFINITY: Number = _mp.inf
 
 
-def finite(value: Number) -> bool:
-    """Return whether a number is not infinite."""
-    return bool(_mp.isfinite(value))
-
-
 def number(value: int) -> Number:
     """Return an integer as a 60-digit number."""
     return _mp.mpf(value)
@@ -226,18 +221,25 @@ CONSTANTS: Mapping[str, Number] = {"pi": +_mp.pi, "e": +_mp.e, "i": _mp.mpc(0, 1
 @lru_cache(maxsize=4096)
 def symbols(node: Node) -> frozenset[str]:
     """Return the names of the variables in `node`."""
-    if node.op == "sym":
-        return frozenset() if node.name in CONSTANTS else frozenset((node.name,))
-    return frozenset().union(*(symbols(arg) for arg in node.args)) if node.args else frozenset()
+    return node.names().difference(CONSTANTS)
 
 
 def constant(node: Node) -> Number:
-    """Return the value of an expression without variables, to 60 digits."""
+    """Return the value of an expression without variables, to 60 digits.
+
+    Raises:
+        UnboundedError: when it has no value or is too large to compute quickly.
+    """
     return numeric(node, CONSTANTS)
 
 
 def close(left: Number, right: Number, digits: int = TOLERANCE_DIGITS) -> bool:
-    """Return whether two numbers agree to `digits` digits, relative to the larger of them and 1e-6."""
+    """Return whether two numbers agree to `digits` digits, relative to the larger of them and 1e-6.
+
+    An infinite number agrees only with itself.
+    """
+    if not (_mp.isfinite(left) and _mp.isfinite(right)):
+        return bool(left == right)
     scale = max(abs(left), abs(right), _mp.mpf("1e-6"))
     return bool(abs(left - right) <= scale * _mp.mpf(10) ** -digits)
 
@@ -248,21 +250,29 @@ def identical(left: Node, right: Node) -> bool:
     Raises:
         UnboundedError: when both sides have a value at too few points.
     """
-    return _same_ratio(left, right, constant_factor=False) is not None
+    if not symbols(left) and not symbols(right):
+        return close(constant(left), constant(right))
+    return proportional(left, right, factor=_mp.mpf(1)) is not None
 
 
-def proportional(left: Node, right: Node) -> Number | None:
-    """Return the constant c with left = c * right, None when there is no such constant or it is zero."""
-    return _same_ratio(left, right, constant_factor=True)
+def proportional(left: Node, right: Node, *, factor: Number | None = None) -> Number | None:
+    """Return the constant c with left = c * right for all values of the variables.
 
+    Args:
+        left: an expression.
+        right: an expression.
+        factor: the only c to try; None for any.
 
-def _same_ratio(left: Node, right: Node, *, constant_factor: bool) -> Number | None:
+    Returns:
+        The constant, None when there is no such constant or it is zero.
+
+    Raises:
+        UnboundedError: when both sides have a value at too few points.
+    """
     names = sorted(symbols(left) | symbols(right))
-    if not names and not constant_factor:
-        return _mp.mpf(1) if close(constant(left), constant(right)) else None
     positive_only = _has_branch(left) or _has_branch(right)
     source = random.Random(20261)
-    ratio = None if constant_factor else _mp.mpf(1)
+    ratio = factor
     seen = 0
     for trial in range(14):
         at = dict(CONSTANTS)
@@ -288,6 +298,7 @@ def _same_ratio(left: Node, right: Node, *, constant_factor: bool) -> Number | N
 
 
 def _has_branch(node: Node) -> bool:
+    """Return whether a root, logarithm or fractional power of a variable occurs, which needs positive points."""
     if node.op == "fn" and node.name in ("sqrt", "root", "ln", "log", "log_base"):
         return bool(symbols(node))
     if node.op == "pow" and symbols(node):

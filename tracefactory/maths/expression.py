@@ -25,7 +25,13 @@ class Node:
     value: Fraction = Fraction(0)
     name: str = ""
 
+    def names(self) -> frozenset[str]:
+        """Return the names of all symbols in the tree, variables and constants."""
+        own = frozenset((self.name,)) if self.op == "sym" else frozenset[str]()
+        return own.union(*(arg.names() for arg in self.args))
 
+
+_COMMANDS = FUNCTIONS | GREEK | ACCENTS | {"frac", "binom", "sqrt", "lfloor", "lceil", "infty"}
 _SINGLE_ARGUMENT = FUNCTIONS - {"min", "max", "gcd", "lcm", "det"}
 
 
@@ -35,38 +41,45 @@ def parse_expression(text: str) -> Node:
     Raises:
         UnparsedError: when the text is outside the grammar, nested too deeply or too long.
     """
-    return _Parser(tokenize(text)).parse()
+    parser = _Parser(tokenize(text))
+    if not parser.tokens:
+        raise UnparsedError("empty expression")
+    node = parser.sum()
+    if parser.at != len(parser.tokens):
+        raise UnparsedError(f"unexpected {parser.tokens[parser.at][1]!r}")
+    return node
 
 
 class _Parser:
+    """The rules of the grammar, one method each.
+
+    `at` is the index of the next token, `depth` the level of nesting, and `bars` the number of open `|`.
+    """
+
     def __init__(self, tokens: list[Token]) -> None:
         self.tokens = tokens
         self.at = 0
         self.depth = 0
         self.bars = 0
 
-    def parse(self) -> Node:
-        if not self.tokens:
-            raise UnparsedError("empty expression")
-        node = self.sum()
-        if self.at != len(self.tokens):
-            raise UnparsedError(f"unexpected {self.tokens[self.at][1]!r}")
-        return node
-
     def peek(self, ahead: int = 0) -> tuple[str, str]:
+        """Return the kind and text of a token ahead, `end` after the last one."""
         index = self.at + ahead
         return self.tokens[index][:2] if index < len(self.tokens) else ("end", "")
 
     def take(self) -> tuple[str, str]:
+        """Return the next token and move past it."""
         token = self.peek()
         self.at += 1
         return token
 
     def expect(self, op: str) -> None:
+        """Move past an operator, which must be next."""
         if self.take() != ("op", op):
             raise UnparsedError(f"expected {op!r}")
 
     def sum(self) -> Node:
+        """Parse products with plus and minus signs between them."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise UnparsedError("nested too deeply")
@@ -79,15 +92,13 @@ class _Parser:
         return node
 
     def product(self) -> Node:
+        """Parse factors with a multiplication sign, a slash or nothing between them."""
         node = self.unary()
         while True:
             kind, text = self.peek()
-            if (kind, text) in (("op", "*"), ("cmd", "times"), ("cmd", "cdot")):
+            if (kind, text) in (("op", "*"), ("op", "/"), ("cmd", "times"), ("cmd", "cdot")):
                 self.take()
-                node = Node("mul", (node, self.unary()))
-            elif (kind, text) == ("op", "/"):
-                self.take()
-                node = Node("div", (node, self.unary()))
+                node = Node("div" if text == "/" else "mul", (node, self.unary()))
             elif self.starts_factor():
                 node = self.juxtaposed(node)
             else:
@@ -119,6 +130,7 @@ class _Parser:
         raise UnparsedError("two adjacent numbers")
 
     def unary(self) -> Node:
+        """Parse a power with any number of signs before it."""
         if self.peek() in (("op", "-"), ("op", "+")):
             self.depth += 1
             if self.depth > MAX_DEPTH:
@@ -133,6 +145,7 @@ class _Parser:
         return self.power()
 
     def power(self) -> Node:
+        """Parse an atom with its exponent."""
         node = self.postfix(self.atom())
         if self.peek() == ("op", "^"):
             self.take()
@@ -146,18 +159,17 @@ class _Parser:
         return node
 
     def postfix(self, node: Node) -> Node:
+        """Parse the factorial and degree signs after `node`."""
         while self.peek() in (("op", "!"), ("op", "°")):
             sign = self.take()[1]
-            if sign == "!":
-                node = Node("fn", (node,), name="factorial")
-            else:
-                node = Node("fn", (node,), name="degrees")
+            node = Node("fn", (node,), name="factorial" if sign == "!" else "degrees")
         return node
 
     def starts_factor(self) -> bool:
+        """Return whether the next token can begin a factor."""
         kind, text = self.peek()
         if kind == "cmd":
-            return text not in ("times", "cdot", "rfloor", "rceil", "rangle", "right", "pm", "mp") and _known(text)
+            return text not in ("times", "cdot", "rfloor", "rceil", "rangle", "right", "pm", "mp") and text in _COMMANDS
         if kind == "op":
             return text in "({[" or (text == "|" and self.bars == 0)
         return kind in ("num", "sym")
@@ -184,6 +196,7 @@ class _Parser:
         return self.atom()
 
     def group(self, opening: str, closing: str) -> Node:
+        """Parse a sum between two brackets."""
         self.expect(opening)
         bars, self.bars = self.bars, 0
         node = self.sum()
@@ -192,6 +205,7 @@ class _Parser:
         return node
 
     def atom(self) -> Node:
+        """Parse a number, a symbol, a command, a group or an absolute value."""
         kind, text = self.take()
         if kind == "num":
             return Node("num", value=Fraction(text))
@@ -226,18 +240,13 @@ class _Parser:
         return Node("sym", name="C")
 
     def command(self, name: str) -> Node:
-        if name == "frac":
-            above = self.argument()
-            if self.peek() == ("num", ""):
-                raise UnparsedError("fraction without denominator")
-            self.mark("frac")
-            return Node("div", (above, self.argument()))
-        if name == "binom":
-            above = self.argument()
-            self.mark("binom")
-            return Node("fn", (above, self.argument()), name="binom")
+        """Parse what follows a command such as `\\sqrt`."""
+        if name in ("frac", "binom"):
+            return self.fraction(name)
         if name == "sqrt":
-            return self.root()
+            index = self.group("[", "]") if self.peek() == ("op", "[") else None
+            inner = self.argument()
+            return Node("fn", (inner,), name="sqrt") if index is None else Node("fn", (inner, index), name="root")
         if name in ("lfloor", "lceil"):
             node = self.sum()
             if self.take() != ("cmd", "r" + name[1:]):
@@ -251,24 +260,21 @@ class _Parser:
             return Node("sym", name=self.subscripted("\\" + name if name not in ("pi", "infty") else name))
         raise UnparsedError(f"unknown command {name!r}")
 
-    def mark(self, command: str) -> None:
-        """Mark the next argument as belonging to `command`, whose arguments can be single digits."""
+    def fraction(self, name: str) -> Node:
+        """Parse the two arguments of `frac` or `binom`, which can be single digits."""
+        above = self.argument()
         kind, text = self.peek()
+        if kind == "num" and not text and name == "frac":
+            raise UnparsedError("fraction without denominator")
         if kind == "num" and "." not in text:
             if len(text) > 1:
                 self.tokens[self.at : self.at + 1] = [("num", text[0], False), ("num", text[1:], False)]
-            self.tokens[self.at - 1] = ("cmd", command, False)
-
-    def root(self) -> Node:
-        index: Node | None = None
-        if self.peek() == ("op", "["):
-            index = self.group("[", "]")
-        inner = self.argument()
-        if index is None:
-            return Node("fn", (inner,), name="sqrt")
-        return Node("fn", (inner, index), name="root")
+            self.tokens[self.at - 1] = ("cmd", name, False)
+        arguments = (above, self.argument())
+        return Node("div", arguments) if name == "frac" else Node("fn", arguments, name="binom")
 
     def accented(self, name: str) -> Node:
+        """Parse the letters under an accent as one symbol."""
         parts = []
         if self.peek() == ("op", "{"):
             self.take()
@@ -311,6 +317,7 @@ class _Parser:
         return name
 
     def function(self, name: str) -> Node:
+        """Parse a function with its base, its exponent and its arguments."""
         base: Node | None = None
         exponent: Node | None = None
         while self.peek() in (("op", "_"), ("op", "^")):
@@ -336,6 +343,7 @@ class _Parser:
         return Node("pow", (node, exponent))
 
     def arguments(self, name: str) -> tuple[Node, ...]:
+        """Parse arguments in brackets, or one product without them: `sin 2x`."""
         opening = self.peek()
         if opening in (("op", "("), ("op", "{"), ("op", "[")):
             self.take()
@@ -355,20 +363,3 @@ class _Parser:
                 break
             node = Node("mul", (node, self.power()))
         return (node,)
-
-
-def _known(command: str) -> bool:
-    return (
-        command in FUNCTIONS
-        or command in GREEK
-        or command in ACCENTS
-        or command
-        in (
-            "frac",
-            "binom",
-            "sqrt",
-            "lfloor",
-            "lceil",
-            "infty",
-        )
-    )

@@ -34,6 +34,11 @@ Token = tuple[str, str, bool]  # kind, text, preceded by a space
 
 
 def tokenize(text: str) -> list[Token]:
+    """Split normalised mathematics into tokens.
+
+    Raises:
+        UnparsedError: for a sign or word outside the grammar, and for more than `MAX_TOKENS` tokens.
+    """
     text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
     tokens: list[Token] = []
     position, spaced = 0, False

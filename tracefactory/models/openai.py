@@ -10,6 +10,9 @@ from tracefactory.core.checkpoint import Checkpoint, local_path
 from tracefactory.core.model import MODELS, ChatRequest, Endpoint, Environment, EnvStr, ModelSpec
 from tracefactory.serving.managed import FixedEndpoint
 
+LONG_TOKENS = 4096
+"""`max_tokens` from which on answers are streamed by default."""
+
 
 @MODELS.register("openai")
 class OpenAISpec(ModelSpec):
@@ -105,6 +108,10 @@ class OpenAISpec(ModelSpec):
     def secret(self, environment: Environment) -> SecretStr | None:
         """Return the key from the environment, None when the server asks for none."""
         return SecretStr(self.api_key.resolve(environment.environ)) if self.api_key else None
+
+    def streams(self, request: ChatRequest) -> bool:
+        """Return whether the answer is read as a stream: as declared, or if it may be long."""
+        return request.params.get("max_tokens", 0) >= LONG_TOKENS if self.stream is None else self.stream
 
     def body(self, request: ChatRequest) -> dict[str, Any]:
         """Return the JSON body, with vLLM's flags for a prefill where they are needed."""

@@ -1,6 +1,6 @@
-"""The kinds of pruner, one file each.
+"""The pruners, one file each.
 
-The two names are what the filter `pruned` that version 0.1 wrote into projects imports; new ones use
+The filter `pruned` of projects that version 0.1 created imports the two names from here; new code imports them from
 `tracefactory.pruning`.
 """
 

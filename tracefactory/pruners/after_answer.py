@@ -1,7 +1,7 @@
-"""Cut what follows the first step that states the verified answer, whether or not the thinking was ever closed.
+"""Cut the steps after the first step that states the verified answer, also in traces with unclosed thinking.
 
 Source: the earliest correct node of STOP (arXiv 2605.13165) and the post-answer steps that Prune-on-Logic
-(arXiv 2505.14582) finds safe to lose; here by rules, without a model.
+(arXiv 2505.14582) finds safe to remove; here they are found by rules, without a model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tracefactory.pruning.base import PRUNERS, PruneItem, Pruner, PruneResult, T
 
 @PRUNERS.register("after_answer")
 class AfterAnswer(Pruner):
-    """Cut what follows the first step that states the verified answer."""
+    """Cut the steps after the first step that states the verified answer."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"verify"})
 

@@ -1,9 +1,9 @@
-"""Keep the shortest prefix found from which the student itself gives the right answer.
+"""Keep the shortest prefix found from which the student gives the correct answer.
 
-Source: Efficient Long CoT Reasoning in Small Language Models (arXiv 2505.18440): binary cutting with backtracking, on
-policy, i.e. with the student that will be trained. The paper assumes that the whole trace is valid; here it is tested,
-when nothing shorter passed. And a prefix that stops at a doubt, a question or an announcement ("Wait, ...") is none
-here: with a conclusion right after it, it would teach the student to doubt and then answer regardless.
+Source: Efficient Long CoT Reasoning in Small Language Models (arXiv 2505.18440): binary cutting with backtracking, with
+the student that will be trained. The paper assumes that the whole trace is valid; here the whole trace is tested if no
+shorter prefix passed. Prefixes that end with a doubt, a question or an announcement ("Wait, ...") are not candidates:
+with a conclusion directly after them, they would teach the student to doubt and then to answer regardless.
 """
 
 from __future__ import annotations
@@ -35,49 +35,50 @@ from tracefactory.text.steps.ending import leaves_open
 
 @PRUNERS.register("binary_cut")
 class BinaryCut(Pruner):
-    """Keep the shortest prefix found from which the student itself gives the right answer.
+    """Keep the shortest prefix found from which the student gives the correct answer.
 
-    An answer that was cut off is none: the number it happens to stop at may be the right one.
+    A truncated answer does not count, because its last number can be correct by chance.
     """
 
     version: ClassVar[str] = "3"
     needs: ClassVar[frozenset[str]] = frozenset({"verify", "student"})
 
     samples: int = Field(default=1, ge=1, description="Answers of the student to each prefix; one is greedy.")
-    valid: int = Field(default=1, ge=1, description="How many of them must be right.")
+    valid: int = Field(default=1, ge=1, description="How many of the answers must be correct.")
     temperature: float = Field(default=0.6, ge=0, description="Sampling temperature, where several are drawn.")
     conclusion: Literal["student", "original"] = Field(
         default="student",
-        description="Whose answer ends the pruned trace: the student's first right one, or the trace's own, which a "
-        "trace that never closed its thinking does not have.",
+        description="The answer text of the pruned trace: the student's first correct answer, or the original answer "
+        "text; a trace with unclosed thinking always gets the student's.",
     )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.valid > self.samples:
-            raise ValueError(f"valid: {self.valid} of {self.samples} samples cannot be right")
+            raise ValueError(f"valid: {self.valid} of {self.samples} samples cannot be correct")
         return self
 
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
-        """Search all traces in lockstep; a round asks the student once for all of them."""
+        """Search all traces in parallel; each round sends one batch of requests to the student."""
         run = _Run(self, [item for item in items if item.steps], tools)
         searches = await shortest_prefixes([len(ends) for ends in run.ends], run.ask)
-        found = {item.trace.id: run.result(number, search) for number, (item, search) in run.numbered(searches)}
+        results = [run.result(number, search) for number, search in enumerate(searches)]
+        found = {result.id: result for result in results}
         return [found.get(item.trace.id) or parent(item, "no_reasoning") for item in items]
 
     def asks_at_most(self, item: PruneItem) -> Asks:
-        """Return the bound of the search, for every sample."""
+        """Return the maximum number of tests of the search, times the samples."""
         return Asks(answers=max_calls(len(prefix_ends(item))) * self.samples if item.steps else 0)
 
 
 def prefix_ends(item: PruneItem) -> list[int]:
-    """Return how many steps the prefixes have that the reasoning can stop after; the whole of it is always one."""
+    """Return the numbers of steps of the candidate prefixes. The whole reasoning is always a candidate."""
     count = len(item.steps)
     return [*(end for end in range(1, count) if not leaves_open(item.step(end - 1))), count]
 
 
 class _Run:
-    """One batch: what was asked, and the right answer texts by (trace, prefix); prefixes are numbered from 1."""
+    """The state of one batch: the correct answer texts by (trace, prefix), and errors; prefixes count from 1."""
 
     def __init__(self, params: BinaryCut, items: list[PruneItem], tools: Tools) -> None:
         self.params, self.items, self.tools = params, items, tools
@@ -87,11 +88,8 @@ class _Run:
         self.unsure: defaultdict[int, int] = defaultdict(int)
         self.errors: dict[int, str] = {}
 
-    def numbered(self, searches: list[Search]) -> list[tuple[int, tuple[PruneItem, Search]]]:
-        return list(enumerate(zip(self.items, searches, strict=True)))
-
     async def ask(self, asking: Sequence[tuple[int, int]]) -> list[Test]:
-        """Ask the student about one prefix of each trace, `samples` times, and have all answers verified."""
+        """Test one prefix of each trace: sample `samples` answers of the student and verify them."""
         many = self.params.samples
         replies = await self.student.conclude(
             [
@@ -118,19 +116,22 @@ class _Run:
                 votes[owner] += 1
                 self.right.setdefault(owner, reply.text)
         failures = {owner: reply.error for owner, reply in zip(owners, replies, strict=True) if reply.error}
-        return [self._outcome(owner, votes[owner], failures.get(owner)) for owner in asking]
-
-    def _outcome(self, owner: tuple[int, int], votes: int, error: str | None) -> Test:
-        if votes >= self.params.valid:
-            return Test.PASSED
-        if error == CONTEXT_LENGTH:
-            return Test.TOO_LONG
-        if error:
-            self.errors[owner[0]] = error
-            return Test.BROKEN
-        return Test.FAILED
+        outcomes: list[Test] = []
+        for owner in asking:
+            error = failures.get(owner)
+            if votes[owner] >= self.params.valid:
+                outcomes.append(Test.PASSED)
+            elif error == CONTEXT_LENGTH:
+                outcomes.append(Test.TOO_LONG)
+            elif error:
+                self.errors[owner[0]] = error
+                outcomes.append(Test.BROKEN)
+            else:
+                outcomes.append(Test.FAILED)
+        return outcomes
 
     def result(self, number: int, search: Search) -> PruneResult:
+        """Return the result of a finished search."""
         item = self.items[number]
         cost = Cost(calls=search.calls, samples=search.calls * self.params.samples, unsure=self.unsure[number])
         if search.broken:

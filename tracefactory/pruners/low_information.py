@@ -1,9 +1,9 @@
-"""Drop the steps that tell the student least, whole, within a budget.
+"""Drop the steps with the least information for the student, within a budget.
 
 Sources: step entropy (arXiv 2508.03346), which drops the steps whose tokens have the least entropy, and ASAP (arXiv
 2508.05988), which scores a paragraph by the surprisal of its first token. The scores are stored measures of the
-student, so no model is asked. Unlike there, a step that leaves something open (a doubt, a question, an announcement)
-is one with the step that settles it: without its answer, a question would be all that is left of both.
+student, so no request is sent. Unlike in the papers, a step that leaves something open (a doubt, a question, an
+announcement) is kept or dropped together with the next step, so that no question stays without its answer.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from tracefactory.text.steps.ending import leaves_open
 
 @PRUNERS.register("low_information")
 class LowInformation(Pruner):
-    """Drop the steps of the lowest score first, the later of two equal ones, within a budget of tokens.
+    """Drop the steps with the lowest scores within a budget of tokens; of equal scores, the later step first.
 
-    The first step, which sets out the problem, and steps without a score stay. What no longer fits the budget is passed
-    over for something smaller.
+    The first step, which states the problem, and steps without a score are kept. A step that exceeds the rest of the
+    budget is kept, and smaller ones after it can still be dropped.
     """
 
     version: ClassVar[str] = "2"
     needs: ClassVar[frozenset[str]] = frozenset({"scores"})
 
-    drop: float = Field(default=0.2, gt=0, lt=1, description="Largest share of a trace's tokens that is dropped.")
+    drop: float = Field(default=0.2, gt=0, lt=1, description="Maximum share of a trace's tokens to drop.")
     score: Literal["surprisal", "first_surprisal", "entropy"] = Field(
         default="surprisal",
-        description="What steps are scored by; those that go together score as one: by tokens (surprisal), by the "
-        "first of them (first_surprisal) or in sum (entropy).",
+        description="The score of steps. Steps that belong together have one score: the mean by tokens (surprisal), "
+        "that of the first step (first_surprisal), or the sum (entropy).",
     )
     protect: tuple[StepKind, ...] = Field(
-        default=(StepKind.CONCLUSION,), description="The kinds of steps that stay whatever they score."
+        default=(StepKind.CONCLUSION,), description="The kinds of steps that are never dropped."
     )
 
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
-        """Choose per trace; nothing is asked."""
+        """Choose the steps of each trace; no request is sent."""
         return [self._choose(item) for item in items]
 
     def _choose(self, item: PruneItem) -> PruneResult:
@@ -72,7 +72,7 @@ class LowInformation(Pruner):
     def _free(
         self, item: PruneItem, tokens: Sequence[int], values: Sequence[float]
     ) -> Iterator[tuple[float, int, list[int]]]:
-        """Yield what may be dropped: (score, minus the first step's number, the steps that go together)."""
+        """Yield the groups that may be dropped: (score, minus the index of the first step, indices of the steps)."""
         for group in together(item):
             stays = group[0] == 0 or any(item.steps[index].kind in self.protect for index in group)
             if stays or any(isnan(values[index]) for index in group):
@@ -86,7 +86,7 @@ class LowInformation(Pruner):
 
 
 def together(item: PruneItem) -> Iterator[list[int]]:
-    """Yield the steps of an item, those that leave something open with the step after them; idle talk stands alone."""
+    """Yield groups of steps: a step that leaves something open belongs to the next step; filler is a group alone."""
     group: list[int] = []
     for step in item.steps:
         group.append(step.index)

@@ -1,4 +1,4 @@
-"""Have a model write the reasoning anew at a target verbosity, shorter or longer.
+"""Rewrite the reasoning with a model to a target length, shorter or longer.
 
 Sources: the reasoning-verbosity rewriting of OmniThought / EasyDistill (arXiv 2505.10937) and the per-step rewriting
 of DRP. No step of the parent is kept, so the whole text counts as added.
@@ -31,40 +31,42 @@ _ASKED = Cost(calls=1, samples=1)
 
 @PRUNERS.register("rewrite")
 class Rewrite(Pruner):
-    """Have a model write the reasoning anew, shorter or longer."""
+    """Rewrite the reasoning with a model, shorter or longer."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"writer"})
 
-    target: float = Field(default=0.5, gt=0, description="Words to aim at, as a share of the parent's; 2 extends.")
+    target: float = Field(
+        default=0.5, gt=0, description="Target words, as a share of the parent's words; 2 doubles them."
+    )
     reached: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="How much of the way from the parent's length to the target a rewrite must have gone, or the "
-        "parent stands; 0 takes any rewrite that is not on the wrong side of the parent's length.",
+        description="Minimum change of the length, as a share of the change to the target; otherwise the parent is "
+        "kept. 0 accepts every rewrite whose length changes in the right direction, or not at all.",
     )
 
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
-        """Ask for all rewrites at once."""
+        """Rewrite all traces in one batch."""
         writer = tools.require_writer("rewrite")
         asked = [item for item in items if item.trace.reasoning.strip()]
-        replies = await writer.rewrite([self._question(item) for item in asked]) if asked else []
+        requests = [
+            RewriteItem(
+                id=item.trace.id,
+                question=item.trace.problem.question,
+                reasoning=item.trace.reasoning,
+                answer_text=item.trace.answer_text,
+                words=max(1, round(self.target * count_words(item.trace.reasoning))),
+            )
+            for item in asked
+        ]
+        replies = await writer.rewrite(requests) if requests else []
         found = {item.trace.id: self._result(item, reply) for item, reply in zip(asked, replies, strict=True)}
         return [found.get(item.trace.id) or parent(item, "no_reasoning") for item in items]
 
     def asks_at_most(self, item: PruneItem) -> Asks:
-        """Return one rewrite."""
+        """Return one completion for a trace with reasoning."""
         return Asks(answers=1 if item.trace.reasoning.strip() else 0)
-
-    def _question(self, item: PruneItem) -> RewriteItem:
-        trace = item.trace
-        return RewriteItem(
-            id=trace.id,
-            question=trace.problem.question,
-            reasoning=trace.reasoning,
-            answer_text=trace.answer_text,
-            words=max(1, round(self.target * count_words(trace.reasoning))),
-        )
 
     def _result(self, item: PruneItem, reply: Conclusion) -> PruneResult:
         if reply.error:

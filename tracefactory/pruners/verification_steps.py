@@ -1,10 +1,9 @@
-"""Drop the checks that come after the verified answer, and nothing of how it was derived.
+"""Drop the checks after the verified answer, but no step of its derivation.
 
-Source: Prune-on-Logic (arXiv 2505.14582): losing verification steps shortens traces and helps, losing core reasoning
-hurts. A check is the step that announces it and the steps that carry it out. A check that fails, or that makes the
-trace doubt, is part of the way to the answer and stays, unless the doubt settles and the trace states the same answer
-again: then all of it changed nothing. Every step of a trace that never closed its thinking stays too: its last check
-has no end (`after_answer` is for those).
+Source: Prune-on-Logic (arXiv 2505.14582): removing verification steps shortens traces and helps, removing core
+reasoning hurts. A check is the step that announces it and the steps that carry it out. A check that fails, or that
+leads to a doubt, is part of the derivation and is kept, unless the trace then states the same answer again. A trace
+with unclosed thinking is kept completely, because its last check has no end (use `after_answer` for those).
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _DOUBTS = (StepKind.REFLECTION, StepKind.RESTART)
 
 @PRUNERS.register("verification_steps")
 class VerificationSteps(Pruner):
-    """Drop the checks that come after the verified answer, and nothing of how it was derived."""
+    """Drop the checks after the verified answer, but no step of its derivation."""
 
     version: ClassVar[str] = "2"
     needs: ClassVar[frozenset[str]] = frozenset({"verify"})
@@ -55,11 +54,15 @@ def _drop(item: PruneItem, stated: Sequence[Stated]) -> PruneResult:
 
 
 def checks_after(item: PruneItem, stated: Sequence[int]) -> list[int]:
-    """Return the steps after the first of `stated` that belong to checks which found nothing wrong.
+    """Return the steps of checks after the verified answer that found no mistake.
 
-    `stated` are the steps that state the verified answer: a doubt that comes of a check goes with it if one of them
-    follows, unless another way was begun in between or a mistake was found. A check that ends in another answer found
-    something. A short doubt right above a check is what the check answers, and goes with it.
+    A doubt after a check belongs to the check if the answer is stated again later, no other approach begins in between,
+    and no mistake is found. A check that ends with another answer found a mistake. A short doubt directly before a
+    check belongs to the check.
+
+    Args:
+        item: the trace.
+        stated: the steps that state the verified answer, in order.
     """
     found: list[int] = []
     answered = stated[0]

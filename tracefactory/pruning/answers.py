@@ -37,11 +37,16 @@ class Stated:
 
 
 async def stated_answers(items: Sequence[PruneItem], verify: Verify, evidence: Evidence) -> list[list[Stated]]:
-    """Return for every trace the steps that state an answer that the problem's verifier accepts, in order.
+    """Return, for every trace, the steps with an answer that the problem's verifier accepts, in order.
 
     A statement is explicit ("the answer is", a box, 答案是). With `result`, the result of a "so ..." sentence counts
     too, which finds answers earlier, but also intermediate values that equal the answer. Questions and guesses do not
     count. Equal statements of a problem are verified once.
+
+    Args:
+        items: the traces in steps.
+        verify: verifies answer texts.
+        evidence: the statements that count.
     """
     wanted: dict[tuple[str, str], tuple[Problem, str]] = {}
     statements_of_items: list[list[tuple[int, str]]] = []

@@ -41,7 +41,13 @@ class PruneItem(Frozen):
     def of(
         cls, trace: Trace, granularity: Granularity = Granularity.STEP, scores: StepScores | None = None
     ) -> PruneItem:
-        """Return a trace with the steps of its reasoning; `scores` must be of the same steps."""
+        """Return a trace with the steps of its reasoning.
+
+        Args:
+            trace: the trace.
+            granularity: the size of the steps.
+            scores: the student's scores of the same steps, if they were measured.
+        """
         return cls(trace=trace, steps=segment(trace.reasoning, granularity), scores=scores)
 
     def step(self, index: int) -> str:
@@ -106,7 +112,16 @@ def keep(
     closed: bool = True,
     cost: Cost = FREE,
 ) -> PruneResult:
-    """Return a result with the given steps of a parent and an answer text."""
+    """Return a result that keeps some steps of a parent.
+
+    Args:
+        item: the parent.
+        kept: the indices of the kept steps, in order.
+        answer_text: the answer text of the result.
+        added: text after the kept steps that is not from the parent.
+        closed: whether the thinking is closed.
+        cost: the costs of the result.
+    """
     indices = tuple(kept)
     reasoning = item.join(indices) + added
     if not added and len(indices) < len(item.steps):
@@ -123,7 +138,14 @@ def keep(
 
 
 def parent(item: PruneItem, reason: str, cost: Cost = FREE, detail: str | None = None) -> PruneResult:
-    """Return the result that keeps the parent trace unchanged, with the reason."""
+    """Return the result that keeps the parent trace unchanged.
+
+    Args:
+        item: the parent.
+        reason: why it is kept, a snake_case identifier.
+        cost: the costs of the rejected result.
+        detail: more information for a person.
+    """
     return PruneResult(
         id=item.trace.id,
         kept=tuple(range(len(item.steps))),

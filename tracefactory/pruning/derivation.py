@@ -109,7 +109,15 @@ def edited(trace: Trace) -> Derivation | None:
 def derive(
     item: PruneItem, result: PruneResult, *, pruner: str, granularity: Granularity, counter: LengthCounter
 ) -> Derivation:
-    """Return the derivation for a checked result."""
+    """Return the derivation for a checked result.
+
+    Args:
+        item: the parent trace in steps.
+        result: the result.
+        pruner: the name of the pruner.
+        granularity: the size of the steps.
+        counter: counts the lengths of the texts.
+    """
     edit = None if result.reason is not None else _edit(item, result, counter)
     return Derivation(
         pruner=pruner,

@@ -11,7 +11,12 @@ from tracefactory.pruning.base import PruneItem, PruneResult
 def diff(item: PruneItem, result: PruneResult, context: int = 1) -> str:
     """Return the parent's steps with cuts marked `-` and additions marked `+`; long runs of kept steps are folded.
 
-    `context` is the number of kept steps shown before and after a cut. Steps have their numbers in the parent.
+    Steps have their numbers in the parent.
+
+    Args:
+        item: the parent in steps.
+        result: the pruned result.
+        context: the number of kept steps shown before and after a cut.
     """
     kept = set(result.kept)
     cut = [step for step in item.steps if step.index not in kept]

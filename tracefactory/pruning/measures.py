@@ -17,7 +17,7 @@ COLUMNS = (
     ),
     Column(
         name="prune_tokens_saved_estimated",
-        description="The same, shared out by characters from the server's count for the parent.",
+        description="The same, estimated from characters and the server's token count of the parent.",
         unit="tokens",
         direction="higher",
     ),
@@ -27,8 +27,8 @@ COLUMNS = (
         unit="characters",
         direction="higher",
     ),
-    Column(name="prune_calls", description="Prefixes or texts that a model was asked about.", unit="calls"),
-    Column(name="prune_samples", description="Completions that took.", unit="completions"),
+    Column(name="prune_calls", description="Prefixes or texts that were sent to a model.", unit="calls"),
+    Column(name="prune_samples", description="Completions that these calls sampled.", unit="completions"),
 )
 _SAVED: dict[Unit, str] = {
     "student_tokens": "prune_tokens_saved",

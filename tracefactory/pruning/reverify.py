@@ -32,6 +32,11 @@ async def reverify(items: Sequence[PruneItem], results: Sequence[PruneResult], v
     The parent trace is kept when the pruned thinking is empty, is not closed or contains thinking tags; when it has a
     doubt or an announcement whose resolution was cut; when it refers to text that was cut; and when its answer text is
     not verified as correct, including failures of the verifier.
+
+    Args:
+        items: the parents in steps.
+        results: one result for each parent.
+        verify: verifies answer texts.
     """
     checked = [structure(item, result) for item, result in zip(items, results, strict=True)]
     passed = [(item, result) for item, result in zip(items, checked, strict=True) if result.reason is None]

@@ -186,7 +186,13 @@ class _Safe(str):
 
 
 def render(inputs: CardInputs, *, version: str, configs: tuple[ConfigLine, ...]) -> str:
-    """Return the README.md of a release: YAML metadata, then the text. Equal arguments give equal bytes."""
+    """Return the README.md of a release: YAML metadata and the text. Equal arguments give equal bytes.
+
+    Args:
+        inputs: the content of the card.
+        version: the version of the release.
+        configs: its configurations; the first one is the default.
+    """
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -223,7 +229,8 @@ def metadata(inputs: CardInputs, configs: tuple[ConfigLine, ...]) -> str:
     rows = max((config.rows for config in configs), default=0)
     licence = (inputs.licence or "").strip()
     known = licence.lower() if licence.lower() in _HUB_LICENCES else "other"
-    extra: dict[str, Any] = {"license_name": _slug(licence)} if licence and known == "other" else {}
+    slug = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-") or "other"
+    extra: dict[str, Any] = {"license_name": slug} if licence and known == "other" else {}
     from huggingface_hub import DatasetCardData  # takes 0.1 s to import
 
     data = DatasetCardData(
@@ -312,7 +319,3 @@ def _fence(text: str, language: str) -> _Safe:
 def _reasons(counts: Mapping[str, int]) -> _Safe:
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return _Safe(", ".join(f"{_code(name)} {number:,}" for name, number in ordered) or "-")
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-") or "other"

@@ -48,17 +48,25 @@ class Difference(Frozen):
 def compare(first: Path, second: Path) -> Difference:
     """Compare two release folders, after checking the digests of their files.
 
+    Args:
+        first: a release folder.
+        second: the release folder to compare it with.
+
     Raises:
-        UserError: when one is not a release or is damaged, or they have no view in common.
+        UserError: when a folder is not an intact release, or the releases have no view in common.
     """
     manifests = (verify_release(first), verify_release(second))
     shared = [view for view in manifests[0].configs if view in manifests[1].configs]
     if not shared:
-        raise UserError(f"{first} and {second} have no view in common: {_names(manifests[0])}; {_names(manifests[1])}")
+        views = "; ".join(f"{one.version} has {', '.join(one.configs)}" for one in manifests)
+        raise UserError(f"{first} and {second} have no view in common: {views}")
     return Difference(
         first=f"{manifests[0].name} {manifests[0].version}",
         second=f"{manifests[1].name} {manifests[1].version}",
-        views=tuple(_compare_view(view, _rows(first, view), _rows(second, view)) for view in shared),
+        views=tuple(
+            _compare_view(view, *(pl.read_parquet(folder / "data" / view / "*.parquet") for folder in (first, second)))
+            for view in shared
+        ),
         made_by=_made_by(*manifests),
     )
 
@@ -71,6 +79,7 @@ def _compare_view(view: str, first: pl.DataFrame, second: pl.DataFrame) -> ViewD
     differs = both.select("id", *(pl.col(name).ne_missing(pl.col(name + _OTHER)) for name in columns))
     changed = differs.filter(pl.any_horizontal(columns))
     counted = {name: int(changed[name].sum()) for name in columns}
+    styles = [dict(rows["style"].value_counts().rows()) if "style" in rows else {} for rows in (first, second)]
     return ViewDifference(
         view=view,
         same=len(both) - len(changed),
@@ -79,19 +88,8 @@ def _compare_view(view: str, first: pl.DataFrame, second: pl.DataFrame) -> ViewD
         changed=_ids(changed),
         changed_columns={name: count for name, count in counted.items() if count},
         columns=tuple(sorted(set(first.columns) ^ set(second.columns))),
-        styles=_styles(first, second),
+        styles={str(one): (styles[0].get(one, 0), styles[1].get(one, 0)) for one in sorted({*styles[0], *styles[1]})},
     )
-
-
-def _styles(first: pl.DataFrame, second: pl.DataFrame) -> dict[str, tuple[int, int]]:
-    counts = [dict(rows["style"].value_counts().rows()) if "style" in rows else {} for rows in (first, second)]
-    return {
-        str(style): (counts[0].get(style, 0), counts[1].get(style, 0)) for style in sorted({*counts[0], *counts[1]})
-    }
-
-
-def _rows(folder: Path, view: str) -> pl.DataFrame:
-    return pl.read_parquet(folder / "data" / view / "*.parquet")
 
 
 def _ids(rows: pl.DataFrame) -> tuple[str, ...]:
@@ -99,7 +97,7 @@ def _ids(rows: pl.DataFrame) -> tuple[str, ...]:
 
 
 def _made_by(first: Manifest, second: Manifest) -> dict[str, tuple[str | None, str | None]]:
-    """Return the differences of the manifests in how the rows were made, as text."""
+    """Return the differences of the manifests in how the rows were made, with both values as text."""
     found: dict[str, tuple[str | None, str | None]] = {}
     pairs = {"licence": (first.licence, second.licence), "tracefactory": (first.tracefactory, second.tracefactory)}
     for stage in dict.fromkeys([*first.stages, *second.stages]):
@@ -114,7 +112,3 @@ def _made_by(first: Manifest, second: Manifest) -> dict[str, tuple[str | None, s
         if one != other:
             found[name] = (one, other)
     return found
-
-
-def _names(manifest: Manifest) -> str:
-    return f"{manifest.version} has {', '.join(manifest.configs)}"

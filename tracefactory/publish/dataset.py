@@ -61,6 +61,7 @@ class PublishDataset(Stage[PublishParams]):
     work_on = Work.RELEASE
 
     def check(self, stage: Spec, pipeline: Pipeline) -> list[Mistake]:
+        """Return unknown or broken views, and a token that is not from an environment variable."""
         mistakes: list[Mistake] = []
         for view in stage.params.views:
             try:
@@ -69,10 +70,11 @@ class PublishDataset(Stage[PublishParams]):
                 mistakes += error.mistakes
         token = stage.params.token
         if token is not None and token.env_name is None:
-            mistakes.append(Mistake("token: a secret is given as env:NAME, never in the file"))
+            mistakes.append(Mistake("token: write env:NAME; a secret must not be in the file"))
         return mistakes
 
     def uses(self, stage: Spec, pipeline: Pipeline) -> Mapping[str, Any]:
+        """Return the versions of the views."""
         return {"versions": {"views": {name: VIEWS.get(name).version for name in stage.params.views}}}
 
     def refusal(self, stage: Spec, pipeline: Pipeline) -> Mistake | None:
@@ -92,6 +94,7 @@ class PublishDataset(Stage[PublishParams]):
         )
 
     def is_intact(self, stage: Spec, pipeline: Pipeline) -> bool:
+        """Return whether the release, and the record of its push, exist."""
         pushed = stage.params.hub is None or receipt_file(pipeline).exists()
         return pushed and published(release_folder(pipeline)) is not None
 
@@ -103,6 +106,7 @@ class PublishDataset(Stage[PublishParams]):
         return [Span.of(number, count) for number in range(count)]
 
     def write_range(self, stage: Spec, rows: RowReader, number: int, span: Span, services: Services) -> RangePart:
+        """Write the files of one range to the temporary folder of the run."""
         batches = rows.batches(span, BATCH_PROBLEMS)
         folder = scratch_folder(services.pipeline, services.run_id)
         try:
@@ -112,9 +116,14 @@ class PublishDataset(Stage[PublishParams]):
             raise
 
     def release(self, stage: Spec, rows: RowReader, reports: Sequence[RangePart], services: Services) -> Decided:
+        """Assemble, check and place the release, push it if `hub` is set, and return the decisions on the traces."""
         pipeline, params = services.pipeline, stage.params
         folder, scratch = release_folder(pipeline), scratch_folder(pipeline, services.run_id)
-        _remove_leftovers(pipeline, services)
+        leftovers = f".{folder.name}.tmp-"  # temporary folders of killed runs
+        for leftover in folder.parent.glob(f"{leftovers}*"):
+            run = leftover.name.removeprefix(leftovers)
+            if run != services.run_id and not has_workers(services.state_dir, run):
+                shutil.rmtree(leftover, ignore_errors=True)
         refused = {row_id: error for part in reports for row_id, error in part.refused.items()}
         above = {one.id for one in pipeline.above(stage)}
         try:
@@ -140,7 +149,13 @@ class PublishDataset(Stage[PublishParams]):
             receipt = push(folder, repo=params.hub, version=version, private=params.private, token=token)
             write_json(receipt_file(pipeline), receipt.model_dump(mode="json"))
             notes.append(f"published: {receipt.url}")
-        return Decided(_decisions(rows, refused), notes=notes)
+        found = [(row_id, reason, detail) for row_id, (reason, detail) in refused.items()]
+        schema = {"id": pl.String, "reason": pl.String, "detail": pl.String}
+        decisions = rows.frame(Span.all(), ()).join(
+            pl.DataFrame(found, schema=schema, orient="row"), on="id", how="left", maintain_order="left"
+        )
+        kept = pl.col("reason").is_null().alias("kept")
+        return Decided(decisions.select("problem_id", "id", kept, "reason", "detail"), notes=notes)
 
 
 def release_version(pipeline: Pipeline) -> str:
@@ -149,21 +164,23 @@ def release_version(pipeline: Pipeline) -> str:
 
 
 def release_folder(pipeline: Pipeline) -> Path:
+    """Return the folder of the release of a pipeline."""
     return pipeline.project.out_dir / pipeline.name / release_version(pipeline)
 
 
 def scratch_folder(pipeline: Pipeline, run_id: str) -> Path:
-    """Return the folder in which a run writes a release before it is moved to its place."""
+    """Return the folder in which a run writes a release before it is moved to the release folder."""
     folder = release_folder(pipeline)
     return folder.parent / f".{folder.name}.tmp-{run_id}"
 
 
 def receipt_file(pipeline: Pipeline) -> Path:
+    """Return the file that records the push of a release to the Hub."""
     return pipeline.project.state_dir / "published" / pipeline.name / f"{release_version(pipeline)}.json"
 
 
 def published(folder: Path) -> Manifest | None:
-    """Return the manifest of a release folder, None when there is none."""
+    """Return the manifest of a release folder; None when the folder has none."""
     return read(folder) if (folder / MANIFEST).exists() else None
 
 
@@ -197,16 +214,6 @@ def _summary(changes: Sequence[str]) -> str:
     return "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
 
 
-def _remove_leftovers(pipeline: Pipeline, services: Services) -> None:
-    """Remove temporary folders of killed runs next to the release."""
-    folder = release_folder(pipeline)
-    prefix = f".{folder.name}.tmp-"
-    for leftover in folder.parent.glob(f"{prefix}*"):
-        run = leftover.name.removeprefix(prefix)
-        if run != services.run_id and not has_workers(services.state_dir, run):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
 def _shorter_views(reports: Sequence[RangePart]) -> list[str]:
     """Return a note for every partial view with the number of traces that it omits, by reason."""
     notes = []
@@ -217,15 +224,6 @@ def _shorter_views(reports: Sequence[RangePart]) -> list[str]:
             listed = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
             notes.append(f"the view {name} has {rows} rows and omits {reasons.total()}: {listed}")
     return notes
-
-
-def _decisions(rows: RowReader, refused: Mapping[str, tuple[str, str]]) -> pl.DataFrame:
-    """Return for every trace whether it is in the dataset."""
-    frame = rows.frame(Span.all(), ())
-    found = [(row_id, reason, detail) for row_id, (reason, detail) in refused.items()]
-    schema = {"id": pl.String, "reason": pl.String, "detail": pl.String}
-    joined = frame.join(pl.DataFrame(found, schema=schema, orient="row"), on="id", how="left", maintain_order="left")
-    return joined.select("problem_id", "id", pl.col("reason").is_null().alias("kept"), "reason", "detail")
 
 
 STAGES.register("publish:dataset")(PublishDataset())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import polars as pl
 from tracefactory.core.pipeline import StageSpec
 from tracefactory.core.refs import find_refs
 from tracefactory.core.spans import Span
-from tracefactory.core.stage import RowReader, Services, stage_of
+from tracefactory.core.stage import Facts, RowReader, Services, stage_of
 from tracefactory.engine.lengths import LengthLine
 from tracefactory.publish.card import (
     CardInputs,
@@ -29,7 +29,7 @@ _COLUMNS = ("style", "completion_tokens", "prompt", "prompt_digest", "verdict")
 
 
 def card_inputs(stage: StageSpec[Any], rows: RowReader, refused: frozenset[str], services: Services) -> CardInputs:
-    """Collect the content of a dataset card.
+    """Return the content of a dataset card.
 
     Args:
         stage: the publish stage.
@@ -39,7 +39,9 @@ def card_inputs(stage: StageSpec[Any], rows: RowReader, refused: frozenset[str],
     """
     pipeline, params = services.pipeline, stage.params
     above = pipeline.above(stage)
-    records = dict(_records(above, services))
+    folders = {one.id: StageFolder(services.state_dir, one.id, services.keys[one.id]) for one in above}
+    records = {one: record for one, folder in folders.items() if (record := folder.record()) is not None}
+    facts = {one.id: stage_of(one).facts(one, records[one.id].tally.numbers) for one in above}
     frame = rows.frame(Span.all(), _COLUMNS).filter(
         ~pl.col("id").is_in(pl.Series(sorted(refused), dtype=pl.String).implode())
     )
@@ -52,28 +54,25 @@ def card_inputs(stage: StageSpec[Any], rows: RowReader, refused: frozenset[str],
         languages=params.languages,
         tags=params.tags,
         stages=tuple(_stage_line(one, records[one.id]) for one in above),
-        mix=tuple(_mix_lines(above, records, styles)),
-        notes=tuple(_notes(above, records)),
+        mix=tuple(
+            MixLine(stage=one, part=part, unit=found.unit, asked=asked, got=styles.get(part, 0))
+            for one, found in facts.items()
+            for part, asked in found.shares.items()
+        ),
+        notes=(
+            *(note for record in records.values() for note in record.tally.notes),
+            *(note for found in facts.values() for note in found.notes),
+        ),
         lengths=tuple(
             LengthLine.of(str(style), group["completion_tokens"].to_list())
             for (style,), group in frame.sort("style").group_by("style", maintain_order=True)
         ),
-        models=tuple(
-            ModelLine(
-                name=name,
-                role=_role(name, above),
-                model=spec.model,
-                revision=spec.recorded_revision(services.environment),
-                licence=spec.licence,
-            )
-            for name, spec in sorted(pipeline.models.items())
-            if any(name in one.model_names for one in above)
-        ),
+        models=tuple(_model_lines(above, services)),
         prompts=tuple(
             PromptLine(name=name, digest=digest)
             for name, digest in frame.select("prompt", "prompt_digest").unique().sort("prompt").iter_rows()
         ),
-        sources=tuple(_source_lines(above, records, rows, frame["problem_id"])),
+        sources=tuple(_source_lines(facts, records, rows, frame["problem_id"])),
         verifiers=tuple(_verifier_lines(frame)),
         measures=tuple(
             MeasureLine(name=name, about=one.description, unit=one.unit, direction=one.direction, source=one.source)
@@ -85,17 +84,21 @@ def card_inputs(stage: StageSpec[Any], rows: RowReader, refused: frozenset[str],
     )
 
 
-def _records(stages: Sequence[StageSpec[Any]], services: Services) -> Iterator[tuple[str, StageRecord]]:
-    for one in stages:
-        record = StageFolder(services.state_dir, one.id, services.keys[one.id]).record()
-        if record is not None:
-            yield one.id, record
-
-
-def _role(name: str, stages: Sequence[StageSpec[Any]]) -> str:
-    """Return the role of a model: student if stages name it only in `student:`, else teacher."""
-    refs = [ref for stage in stages for ref in find_refs(type(stage.params), stage.params) if ref.name == name]
-    return "student" if {ref.path[-1] for ref in refs if ref.kind == "model"} == {"student"} else "teacher"
+def _model_lines(stages: Sequence[StageSpec[Any]], services: Services) -> Iterator[ModelLine]:
+    """Yield the models that stages use. A model that stages name only in `student:` has the role of a student."""
+    parameters: dict[str, set[str | int]] = {}
+    for ref in (ref for stage in stages for ref in find_refs(type(stage.params), stage.params)):
+        if ref.kind == "model":
+            parameters.setdefault(ref.name, set()).add(ref.path[-1])
+    for name, spec in sorted(services.pipeline.models.items()):
+        if name in parameters:
+            yield ModelLine(
+                name=name,
+                role="student" if parameters[name] == {"student"} else "teacher",
+                model=spec.model,
+                revision=spec.recorded_revision(services.environment),
+                licence=spec.licence,
+            )
 
 
 def _stage_line(stage: StageSpec[Any], record: StageRecord) -> StageLine:
@@ -114,35 +117,18 @@ def _stage_line(stage: StageSpec[Any], record: StageRecord) -> StageLine:
     )
 
 
-def _notes(stages: Sequence[StageSpec[Any]], records: dict[str, StageRecord]) -> Iterator[str]:
-    for stage in stages:
-        yield from records[stage.id].tally.notes
-    for stage in stages:
-        yield from stage_of(stage).facts(stage, records[stage.id].tally.numbers).notes
-
-
-def _mix_lines(
-    stages: Sequence[StageSpec[Any]], records: dict[str, StageRecord], styles: dict[str, int]
-) -> Iterator[MixLine]:
-    for stage in stages:
-        facts = stage_of(stage).facts(stage, records[stage.id].tally.numbers)
-        for part, asked in facts.shares.items():
-            yield MixLine(stage=stage.id, part=part, unit=facts.unit, asked=asked, got=styles.get(part, 0))
-
-
 def _source_lines(
-    stages: Sequence[StageSpec[Any]], records: dict[str, StageRecord], rows: RowReader, published: pl.Series
+    facts: Mapping[str, Facts], records: Mapping[str, StageRecord], rows: RowReader, published: pl.Series
 ) -> Iterator[SourceLine]:
     problems = rows.problems(Span.all(), ("licence",)).filter(pl.col("id").is_in(published.unique().implode()))
     licences = sorted(filter(None, problems["licence"].unique().to_list()))
-    for stage in stages:
-        facts = stage_of(stage).facts(stage, records[stage.id].tally.numbers)
-        if facts.source:
+    for stage, found in facts.items():
+        if found.source:
             yield SourceLine(
-                name=f"{stage.id}: {facts.source}",
-                revision=facts.revision,
+                name=f"{stage}: {found.source}",
+                revision=found.revision,
                 licence=", ".join(licences),
-                rows=records[stage.id].tally.kept,
+                rows=records[stage].tally.kept,
             )
 
 

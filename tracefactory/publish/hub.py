@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,8 +74,15 @@ def push(
     """Publish the release in `folder` as tag `v<version>` of the dataset repository `repo`, which is created if needed.
 
     Files of the previous version are deleted from the main branch in the same commit; its tag keeps them. Files outside
-    `data/` that are not part of a release are not changed. With `token` None, the token of the machine's login is used.
-    `endpoint` is the URL of another Hub; one without Xet storage needs HF_HUB_DISABLE_XET=1 in the environment.
+    `data/` that are not part of a release are not changed.
+
+    Args:
+        folder: the release folder.
+        repo: the repository, "owner/name".
+        version: the version of the release.
+        private: whether the repository must be private.
+        token: the token of the Hub; None for the machine's login.
+        endpoint: the URL of another Hub; one without Xet storage needs HF_HUB_DISABLE_XET=1 in the environment.
 
     Raises:
         UserError: when the tag exists with other content, the folder is not an intact release of `version`, the
@@ -149,7 +157,7 @@ class _Publication:
             raise UserError(f"hub: {self.repo} is public, but the pipeline sets `private: true`")
 
     def _tagged_commit(self) -> str | None:
-        """Return the commit of the release's tag, None without the tag.
+        """Return the commit of the release's tag; None when there is no tag.
 
         Raises:
             UserError: when the tag has other content.
@@ -221,27 +229,29 @@ class _Publication:
         return self.api.dataset_info(self.repo, timeout=_TIMEOUT_S)  # its default overrides the client's time-out
 
     def _listing(self, commit: str) -> dict[str, RepoFile]:
-        def list_all() -> dict[str, RepoFile]:
-            entries = self.api.list_repo_tree(self.repo, recursive=True, revision=commit, repo_type="dataset")
-            return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-
-        return self._retry(list_all, "list the files of")
+        entries = self._retry(
+            lambda: list(self.api.list_repo_tree(self.repo, recursive=True, revision=commit, repo_type="dataset")),
+            "list the files of",
+        )
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
     def _holds_release(self, commit: str) -> bool:
         """Return whether a commit has all files of the release with their digests, and no other data files."""
         listing = self._listing(commit)
         digests = {line.path: line.sha256 for line in self.manifest.files}
         digests[MANIFEST] = digest_file(self.folder / MANIFEST)
-        data = {path for path in listing if path.startswith(_DATA)}
-        return data <= digests.keys() and all(
-            path in listing and self._matches(listing[path], path, sha256) for path, sha256 in digests.items()
-        )
-
-    def _matches(self, remote: RepoFile, path: str, sha256: str) -> bool:
-        """Compare by sha256 if the Hub stores it (large files), else by git's digest of the content."""
-        if remote.lfs is not None:
-            return bool(remote.lfs.sha256 == sha256)
-        return bool(remote.blob_id == git_hash((self.folder / path).read_bytes()))
+        if any(path.startswith(_DATA) and path not in digests for path in listing):
+            return False
+        for path, sha256 in digests.items():
+            remote = listing.get(path)
+            if remote is None:
+                return False
+            # The Hub has the sha256 of large files, and git's digest of the content of others.
+            if remote.lfs is not None and remote.lfs.sha256 != sha256:
+                return False
+            if remote.lfs is None and remote.blob_id != git_hash((self.folder / path).read_bytes()):
+                return False
+        return True
 
     def _deletions(self, head: str) -> list[CommitOperationDelete]:
         """Return deletions of the data files on `head` that are from an earlier release and not in this one.
@@ -259,16 +269,11 @@ class _Publication:
         return [CommitOperationDelete(path) for path in sorted(listing.keys() - new_files) if path.startswith(_DATA)]
 
     def _manifest_at(self, commit: str) -> Manifest | None:
-        """Return the manifest in a commit, None without a valid one."""
+        """Return the manifest in a commit; None when there is no valid one."""
         with tempfile.TemporaryDirectory() as cache:
-
-            def download() -> str:
-                return str(
-                    self.api.hf_hub_download(self.repo, MANIFEST, repo_type="dataset", revision=commit, cache_dir=cache)
-                )
-
+            download = partial(self.api.hf_hub_download, repo_type="dataset", revision=commit, cache_dir=cache)
             try:
-                path = self._retry(download, "read the manifest of")
+                path = self._retry(lambda: str(download(self.repo, MANIFEST)), "read the manifest of")
                 return Manifest.model_validate_json(Path(path).read_bytes())
             except (RemoteEntryNotFoundError, ValidationError):
                 return None

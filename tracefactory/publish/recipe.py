@@ -31,7 +31,13 @@ def recipe_of(stage: StageSpec[Any], pipeline: Pipeline) -> dict[str, dict[str, 
 
 
 def compare(manifest: Manifest, stage: StageSpec[Any], pipeline: Pipeline) -> Changes:
-    """Compare the recipe of a release with the current one."""
+    """Return the changes from the recipe of a release to the current one.
+
+    Args:
+        manifest: the manifest of the release.
+        stage: the publish stage.
+        pipeline: the current pipeline.
+    """
     before, after = previous_recipe(manifest, stage, pipeline.project.state_dir), recipe_of(stage, pipeline)
     by_user = [f"stage {one} is new" for one in after if one not in before]
     by_user += [f"stage {one} was removed" for one in before if one not in after]
@@ -44,7 +50,13 @@ def compare(manifest: Manifest, stage: StageSpec[Any], pipeline: Pipeline) -> Ch
 
 
 def previous_recipe(manifest: Manifest, stage: StageSpec[Any], state_dir: Path) -> Recipe:
-    """Return the recipe of a release from its manifest or, for version 0.1, from the folders of its stages."""
+    """Return the recipe of a release from its manifest or, for version 0.1, from the folders of its stages.
+
+    Args:
+        manifest: the manifest of the release.
+        stage: the publish stage.
+        state_dir: the folder of the project's state.
+    """
     if manifest.recipe:
         return manifest.recipe
     folders = {one: state_dir / "stages" / f"{one}-{key[:16]}" for one, key in manifest.stages.items()}
@@ -57,7 +69,7 @@ def _user_part(identity: Mapping[str, Any], other: Mapping[str, Any]) -> dict[st
 
     A parameter that only one of the two identities has is due to the version of this package.
     """
-    parameters, other_parameters = _parameters(identity), _parameters(other)
+    parameters, other_parameters = (one.get("parameters", one["with"]) for one in (identity, other))
     return {
         "op": identity["op"],
         "version": "",
@@ -65,17 +77,18 @@ def _user_part(identity: Mapping[str, Any], other: Mapping[str, Any]) -> dict[st
         "parameters": {name: value for name, value in parameters.items() if name in other_parameters},
         "uses": {
             **{name: value for name, value in identity["uses"].items() if name not in _VERSIONS},
-            "code": _marks(_versions(identity)),
+            "code": _versions(identity).marks,
         },
     }
 
 
-# In "versions" since key version 2; before, they were next to the values that the user controls.
+# Since key version 2 the versions are in "versions"; before, they were next to the values that the user controls.
 _VERSIONS = {"versions", "verifiers", "pruner", "steps", "source"}
 
 
 def _package_part(identity: Mapping[str, Any]) -> dict[str, Any]:
-    versions = _unmarked(_versions(identity))
+    """Return the part of an identity that a version of this package determines."""
+    versions = _versions(identity).plain
     return {
         "op": identity["op"],
         "version": versions.pop("version"),
@@ -85,29 +98,25 @@ def _package_part(identity: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _versions(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the versions of the code of a stage: its own, and those of what it uses."""
+class _Versions(NamedTuple):
+    """Versions without the marks of plugins, and the marks; versions without a mark are not in `marks`."""
+
+    plain: dict[str, Any]
+    marks: dict[str, Any]
+
+
+def _versions(identity: Mapping[str, Any]) -> _Versions:
+    """Return the versions of the code of a stage and of what it uses."""
     found = {name: value for name, value in identity["uses"].items() if name in _VERSIONS}
     named = found.pop("versions", {})
-    return {**found, **named, "version": identity["version"]}
+    return _split({**found, **named, "version": identity["version"]})
 
 
-def _unmarked(versions: Mapping[str, Any]) -> dict[str, Any]:
-    """Return versions without the marks of plugins."""
-    return {
-        name: _unmarked(one) if isinstance(one, Mapping) else split_version(str(one))[0]
-        for name, one in versions.items()
-    }
-
-
-def _marks(versions: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the marks of plugins in versions, by name; versions without a mark are left out."""
-    found = {
-        name: _marks(one) if isinstance(one, Mapping) else split_version(str(one))[1] for name, one in versions.items()
-    }
-    return {name: one for name, one in found.items() if one}
-
-
-def _parameters(identity: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = identity.get("parameters", identity["with"])
+def _split(versions: Mapping[str, Any]) -> _Versions:
+    found = _Versions({}, {})
+    for name, one in versions.items():
+        plain, mark = _split(one) if isinstance(one, Mapping) else split_version(str(one))
+        found.plain[name] = plain
+        if mark:
+            found.marks[name] = mark
     return found

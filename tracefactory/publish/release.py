@@ -103,13 +103,12 @@ def assemble(
             if VIEWS.get(view).partial and any(part.views[other].rows for part in parts for other in part.views):
                 continue
             raise RunError(f"no row is left for the view {view!r}; nothing was published")
-        written = [one for one in found if one.file is not None]
-        for number, one in enumerate(written):
-            assert one.file is not None
+        written = [(one.file, one.rows) for one in found if one.file is not None]
+        for number, (file, count) in enumerate(written):
             path = scratch / "data" / view / f"train-{number:05d}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)
-            one.file.replace(path)
-            files.append(_file_line(scratch, path, one.rows))
+            file.replace(path)
+            files.append(_file_line(scratch, path, count))
         version_of = VIEWS.get(view).version
         digests[view] = ConfigDigest(
             view_version=version_of, rows=rows, digest=combined_digest(one.digest for one in found)

@@ -15,12 +15,12 @@ from typing import Any, Union
 import pyarrow as pa
 from pydantic import BaseModel, Field
 
-from tracefactory.core.columns import ARROW, MEASURED, Column
+from tracefactory.core.columns import ARROW, DERIVATION, MEASURED, VERDICT, Column
 from tracefactory.core.registry import Registry, registry
 from tracefactory.core.rows import Frozen, Problem, Thinking, Trace
 
 Row = dict[str, Any]
-Refuse = Callable[[Trace, "ViewError"], None]
+Refuse = Callable[[Trace, "ViewError"], object]
 """Records that a view omits a trace, with the reason."""
 
 
@@ -88,22 +88,24 @@ class View:
     columns_too: bool = False
 
     def schema(self, columns: Iterable[Column] = ()) -> pa.Schema:
-        """Return the Arrow schema of the rows for traces with these declared columns."""
-        fields = list(_fields(self.row))
-        for name, chosen in _by_place(columns).items() if self.columns_too else ():
+        """Return the Arrow schema of the rows.
+
+        Args:
+            columns: the declared columns of the traces.
+        """
+        fields = _fields(self.row)
+        added = [one for one in columns if self.columns_too and one.name not in (VERDICT.name, DERIVATION.name)]
+        for name, measured in (("measures", True), ("fields", False)):
+            chosen = {one.name: ARROW[one.type] for one in added if (one.type in MEASURED) is measured}
             if chosen:
-                kind = pa.struct([pa.field(column.name, ARROW[column.type]) for column in chosen])
-                fields.append(pa.field(name, kind))
+                fields.append(pa.field(name, pa.struct(sorted(chosen.items(), key=lambda one: one[0]))))
         return pa.schema(fields)
 
     def rows(self, group: Group) -> Rows:
         """Return the rows of a group, and its traces without rows with the reasons."""
         refused: dict[str, ViewError] = {}
-
-        def refuse(trace: Trace, error: ViewError) -> None:
-            refused.setdefault(trace.id, error)
-
-        return Rows(list(self.make(group, refuse)), refused)
+        made = list(self.make(group, lambda trace, error: refused.setdefault(trace.id, error)))
+        return Rows(made, refused)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,13 @@ def trace_view(
     partial: bool = False,
     columns_too: bool = False,
 ) -> Callable[[Callable[[Trace], Row]], View]:
-    """Return a decorator that registers a function from a trace to its row, or ViewError, as the view `name`."""
+    """Return a decorator that registers a function as a view.
+
+    The function returns the row of a trace, or raises ViewError for a trace that the view cannot represent.
+
+    Args:
+        name, version, summary, row, partial, columns_too: see `View`.
+    """
 
     def register(function: Callable[[Trace], Row]) -> View:
         def make(group: Group, refuse: Refuse) -> Iterator[Row]:
@@ -145,9 +153,13 @@ def trace_view(
 def group_view(
     *, name: str, version: str, summary: str, row: type[BaseModel]
 ) -> Callable[[Callable[[Group, Refuse], Iterable[Row]]], View]:
-    """Return a decorator that registers a function from a group to its rows as the view `name`.
+    """Return a decorator that registers a function as a view.
 
-    The view is partial, since groups may have no rows. The function calls `refuse` for every trace without a row.
+    The function returns the rows of a group, and calls `refuse` for every trace without a row. The view is partial,
+    because groups may have no rows.
+
+    Args:
+        name, version, summary, row: see `View`.
     """
 
     def register(function: Callable[[Group, Refuse], Iterable[Row]]) -> View:
@@ -172,19 +184,14 @@ def declared_values(trace: Trace) -> Row:
     }
 
 
-def _by_place(columns: Iterable[Column]) -> dict[str, list[Column]]:
-    ordered = sorted((one for one in columns if one.name not in ("verdict", "derivation")), key=lambda one: one.name)
-    return {
-        "measures": [one for one in ordered if one.type in MEASURED],
-        "fields": [one for one in ordered if one.type not in MEASURED],
-    }
-
-
 def require_trainable(trace: Trace) -> None:
-    """Raise ViewError unless the trace is a complete answer that can be used for training.
+    """Check that a trace is a complete answer that can be used for training.
 
-    The student would learn to write unclosed, doubled or nested think tags, and chat templates split turns at
-    `</think>`, as https://github.com/huggingface/transformers does when it renders them.
+    A student would learn to write unclosed, doubled or nested think tags, and chat templates split turns at
+    `</think>` (https://github.com/huggingface/transformers).
+
+    Raises:
+        ViewError: for a refusal, for reasoning that is not closed or an empty answer, and for think tags in the texts.
     """
     if trace.refusal is not None:
         raise ViewError("refused_sample", "the teacher refused")
@@ -194,11 +201,15 @@ def require_trainable(trace: Trace) -> None:
         raise ViewError("answer_empty", "there is no answer text after the reasoning")
     for part, text in (("reasoning", trace.reasoning), ("answer", trace.answer_text)):
         if "<think>" in text or "</think>" in text:
-            raise ViewError("think_tag_inside", f"the {part} contains a think tag of its own")
+            raise ViewError("think_tag_inside", f"the {part} contains a think tag")
 
 
 def require_plain(trace: Trace) -> None:
-    """Raise ViewError for a trace with tool calls or their results."""
+    """Check that a trace has no tool calls.
+
+    Raises:
+        ViewError: when it has tool calls or their results.
+    """
     if any(turn.tool_calls or turn.role == "tool" for turn in trace.turns):
         raise ViewError("has_tool_calls", "the trace calls tools; the view tool_use has such traces")
 
@@ -211,9 +222,9 @@ def inline(reasoning: str, content: str) -> str:
 _SCALARS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 
 
-def _fields(model: type[BaseModel]) -> Iterator[pa.Field]:
+def _fields(model: type[BaseModel]) -> list[pa.Field]:
     hints = typing.get_type_hints(model)
-    return (pa.field(name, _arrow(hints[name])) for name in model.model_fields)
+    return [pa.field(name, _arrow(hints[name])) for name in model.model_fields]
 
 
 def _arrow(annotation: Any) -> pa.DataType:
@@ -224,7 +235,7 @@ def _arrow(annotation: Any) -> pa.DataType:
     if origin is typing.Literal or (isinstance(annotation, type) and issubclass(annotation, str)):
         return pa.string()
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return pa.struct(list(_fields(annotation)))
+        return pa.struct(_fields(annotation))
     if origin in (Union, types.UnionType):
         (inner,) = (one for one in arguments if one is not type(None))
         return _arrow(inner)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tracefactory.core.columns import Column
 from tracefactory.core.digests import combined_digest, table_digest
 from tracefactory.core.errors import RunError
 from tracefactory.core.stage import Batch
-from tracefactory.publish.views import VIEWS, Group, Row, Rows, View, ViewError
+from tracefactory.publish.views import VIEWS, Group, Row, View, ViewError
 
 FILE_CHARACTERS = 160 << 20
 """Maximum characters of reasoning and answers in one file, before compression; a view can double them."""
@@ -72,7 +72,11 @@ def write_range(
         for traces in batch.groups():
             group = Group(traces[0].problem, traces)
             made = {name: VIEWS.get(name).rows(group) for name in views}
-            if refused := _refused(made):
+            # Without the traces that a view cannot represent, all views that are not partial have equal rows.
+            refused: dict[str, ViewError] = {}
+            for name, rows in made.items():
+                refused = {**rows.refused, **refused} if not VIEWS.get(name).partial else refused
+            if refused:
                 part.refused |= {trace_id: (error.reason, error.detail) for trace_id, error in refused.items()}
                 kept = Group(group.problem, [trace for trace in traces if trace.id not in refused])
                 made = {name: VIEWS.get(name).rows(kept) for name in views if kept.traces}
@@ -85,15 +89,6 @@ def write_range(
         part.views[name].rows = writer.rows
         part.views[name].digest = combined_digest(writer.digests)
     return part
-
-
-def _refused(made: Mapping[str, Rows]) -> dict[str, ViewError]:
-    """Return the traces that a view cannot represent; without them, all views that are not partial have equal rows."""
-    refused: dict[str, ViewError] = {}
-    for name, rows in made.items():
-        if not VIEWS.get(name).partial:
-            refused = {**rows.refused, **refused}
-    return refused
 
 
 class _Writer:
@@ -110,6 +105,11 @@ class _Writer:
         self._last = ("", "")
 
     def add(self, rows: Sequence[Row]) -> None:
+        """Add the rows of a problem.
+
+        Raises:
+            RunError: for a duplicate row.
+        """
         for row in sorted(rows, key=lambda row: row["id"]):
             key = (row["problem_id"], row["id"])
             if key <= self._last:
@@ -120,6 +120,7 @@ class _Writer:
             self._make_table()
 
     def close(self) -> None:
+        """Write the remaining rows and sync the file."""
         self._make_table()
         self._flush()
         if self._writer is not None:

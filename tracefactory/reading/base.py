@@ -29,20 +29,23 @@ class Rejected(Frozen):
 class Source(ABC, Generic[P]):
     """One kind of source; instances are stateless.
 
-    `version` is part of the stage key and must change when the same parameters give different rows. `base_dir` is the
-    folder for relative paths.
+    `version` is part of the stage key and must change when the same parameters give different rows. `offline` is
+    whether the rows can be read without the network. `base_dir` is the folder for relative paths.
     """
 
     name: ClassVar[str]
     version: ClassVar[str]
     Params: ClassVar[type[Frozen]]
-    offline: ClassVar[bool] = True  # whether the rows can be had without the network
+    offline: ClassVar[bool] = True
 
     @abstractmethod
     def read(self, params: P, *, base_dir: Path, limit: int | None) -> Iterator[Problem | Rejected]:
         """Yield problems and rejected rows in a fixed order.
 
-        `limit` stops after that many problems and does not change their order.
+        Args:
+            params: the parameters of the source.
+            base_dir: the folder for relative paths.
+            limit: the number of problems after which to stop; it does not change their order.
 
         Raises:
             UserError: when nothing can be read with these parameters.
@@ -98,13 +101,21 @@ def normalised_question(problem: Problem) -> str:
     """
     if problem.question.isascii():
         return " ".join(problem.question.lower().split())
-    characters = unicodedata.normalize("NFC", problem.question)
-    folded = "".join(map(_fold, characters)).casefold()
-    return " ".join(unicodedata.normalize("NFC", folded).split())
+    folded = "".join(
+        one if unicodedata.decomposition(one).startswith(_MEANINGFUL) else unicodedata.normalize("NFKC", one)
+        for one in unicodedata.normalize("NFC", problem.question)
+        if unicodedata.category(one) != "Cf"
+    )
+    return " ".join(unicodedata.normalize("NFC", folded.casefold()).split())
 
 
 def take(rows: Iterable[Problem | Rejected], limit: int | None) -> Iterator[Problem | Rejected]:
-    """Yield rows until `limit` problems have been yielded."""
+    """Yield rows until `limit` problems have been yielded.
+
+    Args:
+        rows: problems and rejected rows.
+        limit: the number of problems; None for all.
+    """
     problems = 0
     if limit is not None and limit <= 0:
         return
@@ -113,14 +124,6 @@ def take(rows: Iterable[Problem | Rejected], limit: int | None) -> Iterator[Prob
         problems += isinstance(row, Problem)
         if problems == limit:
             return
-
-
-def _fold(character: str) -> str:
-    if unicodedata.category(character) == "Cf":
-        return ""
-    if unicodedata.decomposition(character).startswith(_MEANINGFUL):
-        return character
-    return unicodedata.normalize("NFKC", character)
 
 
 def _finite(value: Any) -> Any:

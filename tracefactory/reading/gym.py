@@ -1,4 +1,4 @@
-"""Access to reasoning_gym: its tasks, their parameters and problems, and whether a problem survives JSON."""
+"""Access to reasoning_gym: its tasks, their parameters and their problems, which must be scorable from JSON."""
 
 from __future__ import annotations
 
@@ -43,7 +43,12 @@ def tasks() -> Mapping[str, tuple[Any, Any]]:
 
 
 def check_params(task: str, params: Mapping[str, Any]) -> list[str]:
-    """Return mistakes in the parameters of a known task, according to its configuration class."""
+    """Return the mistakes in the parameters of a task, according to its configuration class.
+
+    Args:
+        task: the name of a known task.
+        params: its parameters.
+    """
     config_class = tasks()[task][1]
     known = {field.name for field in dataclasses.fields(config_class)} - _OURS
     mistakes = []
@@ -65,7 +70,13 @@ def check_params(task: str, params: Mapping[str, Any]) -> list[str]:
 
 
 def problems(task: str, params: Mapping[str, Any], seed: int) -> Iterator[GeneratedProblem]:
-    """Yield problems of one task indefinitely; when the generator fails, `wrong` of the problem has the reason."""
+    """Yield problems of one task indefinitely; when the generator fails, `wrong` of the problem has the reason.
+
+    Args:
+        task: the name of the task.
+        params: its parameters.
+        seed: the seed of the mix.
+    """
     block = 0
     while True:
         # Tasks generate problem i from seed + i, so adjacent seeds would share nearly all problems; digests of the
@@ -78,7 +89,13 @@ def problems(task: str, params: Mapping[str, Any], seed: int) -> Iterator[Genera
 
 
 def try_out(task: str, params: Mapping[str, Any], seed: int) -> str | None:
-    """Return the reason why the first problem of a task cannot be used, None when it can."""
+    """Return the reason why the first problem of a task cannot be used, None when it can be used.
+
+    Args:
+        task: the name of the task.
+        params: its parameters.
+        seed: the seed of the mix.
+    """
     with quietly():
         return next(problems(task, params, seed)).wrong
 

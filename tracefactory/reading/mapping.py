@@ -60,13 +60,23 @@ class FieldMapping(Frozen):
 
 
 class _UnusableError(Exception):
+    """A row has no usable value for a part of the problem."""
+
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason, self.detail = reason, detail
 
 
 def lookup(row: Mapping[str, Any], field: str) -> Any:
-    """Return the value of a field, None when it is missing. A field with a dot in its name has priority over a path."""
+    """Return the value of a field.
+
+    Args:
+        row: the row.
+        field: the name of the field, or a path such as `outer.inner` or `list.0`. A name with a dot has priority.
+
+    Returns:
+        The value, None when it is missing.
+    """
     if field in row:
         return row[field]
     value: Any = row
@@ -81,7 +91,16 @@ def lookup(row: Mapping[str, Any], field: str) -> Any:
 
 
 def to_problem(record: Record, mapping: FieldMapping, source: str) -> Problem | Rejected:
-    """Return the problem of a row, or the rejected row. `source` is stored as the source of the problem."""
+    """Convert a row to a problem.
+
+    Args:
+        record: the row.
+        mapping: the mapping from its fields.
+        source: the source of the problem.
+
+    Returns:
+        The problem, or the rejected row with the reason.
+    """
     row = record.values
     try:
         question = _question(row, mapping)
@@ -100,6 +119,9 @@ def to_problem(record: Record, mapping: FieldMapping, source: str) -> Problem | 
             further["measures"] = _numbers(row, mapping.measures)
     except _UnusableError as error:
         return record.reject(error.reason, error.detail)
+    meta = {field: lookup(row, field) for field in mapping.meta}
+    meta |= {} if mapping.id is None else {"id": lookup(row, mapping.id)}
+    meta |= {record.unit: record.number}
     if options is not None:
         question = "\n".join([f"{question}\n", *(f"{label}) {text}" for label, text in options.items())])
     return Problem.make(
@@ -108,7 +130,7 @@ def to_problem(record: Record, mapping: FieldMapping, source: str) -> Problem | 
         verifier=mapping.verifier_name,
         spec=json_text(mapping.spec),
         source=source,
-        meta=json_text(_meta(record, mapping)),
+        meta=json_text(meta),
         **{name: text or "" for name, text in texts.items()},
         **further,
     )
@@ -255,8 +277,3 @@ _FURTHER_FIELDS: Mapping[str, Callable[[Any], Any]] = {
     "tools": _tools,
 }
 """Optional parts of a problem, and the functions that parse them."""
-
-
-def _meta(record: Record, mapping: FieldMapping) -> dict[str, Any]:
-    kept = {} if mapping.id is None else {"id": lookup(record.values, mapping.id)}
-    return {**{field: lookup(record.values, field) for field in mapping.meta}, **kept, record.unit: record.number}

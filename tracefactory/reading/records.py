@@ -46,18 +46,25 @@ class Record:
     unit: Literal["line", "row"]
     number: int
 
-    @property
-    def where(self) -> str:
-        return f"{self.unit} {self.number}"
-
     def reject(self, reason: str, detail: str) -> Rejected:
-        return Rejected(row=json_text(self.values), reason=reason, detail=f"{self.where}: {detail}")
+        """Return the row as rejected.
+
+        Args:
+            reason: a stable snake_case identifier.
+            detail: the cause, for a person.
+        """
+        return Rejected(row=json_text(self.values), reason=reason, detail=f"{self.unit} {self.number}: {detail}")
 
 
 def read_records(file: Path, form: Format, encoding: str) -> Iterator[Record | Rejected]:
     """Yield the rows of a file. Only JSON arrays are loaded as a whole; .gz, .bz2, .zst and .lz4 are decompressed.
 
-    A byte order mark has priority over `encoding`. NaN and infinities in JSON are missing values.
+    NaN and infinities in JSON are missing values.
+
+    Args:
+        file: the file.
+        form: its format; `auto` uses the suffix of its name, except that JSON arrays are recognised.
+        encoding: the encoding of a text file without a byte order mark.
 
     Raises:
         UserError: when the file is not in its format.
@@ -65,7 +72,11 @@ def read_records(file: Path, form: Format, encoding: str) -> Iterator[Record | R
     kind = _kind(file, form)
     try:
         if kind == "parquet":
-            yield from _parquet(file)
+            numbers = count(1)
+            with pq.ParquetFile(file) as table:
+                for batch in table.iter_batches(batch_size=_BATCH):
+                    for values in batch.to_pylist():
+                        yield Record(values, "row", next(numbers))
             return
         with io.BufferedReader(pa.input_stream(str(file), compression="detect")) as binary:
             start = binary.peek(_SNIFF)[:_SNIFF]
@@ -153,11 +164,3 @@ def _csv(file: Path, text: io.TextIOWrapper, delimiter: str) -> Iterator[Record 
             yield Rejected(row=json_text(row), reason="bad_encoding", detail=f"line {number}: not {text.encoding}")
         else:
             yield Record(dict(zip(header, row, strict=True)), "line", number)
-
-
-def _parquet(file: Path) -> Iterator[Record]:
-    with pq.ParquetFile(file) as table:
-        numbers = count(1)
-        for batch in table.iter_batches(batch_size=_BATCH):
-            for values in batch.to_pylist():
-                yield Record(values, "row", next(numbers))

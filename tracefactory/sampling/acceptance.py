@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,12 @@ def decide(rules: Sequence[Acceptance], teacher: Candidates, student: Candidates
     tested probability of at least `p`: an absolute threshold, not the ratio of speculative decoding. When none of
     `draws` draws is accepted, the student draws from its own candidates. Each position depends only on its own
     candidates and noise.
+
+    Args:
+        rules: the rule of each position.
+        teacher: the teacher's candidates.
+        student: the student's candidates.
+        noise: the random numbers of the positions.
     """
     thresholds = np.array([rule.p for rule in rules])
     max_draws = np.array([rule.draws for rule in rules], dtype=np.int64)
@@ -69,5 +75,6 @@ def predict_decisions(rules: Sequence[Acceptance], student: Candidates, noise: N
     Only tokens that the student would accept are predicted. Where it accepts none, its own draw is the decision.
     """
     acceptable: NDArray[np.bool_] = student.tested >= np.array([rule.p for rule in rules])[:, None]
-    guesses = student.restricted_to(acceptable).draw(noise, TEACHER)
+    restricted = replace(student, weights=np.where(acceptable, student.weights, -np.inf))
+    guesses = restricted.draw(noise, TEACHER)
     return np.where(guesses == NO_TOKEN, student.draw(noise, STUDENT), guesses)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -53,11 +53,25 @@ class Candidates:
     def concatenate(cls, parts: Sequence[Candidates]) -> Candidates:
         """Return the positions of all parts, in order."""
         width = max(part.ids.shape[1] for part in parts)
-        padded = [part._padded(width) for part in parts]
-        return cls(*(np.concatenate([getattr(part, field.name) for part in padded]) for field in fields(cls)))
+        missing = [((0, 0), (0, width - part.ids.shape[1])) for part in parts]
+        pairs = list(zip(parts, missing, strict=True))
+        return cls(
+            np.concatenate([np.pad(part.ids, columns, constant_values=NO_TOKEN) for part, columns in pairs]),
+            np.concatenate([np.pad(part.weights, columns, constant_values=-np.inf) for part, columns in pairs]),
+            np.concatenate([np.pad(part.tested, columns) for part, columns in pairs]),
+            np.concatenate([part.totals for part in parts]),
+        )
 
     def draw(self, noise: Noise, stream: int) -> Ints:
-        """Return one draw per position, NO_TOKEN where nothing can be drawn."""
+        """Return one draw per position.
+
+        Args:
+            noise: the random numbers of the positions.
+            stream: the stream of random numbers, see `sampling.noise`.
+
+        Returns:
+            Token ids [P], NO_TOKEN for a position without drawable candidates.
+        """
         if not len(self):
             return np.zeros(0, dtype=np.int64)
         scores = self.weights + noise.gumbel(stream, self.ids)
@@ -70,26 +84,18 @@ class Candidates:
         found: Floats = np.where(self.ids == tokens[:, None], self.tested, 0.0).sum(axis=1)
         return found
 
-    def restricted_to(self, allowed: NDArray[np.bool_]) -> Candidates:
-        """Return a copy in which only the `allowed` [P, k] candidates can be drawn."""
-        return Candidates(self.ids, np.where(allowed, self.weights, -np.inf), self.tested, self.totals)
-
-    def _padded(self, width: int) -> Candidates:
-        missing = ((0, 0), (0, width - self.ids.shape[1]))
-        return Candidates(
-            np.pad(self.ids, missing, constant_values=NO_TOKEN),
-            np.pad(self.weights, missing, constant_values=-np.inf),
-            np.pad(self.tested, missing),
-            self.totals,
-        )
-
 
 def candidates_of(logits: Any, samplings: Sequence[Sampling], allowed: NDArray[np.bool_] | None = None) -> Candidates:
-    """Return the candidates of logits [P, vocabulary] under the sampling parameters of each position.
+    """Return the candidates of logits under the sampling parameters of each position.
 
-    The nucleus is the smallest set of likeliest tokens whose probability reaches `top_p`. Tokens that are not `allowed`
-    (by id) keep their rank but are never drawn, as in the reference code of reverse speculative decoding. Needs memory
-    for one more array of the size of the logits.
+    The nucleus is the smallest set of likeliest tokens whose probability reaches `top_p`. Needs memory for one more
+    array of the size of the logits.
+
+    Args:
+        logits: a tensor [P, vocabulary].
+        samplings: the sampling parameters of each position.
+        allowed: a mask over token ids; other tokens keep their rank but are never drawn, as in the reference code of
+            reverse speculative decoding. None allows all.
     """
     temperatures = logits.new_tensor([sampling.temperature or 1.0 for sampling in samplings])
     width = min(max(sampling.top_k for sampling in samplings), logits.shape[1])
@@ -115,12 +121,20 @@ def candidate_bounds(
     vocabulary: int,
     allowed: NDArray[np.bool_] | None = None,
 ) -> tuple[Candidates, Candidates]:
-    """Return bounds on the candidates of P positions, given only their likeliest tokens (id, log-probability).
+    """Return bounds on the candidates of P positions, given only their likeliest tokens.
 
     The weight of the unknown tokens at a temperature is bounded: their total probability at temperature 1 is known, and
-    none is likelier than the last known token. The first result assumes the lower bound, the second the upper bound; a
-    conclusion that holds for both also holds for `candidates_of` the full logits. `vocabulary` is the number of tokens,
-    or an upper bound of it. Each position needs at least `top_k` known tokens.
+    none is likelier than the last known token.
+
+    Args:
+        likeliest: for each position at least its `top_k` likeliest tokens (id, log-probability).
+        samplings: the sampling parameters of each position.
+        vocabulary: the number of tokens, or an upper bound of it.
+        allowed: as for `candidates_of`.
+
+    Returns:
+        The candidates under the lower and the upper bound. A conclusion that is true for both is also true for
+        `candidates_of` the full logits.
     """
     max_known = max(len(row) for row in likeliest)
     ids = np.full((len(likeliest), max_known), NO_TOKEN, dtype=np.int64)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import builtins
 import datetime
+import functools
 import importlib
+import itertools
 import json
 import socket
 import types
@@ -55,6 +57,11 @@ class Channel:
         self.wrap: Callable[[int], Any] = lambda number: self.objects[number]
 
     def send(self, message: dict[str, Any]) -> None:
+        """Send one message.
+
+        Raises:
+            ClosedError: when the other process has exited.
+        """
         try:
             self.file.write(json.dumps(message).encode() + b"\n")
             self.file.flush()
@@ -62,6 +69,11 @@ class Channel:
             raise ClosedError("the program has exited") from error
 
     def receive(self) -> dict[str, Any]:
+        """Wait for one message.
+
+        Raises:
+            ClosedError: when the other process has exited.
+        """
         line = self.file.readline()
         if not line:
             raise ClosedError("the program has exited")
@@ -119,13 +131,12 @@ class Channel:
             return kind if isinstance(kind, type) else None
         if name == "remote":  # for the sender; it is an object of this process
             return self.objects[inner]
-        return self.module(inner) if name == "module" else self.wrap(inner)
-
-    def module(self, name: str) -> Any:
+        if name != "module":
+            return self.wrap(inner)
         try:
-            return importlib.import_module(name)
+            return importlib.import_module(inner)
         except ImportError:
-            return types.ModuleType(name)
+            return types.ModuleType(inner)
 
 
 class Caller(Channel):
@@ -141,11 +152,29 @@ class Caller(Channel):
         return {str(name): self.decode(data) for name, data in found["names"].items()}
 
     def ask(self, op: str, number: int, *args: Any, **named: Any) -> Any:
+        """Run an operation on an object of the program, and return its result.
+
+        Args:
+            op: a key of `_OPERATIONS`, or "call".
+            number: the number of the object.
+            args: the arguments.
+            named: the keyword arguments.
+
+        Raises:
+            Exception: the built-in exception that the operation raised; RuntimeError for any other one.
+        """
         self.send({"op": op, "on": number, "args": self.encode(args), "named": self.encode(named)})
         reply = self._reply()
         if op == "call":
             for old, new in zip([*args, *named.values()], self.decode(reply["after"]), strict=True):
-                _write_back(old, new)
+                # Copy the new content of mutable arguments, as if they had been passed by reference.
+                if type(old) is not type(new) or old == new:
+                    continue
+                if isinstance(old, list | bytearray):
+                    old[:] = new
+                elif isinstance(old, dict | set):
+                    old.clear()
+                    old.update(new)
         return self.decode(reply["value"])
 
     def _reply(self) -> dict[str, Any]:
@@ -162,30 +191,17 @@ class Caller(Channel):
             self.send({"value": self.encode(function(*self.decode(reply["args"])))})
 
 
-def _write_back(old: Any, new: Any) -> None:
-    """Copy the content that a mutable argument has after the call, as if it had been passed by reference."""
-    if type(old) is not type(new) or old == new:
-        return
-    if isinstance(old, list | bytearray):
-        old[:] = new
-    elif isinstance(old, dict | set):
-        old.clear()
-        old.update(new)
-
-
 class Server(Channel):
     """The program process: executes requests on its objects."""
 
     def __init__(self, end: socket.socket) -> None:
         super().__init__(end)
-        self.wrap = self._callback
+        self.wrap = lambda number: functools.partial(self._call_back, number)
 
-    def _callback(self, number: int) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            self.send({"back": number, "args": self.encode(args)})
-            return self.decode(self.receive()["value"])
-
-        return call
+    def _call_back(self, number: int, *args: Any) -> Any:
+        """Call a function that the tests passed as an argument."""
+        self.send({"back": number, "args": self.encode(args)})
+        return self.decode(self.receive()["value"])
 
     def serve(self, names: dict[str, Any]) -> None:
         """Send the names, then answer requests until the tests have ended."""
@@ -196,24 +212,17 @@ class Server(Channel):
             except ClosedError:
                 return
             try:
-                self.send(self._answer(message))
+                target, args = self.objects[message["on"]], self.decode(message["args"])
+                if message["op"] == "call":
+                    named = self.decode(message["named"])
+                    value = self.encode(target(*args, **named))
+                    self.send({"value": value, "after": self.encode([*args, *named.values()])})
+                else:
+                    self.send({"value": self.encode(_OPERATIONS[message["op"]](target, *args))})
             except ClosedError:
                 return
             except BaseException as error:  # noqa: BLE001  # SystemExit too: the tests decide what it means
                 self.send({"error": type(error).__name__, "text": str(error)[:500]})
-
-    def _answer(self, message: dict[str, Any]) -> dict[str, Any]:
-        target, args, named = self.objects[message["on"]], self.decode(message["args"]), self.decode(message["named"])
-        if message["op"] == "call":
-            value = target(*args, **named)
-            return {"value": self.encode(value), "after": self.encode([*args, *named.values()])}
-        return {"value": self.encode(_OPERATIONS[message["op"]](target, *args))}
-
-
-def _advance(iterator: Iterator[Any]) -> list[Any]:
-    for item in iterator:
-        return [item]
-    return []
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -228,8 +237,18 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "repr": repr,
     "bool": bool,
     "iter": iter,
-    "next": _advance,
+    "next": lambda iterator: list(itertools.islice(iterator, 1)),
 }
+
+
+def _forwarded(op: str, kind: Callable[[Any], Any] = lambda value: value) -> Any:
+    """Return a method of `Remote` that runs an operation on the object and converts the result with `kind`."""
+    return lambda remote, *args, **named: kind(_ask(remote, op, *args, **named))
+
+
+def _ask(remote: Remote, op: str, *args: Any, **named: Any) -> Any:
+    """Run an operation on an object. This is not a method, because the names of methods hide those of the object."""
+    return remote._channel.ask(op, remote._number, *args, **named)
 
 
 class Remote:
@@ -242,52 +261,30 @@ class Remote:
         object.__setattr__(self, "_channel", channel)
         object.__setattr__(self, "_number", number)
 
-    def _ask(self, op: str, *args: Any, **named: Any) -> Any:
-        return self._channel.ask(op, self._number, *args, **named)
-
-    def __call__(self, *args: Any, **named: Any) -> Any:
-        return self._ask("call", *args, **named)
-
-    def __getattr__(self, name: str) -> Any:
-        return self._ask("get", name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._ask("set", name, value)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self._ask("item", key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self._ask("put", key, value)
-
-    def __contains__(self, item: Any) -> bool:
-        return bool(self._ask("in", item))
+    __call__ = _forwarded("call")
+    __getattr__ = _forwarded("get")
+    __setattr__ = _forwarded("set")
+    __getitem__ = _forwarded("item")
+    __setitem__ = _forwarded("put")
+    __contains__ = _forwarded("in", bool)
+    __len__ = _forwarded("len", int)
+    __bool__ = _forwarded("bool", bool)
+    __str__ = _forwarded("str", str)
+    __repr__ = _forwarded("repr", str)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Remote) and bool(self._ask("same", other))
+        return isinstance(other, Remote) and bool(_ask(self, "same", other))
 
     def __hash__(self) -> int:
         return self._number
 
-    def __len__(self) -> int:
-        return int(self._ask("len"))
-
-    def __bool__(self) -> bool:
-        return bool(self._ask("bool"))
-
-    def __str__(self) -> str:
-        return str(self._ask("str"))
-
-    def __repr__(self) -> str:
-        return str(self._ask("repr"))
-
     def __iter__(self) -> Iterator[Any]:
-        iterator = self._ask("iter")
-        while found := iterator._ask("next"):
+        iterator = _ask(self, "iter")
+        while found := _ask(iterator, "next"):
             yield found[0]
 
     def __next__(self) -> Any:
-        found = self._ask("next")
+        found = _ask(self, "next")
         if not found:
             raise StopIteration
         return found[0]

@@ -73,12 +73,6 @@ def read_only_files(folder: str) -> None:
         call("mount", b"tmpfs", b"/proc", b"tmpfs", flags | MS_NOEXEC, b"size=0,nr_inodes=1")
 
 
-def limit_process_count() -> None:
-    """Limit the number of processes of the namespace (Linux 6.14): resource limits do not apply to root."""
-    with open("/proc/sys/kernel/pid_max", "w") as file:
-        file.write("301")
-
-
 def drop_capabilities() -> None:
     """Drop the capabilities of the user namespace permanently."""
     call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -147,8 +141,9 @@ def confine(config: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
         except OSError as error:
             missing["files"] = str(error)
         if os.geteuid() == 0:
-            try:
-                limit_process_count()
+            try:  # limit the processes of the namespace (Linux 6.14), because resource limits do not apply to root
+                with open("/proc/sys/kernel/pid_max", "w") as file:
+                    file.write("301")
             except OSError as error:
                 missing["number of processes"] = str(error)
         drop_capabilities()
@@ -174,7 +169,7 @@ def main() -> None:
         program_pid = os.fork()
         if not program_pid:
             os.close(result_fd)
-            run_script(config)
+            run_program(config, None)
         os.close(result_fd)
         wait_and_exit(program_pid, config["seconds"])
     tests_end, program_end = socket.socketpair()
@@ -187,7 +182,7 @@ def main() -> None:
     tests_end.close()
     program_pid = os.fork()
     if not program_pid:
-        serve(config, program_end)
+        run_program(config, program_end)
     program_end.close()
     wait_and_exit(program_pid, config["seconds"], tests_pid)
 
@@ -205,27 +200,20 @@ def wait_and_exit(program_pid: int, seconds: float, tests_pid: int = 0) -> None:
     os._exit(OUT_OF_TIME if killed or own == -signal.SIGXCPU else (own or code) & 255)
 
 
-def run_script(config: dict[str, Any]) -> None:
-    """Run the program as a script that reads its standard input."""
-    stdin = os.memfd_create("stdin")
-    os.write(stdin, config["stdin"].encode())
-    os.lseek(stdin, 0, os.SEEK_SET)
-    os.dup2(stdin, 0)
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module
+def run_program(config: dict[str, Any], end: socket.socket | None) -> None:
+    """Run the program as a script that reads its standard input, or, with `end`, serve the calls of the tests."""
+    if end is None:
+        stdin = os.memfd_create("stdin")
+        os.write(stdin, config["stdin"].encode())
+        os.lseek(stdin, 0, os.SEEK_SET)
+        os.dup2(stdin, 0)
+    name = "__main__" if end is None else "solution"
+    module = types.ModuleType(name)
+    sys.modules[name] = module
     sys.argv = ["solution.py"]
     exec(compile(config["code"], "solution.py", "exec"), module.__dict__)
-    sys.stdout.flush()
-    os._exit(0)
-
-
-def serve(config: dict[str, Any], end: socket.socket) -> None:
-    """Run the program, then serve the calls of the tests."""
-    module = types.ModuleType("solution")
-    sys.modules["solution"] = module
-    sys.argv = ["solution.py"]
-    exec(compile(config["code"], "solution.py", "exec"), module.__dict__)
-    Server(end).serve(dict(module.__dict__))
+    if end is not None:
+        Server(end).serve(dict(module.__dict__))
     sys.stdout.flush()
     os._exit(0)
 

@@ -24,9 +24,14 @@ class Program:
 
 
 def find_program(text: str, *, names: tuple[str, ...] = (), cut_off: bool = False) -> Program | None:
-    """Return the last Python block, preferably one that defines one of `names`; None when there is none.
+    """Return the last Python block of a completion; None when there is none.
 
     A text without blocks counts as a block when it is Python. A truncated block does not count.
+
+    Args:
+        text: the completion.
+        names: blocks that define one of these names are preferred.
+        cut_off: whether the completion was truncated.
     """
     blocks = [
         Program(match["code"], match.start("code"), match.end("code"))
@@ -36,12 +41,13 @@ def find_program(text: str, *, names: tuple[str, ...] = (), cut_off: bool = Fals
     for block in reversed(blocks):
         if names and any(defines(block.code, name) for name in names):
             return block
-    parsed = [block for block in blocks if parses(block.code)]
+    parsed = [block for block in blocks if parse_program(block.code) is not None]
     if parsed or blocks:
         return (parsed or blocks)[-1]
-    if _LIKE_CODE.search(text) and not cut_off and "```" not in text and (parses(text) or parses("def _():\n" + text)):
-        return Program(text, 0, len(text))
-    return None
+    if cut_off or "```" in text or not _LIKE_CODE.search(text):
+        return None
+    whole = parse_program(text) or parse_program("def _():\n" + text)
+    return None if whole is None else Program(text, 0, len(text))
 
 
 def defines(code: str, name: str) -> bool:
@@ -52,12 +58,8 @@ def defines(code: str, name: str) -> bool:
     )
 
 
-def parses(code: str) -> bool:
-    """Return whether a text is a Python program."""
-    return _tree(code) is not None
-
-
-def _tree(code: str) -> ast.Module | None:
+def parse_program(code: str) -> ast.Module | None:
+    """Return the syntax tree of a text; None when it is not a Python program."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ignore warnings about escape sequences in the program
         try:
@@ -68,7 +70,7 @@ def _tree(code: str) -> ast.Module | None:
 
 def print_last(code: str) -> str:
     """Return the program with its last expression printed, as in a notebook, unless that is a call to print."""
-    tree = _tree(code)
+    tree = parse_program(code)
     last = tree.body[-1] if tree is not None and tree.body else None
     if (
         tree is None

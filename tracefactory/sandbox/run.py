@@ -100,13 +100,25 @@ def protections() -> Protections:
 
 
 def run_tests(code: str, tests: Sequence[str], limits: Limits) -> RunResult:
-    """Run `code`, then `tests` on its names in a separate process; the run passed when every test finished."""
+    """Run a program, then tests on its names in a separate process. The result passed if every test finished.
+
+    Args:
+        code: the program.
+        tests: Python programs that use the names of the program.
+        limits: the resource limits.
+    """
     config = {**_config(limits), "code": code, "nobody": protections().nobody}
     return _start(config, limits, tests)[0]
 
 
 def run_program(code: str, stdin: str, limits: Limits) -> RunResult:
-    """Run `code` as a script that reads `stdin`."""
+    """Run a program as a script.
+
+    Args:
+        code: the program.
+        stdin: the text of its standard input.
+        limits: the resource limits.
+    """
     config = {**_config(limits), "code": code, "stdin": stdin, "stdio": True, "nobody": protections().nobody}
     return _start(config, limits)[0]
 
@@ -161,9 +173,8 @@ def _collect(
     process: subprocess.Popen[bytes], result: int, limits: Limits, begin: float
 ) -> tuple[str, bytes, bytes, bytes]:
     """Read the output of the program until it exits, times out or writes too much; then kill its process tree."""
-    assert process.stdout is not None
-    assert process.stderr is not None
-    parts: dict[int, list[bytes]] = {process.stdout.fileno(): [], process.stderr.fileno(): [], result: []}
+    outputs = [pipe.fileno() for pipe in (process.stdout, process.stderr) if pipe is not None]
+    parts: dict[int, list[bytes]] = {descriptor: [] for descriptor in (*outputs, result)}
     sizes = 0
     ended = "exit"
     with selectors.DefaultSelector() as selector:

@@ -1,52 +1,52 @@
 """The client for all chat models: completions over the OpenAI protocol, with retries.
 
-Responses are read as plain JSON, so fields that the OpenAI library does not know, such as reasoning, are kept.
+Responses are read as plain JSON, so fields that the OpenAI library does not know, such as reasoning, are kept. What
+follows from a failure is in `serving.failures`, how fast servers are asked in `serving.pace`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
-import hashlib
-import json
 import random
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import aiohttp
+import httpx2
 import openai
+import orjson
+from openai._constants import RAW_RESPONSE_HEADER
 from pydantic import SecretStr
 
+from tracefactory.core.errors import Interrupted, RunStopped
 from tracefactory.core.model import (
     ChatRequest,
     Completion,
     Endpoint,
     Environment,
     ModelSpec,
-    RequestFailed,
     endpoint_for,
 )
+from tracefactory.serving.dispatch import Dispatcher
+from tracefactory.serving.failures import (
+    IN_A_ROW,
+    AttemptFailed,
+    from_connection,
+    kind_of_status,
+    retry_after_seconds,
+)
 from tracefactory.serving.logprobs import packed
+from tracefactory.serving.streaming import read_stream
 
 _CONNECT_S = 30.0  # to open a connection; `timeout_s` applies to the response
 _MAX_BACKOFF_S = 60.0
-_AVOIDED_S = 10.0  # how long a server is avoided after a failed connection, while there is another one
 _MESSAGE_CHARS = 500
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# Error codes that are more specific than the HTTP status; none of them is worth a retry.
-_FINAL_CODES = {
-    "insufficient_quota": "quota",
-    "content_filter": "content_filter",
-    "context_length_exceeded": "context_length",  # OpenAI and compatible servers
-    "exceed_context_size_error": "context_length",  # llama.cpp
-}
-_STATUS_KINDS = {401: "auth", 403: "auth", 404: "not_found", 408: "timeout", 409: "conflict", 429: "rate_limited"}
-_RETRIED = frozenset({408, 409, 429})
 # Finish reasons of aborted requests; the text in such a response is not a completion.
 _ABORTED = frozenset({"error", "abort"})
 _UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError)  # what reading unexpected JSON raises
@@ -54,17 +54,12 @@ _UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError)  # w
 T = TypeVar("T")
 
 
-class _AttemptFailed(Exception):  # noqa: N818  # internal: becomes RequestFailed when no attempt is left
-    def __init__(self, kind: str, message: str, *, retryable: bool, retry_after_s: float | None = None) -> None:
-        super().__init__(kind, message)
-        self.kind, self.message, self.retryable, self.retry_after_s = kind, message, retryable, retry_after_s
-
-
 class ChatClient:
     """Requests completions from one model, with at most `spec.concurrency` requests in flight.
 
     The client owns its endpoint: `close` stops a managed server process. `backoff_s` is the base of the exponential
-    backoff, in seconds. Use it from one event loop.
+    backoff, in seconds; `has_answered` is whether the model is known to answer, in this run or in the request store.
+    Use it from one event loop.
     """
 
     def __init__(
@@ -77,14 +72,15 @@ class ChatClient:
         backoff_s: float = 0.5,
     ) -> None:
         self.spec = spec
+        self.has_answered = False
         self._endpoint = endpoint
         self._log_dir = log_dir
         self._key = api_key
         self._backoff_s = backoff_s
         self._slots = asyncio.Semaphore(spec.concurrency)
         self._clients: dict[str, openai.AsyncOpenAI] = {}
-        self._in_flight: Counter[str] = Counter()
-        self._avoided_until: dict[str, float] = {}
+        self._dispatcher = Dispatcher(spec.model, spec.concurrency, spec.max_pause_s)
+        self._refused_in_a_row = 0
 
     @classmethod
     def connect(cls, spec: ModelSpec, log_dir: Path, environment: Environment | None = None) -> ChatClient:
@@ -99,17 +95,18 @@ class ChatClient:
     async def complete(self, request: ChatRequest) -> Completion:
         """Return the completion of `request`, with retries.
 
-        A request keeps its slot while it waits for a retry, so an overloaded server gets fewer requests.
-
         Raises:
             RequestFailed: when no attempt is left, or at once when a retry cannot help.
+            RunStopped: when the run cannot go on: no credit, refusals in a row, servers silent for `max_pause_s`.
             RunError: when a managed server process cannot be kept running.
+            Interrupted: when the run is being drained.
         """
 
         def read(answer: object, attempt: int, seconds: float) -> Completion:
             return self._completion(request, answer, attempt, seconds)
 
-        return await self._send(lambda url: f"{url}/chat/completions", self.spec.body(request), read)
+        body, streams = self.spec.body(request), self.spec.streams(request)
+        return await self._send(lambda url: f"{url}/chat/completions", body, read, streams=streams)
 
     async def ask(self, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], T], *, near: str = "") -> T:
         """Return `read` of the JSON response of another endpoint of the same servers, with the retries of `complete`.
@@ -119,7 +116,7 @@ class ChatClient:
         failure of the server.
 
         Raises:
-            RequestFailed, RunError: as `complete` does.
+            RequestFailed, RunError, Interrupted: as `complete` does.
         """
 
         def checked(answer: object, attempt: int, seconds: float) -> T:
@@ -136,28 +133,76 @@ class ChatClient:
         body: Mapping[str, Any] | None,
         read: Callable[[object, int, float], T],
         near: str = "",
+        *,
+        streams: bool = False,
     ) -> T:
         async with self._slots:
-            attempt = 1
+            attempt, tries = 1, Counter[str]()
+            first_s = time.monotonic()
             while True:
+                url = await self._dispatcher.turn(await self._endpoint.start(self._log_dir), near)
+                sent_at = time.monotonic()
                 try:
-                    url = self._choose(await self._endpoint.start(self._log_dir), near)
-                    started = time.monotonic()
-                    answer = await self._attempt(url, address(url), body)
-                    return read(answer, attempt, time.monotonic() - started)
-                except _AttemptFailed as failed:
-                    delay_s = self._delay_s(attempt, failed.retry_after_s)
-                    if not failed.retryable or attempt > self.spec.retries or delay_s > self.spec.timeout_s:
-                        raise RequestFailed(
-                            failed.kind, failed.message, attempts=attempt, retryable=failed.retryable
-                        ) from None
-                await asyncio.sleep(delay_s)
+                    answer = await (
+                        self._stream(url, body or {}) if streams else self._attempt(url, address(url), body)
+                    )
+                    result = read(answer, attempt, time.monotonic() - sent_at)
+                except AttemptFailed as failed:
+                    try:
+                        self._note_failure(url, sent_at, tries, failed)
+                    except RunStopped as stopped:
+                        self._dispatcher.stop(stopped)
+                        raise
+                    if failed.kind.retries != "free":
+                        tries[failed.kind.retries] += not self._dispatcher.is_paused(url)
+                    if self._has_no_try_left(tries, failed, time.monotonic() - first_s):
+                        raise failed.failed(attempt, others_answered=self.has_answered) from None
+                    delay_s = 0.0 if failed.kind.retries == "free" else self._delay_s(tries.total())
+                else:
+                    self.has_answered, self._refused_in_a_row = True, 0
+                    self._dispatcher.answered(url)
+                    return result
+                finally:
+                    self._dispatcher.end(url)
+                await self._dispatcher.sleep(delay_s)
                 attempt += 1
+
+    def _note_failure(self, url: str, sent_at: float, request: object, failed: AttemptFailed) -> None:
+        """Adapt the pace to a failure, and stop the run where asking on makes no sense.
+
+        Raises:
+            RunStopped: without credit, after `IN_A_ROW` refusals, or when the servers are silent for too long.
+        """
+        if failed.kind.retries != "no":
+            self._dispatcher.failed(url, sent_at, id(request), failed)
+            return
+        self._dispatcher.answered(url)  # the server works
+        self._refused_in_a_row += failed.kind.stops == "in_a_row"
+        what = f"{self.spec.model}: {failed.message}; {failed.kind.remedy}, then run the same command: "
+        if failed.kind.stops == "at_once":
+            raise RunStopped(f"{what}what was paid for is stored, and every request without an answer is still owed")
+        if failed.kind.stops == "in_a_row" and self._refused_in_a_row >= IN_A_ROW:
+            refused = f"{what}it refused {IN_A_ROW} requests in a row"
+            raise RunStopped(f"{refused} after answering others" if self.has_answered else refused)
+
+    def _has_no_try_left(self, tries: Counter[str], failed: AttemptFailed, seconds: float) -> bool:
+        match failed.kind.retries:
+            case "no":
+                return True
+            case "once":
+                return tries["once"] > min(1, self.spec.retries)
+            case "counted":
+                return tries["counted"] > self.spec.retries
+        return seconds > self.spec.max_pause_s  # the server answers others, and refuses this one for its size, say
+
+    def drain(self) -> None:
+        """Send no further requests; those that wait for their turn or another try raise `Interrupted`."""
+        self._dispatcher.stop(Interrupted())
 
     @property
     def notice(self) -> str:
         """The status of the servers for the user, empty when there is nothing to report."""
-        return self._endpoint.notice
+        return self._endpoint.notice or self._dispatcher.notice
 
     async def close(self) -> None:
         """Close the connections and stop a managed server process."""
@@ -167,24 +212,56 @@ class ChatClient:
         await self._endpoint.stop()
 
     async def _attempt(self, url: str, address: str, body: Mapping[str, Any] | None) -> object:
-        self._in_flight[url] += 1
-        try:
+        client = self._client(url)
+        with self._failures():
             if body is None:
-                return await self._client(url).get(address, cast_to=object)
-            return await self._client(url).post(address, cast_to=object, body=body)
+                return await client.get(address, cast_to=object)
+            return await client.post(address, cast_to=object, body=body)
+
+    async def _stream(self, url: str, body: Mapping[str, Any] | None) -> object:
+        """Return the answer to a chat request that is streamed, unless the server does not stream.
+
+        It may take any time while tokens come: `timeout_s` until the first one, `stall_s` between two.
+        """
+        first_s, loop = self.spec.timeout_s, asyncio.get_running_loop()
+        with self._failures():
+            async with asyncio.timeout(first_s) as deadline:
+                response: Any = await self._client(url).post(
+                    "/chat/completions",
+                    cast_to=object,
+                    body={**(body or {}), "stream": True, "stream_options": {"include_usage": True}},
+                    options={
+                        "headers": {RAW_RESPONSE_HEADER: "stream"},
+                        "timeout": openai.Timeout(first_s, connect=min(_CONNECT_S, first_s)),
+                    },
+                    stream=True,
+                    stream_cls=openai.AsyncStream[object],
+                )
+                try:
+                    if "text/event-stream" not in response.headers.get("content-type", ""):
+                        return orjson.loads(await response.read())
+                    chunks = response.iter_bytes()
+                    return await read_stream(chunks, lambda: deadline.reschedule(loop.time() + self.spec.stall_s))
+                finally:
+                    await response.close()
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Raise `AttemptFailed` for what the transport raises."""
+        try:
+            yield
         except openai.APIStatusError as error:
             raise self._from_status(error.status_code, error.body, error.response.headers) from error
         except openai.APIConnectionError as error:
-            self._avoided_until[url] = time.monotonic() + _AVOIDED_S
-            raise _from_connection(error, self.spec.timeout_s) from error
+            raise from_connection(error, self.spec.timeout_s) from error
         except UnicodeEncodeError as error:
-            raise _AttemptFailed(
-                "bad_request", "the messages contain text that is not UTF-8", retryable=False
-            ) from error
-        except json.JSONDecodeError as error:
-            raise _AttemptFailed("bad_response", "the response is not JSON", retryable=True) from error
-        finally:
-            self._in_flight[url] -= 1
+            raise AttemptFailed("bad_request", "the messages contain text that is not UTF-8") from error
+        except ValueError as error:  # of the JSON library
+            raise AttemptFailed("bad_response", "the response is not JSON") from error
+        except TimeoutError as error:
+            raise AttemptFailed("timeout", f"no token within {self.spec.stall_s:g} s") from error
+        except (OSError, httpx2.TransportError) as error:
+            raise AttemptFailed("connection", f"the connection was lost ({type(error).__name__})") from error
 
     def _client(self, url: str) -> openai.AsyncOpenAI:
         client = self._clients.get(url)
@@ -200,30 +277,15 @@ class ChatClient:
             )
         return client
 
-    def _choose(self, urls: list[str], near: str) -> str:
-        """Return the server with the fewest requests in flight, or the one assigned to `near`."""
-        # A dead server fails fast and so looks idle; if it were not avoided, it would get every request.
-        now = time.monotonic()
-        avoided = {url: self._avoided_until.get(url, 0.0) > now for url in urls}
-        if near:  # rendezvous hashing: when a server is lost, only its requests move
-            return min(urls, key=lambda url: (avoided[url], hashlib.sha256(f"{near} {url}".encode()).digest()))
-        return min(urls, key=lambda url: (avoided[url], self._in_flight[url]))
-
-    def _delay_s(self, attempt: int, retry_after_s: float | None) -> float:
+    def _delay_s(self, tries: int) -> float:
         # Full jitter: clients that failed at the same time do not retry at the same time.
-        jitter_s = random.uniform(0, min(_MAX_BACKOFF_S, self._backoff_s * 2.0 ** (attempt - 1)))
-        return jitter_s if retry_after_s is None else retry_after_s + random.uniform(0, self._backoff_s)
+        return random.uniform(0, min(_MAX_BACKOFF_S, self._backoff_s * 2.0 ** (tries - 1)))
 
-    def _from_status(self, status: int, body: object, headers: Mapping[str, str]) -> _AttemptFailed:
+    def _from_status(self, status: int, body: object, headers: Mapping[str, str]) -> AttemptFailed:
         error = body.get("error", body) if isinstance(body, dict) else body
         detail = error if isinstance(error, dict) else {"message": error}
-        for code in (detail.get("code"), detail.get("type")):
-            if isinstance(code, str) and code in _FINAL_CODES:
-                return _AttemptFailed(_FINAL_CODES[code], self._message(status, detail), retryable=False)
-        kind = _STATUS_KINDS.get(status, "server_error" if status >= 500 else "bad_request")
-        retryable = status in _RETRIED or status >= 500
-        retry_after_s = retry_after_seconds(headers) if retryable else None
-        return _AttemptFailed(kind, self._message(status, detail), retryable=retryable, retry_after_s=retry_after_s)
+        kind, message = kind_of_status(status, detail), self._message(status, detail)
+        return AttemptFailed(kind, message, retry_after_s=retry_after_seconds(headers))
 
     def _message(self, status: int, detail: Mapping[str, object]) -> str:
         message = " ".join(str(detail.get("message") or "").split())[:_MESSAGE_CHARS]
@@ -246,7 +308,7 @@ def _completion(request: ChatRequest, answer: Any, echoes_prefill: bool, attempt
     message, finish_reason = choice["message"], choice["finish_reason"]
     if finish_reason is None or finish_reason in _ABORTED:
         aborted = f"the server aborted the request (finish_reason {finish_reason})"
-        raise _AttemptFailed("server_error", aborted, retryable=True)
+        raise AttemptFailed("server_error", aborted)
     usage = answer.get("usage") or {}
     content = clean(message.get("content") or "")
     if echoes_prefill and request.has_prefill:
@@ -269,10 +331,8 @@ def _completion(request: ChatRequest, answer: Any, echoes_prefill: bool, attempt
     )
 
 
-def _unreadable(error: Exception) -> _AttemptFailed:
-    return _AttemptFailed(
-        "bad_response", f"the response has an unexpected format: {type(error).__name__}", retryable=True
-    )
+def _unreadable(error: Exception) -> AttemptFailed:
+    return AttemptFailed("bad_response", f"the response has an unexpected format: {type(error).__name__}")
 
 
 def clean(text: str) -> str:
@@ -282,31 +342,3 @@ def clean(text: str) -> str:
 
 def _clean_or_none(text: str | None) -> str | None:
     return None if text is None else clean(text)
-
-
-def _from_connection(error: openai.APIConnectionError, timeout_s: float) -> _AttemptFailed:
-    # The transport reports a connection lost before the headers as a time-out; only the innermost cause differs.
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None:
-        causes.append(cause)
-        cause = cause.__cause__
-    deepest = causes[-1]
-    if isinstance(deepest, (aiohttp.ServerTimeoutError, TimeoutError)):
-        return _AttemptFailed("timeout", f"no response within {timeout_s:g} s", retryable=True)
-    return _AttemptFailed("connection", f"the connection failed ({type(deepest).__name__})", retryable=True)
-
-
-def retry_after_seconds(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds of the Retry-After header (RFC 9110, 10.2.3: seconds or an HTTP date), None without one."""
-    value = headers.get("retry-after")
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return None
-    return max(0.0, seconds) if seconds < float("inf") else None

@@ -54,6 +54,15 @@ class FakeScript(Frozen):
     max_faults: int = Field(default=3, ge=0, description="Maximum faults per request.")
     retry_after_s: float = Field(default=0.0, ge=0, description="Seconds in the Retry-After of a 429.")
     hang_s: float = Field(default=5.0, ge=0, description="Delay of an attempt that hangs, in seconds.")
+    rate_stall: float = _rate("Share of streamed attempts that fall silent after half of the text.")
+    limit: float = Field(default=0.0, ge=0, description="Requests per second that get an answer, others a 429; 0: all.")
+    burst: float = Field(default=1.0, ge=1, description="Requests that may come at once under `limit`.")
+    outage: dict[str, int] = Field(
+        default_factory=dict,
+        description="An outage: `after` answers, the next `requests` requests get the HTTP `status`, e.g. "
+        "{after: 88, requests: 1, status: 403}.",
+    )
+    token_s: float = Field(default=0.0, ge=0, description="Seconds between two tokens of a streamed answer.")
     latency_s: float = Field(default=0.0, ge=0, description="Median latency in seconds, of a lognormal.")
     latency_sigma: float = Field(default=0.0, ge=0, description="Shape of that lognormal.")
 
@@ -148,7 +157,7 @@ def _write(messages: Sequence[Mapping[str, Any]], key: str, script: FakeScript) 
     return "", f"{subject[:1].upper()}{subject[1:]} is {result}. The answer is \\boxed{{{result}}}."
 
 
-_IGNORED_FIELDS = frozenset({"model", "logprobs", "top_logprobs"})
+_IGNORED_FIELDS = frozenset({"model", "logprobs", "top_logprobs", "stream", "stream_options"})
 _BRIEF = re.compile(
     r"\b(brief(ly)?|short(ly)?|concise(ly)?|direct(ly)?|at once|only the (final )?answer|one line)\b", re.IGNORECASE
 )

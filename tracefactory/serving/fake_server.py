@@ -19,6 +19,7 @@ import os
 import random
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,7 +28,7 @@ from aiohttp import web
 
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.processes import end_with_parent, report_ready
-from tracefactory.serving.fake_script import Answer, FakeScript, answer, chance, logprobs
+from tracefactory.serving.fake_script import Answer, FakeScript, answer, chance, logprobs, pieces
 
 
 class FakeServer:
@@ -47,6 +48,7 @@ class FakeServer:
         self.peak_in_flight = 0
         self._attempts: Counter[str] = Counter()
         self._faults_met: Counter[str] = Counter()
+        self._tokens, self._refilled_at = self.script.burst, time.monotonic()
         self._request_log = request_log
         self._log_fd: int | None = None
         self._runner: web.AppRunner | None = None
@@ -129,12 +131,18 @@ class FakeServer:
             return _error(429, "rate_limit_exceeded", "too many requests", retry_after_s=self.script.retry_after_s)
         if fault == "500":
             return _error(500, "server_error", "a scripted failure")
+        if (status := self._outage()) is not None:
+            return _error(status, "outage", "a scripted outage")
+        if not self._within_limit():
+            return _error(429, "rate_limit_exceeded", "too many requests", retry_after_s=self.script.retry_after_s)
         data = json.dumps(_chat_body(key, body, reply)).encode()
         if fault == "drop":
             return await _send_half(request, data)
         # Counted before it is sent: a real server bills the completion even if the connection is lost.
         self.completed[key] += 1
         self._log({"event": "completed", "key": key, "attempt": self._attempts[key]})
+        if body.get("stream"):
+            return await self._stream(request, _chat_body(key, body, reply), stalls=fault == "stall")
         return web.Response(body=data, content_type="application/json")
 
     def _fault(self, key: str, attempt: int) -> str | None:
@@ -142,12 +150,55 @@ class FakeServer:
             return None
         script = self.script
         drawn = chance("fault", script.seed, key, attempt)
-        rates = {"429": script.rate_429, "500": script.rate_500, "drop": script.rate_drop, "hang": script.rate_hang}
+        rates = {
+            "429": script.rate_429,
+            "500": script.rate_500,
+            "drop": script.rate_drop,
+            "hang": script.rate_hang,
+            "stall": script.rate_stall,
+        }
         for kind, rate in rates.items():
             if drawn < rate:
                 return kind
             drawn -= rate
         return None
+
+    def _outage(self) -> int | None:
+        """Return the status that a scripted outage answers with, None outside of one."""
+        planned = self.script.outage
+        if not planned or self.completed.total() < planned.get("after", 0):
+            return None
+        if self.faults["outage"] >= planned.get("requests", 1):
+            return None
+        self.faults["outage"] += 1
+        return planned.get("status", 503)
+
+    def _within_limit(self) -> bool:
+        """Take a token from the bucket that refills at `limit` per second."""
+        if not self.script.limit:
+            return True
+        now = time.monotonic()
+        refilled = self._tokens + (now - self._refilled_at) * self.script.limit
+        self._tokens, self._refilled_at = min(self.script.burst, refilled), now
+        if self._tokens < 1:
+            self.faults["limit"] += 1
+            return False
+        self._tokens -= 1
+        return True
+
+    async def _stream(self, request: web.Request, whole: dict[str, Any], *, stalls: bool) -> web.StreamResponse:
+        """Send an answer as server-sent events, a token each."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        chunks = list(_chunks(whole))
+        for number, chunk in enumerate(chunks):
+            if stalls and number == len(chunks) // 2:
+                await asyncio.sleep(self.script.hang_s)
+            await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+            if self.script.token_s:
+                await asyncio.sleep(self.script.token_s)
+        await response.write(b"data: [DONE]\n\n")
+        return response
 
     def _latency_s(self, key: str) -> float:
         if not self.script.latency_s:
@@ -182,6 +233,24 @@ def _chat_body(key: str, body: dict[str, Any], reply: Answer) -> dict[str, Any]:
             "prompt_tokens_details": {"cached_tokens": 0},
         },
     }
+
+
+def _chunks(whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield a completion as the chunks of a stream: its texts token by token, the finish reason, the usage."""
+    (choice,) = whole["choices"]
+    head = {**whole, "object": "chat.completion.chunk", "usage": None}
+    scored = list((choice["logprobs"] or {}).get("content") or ())
+    for name in ("reasoning_content", "reasoning", "content", "refusal"):
+        for piece in pieces(choice["message"].get(name) or ""):
+            yield {**head, "choices": [{"index": 0, "delta": {name: piece}, "finish_reason": None}]}
+    last = {
+        "index": 0,
+        "delta": {},
+        "finish_reason": choice["finish_reason"],
+        "logprobs": {"content": scored} if scored else None,
+    }
+    yield {**head, "choices": [last]}
+    yield {**head, "choices": [], "usage": whole["usage"]}
 
 
 def _error(status: int, code: str, message: str, *, retry_after_s: float | None = None) -> web.Response:

@@ -1,4 +1,4 @@
-"""Problems out of files: JSON lines, JSON, CSV and Parquet, with a mapping of fields."""
+"""Read problems from files (JSON lines, JSON, CSV and Parquet) with a mapping of fields."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _PEEK = 20
 
 
 class FilesParams(FieldMapping):
-    """Files, what they are written in, and which field is which."""
+    """The files, their format, and the mapping of their fields."""
 
     paths: EnvStr | tuple[EnvStr, ...] = Field(
-        description="File names or globs (** too), from the project's folder; env:NAME works."
+        description="File names or globs (also **), relative to the project's folder; env:NAME is possible."
     )
-    format: Format = Field("auto", description="Format of the files; auto goes by their names.")
+    format: Format = Field("auto", description="Format of the files; `auto` uses the suffixes of their names.")
     encoding: str = Field("utf-8", description="Encoding of text files that have no byte order mark.")
 
 
@@ -40,37 +40,39 @@ class Files(Source[FilesParams]):
     Params = FilesParams
 
     def located(self, params: FilesParams, environ: Mapping[str, str]) -> FilesParams:
+        """Return the parameters with the environment variables in `paths` resolved."""
         paths = (params.paths,) if isinstance(params.paths, str) else params.paths
         return params.model_copy(update={"paths": tuple(EnvStr(path.resolve(environ)) for path in paths)})
 
     def read(self, params: FilesParams, *, base_dir: Path, limit: int | None) -> Iterator[Problem | Rejected]:
-        yield from take(self._rows(params, base_dir), limit)
+        """Yield the problems of all files, in the order of the file names."""
+        rows = labelled_records(params, base_dir)
+        made = (to_problem(row, params, label) if isinstance(row, Record) else row for label, row in rows)
+        yield from take(made, limit)
 
     def identity(self, params: FilesParams, base_dir: Path) -> dict[str, Any]:
-        """Return the sha256 of every file's content, by the label that its problems carry."""
+        """Return the sha256 of every file's content, by the label of the file."""
         return {"files": [[label, digest_file(file)] for label, file in _find(params, base_dir)]}
 
     def verifiers(self, params: FilesParams) -> frozenset[str]:
+        """Return the verifier of the mapping."""
         return frozenset({params.verifier_name})
 
     def describe(self, params: FilesParams) -> str:
-        # Names alone: a path of one machine must not be in a card.
+        """Return the names of the files or globs."""
+        # Only names: a card must not contain a path of this machine.
         patterns = (params.paths,) if isinstance(params.paths, str) else params.paths
         return f"files {', '.join(Path(pattern).name.removeprefix('env:') for pattern in patterns)}"
 
     def check(self, params: FilesParams, base_dir: Path) -> list[str]:
-        """Look for the files and try the mapping on the first rows of each."""
+        """Find the files and apply the mapping to the first rows of each."""
         try:
             "".encode(params.encoding)
-            return [wrong for label, file in _find(params, base_dir) for wrong in _try(params, label, file)]
+            return [wrong for label, file in _find(params, base_dir) for wrong in _mistakes_in(params, label, file)]
         except LookupError:
             return [f"unknown encoding {params.encoding!r}"]
         except UserError as error:
             return [str(mistake) for mistake in error.mistakes]
-
-    def _rows(self, params: FilesParams, base_dir: Path) -> Iterator[Problem | Rejected]:
-        for label, record in labelled_records(params, base_dir):
-            yield to_problem(record, params, label) if isinstance(record, Record) else record
 
 
 def labelled_records(params: FilesParams, base_dir: Path) -> Iterator[tuple[str, Record | Rejected]]:
@@ -84,9 +86,9 @@ def labelled_records(params: FilesParams, base_dir: Path) -> Iterator[tuple[str,
 
 
 def _find(params: FilesParams, base_dir: Path) -> list[tuple[str, Path]]:
-    """Return the files by label: the path from base_dir, or the bare name of a file that lies elsewhere.
+    """Return the files with their labels: the path relative to base_dir, or the name of a file outside of it.
 
-    A label goes into rows and keys, and a path of one machine must not.
+    A label is stored in rows and keys, which must not contain a path of this machine.
     """
     patterns = (params.paths,) if isinstance(params.paths, str) else params.paths
     found: dict[Path, str] = {}
@@ -106,7 +108,8 @@ def _find(params: FilesParams, base_dir: Path) -> list[tuple[str, Path]]:
     return [(label, file) for file, label in found.items()]
 
 
-def _try(params: FilesParams, label: str, file: Path) -> list[str]:
+def _mistakes_in(params: FilesParams, label: str, file: Path) -> list[str]:
+    """Return the mistakes that the first rows of a file show: missing fields, or no usable row."""
     rows = list(islice(read_records(file, params.format, params.encoding), _PEEK))
     records = [row for row in rows if isinstance(row, Record)]
     known = {name for record in records for name in record.values}

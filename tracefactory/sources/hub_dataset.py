@@ -1,4 +1,4 @@
-"""Problems out of a data set on the Hugging Face Hub, streamed, at a revision that cannot move."""
+"""Stream problems from a data set on the Hugging Face Hub, at a fixed revision."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _BRANCHES = {"main", "master", "dev", "develop", "HEAD"}
 
 
 class HubDatasetParams(FieldMapping):
-    """A data set, which part of it, at which revision, and which field is which."""
+    """The data set, its configuration, split and revision, and the mapping of its fields."""
 
     repo: str = Field(description="Repository of the data set: owner/name.")
-    name: str | None = Field(None, description="Configuration of the data set, where it has several.")
+    name: str | None = Field(None, description="Configuration of the data set, if it has several.")
     split: str = Field("train", description="Split to read.")
-    revision: str = Field(description="Commit (40 hex digits) or tag. A branch moves, so it is refused.")
-    allow_moving: bool = Field(False, description="Accept a branch; the commit it points to is looked up each time.")
+    revision: str = Field(description="Commit (40 hex digits) or tag. A branch is refused, because it can change.")
+    allow_moving: bool = Field(False, description="Accept a branch; its commit is requested from the Hub in each run.")
 
 
 @SOURCES.register("hub_dataset")
 class HubDataset(Source[HubDatasetParams]):
-    """Streams rows in the order of the data set; nothing is downloaded as a whole."""
+    """Streams rows in the order of the data set; no file is downloaded as a whole."""
 
     name = "hub_dataset"
     version = "1"
@@ -41,24 +41,28 @@ class HubDataset(Source[HubDatasetParams]):
     offline = False
 
     def read(self, params: HubDatasetParams, *, base_dir: Path, limit: int | None) -> Iterator[Problem | Rejected]:
+        """Yield the problems of the split."""
         yield from take(self._rows(params), limit)
 
     def identity(self, params: HubDatasetParams, base_dir: Path) -> dict[str, Any]:
-        """Return the revision as it was given; for one that may move, the commit it points to (this asks the Hub)."""
+        """Return the revision of the parameters; with `allow_moving`, its commit, which is requested from the Hub."""
         return {"revision": _commit(params.repo, params.revision) if params.allow_moving else params.revision}
 
     def verifiers(self, params: HubDatasetParams) -> frozenset[str]:
+        """Return the verifier of the mapping."""
         return frozenset({params.verifier_name})
 
     def describe(self, params: HubDatasetParams) -> str:
+        """Return the repository and the split."""
         return f"Hub dataset {params.repo}, {params.split}"
 
     def check(self, params: HubDatasetParams, base_dir: Path) -> list[str]:
+        """Return mistakes in the repository and the revision, without asking the Hub."""
         mistakes = []
         if not _REPO.fullmatch(params.repo):
             mistakes.append(f"repo {params.repo!r} is not written owner/name")
         elif Path(params.repo).exists():
-            # load_dataset prefers such a folder and then ignores the revision.
+            # load_dataset would read the folder and ignore the revision.
             mistakes.append(f"{params.repo!r} is also a folder here, which would be read instead; run from elsewhere")
         moving = params.revision in _BRANCHES or params.revision.startswith("refs/")
         if moving and not params.allow_moving:
@@ -73,7 +77,7 @@ class HubDataset(Source[HubDatasetParams]):
             revision = _commit(params.repo, revision)
         elif not _COMMIT.fullmatch(revision):
             _refuse_branch(params.repo, revision)
-        # Imported where it is used: it takes longer than all the rest of the command line.
+        # This import takes longer than all others of the command line.
         import datasets
         from datasets.exceptions import DatasetNotFoundError
 
@@ -90,7 +94,7 @@ class HubDataset(Source[HubDatasetParams]):
 
 @functools.lru_cache(maxsize=64)
 def _commit(repo: str, revision: str) -> str:
-    """Return the commit a revision points to; asked once per process, so that key and rows agree."""
+    """Return the commit of a revision. It is requested once per process, so that key and rows use the same commit."""
     from huggingface_hub import HfApi
 
     commit = HfApi().dataset_info(repo, revision=revision).sha
@@ -100,7 +104,7 @@ def _commit(repo: str, revision: str) -> str:
 
 
 def _refuse_branch(repo: str, revision: str) -> None:
-    """Raise unless a revision is a tag; the Hub alone can tell."""
+    """Raise UserError unless a revision is a tag, according to the Hub."""
     from huggingface_hub import HfApi
 
     refs = HfApi().list_repo_refs(repo, repo_type="dataset")

@@ -1,4 +1,4 @@
-"""Problems out of reasoning_gym: generated tasks whose own scorer is the verifier.
+"""Generate problems with reasoning_gym, whose scorers are the verifiers.
 
 Stojanovski et al. 2025, "Reasoning Gym: Reasoning Environments for Reinforcement Learning with Verifiable Rewards",
 arXiv:2505.24760.
@@ -29,47 +29,50 @@ _LICENCE = "Apache-2.0"
 
 
 class Task(Frozen):
-    """One generator of the mix, with its share of the problems and its own parameters."""
+    """One task of the mix, with its share of the problems and its parameters."""
 
     task: str = Field(description="Name of the reasoning_gym task, such as chain_sum.")
     weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="Share of the mix, relative to the others.")
-    params: dict[str, JsonValue] = Field({}, description="The task's own parameters; its seed and size come from here.")
+    params: dict[str, JsonValue] = Field({}, description="The parameters of the task, without seed and size.")
 
 
 class ReasoningGymParams(Frozen):
-    """A mix of tasks. The same seed gives the same problems; a larger size gives the same ones and more after them."""
+    """A mix of tasks. The same seed gives the same problems; a larger size gives the same problems and then others."""
 
     tasks: tuple[Task, ...] = Field(min_length=1, description="The tasks of the mix.")
-    size: int = Field(gt=0, description="Number of problems, all tasks together.")
-    seed: int = Field(0, description="Any whole number; other seeds give other problems.")
+    size: int = Field(gt=0, description="Number of problems of all tasks together.")
+    seed: int = Field(0, description="Any integer; other seeds give other problems.")
 
 
 @SOURCES.register("reasoning_gym")
 class ReasoningGym(Source[ReasoningGymParams]):
-    """Generates problems in a process of its own; `tracefactory.reading.gym_process` says why."""
+    """Generates problems in a separate process, for the reasons in `tracefactory.reading.gym_process`."""
 
     name = "reasoning_gym"
     version = "1"
     Params = ReasoningGymParams
 
     def read(self, params: ReasoningGymParams, *, base_dir: Path, limit: int | None) -> Iterator[Problem | Rejected]:
+        """Yield the problems of the mix."""
         if mistakes := _check_names(params):
             raise UserError("; ".join(mistakes))
         yield from take(_generate(params), limit)
 
     def identity(self, params: ReasoningGymParams, base_dir: Path) -> dict[str, Any]:
-        """Return the version of the package: its generators change with it."""
+        """Return the version of the package, because its generators change between versions."""
         return {"reasoning_gym": installed_version("reasoning-gym")}
 
     def verifiers(self, params: ReasoningGymParams) -> frozenset[str]:
+        """Return the verifier of all tasks."""
         return frozenset({"reasoning_gym"})
 
     def describe(self, params: ReasoningGymParams) -> str:
+        """Return the version of the package and the names of the tasks."""
         names = ", ".join(sorted({task.task for task in params.tasks}))
         return f"reasoning_gym {installed_version('reasoning-gym')}: {names}"
 
     def check(self, params: ReasoningGymParams, base_dir: Path) -> list[str]:
-        """Check names and values, then make one problem of every task and score it as a verifier will."""
+        """Check names and values, then generate one problem of every task and score it as the verifier does."""
         checked = _checked_file(params)
         if checked.exists():
             return []
@@ -86,9 +89,9 @@ class ReasoningGym(Source[ReasoningGymParams]):
 
 
 def _checked_file(params: ReasoningGymParams) -> Path:
-    """Return the file in the user's cache that says these tasks were found right: importing the package takes seconds.
+    """Return the file in the user's cache that exists when these tasks passed the check, which takes seconds.
 
-    It is of this version of reasoning_gym, and not of the number of problems.
+    Its name depends on the version of reasoning_gym, the tasks and the seed, but not on the number of problems.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     asked = digest({"version": installed_version("reasoning-gym"), "tasks": params.model_dump(mode="json")["tasks"]})
@@ -96,15 +99,19 @@ def _checked_file(params: ReasoningGymParams) -> Path:
 
 
 def interleave(weights: Sequence[float], size: int) -> Iterator[int]:
-    """Yield `size` indexes of weights, so that after every step each count is within one of its exact share.
+    """Yield indexes of weights, so that after every step each count differs from its exact share by less than one.
 
-    At each step the index that is furthest behind its share comes next (the quota method of apportionment; Balinski and
-    Young 1975). Any beginning of the sequence is the sequence of a smaller size.
+    The next index is the one that is furthest behind its share (the quota method of apportionment; Balinski and Young
+    1975). A smaller size gives the beginning of the same sequence.
+
+    Args:
+        weights: the weights.
+        size: the number of indexes.
     """
     total = sum(weights)
     counts = [0] * len(weights)
     for step in range(1, size + 1):
-        # Behind by: share of the first `step` problems minus what it has. Within quota, the largest weight per problem.
+        # Of the weights with fewer problems than their share of the first `step`, the largest weight per problem.
         eligible = [index for index, weight in enumerate(weights) if counts[index] < weight * step / total]
         chosen = max(eligible, key=lambda index: (weights[index] / (counts[index] + 1), -index))
         counts[chosen] += 1
@@ -132,21 +139,22 @@ def _generate(params: ReasoningGymParams) -> Iterator[Problem | Rejected]:
         "seed": params.seed,
         "order": list(interleave([task.weight for task in params.tasks], params.size)),
     }
-    # Files instead of pipes for what goes in and for complaints: neither can fill up and block the other.
+    path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
+    # The request and stderr are files and not pipes, because a full pipe could block the process.
     with (
-        tempfile.TemporaryFile("w+") as wanted,
-        tempfile.TemporaryFile("w+") as complaints,
+        tempfile.TemporaryFile("w+") as input_file,
+        tempfile.TemporaryFile("w+") as errors,
         tempfile.TemporaryDirectory() as folder,
     ):
-        json.dump(request, wanted)
-        wanted.seek(0)
+        json.dump(request, input_file)
+        input_file.seek(0)
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "tracefactory.reading.gym_process"],
-            stdin=wanted,
+            stdin=input_file,
             stdout=subprocess.PIPE,
-            stderr=complaints,
-            cwd=folder,  # tasks that run code may leave files where they work
-            env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": _python_path()},
+            stderr=errors,
+            cwd=folder,  # tasks that run code can leave files in their working folder
+            env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": path},
             encoding="utf-8",
         )
         with process:
@@ -154,15 +162,11 @@ def _generate(params: ReasoningGymParams) -> Iterator[Problem | Rejected]:
                 for number, line in enumerate(process.stdout or (), 1):
                     yield _as_problem(json.loads(line), number)
                 if process.wait():
-                    complaints.seek(0)
-                    raise RunError(f"reasoning_gym failed:\n{complaints.read()}")
+                    errors.seek(0)
+                    raise RunError(f"reasoning_gym failed:\n{errors.read()}")
             finally:
-                # Whoever stops after the first problems leaves a process that still generates.
+                # A caller that stops early leaves a process that still generates.
                 process.kill()
-
-
-def _python_path() -> str:
-    return os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path)
 
 
 def _as_problem(row: Mapping[str, Any], number: int) -> Problem | Rejected:

@@ -1,4 +1,4 @@
-"""Traces that exist already, out of files: a problem per row as in `files`, and what somebody wrote to solve it."""
+"""Read existing traces from files: each row has a problem, as in `files`, and a completion."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from tracefactory.text.reasoning import split_reasoning
 
 
 class TraceFilesParams(FilesParams):
-    """Files of traces, and which field is which."""
+    """The files of traces, and the mapping of their fields."""
 
-    response: str = Field("response", description="Field of the completion, or of the answer text beside `reasoning`.")
-    reasoning: str | None = Field(None, description="Field of the reasoning, where it is not inside the completion.")
+    response: str = Field("response", description="Field of the completion; with `reasoning`, of the answer text.")
+    reasoning: str | None = Field(None, description="Field of the reasoning, if it is not in the completion.")
     messages: str | None = Field(
         None,
-        description="Field of a conversation from the question to the last answer, as chat completions write it; it "
-        "stands for `response` and `reasoning`, and its first user message must be the question.",
+        description="Field of a conversation from the question to the last answer, in the format of chat completions. "
+        "It replaces `response` and `reasoning`; its first user message must be the question.",
     )
-    tags: tuple[str, str] | None = Field(None, description="What opens and closes reasoning, where it is not <think>.")
+    tags: tuple[str, str] | None = Field(None, description="The tags around reasoning, if they are not <think> tags.")
     model_field: str | None = Field(None, description="Field of the name of the model that wrote the trace.")
     model: str = Field("", description="Name of the model that wrote every trace.")
     style: str = Field("long", description="Style of every trace, as prompts name it.")
-    finish_reason: str | None = Field(None, description="Field of the server's word for why the completion ended.")
+    finish_reason: str | None = Field(None, description="Field of the server's finish reason.")
 
     def fields(self) -> list[str]:
         """Return every field that a row is expected to have."""
@@ -44,13 +44,19 @@ class TraceFilesParams(FilesParams):
 
 @SOURCES.register("traces")
 class TraceFiles(Files):
-    """Reads traces; as a source of problems it would give those of the same rows."""
+    """Reads traces; as a source of problems, it reads the problems of the same rows."""
 
     name = "traces"
     Params = TraceFilesParams
 
     def traces(self, params: TraceFilesParams, *, base_dir: Path, limit: int | None) -> Iterator[Trace | Rejected]:
-        """Yield the traces in the order of the files, and what is none where it stood; `limit` counts traces."""
+        """Yield traces and rejected rows in the order of the files.
+
+        Args:
+            params: the parameters of the source.
+            base_dir: the folder for relative paths.
+            limit: the number of traces after which to stop; None for all.
+        """
         samples: dict[str, int] = {}
         for label, record in labelled_records(params, base_dir):
             if limit is not None and sum(samples.values()) >= limit:
@@ -63,7 +69,7 @@ class TraceFiles(Files):
 
 @dataclass(frozen=True)
 class _Written:
-    """What a row says was written: the last turn, and what stood before it."""
+    """The text of a row: the last turn and, of a conversation, the turns between the question and it."""
 
     reasoning: str
     answer: str
@@ -79,21 +85,22 @@ def _trace(record: Record, params: TraceFilesParams, label: str, samples: dict[s
     written = _written(record, params, problem)
     if isinstance(written, Rejected):
         return written
-    said = None if params.finish_reason is None else lookup(record.values, params.finish_reason)
-    wrote = params.model if params.model_field is None else lookup(record.values, params.model_field)
+    finish_reason = None if params.finish_reason is None else lookup(record.values, params.finish_reason)
+    default = "length" if written.thinking is Thinking.OPEN else "stop"
+    model = params.model if params.model_field is None else lookup(record.values, params.model_field)
     key: dict[str, Any] = {"problem": problem.id, "reasoning": written.reasoning, "answer": written.answer}
     if written.turns:
         key["turns"] = [turn.model_dump() for turn in written.turns]
     try:
         trace_id = digest(key)[:ID_DIGITS]
     except UnicodeEncodeError:
-        return record.reject("bad_encoding", "holds half a surrogate pair, which no UTF-8 text can")
+        return record.reject("bad_encoding", "it has a lone surrogate, which UTF-8 cannot encode")
     return Trace(
         id=trace_id,
         problem=problem,
         op="import",
-        teacher=str(wrote or ""),
-        model=str(wrote or ""),
+        teacher=str(model or ""),
+        model=str(model or ""),
         style=params.style,
         sample_index=samples.get(problem.id, 0),
         system=written.system,
@@ -101,7 +108,7 @@ def _trace(record: Record, params: TraceFilesParams, label: str, samples: dict[s
         answer_text=written.answer,
         turns=written.turns,
         thinking=written.thinking,
-        finish_reason=str(said) if said else "length" if written.thinking is Thinking.OPEN else "stop",
+        finish_reason=str(finish_reason or default),
     )
 
 

@@ -15,6 +15,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -48,12 +49,12 @@ class Lease:
         self.path = folder / "lease.json"
         self.run_id = run_id
         self.notify = notify
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
         self._heartbeat: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Lease:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+")
+        self._file = self.path.open("a+b")
         try:
             await self._acquire()
         except BaseException:
@@ -61,7 +62,8 @@ class Lease:
             raise
         self._file.seek(0)
         self._file.truncate()
-        json.dump({"run": self.run_id, "host": socket.gethostname(), "pid": os.getpid()}, self._file)
+        owner = {"run": self.run_id, "host": socket.gethostname(), "pid": os.getpid()}
+        self._file.write(json.dumps(owner).encode())
         self._file.flush()
         self._heartbeat = asyncio.create_task(self._send_heartbeats())
         return self
@@ -90,8 +92,17 @@ class Lease:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return f"{_describe(self._owner())}, which is writing it"
-        owner = self._owner()
+            with suppress(ValueError):
+                return f"{_describe(self._owner())}, which is writing it"
+            return "another run, which is writing it"
+        try:
+            owner = self._owner()
+        except ValueError as error:  # perhaps of a run on another host, which would renew it
+            age = time.time() - self.path.stat().st_mtime
+            if age >= STALE_S:
+                return None
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            return f"its damaged lease {self.path} ({error}) to become stale, in {STALE_S - age:.0f} s at most"
         if owner is None or owner["run"] == self.run_id:
             return None
         elsewhere = owner["host"] != socket.gethostname()
@@ -104,13 +115,26 @@ class Lease:
     def _owner(self) -> dict[str, Any] | None:
         assert self._file is not None
         self._file.seek(0)
-        text = self._file.read()
-        return json.loads(text) if text.endswith("}") else None
+        return owner_in(self._file.read().decode())
 
     async def _send_heartbeats(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             os.utime(self.path)
+
+
+def owner_in(text: str) -> dict[str, Any] | None:
+    """Return the owner that a lease names (run, host and pid), None for a lease that was given back.
+
+    Raises:
+        ValueError: when the lease is damaged.
+    """
+    if not text:
+        return None
+    owner = json.loads(text)
+    if not isinstance(owner, dict) or owner.keys() != {"run", "host", "pid"}:
+        raise ValueError("it does not name its run")
+    return owner
 
 
 def has_workers(root: Path, run_id: str) -> bool:

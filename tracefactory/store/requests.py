@@ -5,30 +5,43 @@
 
 The key depends only on the request, not on stage, shard, run, endpoint or number of workers. Completions survive the
 death of any process; for power failures, they are synced to disk at most every second. Only the keys of journals are in
-memory; a writer closes its journal at `ROTATE_BYTES`, and closed journals are compacted during runs.
+memory; a writer closes its journal when it is large, and closed journals are compacted during runs.
+
+Damage is never an error here: a completion that cannot be read is not present, so its request is owed again, and the
+damage is in `RequestStore.damage`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import time
+import errno
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
 
 from tracefactory.core.errors import RunError
-from tracefactory.store.journals import PREFIX, SUFFIX, Journal, closed_journals, keys_from, lines_of, read_line
-from tracefactory.store.segments import Segment, prefixes_of, write_segment
+from tracefactory.store.appending import Writer
+from tracefactory.store.damage import Damage, set_aside
+from tracefactory.store.indexes import prefixes_of
+from tracefactory.store.journals import (
+    PREFIX,
+    SUFFIX,
+    Line,
+    Unreadable,
+    closed_journals,
+    read_line,
+    read_lines,
+)
+from tracefactory.store.segments import Segment, write_segment
 
-ROTATE_BYTES = 32 << 20
 COMPACT_BYTES = 64 << 20
 _SEGMENT_BYTES = 256 << 20  # of records that are sorted in memory for one segment
 _CACHE_BYTES = 64 << 20
-_SYNC_EVERY_S = 1.0
+OWED = "its request is owed again"
+"""The consequence of a completion that cannot be read."""
 
 
 class _Location(NamedTuple):
@@ -43,18 +56,54 @@ class RequestStore:
     """Reads the completions in one state folder, and appends new ones.
 
     An instance belongs to one process. `get` and `present` include what other processes have written since.
+
+    Args:
+        root: the state folder.
+        free: bytes to leave free on its file system; `appending.FREE_BYTES` by default.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, free: int | None = None) -> None:
         self.folder = root / "requests"
         self._segments: dict[str, Segment] = {}
         self._lines: dict[str, _Location] = {}
         self._indexed_until: dict[str, int] = {}
         self._has_v1 = False
-        self._journal: Journal | None = None
-        self._synced = 0.0
+        self._writer = Writer(self.folder, self._written, free)
         self._cache: OrderedDict[str, tuple[int, Mapping[str, Any]]] = OrderedDict()
         self._cached_bytes = 0
+        self._damage: dict[tuple[Path, str], Damage] = {}
+
+    @property
+    def damage(self) -> list[Damage]:
+        """The damage that this instance has met."""
+        return list(self._damage.values())
+
+    @property
+    def blocked(self) -> str:
+        """One sentence for the user while no request may be sent: what could not be written, why, and what to do."""
+        return self._writer.blocked
+
+    @property
+    def draining(self) -> bool:
+        """Whether `reserve` raises `Interrupted` instead of waiting; `put` goes on."""
+        return self._writer.draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self._writer.draining = draining
+
+    def reserve(self, size: int) -> AbstractAsyncContextManager[None]:
+        """Reserve space for the record of a request; entered before it is sent, and left after `put`.
+
+        It waits while a completion cannot be written or while there is too little space on the file system.
+
+        Args:
+            size: bytes of the record in the worst case.
+
+        Raises:
+            Interrupted: when `draining` is set.
+        """
+        return self._writer.reserve(size)
 
     def refresh(self) -> None:
         """Index what has been written since the last refresh."""
@@ -66,9 +115,9 @@ class RequestStore:
             self._index(path)
         # Segments last: a journal that was compacted since it was listed is in one of them.
         names = {path.name for path in self.folder.glob("[!.]*.parquet")}
-        for name in names - self._segments.keys():
-            self._segments[name] = Segment(self.folder / name)
-            self._has_v1 |= self._segments[name].has_v1_keys
+        for name in sorted(names - self._segments.keys()):
+            segment = self._segments[name] = Segment(self.folder / name, self._met)
+            self._has_v1 |= segment.has_v1_keys
 
     @property
     def has_v1_keys(self) -> bool:
@@ -106,31 +155,23 @@ class RequestStore:
     async def put(self, key: str, record: Mapping[str, Any], near: str = "") -> None:
         """Append one paid completion. When this returns, it survives the death of the process.
 
-        `near` is the id of its problem; completions of one problem are stored next to each other.
-
-        Raises:
-            RunError: when it cannot be written.
+        While it cannot be written, it is kept in memory and written as soon as possible, also when this is cancelled;
+        `blocked` then says why. `near` is the id of its problem; completions of one problem are stored next to each
+        other.
         """
-        if self._journal is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._journal = Journal.create(self.folder)
-        journal = self._journal
-        start, length = journal.append(key, record, near)
-        self._lines.setdefault(key, _Location(journal.path.name, start, length))
-        self._indexed_until[journal.path.name] = journal.size
+        length = await self._writer.append(key, record, near)
         self._remember(key, length, record)
-        if journal.size > ROTATE_BYTES:
-            self._journal = None
-            await asyncio.to_thread(journal.close)
-        elif time.monotonic() - self._synced > _SYNC_EVERY_S:
-            self._synced = time.monotonic()
-            await asyncio.to_thread(journal.sync)
 
     def close(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
-        self._forget()
+        """Write what could not be written yet, and close all files.
+
+        Raises:
+            RunError: when paid completions still cannot be written; they are lost.
+        """
+        try:
+            self._writer.close()
+        finally:
+            self._forget()
 
     def _forget(self) -> None:
         for segment in self._segments.values():
@@ -144,12 +185,18 @@ class RequestStore:
         try:
             if path.stat().st_size == position:
                 return
-            for key, start, length, is_v1 in keys_from(path, position):
-                self._lines.setdefault(key, _Location(path.name, start, length))
-                self._has_v1 |= is_v1
-                position = start + length
+            for one in read_lines(path, position):
+                if isinstance(one, Unreadable):
+                    self._met(_damaged_line(path, one.start, one.why))
+                    position = one.start + len(one.content)
+                    continue
+                self._lines.setdefault(one.key, _Location(path.name, one.start, one.length))
+                self._has_v1 |= one.key_version == 1
+                position = one.start + one.length
         except FileNotFoundError:
             return  # compacted since it was listed; its segment exists already
+        except OSError as error:
+            raise RunError(f"{path} cannot be read: {error.strerror}") from error
         self._indexed_until[path.name] = position
 
     def _get(self, wanted: Sequence[str]) -> dict[str, Mapping[str, Any]]:
@@ -158,7 +205,12 @@ class RequestStore:
             if (cached := self._cache.get(key)) is not None:
                 found[key] = cached[1]
             elif (location := self._lines.get(key)) is not None:
-                found[key] = read_line(self.folder / location.file, location.start, location.length)
+                path = self.folder / location.file
+                try:
+                    found[key] = read_line(path, location.start, location.length, key)
+                except ValueError as error:
+                    self._met(_damaged_line(path, location.start, str(error)))
+                    del self._lines[key]
         for segment in self._segments.values():
             missing = [key for key in wanted if key not in found]
             if not missing:
@@ -167,8 +219,15 @@ class RequestStore:
             by_row = {int(row): key for row, key in zip(rows, missing, strict=True) if row >= 0}
             for row, key, record in segment.read(sorted(by_row)):
                 if key == by_row[row]:  # the index compares only prefixes
-                    found[key] = orjson.loads(record)
+                    found[key] = record
         return found
+
+    def _written(self, key: str, journal: str, start: int, length: int) -> None:
+        self._lines.setdefault(key, _Location(journal, start, length))
+        self._indexed_until[journal] = start + length
+
+    def _met(self, damage: Damage) -> None:
+        self._damage.setdefault((damage.path, damage.place), damage)
 
     def _remember(self, key: str, size: int, record: Mapping[str, Any]) -> None:
         """Cache the newest completions, which are read back soon to make rows."""
@@ -191,19 +250,35 @@ def compact(root: Path, *, at_least: int = COMPACT_BYTES) -> int:
         if sum(sizes.values()) < max(at_least, 1):
             return 0
         batch: list[Path] = []
-        for path in journals:
-            batch.append(path)
-            if sum(sizes[one] for one in batch) >= _SEGMENT_BYTES:
-                _compact(folder, batch)
-                batch = []
-        _compact(folder, batch)
+        try:
+            for path in journals:
+                batch.append(path)
+                if sum(sizes[one] for one in batch) >= _SEGMENT_BYTES:
+                    _compact(folder, batch)
+                    batch = []
+            _compact(folder, batch)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise RunError(f"{folder}: its journals could not be compacted: {error}") from error
+            return len(journals) - len(batch)  # the journals stay as they are; the next compaction may have more space
         return len(journals)
 
 
 def _compact(folder: Path, journals: Sequence[Path]) -> None:
-    lines = {line.key: line for path in journals for line in lines_of(path)}
+    """Write the lines of some journals as a segment, and remove the journals. Damaged bytes are set aside."""
+    lines: dict[str, Line] = {}
+    for path in journals:
+        for one in read_lines(path, closed=True):
+            if isinstance(one, Unreadable):
+                set_aside(folder, f"{path.name}-{one.start}", one.content)
+            else:
+                lines.setdefault(one.key, one)
     if lines:
         records = [(line.near, line.key, line.record) for line in lines.values()]
         write_segment(folder, records, {line.key_version for line in lines.values()})
     for path in journals:
         path.unlink()
+
+
+def _damaged_line(path: Path, start: int, why: str) -> Damage:
+    return Damage(path, f"byte {start}", why, OWED)

@@ -20,11 +20,13 @@ from tracefactory.core.rows import Kind, Problem, Trace
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import Batch
 from tracefactory.core.tables import DECISION_COLUMNS, KEYS, TABLE_OF, Table, problems_from, schema_of, traces_from
-from tracefactory.store.stages import StageFolder
+from tracefactory.store.damage import REPAIR
+from tracefactory.store.stages import StageFolder, damage_of_part
 
 CHUNK_BYTES, CHUNK_ROWS = 16 << 20, 4096
 """The maximum text and number of rows that `StageRows.batches` reads at once."""
 _SIZES = ("reasoning_characters", "answer_characters")
+_REPAIR = f"`{REPAIR}` and the same command make it again; nothing is paid again"
 _PROBLEM_CHARACTERS = 2000  # an estimate of the text of a problem; no column has its size
 
 
@@ -63,7 +65,9 @@ class StageRows:
         rows = self._rows(span, wanted)
         judged = self._read(Table.JUDGED, span, None if wanted is None else wanted | {"kept"})
         if not rows["id"].equals(judged["id"]):
-            raise self._damaged(f"its judged table does not match the rows of {span.first} to {span.last}")
+            parts = [self.folder.part(Table.JUDGED, index, self.shards) for index in span.parts(self.shards)]
+            named = ", ".join(map(str, parts if len(parts) < 4 else [*parts[:3], "..."]))
+            raise RunError(f"{named}: its judged table does not match the rows; {_REPAIR}")
         return _overlay(rows, judged.drop(KEYS))
 
     def problems(self, span: Span, wanted: Iterable[str] | None = None) -> pl.DataFrame:
@@ -125,11 +129,10 @@ class StageRows:
             lazy = lazy.filter(pl.col("problem_id").is_between(pl.lit(span.first), pl.lit(span.last)))
         try:
             return lazy.collect()
-        except (FileNotFoundError, pl.exceptions.ComputeError) as error:
-            raise self._damaged(f"a part of its {table} table is missing or damaged ({error})") from error
-
-    def _damaged(self, what: str) -> RunError:
-        return RunError(f"{self.folder.path}: {what}; remove the folder and run again (completions are not paid again)")
+        except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            found = [str(damage) for path in parts for damage in damage_of_part(path)]
+            what = "; ".join(found) or f"a part of its {table} table cannot be read ({str(error)[:200]})"
+            raise RunError(f"{self.folder.path.name}: {what}; {_REPAIR}") from error
 
     def columns_of(self, table: Table, span: Span) -> dict[str, pl.DataType]:
         """Return the columns of one table and their types."""
@@ -180,7 +183,8 @@ def stored_rows(root: Path, stage_id: str, key: str) -> StageRows:
     folder = StageFolder(root, stage_id, key)
     record, identity = folder.record(), folder.identity()
     if record is None or identity is None:
-        raise RunError(f"{folder.path} has no finished stage; run the pipeline again (completions are not paid again)")
+        damaged = "; ".join(map(str, folder.damage))
+        raise RunError(damaged or f"{folder.path} has no finished stage; run the pipeline again: nothing is paid again")
     inputs = tuple(stored_rows(root, source, source_key) for source, source_key in identity.get("inputs", {}).items())
     return StageRows(folder, record.shards, record.gives, record.makes, record.judges, inputs)
 

@@ -8,15 +8,20 @@
                                                columns; written last, with the shard's `ShardRecord` in its footer
         record.json                            totals and digests; written at the end: the stage is done
 
+Records have checksums. A stage or shard whose record is damaged is not done, so it is made again from the completions
+of the request store; the damage is in `StageFolder.damage`.
+
 A shard is a range of problem ids, which are hashes. Shards in order are therefore sorted, and each shard of a layout is
 inside one shard of a coarser layout. All tables are sorted by (problem_id, id).
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,23 +29,30 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, ValidationError
 
 from tracefactory.core.columns import Column, column_for
 from tracefactory.core.decisions import REPLACED
 from tracefactory.core.digests import combined_digest, table_digest
-from tracefactory.core.files import TEMPORARY, read_json, remove_matching, whole_file, write_json
+from tracefactory.core.errors import RunError
+from tracefactory.core.files import TEMPORARY, remove_matching, whole_file
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.rows import Frozen, Kind
 from tracefactory.core.spans import Span
 from tracefactory.core.tables import PLAIN_COLUMNS, Table, schema_of
+from tracefactory.store.damage import Damage, reading
+from tracefactory.store.records import checked, read_record, with_checksum, write_record
 
 FOOTER_KEY = b"tracefactory"
 GROUP_BYTES, GROUP_ROWS = 16 << 20, 4096
 """The maximum size of a row group of text, which is read at once."""
 JUDGED_ROWS = 1 << 16
 """Rows in a row group of a `judged` table, which has no text."""
-_PART = re.compile(r"^([a-z]+)-(\d{5})-of-(\d{5})\.parquet$")
+_PARQUET = {"compression": "zstd", "write_page_checksum": True}
+_NOT_DONE = "the stage is not done: the next run makes it again without paying"
+IDENTITY = frozenset({"op", "uses", "with", "inputs"})
+"""Parts of the identity of a stage in every version."""
+PART = re.compile(r"^([a-z]+)-(\d{5})-of-(\d{5})\.parquet$")
 
 
 class Tally(Frozen):
@@ -109,23 +121,43 @@ class StageFolder:
         self.stage_id = stage_id
         self.key = key
         self.path = root / "stages" / f"{stage_id}-{key[:16]}"
+        self._damage: dict[Path, Damage] = {}
+
+    @property
+    def damage(self) -> list[Damage]:
+        """The damage that this instance has met."""
+        return list(self._damage.values())
 
     def write_identity(self, identity: Mapping[str, Any]) -> None:
-        if not (self.path / "identity.json").exists():
-            write_json(self.path / "identity.json", identity)
+        """Write what the stage's key is made from, unless it is there."""
+        if self.identity() is None:
+            write_record(self.path / "identity.json", identity)
 
     def identity(self) -> Mapping[str, Any] | None:
         """Return what the stage's key was made from, None for a stage that has not been started."""
-        found: Mapping[str, Any] | None = read_json(self.path / "identity.json")
+        found = read_record(self.path / "identity.json", "it is written again by the next run of the stage", self._met)
+        if found is not None and not found.keys() >= IDENTITY:
+            self._met(Damage(self.path / "identity.json", "the whole file", "not an identity", _NOT_DONE))
+            return None
         return found
 
     def record(self) -> StageRecord | None:
         """Return the record of a finished stage, None without one or with one of version 0.1 (other tables)."""
-        found = read_json(self.path / "record.json")
-        return None if found is None or "makes" not in found else StageRecord.model_validate(found)
+        path = self.path / "record.json"
+        found = read_record(path, _NOT_DONE, self._met)
+        if found is None or ({"stage", "key", "digest"} <= found.keys() and "makes" not in found):
+            return None
+        try:
+            return StageRecord.model_validate(found)
+        except ValueError:
+            self._met(Damage(path, "the whole file", "not the record of a stage", _NOT_DONE))
+            return None
 
     def write_record(self, record: StageRecord) -> None:
-        write_json(self.path / "record.json", record.model_dump(mode="json"))
+        write_record(self.path / "record.json", record.model_dump(mode="json"))
+
+    def _met(self, damage: Damage) -> None:
+        self._damage[damage.path] = damage
 
     def reopen(self, shards: int) -> None:
         """Prepare the folder for writing: remove the record, incomplete files and parts of another shard layout."""
@@ -137,11 +169,17 @@ class StageFolder:
 
     def shard_record(self, index: int, count: int) -> ShardRecord | None:
         """Return the record of a shard, None while it is not done."""
+        path = self.part(Table.JUDGED, index, count)
         try:
-            footer = pq.read_schema(self.part(Table.JUDGED, index, count)).metadata[FOOTER_KEY]
+            with reading(path):
+                footer = (pq.read_schema(path).metadata or {})[FOOTER_KEY]
+            return ShardRecord.model_validate(checked(footer))
         except FileNotFoundError:
             return None
-        return ShardRecord.model_validate_json(footer)
+        except ValueError as error:
+            what = "its shard record is damaged" if isinstance(error, ValidationError) else str(error)
+            self._met(Damage(path, "footer", what, "the shard is not done: it is made again without paying"))
+            return None
 
     def shards_done(self) -> int:
         """Return the number of finished shards."""
@@ -160,10 +198,11 @@ class StageFolder:
             columns=tuple(tables.columns[name] for name in judged.column_names if name in tables.columns),
         )
         tables.commit()
-        footer = {FOOTER_KEY: record.model_dump_json().encode()}
-        with whole_file(self.part(Table.JUDGED, index, count)) as temporary:
-            table = judged.replace_schema_metadata(footer)
-            pq.write_table(table, temporary, compression="zstd", row_group_size=JUDGED_ROWS)
+        content = with_checksum(record.model_dump(mode="json"))
+        table = judged.replace_schema_metadata({FOOTER_KEY: json.dumps(content, ensure_ascii=False).encode()})
+        path = self.part(Table.JUDGED, index, count)
+        with _writing(path), whole_file(path) as temporary:
+            pq.write_table(table, temporary, row_group_size=JUDGED_ROWS, **_PARQUET)
         return record
 
 
@@ -233,7 +272,9 @@ class _RowWriter:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._atomic = whole_file(path)
-        self._writer = pq.ParquetWriter(self._atomic.__enter__(), schema, compression="zstd")
+        self._path = path
+        with _writing(path):
+            self._writer = pq.ParquetWriter(self._atomic.__enter__(), schema, **_PARQUET)
         self._pending: list[pa.Table] = []
         self._rows = self._bytes = 0
         self._open = True
@@ -251,22 +292,38 @@ class _RowWriter:
 
     def commit(self) -> None:
         self._flush()
-        self._writer.close()
-        self._open = False
-        self._atomic.__exit__(None, None, None)
+        with _writing(self._path):
+            self._writer.close()
+            self._open = False
+            self._atomic.__exit__(None, None, None)
 
     def abandon(self) -> None:
         if self._open:
             self._open = False
-            self._writer.close()
+            with suppress(OSError):  # of a file that is removed
+                self._writer.close()
             error = RuntimeError("the shard was not committed")
             self._atomic.__exit__(type(error), error, None)
 
     def _flush(self) -> None:
         if self._pending:
             table = pa.concat_tables(self._pending)
-            self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
+            with _writing(self._path):
+                self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
             self._pending, self._rows, self._bytes = [], 0, 0
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Raise RunError when a part cannot be written, e.g. because the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise RunError(
+            f"{path} could not be written ({why}); free space or make it writable, and run the same command again:"
+            " nothing is paid again"
+        ) from error
 
 
 def tally_of(judged: pa.Table, numbers: Mapping[str, float], notes: Iterable[str]) -> Tally:
@@ -303,10 +360,26 @@ def _sum_numbers(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str
 
 
 def _other_layout(name: str, shards: int) -> bool:
-    match = _PART.match(name)
+    match = PART.match(name)
     return match is not None and int(match[3]) != shards
+
+
+def damage_of_part(path: Path) -> list[Damage]:
+    """Return the damage of a part that cannot be decoded completely."""
+    place = "footer"
+    try:
+        with reading(path):
+            file = pq.ParquetFile(path, page_checksum_verification=True)
+            for number in range(file.num_row_groups):
+                place = f"row group {number}"
+                file.read_row_group(number).validate(full=True)
+    except FileNotFoundError:
+        return [Damage(path, "the whole file", "it is missing", _NOT_DONE)]
+    except ValueError as error:
+        return [Damage(path, place, str(error), _NOT_DONE)]
+    return []
 
 
 def parts_of(folder: Path) -> Iterator[Path]:
     """Yield the parts of a stage's folder."""
-    yield from (path for path in sorted(folder.glob("*.parquet")) if _PART.match(path.name))
+    yield from (path for path in sorted(folder.glob("*.parquet")) if PART.match(path.name))

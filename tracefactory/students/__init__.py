@@ -44,7 +44,7 @@ def open_student(spec: Checkpoint) -> Student:
     except ModuleNotFoundError as error:
         raise _no_extra(error) from error
     student = Student(spec)
-    student.check_template()
+    student.renderer.check()
     return student
 
 
@@ -59,7 +59,7 @@ def open_served(spec: Checkpoint, client: ChatClient, max_tokens: int | None) ->
     except ModuleNotFoundError as error:
         raise _no_extra(error) from error
     student = ServedStudent(spec, client, max_tokens)
-    student.check_template()
+    student.renderer.check()
     return student
 
 

@@ -51,10 +51,19 @@ def divergence_measures(
 ) -> dict[str, float] | str:
     """Return the measures of a trace, or the reason why it has none as a snake_case word.
 
-    `logprobs` are those that the teacher's server reported (see `packed`). Teacher and student may have different
-    tokenizers: each sentence is averaged over each model's own tokens (DASD-4B-Thinking report, 2026). The reasons are
-    `derived` (the trace was made from another one, so the teacher did not sample its text as it is),
-    `no_teacher_logprobs`, `tokens_spell_another_text` (the server changed the sampled text) and `no_sentence`.
+    Teacher and student may have different tokenizers: each sentence is averaged over each model's own tokens
+    (DASD-4B-Thinking report, 2026).
+
+    Args:
+        trace: the trace.
+        scores: the student's token scores of it.
+        logprobs: the log-probabilities that the teacher's server reported (see `packed`), None when there are none.
+        params: the ratio that makes a sentence a teacher sentence.
+
+    Returns:
+        The measures, or the reason: `derived` (the trace was made from another one, so the teacher did not sample its
+        text), `no_teacher_logprobs`, `tokens_spell_another_text` (the server changed the sampled text) or
+        `no_sentence`.
     """
     if trace.op != "sample" or trace.parents:
         return "derived"

@@ -34,26 +34,24 @@ class SentenceDivergence:
     student_tokens: int
 
     @property
-    def teacher_p(self) -> float:
-        """The geometric mean of the teacher's token probabilities."""
-        return math.exp(self.teacher_logprob / self.teacher_tokens)
-
-    @property
-    def student_p(self) -> float:
-        """The geometric mean of the student's token probabilities."""
-        return math.exp(self.student_logprob / self.student_tokens)
-
-    @property
     def log_ratio(self) -> float:
-        """ln(teacher_p / student_p); positive when the sentence is more probable for the teacher."""
+        """ln(p_teacher / p_student), where p is the geometric mean of a model's token probabilities.
+
+        It is positive when the sentence is more probable for the teacher.
+        """
         return self.teacher_logprob / self.teacher_tokens - self.student_logprob / self.student_tokens
 
 
 def align_teacher(tokens: Sequence[bytes], logprobs: Sequence[float], body: str) -> TeacherScores:
-    """Align the teacher's sampled tokens with `body`: the trace's reasoning, or its answer when it has no reasoning.
+    """Align the teacher's sampled tokens with the trace's reasoning, or its answer when it has no reasoning.
 
-    `tokens` are the bytes of the completion's tokens as the server reported them, in order; tokens outside `body`
-    (thinking tags, the answer) are skipped.
+    Args:
+        tokens: the bytes of the completion's tokens as the server reported them, in order.
+        logprobs: the log-probability of each token.
+        body: the text to align with; tokens outside it (thinking tags, the answer) are skipped.
+
+    Returns:
+        The tokens that overlap `body`, with their characters in it.
 
     Raises:
         ValueError: when `body` does not occur exactly once in the tokens, so that they cannot be aligned: for a derived
@@ -86,8 +84,14 @@ def sentence_divergence(
 
     The score of a sentence is the geometric mean of its token probabilities under each model. It uses only the
     probabilities of the sampled tokens and needs no shared vocabulary, because each model counts its own tokens.
-    `sentences` are character ranges of the trace's body, as in `step_curves`; a sentence in which one of the models has
-    no token is skipped.
+
+    Args:
+        student: the student's token scores of the trace.
+        teacher: the teacher's, from `align_teacher`.
+        sentences: character ranges of the trace's body, as in `step_curves`.
+
+    Returns:
+        The sentences in which both models have a token, in order.
     """
     found = []
     teacher_ranges = token_ranges(teacher.starts, teacher.ends, sentences)

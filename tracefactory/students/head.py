@@ -31,10 +31,15 @@ class ScoringHead:
         self._chunk = chunk
 
     def score(self, hidden: Any, targets: Any) -> tuple[Any, Any, Any, Any]:
-        """Score `targets` [n] from the hidden states [n, d] before them.
+        """Score tokens from the hidden states before them.
 
-        Returns log-probabilities, ranks, entropies and the likeliest tokens, each [n]. They stay on the device, in
-        float32 and int32, so that chunks do not synchronise with the host.
+        Args:
+            hidden: the hidden states, [n, d].
+            targets: the token that follows each state, [n].
+
+        Returns:
+            Log-probabilities, ranks, entropies and the likeliest tokens, each [n]. They stay on the device, in float32
+            and int32, so that chunks do not synchronise with the host.
         """
         rows = min(self._chunk, len(hidden))
         shape = (rows, self._weight.shape[0])

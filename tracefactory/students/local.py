@@ -18,7 +18,9 @@ from tracefactory.students.steps import token_ranges
 class Scorer(Protocol):
     """A student that scores renderings: in this process (`InProcess`) or behind a server (`ServedStudent`)."""
 
-    async def score(self, rendered: Sequence[Rendered]) -> list[TokenScores | RequestFailed]: ...
+    async def score(self, rendered: Sequence[Rendered]) -> list[TokenScores | RequestFailed]:
+        """Score the supervised tokens of every rendering, in order."""
+        ...
 
 
 async def local_naturalness(
@@ -28,13 +30,20 @@ async def local_naturalness(
 
     Definition (arXiv 2510.03988): each step is scored under the student with only the last `window` steps as context,
     then averaged. Higher is more natural; unlike the log-probability of the whole trace, it stays informative for long
-    traces. The paper's steps and window could not be confirmed from what is published. Here, steps are the caller's
-    spans (characters of the trace's body, as in `step_curves`), and the prompt counts as the step before the first one,
-    so only the first steps have it in their context. Every window starts with the control token at the start of the
-    rendering, if there is one. Steps without a token are skipped. The result is None for a trace without any step with
-    tokens, and the failure for a trace of which a window could not be scored.
+    traces. The publication does not confirm the paper's steps and window. Here, the prompt counts as the step before
+    the first one, so only the first steps have it in their context. Every window starts with the control token at the
+    start of the rendering, if there is one. Steps without a token are skipped.
 
     The cost is a forward pass over about (1 + window) times the tokens of the trace.
+
+    Args:
+        student: the student that scores the windows.
+        traces: each rendering with its steps: character ranges of the trace's body, as in `step_curves`.
+        window: the number of steps before a step that the student sees.
+
+    Returns:
+        One value per trace, in nats per token; None for a trace without a step with tokens, and the failure for a trace
+        of which a window could not be scored.
 
     Raises:
         ValueError: for a window below 1, and what the student raises.
@@ -43,20 +52,23 @@ async def local_naturalness(
         raise ValueError("the window must have at least one step")
     windows = [step_windows(rendered, steps, window) for rendered, steps in traces]
     scores = iter(await student.score([piece for of_trace in windows for piece in of_trace]))
-    return [_mean([next(scores) for _ in of_trace]) for of_trace in windows]
-
-
-def _mean(scored: Sequence[TokenScores | RequestFailed]) -> float | RequestFailed | None:
-    values = []
-    for scores in scored:
-        if isinstance(scores, RequestFailed):
-            return scores
-        values.append(-mean_surprisal(scores))
-    return float(np.mean(values)) if values else None
+    found: list[float | RequestFailed | None] = []
+    for of_trace in windows:
+        scored = [next(scores) for _ in of_trace]
+        failed = [one for one in scored if isinstance(one, RequestFailed)]
+        values = [-mean_surprisal(one) for one in scored if isinstance(one, TokenScores)]
+        found.append(failed[0] if failed else float(np.mean(values)) if values else None)
+    return found
 
 
 def step_windows(rendered: Rendered, steps: Sequence[Span], window: int) -> list[Rendered]:
-    """Return one rendering per step: its supervised tokens, after the tokens of the `window` steps before it."""
+    """Return one rendering per step with tokens: its supervised tokens, after those of the steps before it.
+
+    Args:
+        rendered: the rendering of the trace.
+        steps: character ranges of the trace's body.
+        window: the number of steps before each step.
+    """
     ranges = token_ranges(rendered.starts - rendered.body_start, rendered.ends - rendered.body_start, steps)
     ranges = [(first + rendered.first, stop + rendered.first) for first, stop in ranges if first < stop]
     openings = [0, *(first for first, _ in ranges)]  # the prompt, then the steps

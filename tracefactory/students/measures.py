@@ -15,7 +15,7 @@ from pydantic import Field
 
 from tracefactory.core.columns import Column
 from tracefactory.core.rows import Frozen
-from tracefactory.core.token_scores import Span, TokenScores
+from tracefactory.core.token_scores import TokenScores
 from tracefactory.students.names import acceptance_name
 
 RANK_CLIP = 100
@@ -37,9 +37,14 @@ class MeasureParams(Frozen):
 def trace_measures(scores: TokenScores, params: MeasureParams | None = None) -> dict[str, float]:
     """Return every measure of one trace by name.
 
-    tokens, mean_surprisal, perplexity, mean_entropy, min_p, mean_clipped_rank, rank_surprisal, and by cut-off
-    p_q<q>, share_below_p<p>, share_outside_top<k>, acceptance_p<p>_top<k>. There is no mean_entropy without entropies,
-    which a served student does not report.
+    Args:
+        scores: the token scores of the trace.
+        params: the cut-offs to measure at; None for the defaults.
+
+    Returns:
+        tokens, mean_surprisal, perplexity, mean_entropy, min_p, mean_clipped_rank, rank_surprisal, and for each cut-off
+        p_q<q>, share_below_p<p>, share_outside_top<k>, acceptance_p<p>_top<k>. mean_entropy is missing when there are
+        no entropies; a served student does not report them.
 
     Raises:
         ValueError: for a trace without supervised tokens.
@@ -48,7 +53,7 @@ def trace_measures(scores: TokenScores, params: MeasureParams | None = None) -> 
     measures = {
         "tokens": float(len(scores)),
         "mean_surprisal": mean_surprisal(scores),
-        "perplexity": perplexity(scores),
+        "perplexity": float(np.exp(mean_surprisal(scores))),
         "min_p": p_quantile(scores, 0.0),
         "mean_clipped_rank": mean_clipped_rank(scores),
         "rank_surprisal": rank_surprisal(scores),
@@ -56,8 +61,8 @@ def trace_measures(scores: TokenScores, params: MeasureParams | None = None) -> 
     if not np.isnan(scores.entropies).any():
         measures["mean_entropy"] = float(scores.entropies.mean(dtype=np.float64))
     measures |= {f"p_q{q:g}": p_quantile(scores, q) for q in params.quantiles}
-    measures |= {f"share_below_p{p:g}": share_below(scores, p) for p in params.below}
-    measures |= {f"share_outside_top{k}": share_outside_top(scores, k) for k in params.top_k}
+    measures |= {f"share_below_p{p:g}": float(np.mean(scores.logprobs < math.log(p))) for p in params.below}
+    measures |= {f"share_outside_top{k}": float(np.mean(scores.ranks > k)) for k in params.top_k}
     measures |= {acceptance_name(p, k): acceptance(scores, p, k) for p, k in params.acceptance}
     return measures
 
@@ -105,15 +110,14 @@ def measure_names(params: MeasureParams, *, entropies: bool) -> tuple[str, ...]:
 
 
 def mean_surprisal(scores: TokenScores) -> float:
-    """Return the mean of -ln p over tokens, in nats; other work calls its negative global naturalness."""
+    """Return the mean of -ln p over tokens, in nats; other work calls its negative global naturalness.
+
+    Raises:
+        ValueError: for a trace without supervised tokens.
+    """
     if len(scores) == 0:
         raise ValueError("a trace without supervised tokens has no measures")
     return -float(scores.logprobs.mean(dtype=np.float64))
-
-
-def perplexity(scores: TokenScores) -> float:
-    """Return exp(mean surprisal)."""
-    return float(np.exp(mean_surprisal(scores)))
 
 
 def p_quantile(scores: TokenScores, q: float) -> float:
@@ -122,16 +126,6 @@ def p_quantile(scores: TokenScores, q: float) -> float:
     It is the p of a token, without interpolation; q = 0 gives the minimum.
     """
     return float(np.exp(np.quantile(scores.logprobs.astype(np.float64), q, method="inverted_cdf")))
-
-
-def share_below(scores: TokenScores, p: float) -> float:
-    """Return the share of tokens whose probability is below p."""
-    return float(np.mean(scores.logprobs < math.log(p)))
-
-
-def share_outside_top(scores: TokenScores, k: int) -> float:
-    """Return the share of tokens that are not among the student's k likeliest tokens at their position."""
-    return float(np.mean(scores.ranks > k))
 
 
 def acceptance(scores: TokenScores, p: float = 0.01, top_k: int = 20) -> float:
@@ -173,16 +167,3 @@ def dataset_rank_surprisal(traces: Iterable[tuple[float, float]]) -> float:
         raise ValueError("no traces to measure")
     rank, surprisal = pairs.mean(axis=0)
     return float(rank / max(surprisal, _LEAST_NLL))
-
-
-def least_likely(scores: TokenScores, count: int) -> list[int]:
-    """Return the indices of the `count` tokens with the lowest p, lowest first; ties in the order of the text."""
-    return [int(index) for index in np.argsort(scores.logprobs, kind="stable")[:count]]
-
-
-def token_span(scores: TokenScores, index: int) -> Span:
-    """Return the character range of a token in the trace's body (its reasoning, or its answer when it has none).
-
-    Tokens that the template writes before the body have negative positions.
-    """
-    return int(scores.starts[index]) - scores.body_start, int(scores.ends[index]) - scores.body_start

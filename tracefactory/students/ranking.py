@@ -129,9 +129,16 @@ def rank_teachers(
 ) -> list[TeacherRow]:
     """Return the teachers, best first, those without a value last; ties in the given order.
 
-    The value is that of the set of a teacher's correct traces (of all its traces with `every`), as the paper of the
-    measure defines it for sets. Intervals are percentiles of a bootstrap over problems. All teachers share the same
-    resamples, so that differences in difficulty between problems do not widen the comparison.
+    The value is that of the set of a teacher's correct traces, as the paper of the measure defines it for sets.
+    Intervals are percentiles of a bootstrap over problems. All teachers share the same resamples, so that differences
+    in difficulty between problems do not widen the comparison.
+
+    Args:
+        trials: the traces of each teacher.
+        student: the name of the student, whose measures the traces have.
+        by: the measure to rank by.
+        every: whether to use all traces of a teacher, including the incorrect ones.
+        seed: the seed of the bootstrap.
     """
     basis = BASES[by]
     used = [[trace for trace in one.measured if every or _is_correct(trace)] for one in trials]

@@ -69,6 +69,9 @@ class Renderer:
     def check(self, system: str | None = None) -> None:
         """Check that the template keeps the reasoning and the answer.
 
+        Args:
+            system: the system prompt; None for none.
+
         Raises:
             UserError: when it does not, with the problem and its fix.
         """
@@ -83,26 +86,30 @@ class Renderer:
     def render(self, question: str, reasoning: str, answer: str, system: str | None = None) -> Rendered:
         """Render one trace.
 
+        Args:
+            question: the user's message.
+            reasoning: the reasoning of the trace; may be empty.
+            answer: the answer of the trace.
+            system: the system prompt; None for none.
+
         Raises:
             RenderError: when the template fails, or its assistant turn lacks the reasoning or the answer.
         """
         messages = [{"role": "system", "content": system}] if system is not None else []
         messages.append({"role": "user", "content": question})
         prompt = self._apply(messages, add_generation_prompt=True)
-        whole = self._apply([*messages, self._turn(reasoning, answer)], add_generation_prompt=False)
+        message = {"role": "assistant", "content": answer}
+        if reasoning and self._placement == "field":
+            message["reasoning_content"] = reasoning
+        elif reasoning:
+            message["content"] = f"<think>\n{reasoning}\n</think>\n\n{answer}"
+        whole = self._apply([*messages, message], add_generation_prompt=False)
         if not whole.startswith(prompt):
             detail = "the text for training does not begin with the prompt for generation"
             raise RenderError("prompt_not_a_prefix", detail)
         turn = whole[len(prompt) :]
         body, end = _locate(turn, reasoning, answer)
         return self._tokenize(whole, len(prompt), len(prompt) + end, body)
-
-    def _turn(self, reasoning: str, answer: str) -> dict[str, str]:
-        if not reasoning:
-            return {"role": "assistant", "content": answer}
-        if self._placement == "field":
-            return {"role": "assistant", "content": answer, "reasoning_content": reasoning}
-        return {"role": "assistant", "content": f"<think>\n{reasoning}\n</think>\n\n{answer}"}
 
     def _apply(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
         try:

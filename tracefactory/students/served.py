@@ -13,7 +13,7 @@ from tracefactory.core.model import RequestFailed
 from tracefactory.core.token_scores import TokenScores
 from tracefactory.serving.client import ChatClient
 from tracefactory.serving.loading import load_tokenizer
-from tracefactory.serving.tokens import TokenClient, TokenRow
+from tracefactory.serving.tokens import TokenClient
 from tracefactory.students.render import Rendered, Renderer
 
 
@@ -23,7 +23,7 @@ class ServedStudent:
     `tokenizer` is the checkpoint whose tokenizer and chat template render the traces. The caller owns `client`.
     `max_tokens` is the longest conversation of the servers. At most `chunk` tokens of a trace are scored per request,
     which limits the logits on the server to chunk * vocabulary * 4 bytes (311 MB for 512 tokens and a vocabulary of
-    151,936); between requests the trace stays in the prefix cache.
+    151,936); between requests the trace stays in the prefix cache. `render` renders a trace (see `Renderer.render`).
 
     Servers do not report entropies: `entropies` are NaN, and measures of them are omitted. Their `ranks` count an exact
     tie as better; in process it counts as equal.
@@ -31,17 +31,10 @@ class ServedStudent:
 
     def __init__(self, tokenizer: Checkpoint, client: ChatClient, max_tokens: int | None, chunk: int = 512) -> None:
         self.max_tokens = max_tokens
-        self._renderer = Renderer(load_tokenizer(tokenizer), tokenizer.reasoning)
+        self.renderer = Renderer(load_tokenizer(tokenizer), tokenizer.reasoning)
+        self.render = self.renderer.render
         self._tokens = TokenClient(client)
         self._chunk = chunk
-
-    def check_template(self, system: str | None = None) -> None:
-        """Raise UserError when the student's chat template drops reasoning or answer (see `Renderer.check`)."""
-        self._renderer.check(system)
-
-    def render(self, question: str, reasoning: str, answer: str, system: str | None = None) -> Rendered:
-        """Render a trace as in training (see `Renderer.render`)."""
-        return self._renderer.render(question, reasoning, answer, system)
 
     async def score(self, rendered: Sequence[Rendered]) -> list[TokenScores | RequestFailed]:
         """Score the supervised tokens of every rendering, in order; a failed one does not affect the others.
@@ -57,17 +50,12 @@ class ServedStudent:
             scored = await self._tokens.score(ids, start=item.first, chunk=self._chunk, near=digest(ids))
         except RequestFailed as failed:
             return failed
-        return token_scores(item, scored.rows)
-
-
-def token_scores(item: Rendered, rows: Sequence[TokenRow]) -> TokenScores:
-    """Return the scores of a rendering from a server's rows for its supervised tokens."""
-    return TokenScores(
-        token_ids=item.ids[item.first : item.stop],
-        starts=item.starts,
-        ends=item.ends,
-        ranks=np.array([row.rank for row in rows], dtype=np.int32),
-        logprobs=np.array([row.logprob for row in rows], dtype=np.float32),
-        entropies=np.full(len(rows), np.nan, dtype=np.float32),
-        body_start=item.body_start,
-    )
+        return TokenScores(
+            token_ids=item.ids[item.first : item.stop],
+            starts=item.starts,
+            ends=item.ends,
+            ranks=np.array([row.rank for row in scored.rows], dtype=np.int32),
+            logprobs=np.array([row.logprob for row in scored.rows], dtype=np.float32),
+            entropies=np.full(len(scored.rows), np.nan, dtype=np.float32),
+            body_start=item.body_start,
+        )

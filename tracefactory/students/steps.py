@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracefactory.core.columns import Column, Type
-from tracefactory.core.token_scores import Floats, Ints, Span, TokenScores
+from tracefactory.core.token_scores import Ints, Span, TokenScores
 from tracefactory.students.measures import RANK_CLIP
 from tracefactory.text.steps import Granularity, segment
 
@@ -49,7 +49,10 @@ def step_curves(scores: TokenScores, steps: Sequence[Span]) -> StepCurves:
     return StepCurves(
         tokens=np.array([stop - first for first, stop in ranges], dtype=np.int64),
         surprisal=_means(surprisal, ranges),
-        entropy=np.array([_sum(scores.entropies, span) for span in ranges], dtype=np.float64),
+        entropy=np.array(
+            [float(scores.entropies[a:b].sum(dtype=np.float64)) if a < b else np.nan for a, b in ranges],
+            dtype=np.float64,
+        ),
         first_surprisal=np.array([surprisal[a] if a < b else np.nan for a, b in ranges], dtype=np.float64),
         clipped_rank=_means(ranks, ranges),
     )
@@ -72,7 +75,7 @@ def step_columns(student: str) -> list[Column]:
         Column(
             name=f"{student}/step_surprisal",
             type=Type.NUMBERS,
-            description="Mean surprisal of each step, in order; NaN for a step without a token of its own.",
+            description="Mean surprisal of each step, in order; NaN for a step without tokens.",
             unit="nats per token",
             direction="lower",
         ),
@@ -100,8 +103,3 @@ def token_ranges(starts: Ints, ends: Ints, steps: Sequence[Span]) -> list[Span]:
 
 def _means(values: Curve, ranges: Sequence[Span]) -> Curve:
     return np.array([values[a:b].mean() if a < b else np.nan for a, b in ranges], dtype=np.float64)
-
-
-def _sum(values: Floats, span: Span) -> float:
-    first, stop = span
-    return float(values[first:stop].sum(dtype=np.float64)) if first < stop else float("nan")

@@ -23,6 +23,9 @@ class Student:
     `head.peak_bytes(chunk, vocab)`. The output layer is applied only to supervised positions. There is no key/value
     cache and no attention mask: rows are padded on the right, where a causal model does not attend to the padding.
 
+    `render` renders a trace as in training (see `Renderer.render`). `max_tokens` is the longest conversation in tokens,
+    None when the model's configuration has no limit.
+
     Loading raises UserError when the checkpoint cannot be loaded, or when its logits are not the output layer applied
     to the final hidden states.
     """
@@ -31,26 +34,14 @@ class Student:
         self.spec = spec
         self.key = spec.key()
         self.tokenizer = load_tokenizer(spec)
-        self._renderer = Renderer(self.tokenizer, spec.reasoning)
+        self.renderer = Renderer(self.tokenizer, spec.reasoning)
+        self.render = self.renderer.render
         self.model = load_model(spec)
+        self.max_tokens: int | None = getattr(self.model.config, "max_position_embeddings", None)
         self._body = self.model.base_model
         check_head(self.model, len(self.tokenizer))
         self._texts: dict[int, str] = {}
         self._head = ScoringHead(self.model.get_output_embeddings(), spec.chunk)
-
-    @property
-    def max_tokens(self) -> int | None:
-        """The longest conversation in tokens, None when the model's configuration has no limit."""
-        limit: int | None = getattr(self.model.config, "max_position_embeddings", None)
-        return limit
-
-    def check_template(self, system: str | None = None) -> None:
-        """Raise UserError when the student's chat template drops reasoning or answer (see `Renderer.check`)."""
-        self._renderer.check(system)
-
-    def render(self, question: str, reasoning: str, answer: str, system: str | None = None) -> Rendered:
-        """Render a trace as in training (see `Renderer.render`)."""
-        return self._renderer.render(question, reasoning, answer, system)
 
     def score(self, rendered: Sequence[Rendered]) -> list[TokenScores]:
         """Score the supervised tokens of every rendering, in order.
@@ -59,10 +50,11 @@ class Student:
             ValueError: when one is longer than `max_tokens`, because scores beyond it are meaningless.
             ArithmeticError: when the logits are not finite.
         """
-        limit = self.max_tokens
         longest = max(map(len, rendered), default=0)
-        if limit is not None and longest > limit:
-            raise ValueError(f"a rendering of {longest} tokens is longer than the student's {limit} positions")
+        if self.max_tokens is not None and longest > self.max_tokens:
+            raise ValueError(
+                f"a rendering of {longest} tokens is longer than the student's {self.max_tokens} positions"
+            )
         scores: list[TokenScores | None] = [None] * len(rendered)
         for batch in length_batches([item.stop for item in rendered], self.spec.max_batch_tokens):
             chosen = [rendered[index] for index in batch]
@@ -126,9 +118,16 @@ def length_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def check_head(model: Any, tokens: int) -> None:
-    """Raise UserError unless the logits are the output of a linear layer with a row for every token.
+    """Check that the logits of a model are the output of a linear layer with a row for every token.
 
     Models with soft caps or scales after the output layer are rejected.
+
+    Args:
+        model: a causal language model of transformers.
+        tokens: the number of tokens of its tokenizer.
+
+    Raises:
+        UserError: when they are not.
     """
     layer = model.get_output_embeddings()
     if not isinstance(layer, torch.nn.Linear):

@@ -9,7 +9,7 @@ import numpy as np
 
 from tracefactory.core.rows import Frozen
 from tracefactory.core.token_scores import Span, TokenScores
-from tracefactory.students.measures import least_likely, mean_surprisal, rank_surprisal
+from tracefactory.students.measures import mean_surprisal, rank_surprisal
 from tracefactory.students.steps import step_curves
 from tracefactory.text.steps import segment
 
@@ -63,7 +63,14 @@ class StudentView(Frozen):
 
 
 def view_of(trace_id: str, student: str, scores: TokenScores, body: str, threshold: float = UNLIKELY) -> StudentView:
-    """Return the view of a trace whose reasoning (its answer, when it has none) is `body`.
+    """Return the view of a trace.
+
+    Args:
+        trace_id: the id of the trace.
+        student: the name of the student.
+        scores: the student's token scores of the trace.
+        body: the trace's reasoning (its answer, when it has none).
+        threshold: the probability below which a token is marked.
 
     Raises:
         ValueError: for a trace without supervised tokens.
@@ -71,7 +78,8 @@ def view_of(trace_id: str, student: str, scores: TokenScores, body: str, thresho
     text, shift = (body, scores.body_start) if scores.text is None else (scores.text, 0)
     shown = np.flatnonzero((scores.ends > shift) & (scores.starts < shift + len(text)))
     below = [int(index) for index in shown if scores.logprobs[index] < math.log(threshold)]
-    least = [index for index in least_likely(scores, len(scores)) if index in set(shown.tolist())][:LEAST]
+    by_probability = np.argsort(scores.logprobs, kind="stable")  # ties keep the order of the text
+    least = [int(index) for index in by_probability if index in set(shown.tolist())][:LEAST]
     return StudentView(
         trace=trace_id,
         student=student,

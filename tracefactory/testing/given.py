@@ -42,14 +42,17 @@ class GivenProblems(Stage[GivenParams]):
     work_on = Work.SOURCE
 
     def uses(self, stage: StageSpec[GivenParams], pipeline: Pipeline) -> Mapping[str, Any]:
+        """Return the digest of the file."""
         return {"rows": digest_file(pipeline.project.root / stage.params.file)}
 
     def columns(self, stage: StageSpec[GivenParams], pipeline: Pipeline) -> Sequence[Column]:
+        """Return a column for every measure and field of the rows."""
         rows = self._rows(stage, Environment(root=pipeline.project.root))
         values = {name: value for row in rows for name, value in judgement_of(Made(row)).values.items()}
         return [column_like(name, value) for name, value in values.items()]
 
     def read(self, stage: StageSpec[GivenParams], pipeline: Pipeline, environment: Environment) -> Iterator[Made]:
+        """Yield the rows of the file."""
         yield from map(Made, self._rows(stage, environment))
 
     def _rows(self, stage: StageSpec[GivenParams], environment: Environment) -> Iterator[Row]:

@@ -9,12 +9,12 @@ from tracefactory.core.rows import ID_DIGITS, Outcome, Problem, Thinking, Trace,
 
 
 def make_problem(question: str = "What is 6 times 7?", answer: str | None = "42", **rest: Any) -> Problem:
-    """Return a problem; its id comes from question and answer.
+    """Return a problem, whose id is a hash of question and answer.
 
     Args:
-        question: what is asked.
-        answer: the gold answer, None where there is none.
-        rest: any other field of `Problem`; its verifier is `math` unless another one is given.
+        question: the question.
+        answer: the gold answer, or None.
+        rest: other fields of `Problem`; by default the verifier is `math`.
     """
     return Problem.make(question=question, answer=answer, **{"verifier": "math", "source": "make_problem", **rest})
 
@@ -29,17 +29,17 @@ def make_trace(
     outcome: Outcome | str | None = Outcome.CORRECT,
     **rest: Any,
 ) -> Trace:
-    """Return a trace; its id comes from its problem, its reasoning and its answer.
+    """Return a trace, whose id is a hash of its problem, reasoning and answer.
 
     Args:
-        problem: what it is about; by default one of `question` and `gold`.
-        question: the question of that problem.
-        gold: the gold answer of that problem.
-        reasoning: what stands between the think tags.
-        answer_text: what stands after them.
-        outcome: that of its verdict; None leaves the trace unverified.
-        rest: any other field of `Trace`. Unless they are given, `thinking` is closed when there is reasoning and none
-            otherwise, and `completion_tokens` is the number of words.
+        problem: its problem; by default a problem with `question` and `gold`.
+        question: the question of the default problem.
+        gold: the gold answer of the default problem.
+        reasoning: the text between the think tags.
+        answer_text: the text after the think tags.
+        outcome: the outcome of its verdict; None for a trace without a verdict.
+        rest: other fields of `Trace`. By default `thinking` is closed if there is reasoning and none otherwise, and
+            `completion_tokens` is the number of words.
     """
     of = problem or make_problem(question, gold, source="make_trace")
     given = {

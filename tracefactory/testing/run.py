@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import yaml
 
 from tracefactory.config import load_pipeline
@@ -134,7 +133,7 @@ async def unwatched(flow: Flow, executor: Executor) -> AsyncIterator[None]:
 def _lay_out(folder: Path, project: Path | None) -> None:
     """Make a project with links to the files of another one, except its pipelines, tests and results."""
     if project is not None and not project.is_dir():
-        raise UserError(f"the project {project} is no folder")
+        raise UserError(f"the project {project} is not a folder")
     source = starter_dir() if project is None else project.resolve()
     (folder / "pipelines").mkdir()
     for entry in source.iterdir():
@@ -162,23 +161,18 @@ def _result(outcome: StageOutcome, state_dir: Path, given: set[str], folder: Pat
     stored = outcome.rows(state_dir)
     rows = list(stored.rows())
     own = [name for name in stored.columns_of(Table.JUDGED, Span.all()) if name not in PLAIN_COLUMNS]
-    judged = stored.judged(Span.all())
-    return StageRun(
-        rows=rows,
-        made=[row for row in rows if row.id not in given],
-        judgements={one.id: one for one in _judgements(judged, own)},
-        numbers=outcome.tally.numbers,
-        notes=outcome.tally.notes,
-        folder=folder,
-    )
-
-
-def _judgements(judged: pl.DataFrame, own: Sequence[str]) -> list[Judgement]:
-    found = []
-    for row in judged.iter_rows(named=True):
+    judgements: dict[str, Judgement] = {}
+    for row in stored.judged(Span.all()).iter_rows(named=True):
         values = {name: row[name] for name in own if row[name] is not None}
         if "verdict" in values:
             values["verdict"] = Verdict.model_validate(values["verdict"])
         decision = Decision(row["reason"], row["detail"], row["failed"], row["owed"])
-        found.append(Judgement(row["id"], decision, values))
-    return found
+        judgements[row["id"]] = Judgement(row["id"], decision, values)
+    return StageRun(
+        rows=rows,
+        made=[row for row in rows if row.id not in given],
+        judgements=judgements,
+        numbers=outcome.tally.numbers,
+        notes=outcome.tally.notes,
+        folder=folder,
+    )

@@ -20,6 +20,7 @@ class FakeTeacher:
 
     @property
     def entry(self) -> dict[str, Any]:
+        """The entry of the teacher under `models:`."""
         # The script is part of the model's identity, so that stored answers of one teacher are not used for another.
         provider = f"fake-{digest(self.server.script.identity())[:8]}"
         return {"use": "openai", "model": "fake", "base_url": self.server.base_url, "provider": provider, "retries": 0}

@@ -47,9 +47,13 @@ def check_rendering(
 ) -> RenderReport:
     """Render a conversation and report reasoning and answers that are missing in the result.
 
-    `messages` are those of the chat view, or `prompt + completion` of the sft view. `max_length` is the trainer's limit
-    in tokens. The conversation is rendered twice: unchanged, and with every part replaced by a marker, because a short
-    answer such as "4" could be found by accident.
+    The conversation is rendered twice: unchanged, and with every part replaced by a marker, because a short answer such
+    as "4" could be found by accident.
+
+    Args:
+        messages: the messages of the chat view, or `prompt + completion` of the sft view.
+        tokenizer: the student's tokenizer.
+        max_length: the trainer's limit in tokens; None for no limit.
     """
     marked = [_marked(index, message) for index, message in enumerate(messages)]
     text = str(tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False))

@@ -23,7 +23,7 @@ from pydantic import Field
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.rows import Frozen, Kind, Row, Trace
-from tracefactory.core.yamlfile import Node, Position, parse_yaml, read_text
+from tracefactory.core.yamlfile import Position, parse_yaml, read_text
 from tracefactory.core.yamlmodel import read_model
 from tracefactory.text.reasoning import opens_thinking
 
@@ -113,14 +113,27 @@ class Prompt(Frozen):
         return frozenset(name for tree in parsed for name in find_undeclared_variables(tree))
 
     def check(self, kind: Kind, given: Iterable[str] = ()) -> Iterator[Mistake]:
-        """Yield a mistake for every variable that is neither of rows of a kind nor `given` by the stage."""
+        """Yield a mistake for every variable without a value.
+
+        Args:
+            kind: the kind of the stage's rows.
+            given: the variables that the stage adds.
+        """
         known = {*PROBLEM_VARIABLES, *ROW_VARIABLES, *(TRACE_VARIABLES if kind is Kind.TRACES else ()), *given}
         for name in sorted(self.variables - known):
             message = f"prompt {self.name!r} uses {name!r}, which has no value in a stage on {kind}"
             yield Mistake(message, hint=f"available: {', '.join(sorted(known))}")
 
     def messages_for(self, row: Row, **given: Any) -> list[dict[str, str]]:
-        """Return the messages for one row; `given` variables replace those of the row."""
+        """Return the messages for one row.
+
+        Args:
+            row: the row.
+            given: the values of further variables; they replace those of the row.
+
+        Raises:
+            UserError: when a variable has no value, or an expression of the template fails.
+        """
         return self.render(**{name: _value(row, name) for name in self.variables - given.keys()}, **given)
 
     def render(self, **values: Any) -> list[dict[str, str]]:
@@ -169,7 +182,15 @@ def prompt_files(folder: Path) -> list[Path]:
 
 
 def read_prompts(folder: Path, mistakes: list[Mistake]) -> dict[str, Prompt]:
-    """Read the valid prompts of a folder; mistakes in the others are added to `mistakes`."""
+    """Read the valid prompts of a folder.
+
+    Args:
+        folder: the folder.
+        mistakes: the list to which the mistakes in other prompts are added.
+
+    Returns:
+        The valid prompts, by name.
+    """
     read = (_read_prompt(file, mistakes) for file in prompt_files(folder))
     return {prompt.name: prompt for prompt in read if prompt is not None}
 
@@ -198,7 +219,10 @@ def _read_prompt(file: Path, mistakes: list[Mistake]) -> Prompt | None:
                     f"the name {front.name!r} differs from the file; a prompt is named after its file: {file.stem!r}"
                 )
                 found.append(node.find(("name",)).position.mistake(message))
-        found.extend(_check_front_templates(node, declared))
+        for key in ("system", "prefill"):
+            inner = node.child(key)
+            if inner is not None and isinstance(inner.value, str):
+                found.extend(_check_template(inner.value, inner.position, declared, exact=False))
     if body:
         found.extend(_check_template(body, Position(file, line=body_line), declared, exact=True))
     else:
@@ -218,13 +242,6 @@ def _split(text: str) -> tuple[str | None, str, int]:
         start += 1
     body = "\n".join(lines[start:]).rstrip()
     return "\n".join(lines[1 : fences[1]]), body, (start if body else fences[1]) + 1
-
-
-def _check_front_templates(node: Node, declared: frozenset[str]) -> Iterator[Mistake]:
-    for key in ("system", "prefill"):
-        inner = node.child(key)
-        if inner is not None and isinstance(inner.value, str):
-            yield from _check_template(inner.value, inner.position, declared, exact=False)
 
 
 def _check_template(text: str, start: Position, declared: frozenset[str], *, exact: bool) -> Iterator[Mistake]:

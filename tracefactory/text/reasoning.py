@@ -24,15 +24,22 @@ def opens_thinking(text: str) -> bool:
 
 
 def split_reasoning(content: str, reasoning_field: str | None, *, opened_in_prompt: bool) -> tuple[str, str, Thinking]:
-    """Return the reasoning, the answer text, and how the reasoning was delimited.
+    """Split a completion into reasoning and answer.
 
     A server's separate field has priority: then `content` is the answer (without a copy of the field in tags), and
     blank content means that the thinking was not closed. Otherwise text inside tags is reasoning and text outside is
     answer; several blocks are joined by blank lines, and an unclosed block extends to the end. Nested tags count only
-    for finding the end of the outer block; if they are unbalanced, the last closing tag ends it. `opened_in_prompt`
-    means that the opening tag was in the prompt, so `content` starts inside the thinking; a closing tag without an
-    opening one (which was in the chat template) has the same effect. Only the tags and the white space around the
-    pieces are removed.
+    for finding the end of the outer block; if they are unbalanced, the last closing tag ends it. Only the tags and the
+    white space around the pieces are removed.
+
+    Args:
+        content: the text of the completion.
+        reasoning_field: the server's separate field (`reasoning_content`), None when there is none.
+        opened_in_prompt: whether the opening tag was in the prompt, so that `content` starts inside the thinking. A
+            closing tag without an opening one, which was in the chat template, has the same effect.
+
+    Returns:
+        The reasoning, the answer text, and how the reasoning was delimited.
     """
     if reasoning_field is not None and reasoning_field.strip():
         field = reasoning_field.strip()

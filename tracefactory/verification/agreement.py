@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Score(Frozen):
 
     @property
     def agreement(self) -> float:
+        """The share of pairs on which the verifier agrees with the label."""
         return 1 - (self.false_positives + self.false_negatives) / self.pairs
 
 
@@ -53,10 +54,7 @@ def read_pairs(path: Path) -> list[Pair]:
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file")
-    return list(_pairs(path))
-
-
-def _pairs(path: Path) -> Iterator[Pair]:
+    pairs = []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
         if not line.strip():
             continue
@@ -65,7 +63,9 @@ def _pairs(path: Path) -> Iterator[Pair]:
         if field is None or "gold" not in row:
             raise UserError(f"{path}:{number}: a pair needs gold and one of {', '.join(_TEXT_FIELDS)}")
         if row.get("label") is not None and row["gold"] is not None:
-            yield Pair(gold=str(row["gold"]), text=row[field], response=field == "response", label=bool(row["label"]))
+            text, label = row[field], bool(row["label"])
+            pairs.append(Pair(gold=str(row["gold"]), text=text, response=field == "response", label=label))
+    return pairs
 
 
 def verify_pairs(pairs: Sequence[Pair]) -> list[bool]:

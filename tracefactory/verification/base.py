@@ -43,7 +43,10 @@ class ExtractParams(Frozen):
 
 
 class Verifier(ABC):
-    """Decides whether an answer is correct. Stateless; `version` is increased whenever a verdict could change."""
+    """Decides whether an answer is correct.
+
+    A verifier is stateless. Its `version` is increased whenever a verdict could change.
+    """
 
     name: ClassVar[str]
     version: ClassVar[str]
@@ -51,10 +54,23 @@ class Verifier(ABC):
 
     @abstractmethod
     def quick(self, task: VerifyTask, params: Any) -> Verdict | None:
-        """Return a verdict without code that can hang, None when `full` is needed."""
+        """Return a verdict without code that can hang.
+
+        Args:
+            task: the answer to check.
+            params: the verifier's parameters, an instance of `Params`.
+
+        Returns:
+            The verdict, None when `full` is needed.
+        """
 
     def full(self, task: VerifyTask, params: Any) -> Verdict:
-        """Return a verdict; runs in a process that is killed at the deadline."""
+        """Return a verdict; this runs in a process that is killed at the deadline.
+
+        Args:
+            task: the answer to check.
+            params: the verifier's parameters, an instance of `Params`.
+        """
         raise TypeError(f"{self.name} has no full part")
 
     def prepare(self) -> None:  # noqa: B027  # most need nothing
@@ -67,7 +83,14 @@ class Verifier(ABC):
     def verdict(
         self, outcome: Outcome, method: str, extraction: Extraction | None = None, detail: str | None = None
     ) -> Verdict:
-        """Return a verdict of this verifier."""
+        """Return a verdict of this verifier.
+
+        Args:
+            outcome: the outcome.
+            method: the rule that decided, as a snake_case word.
+            extraction: the answer that was compared, None when there is none.
+            detail: a note for a person.
+        """
         return Verdict(
             outcome=outcome,
             extracted=None if extraction is None else extraction.text,
@@ -116,25 +139,20 @@ def resolve(task: VerifyTask) -> tuple[Verifier, Frozen]:
         UserError: for an unknown verifier or parameter.
     """
     verifier = VERIFIERS.get(task.problem.verifier or "auto")
-    return verifier, parameters(verifier, _object(task.problem.spec), _object(task.policy))
-
-
-def parameters(verifier: Verifier, spec: Mapping[str, Any], policy: Mapping[str, Any]) -> Frozen:
-    """Merge and check the parameters of one verifier."""
     fields = verifier.Params.model_fields
+    spec, policy = _object(task.problem.spec), _object(task.policy)
     check_policy(policy)
     own = {key: value for key, value in policy.items() if key in fields}
     try:
-        return verifier.Params.model_validate({**spec, **own})
+        return verifier, verifier.Params.model_validate({**spec, **own})
     except ValidationError as error:
-        raise UserError(_parameter_mistake(verifier.name, item, fields) for item in error.errors()) from None
-
-
-def _parameter_mistake(name: str, item: Mapping[str, Any], fields: Mapping[str, Any]) -> Mistake:
-    where = ".".join(map(str, item["loc"]))
-    unknown = item["type"] == "extra_forbidden" and item["loc"]
-    hint = nearest(str(item["loc"][-1]), fields) if unknown else None
-    return Mistake(f"verifier {name!r}: {where}: {item['msg']}", hint=hint)
+        mistakes = []
+        for item in error.errors():
+            unknown = item["type"] == "extra_forbidden" and item["loc"]
+            hint = nearest(str(item["loc"][-1]), fields) if unknown else None
+            where = ".".join(map(str, item["loc"]))
+            mistakes.append(Mistake(f"verifier {verifier.name!r}: {where}: {item['msg']}", hint=hint))
+        raise UserError(mistakes) from None
 
 
 def check_policy(policy: Mapping[str, Any]) -> None:
@@ -160,14 +178,31 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def stated_answer(task: VerifyTask, *, bare: bool) -> Extraction | None:
-    """Return the answer that a task's text states, or None."""
+    """Return the answer that a task's text states.
+
+    Args:
+        task: the answer to check.
+        bare: whether the text is the answer itself, possibly with words around it.
+
+    Returns:
+        The answer, None when the text states none.
+    """
     if bare:
         return extract_bare(task.answer_text) if task.answer_text.strip() else None
     return extract(task.answer_text, cut_off=task.cut_off)
 
 
 def whole_or_stated(task: VerifyTask, params: ExtractParams, *, whole: bool) -> Extraction | None:
-    """Return the stated answer, or the whole text if `whole` is set, or if it is short and states no answer."""
+    """Return the stated answer, or the whole text if it is short and states no answer.
+
+    Args:
+        task: the answer to check.
+        params: whether the text is a bare answer.
+        whole: whether to return the whole text in any case.
+
+    Returns:
+        The answer, None when there is none.
+    """
     stated = None if whole else stated_answer(task, bare=params.bare)
     text = task.answer_text.strip()
     if stated is not None or not text or (task.cut_off and not params.bare):

@@ -35,7 +35,12 @@ def read_vote(reply: str) -> bool | None:
 
 
 async def judge(ask: Ask, rules: Verdict, votes: int = 3) -> JudgedPair:
-    """Collect votes until one side has a majority of `votes`.
+    """Collect votes until one side has a majority; a side wins with more than half of the collected votes.
+
+    Args:
+        ask: the request for a vote.
+        rules: the verdict of the rules on the same pair.
+        votes: the maximum number of votes.
 
     Raises:
         ValueError: when `votes` is even or not positive, so that there may be no majority.
@@ -50,11 +55,6 @@ async def judge(ask: Ask, rules: Verdict, votes: int = 3) -> JudgedPair:
         unclear += vote is None
         if max(same, different) > votes // 2:
             break
-    return tally(same, different, unclear, rules)
-
-
-def tally(same: int, different: int, unclear: int, rules: Verdict) -> JudgedPair:
-    """Return the result of votes; a side wins with more than half of all votes."""
     total = same + different + unclear
     if 2 * same > total:
         outcome = Outcome.CORRECT

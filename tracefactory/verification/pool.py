@@ -7,6 +7,7 @@ event loop, the main thread or a start method, and works in Ray actors as well a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import queue
@@ -21,7 +22,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from tracefactory.core.errors import UserError
 from tracefactory.core.plugins import ProjectPlugins, active
@@ -68,6 +69,7 @@ class _Worker:
             )
         finally:
             os.close(reader)
+        self._requests, self._replies = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
         self._buffer = b""
         self._ready = False
         self._plugins = ProjectPlugins(Path(), {})
@@ -86,17 +88,15 @@ class _Worker:
             message["plugins"] = {"root": str(plugins.root), "sources": plugins.sources}
             self._plugins = plugins
         try:
-            assert self.process.stdin is not None
-            self.process.stdin.write(json.dumps(message).encode() + b"\n")
-            self.process.stdin.flush()
+            self._requests.write(json.dumps(message).encode() + b"\n")
+            self._requests.flush()
         except OSError as error:
             raise _WorkerDiedError(self.exit_report()) from error
         self._read(time.monotonic() + START_SECONDS)  # the worker imports what the task needs
         return Verdict.model_validate(self._read(time.monotonic() + deadline))
 
     def _read(self, end: float) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        descriptor = self.process.stdout.fileno()
+        descriptor = self._replies.fileno()
         poller = select.poll()
         poller.register(descriptor, select.POLLIN | select.POLLHUP)
         while b"\n" not in self._buffer:
@@ -128,12 +128,9 @@ class _Worker:
     def close(self) -> None:
         """Kill the process and close its pipes."""
         self.kill()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                try:
-                    pipe.close()
-                except BrokenPipeError:
-                    continue  # buffered data for a dead worker
+        for pipe in (self._requests, self._replies):
+            with contextlib.suppress(BrokenPipeError):  # buffered data for a dead worker
+                pipe.close()
         self._stderr.close()
         if self._lifeline >= 0:
             os.close(self._lifeline)
@@ -141,45 +138,42 @@ class _Worker:
 
 
 class _Workers:
-    """The idle workers and all live workers; closing also kills those in use."""
+    """The workers of a pool: `live` are all of them, `idle` those without a task."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        self._all: set[_Worker] = set()
+        self.idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self.live: set[_Worker] = set()
         self._closed = False
 
     def acquire(self) -> _Worker:
+        """Return an idle worker, or a new one.
+
+        Raises:
+            _WorkerDiedError: when the pool is closed.
+        """
         try:
-            return self._idle.get_nowait()
+            return self.idle.get_nowait()
         except queue.Empty:
             with self._lock:
                 if self._closed:
                     raise _WorkerDiedError("the pool is closed") from None
                 worker = _Worker()
-                self._all.add(worker)
+                self.live.add(worker)
                 return worker
 
-    def release(self, worker: _Worker) -> None:
-        self._idle.put(worker)
-
     def discard(self, worker: _Worker) -> None:
+        """Close a worker that cannot be used again."""
         worker.close()
         with self._lock:
-            self._all.discard(worker)
+            self.live.discard(worker)
 
     def kill_all(self) -> None:
+        """Kill all workers and start no more."""
         with self._lock:
             self._closed = True
-            for worker in self._all:
+            for worker in self.live:
                 worker.kill()
-
-    def close_all(self) -> None:
-        self.kill_all()
-        with self._lock:
-            for worker in self._all:
-                worker.close()
-            self._all.clear()
 
 
 class VerifierPool:
@@ -202,17 +196,13 @@ class VerifierPool:
     async def verify(self, tasks: Sequence[VerifyTask]) -> list[Verdict]:
         """Return one verdict per task, in order, for the best matching gold answer of its problem. Never raises."""
         by_gold = [one for task in tasks for one in per_gold(task)]
-        found = iter(await self._verify_each(by_gold))
-        return [best_of([next(found) for _ in per_gold(task)]) for task in tasks]
-
-    async def _verify_each(self, tasks: Sequence[VerifyTask]) -> list[Verdict]:
         verdicts: list[Verdict | None] = []
         waiting: dict[int, Future[Verdict]] = {}
         try:
-            for index, task in enumerate(tasks):
-                verdicts.append(self._quick(task))
+            for index, one in enumerate(by_gold):
+                verdicts.append(self._quick(one))
                 if verdicts[-1] is None:
-                    waiting[index] = self._threads.submit(self._full, task)
+                    waiting[index] = self._threads.submit(self._full, one)
                 if index % _YIELD_EVERY == _YIELD_EVERY - 1:
                     await asyncio.sleep(0)
             for index, future in waiting.items():
@@ -221,7 +211,8 @@ class VerifierPool:
         finally:
             for future in waiting.values():
                 future.cancel()
-        return [verdict for verdict in verdicts if verdict is not None]
+        found = iter([verdict for verdict in verdicts if verdict is not None])
+        return [best_of([next(found) for _ in per_gold(task)]) for task in tasks]
 
     def verify_now(self, task: VerifyTask) -> Verdict:
         """Return the verdict of one task; for callers without an event loop."""
@@ -263,7 +254,7 @@ class VerifierPool:
         except (_WorkerDiedError, OSError, ValueError) as error:
             verdict = _failed(task, "crash", str(error)[:500])
         else:
-            self._processes.release(worker)
+            self._processes.idle.put(worker)
             worker = None
         if worker is not None:
             self._processes.discard(worker)
@@ -271,23 +262,21 @@ class VerifierPool:
 
 
 def _failed(task: VerifyTask, method: str, detail: str, verifier: Verifier | None = None) -> Verdict:
+    if verifier is None:
+        with contextlib.suppress(UserError):
+            verifier, _ = resolve(task)
     return Verdict(
         outcome=Outcome.VERIFIER_ERROR,
         method=method,
         verifier=task.problem.verifier or "auto",
-        version=verifier.version if verifier else _version(task),
+        version=verifier.version if verifier else "",
         detail=detail,
     )
-
-
-def _version(task: VerifyTask) -> str:
-    try:
-        return resolve(task)[0].version
-    except UserError:
-        return ""
 
 
 def _shut_down(processes: _Workers, threads: ThreadPoolExecutor) -> None:
     processes.kill_all()
     threads.shutdown(wait=True, cancel_futures=True)
-    processes.close_all()
+    for worker in processes.live:
+        worker.close()
+    processes.live.clear()

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from tracefactory.core.plugins import activate
-from tracefactory.core.rows import Frozen, Outcome, Verdict
-from tracefactory.verification.base import Verifier, VerifyTask, resolve
+from tracefactory.core.rows import Outcome
+from tracefactory.verification.base import VerifyTask, resolve
 
 MEMORY_LIMIT = 4 << 30
 """Bytes of address space of one worker."""
@@ -42,7 +42,11 @@ def main() -> None:
         _reply(replies, {"started": True})
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.setitimer(signal.ITIMER_REAL, message["deadline"])
-        verdict = _verdict(verifier, task, params)
+        try:
+            verdict = verifier.full(task, params)
+        except (Exception, RecursionError) as error:  # noqa: BLE001  # recorded as the row's verdict
+            detail = f"{type(error).__name__}: {error}"[:500]
+            verdict = verifier.verdict(Outcome.VERIFIER_ERROR, "exception", detail=detail)
         signal.setitimer(signal.ITIMER_REAL, 0)
         _reply(replies, verdict.model_dump(mode="json"))
 
@@ -54,14 +58,6 @@ def _bind_to_parent(lifeline: int) -> None:
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     if os.getppid() == 1:
         raise SystemExit("the parent process has exited")
-
-
-def _verdict(verifier: Verifier, task: VerifyTask, params: Frozen) -> Verdict:
-    try:
-        return verifier.full(task, params)
-    except (Exception, RecursionError) as error:  # noqa: BLE001  # recorded as the row's verdict
-        detail = f"{type(error).__name__}: {error}"[:500]
-        return verifier.verdict(Outcome.VERIFIER_ERROR, "exception", detail=detail)
 
 
 def _reply(replies: Any, message: dict[str, Any]) -> None:

@@ -46,7 +46,12 @@ def verify_one(
     """
     task = make_task(gold, answer, response, kind, question, spec or {}, finish_reason, policy)
     resolve(task)
-    return shared_pool().verify_now(task)
+    global _shared
+    with _lock:  # the worker of this pool is started when needed and ends with this process
+        if _shared is None:
+            _shared = VerifierPool(workers=1)
+        pool = _shared
+    return pool.verify_now(task)
 
 
 def make_task(
@@ -59,7 +64,11 @@ def make_task(
     finish_reason: str,
     policy: Mapping[str, Any],
 ) -> VerifyTask:
-    """Return the task of one pair (see `verify_one`)."""
+    """Return the task of one pair; `verify_one` describes the arguments.
+
+    Raises:
+        UserError: when not exactly one of `answer` and `response` is given.
+    """
     if (answer is None) == (response is None):
         raise UserError("give either `answer` or `response`")
     problem = Problem.make(question=question, answer=gold, verifier=kind, spec=canonical(dict(spec)))
@@ -76,12 +85,3 @@ def make_task(
         finish_reason=finish_reason,
         policy=json.dumps(dict(policy)),
     )
-
-
-def shared_pool() -> VerifierPool:
-    """Return the pool for single checks; its worker is started when needed and ends with this process."""
-    global _shared
-    with _lock:
-        if _shared is None:
-            _shared = VerifierPool(workers=1)
-        return _shared

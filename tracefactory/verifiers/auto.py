@@ -1,4 +1,4 @@
-"""Pick the verifier by the gold answer, for problems that name none."""
+"""Select the verifier by the gold answer, for problems that do not name one."""
 
 from __future__ import annotations
 
@@ -29,26 +29,25 @@ class AutoVerifier(Verifier):
     Params = AutoParams
 
     def quick(self, task: VerifyTask, params: AutoParams) -> Verdict | None:
+        """Return the verdict of `choice` or `math`, None when computer algebra is needed."""
         task = _by_letter(task, params)
-        if self._is_choice(task, params):
+        gold = (task.problem.answer or "").strip()
+        listed = bool(params.options or options_in(task.problem.question))
+        if _OPTION_GOLD.fullmatch(gold) and (listed or len(gold.strip("()")) == 1):
             return ChoiceVerifier().quick(task, ChoiceParams(bare=params.bare, options=params.options))
         return MathVerifier().quick(task, params)
 
     def full(self, task: VerifyTask, params: AutoParams) -> Verdict:
+        """Return the verdict of `math` with computer algebra."""
         return MathVerifier().full(task, params)
 
     def prepare(self) -> None:
+        """Import the computer algebra."""
         MathVerifier().prepare()
-
-    def _is_choice(self, task: VerifyTask, params: AutoParams) -> bool:
-        gold = (task.problem.answer or "").strip()
-        if not _OPTION_GOLD.fullmatch(gold):
-            return False
-        return bool(params.options or options_in(task.problem.question)) or len(gold.strip("()")) == 1
 
 
 def _by_letter(task: VerifyTask, params: AutoParams) -> VerifyTask:
-    """Turn a gold answer that is the text of one of the options into the letter of that option."""
+    """Return the task with the letter of an option as gold answer, if its gold answer is the text of that option."""
     gold = (task.problem.answer or "").strip()
     options = params.options or options_in(task.problem.question)
     if len(options) < 2 or not gold or _OPTION_GOLD.fullmatch(gold):

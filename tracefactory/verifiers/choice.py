@@ -1,4 +1,4 @@
-"""Multiple choice: the letter that is stated, or the option whose content is."""
+"""Multiple choice: compare the stated letter, or the letter of the option whose content is stated."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _OPTION = re.compile(r"(?:^|[\s(（])[(（]?([A-J])\s*[)）.:：]\s*(.*?)(?=\s*[
 _RUN = re.compile(r"[A-J]{2,6}")
 
 
-OPTIONS = "What the options say, in order, as A) 12 or 12; without them the question is searched."
+OPTIONS = "The options in order, with or without their letters: A) 12 or 12. By default those in the question."
 
 
 class ChoiceParams(ExtractParams):
-    """What there is to choose from."""
+    """The options of a question."""
 
     options: tuple[str, ...] = Field(default=(), description=OPTIONS)
 
@@ -41,6 +41,7 @@ class ChoiceVerifier(Verifier):
     Params = ChoiceParams
 
     def quick(self, task: VerifyTask, params: ChoiceParams) -> Verdict | None:
+        """Compare the stated letters, or the letter of the stated content, with those of the gold answer."""
         gold = letters(task.problem.answer or "")
         if not gold:
             method = "no_gold" if not (task.problem.answer or "").strip() else "gold_is_no_option"
@@ -60,7 +61,7 @@ class ChoiceVerifier(Verifier):
 
 
 def letters(text: str) -> frozenset[str]:
-    """Return the option letters a short answer names; empty when it names none."""
+    """Return the option letters that a short answer names; empty when it names none."""
     spelled = strip_markup(normalize(strip_markup(text)))
     if _SEVERAL.fullmatch(spelled):
         return frozenset(re.findall(r"[A-J]", spelled))
@@ -73,7 +74,7 @@ def letters(text: str) -> frozenset[str]:
 
 
 def options_in(question: str) -> tuple[str, ...]:
-    """Return the options a question lists as `(A) ... (B) ...`, or nothing."""
+    """Return the options that a question lists as `(A) ... (B) ...`, in order; empty when it lists none."""
     found = _OPTION.findall(question)
     names = [name for name, _ in found]
     if len(names) < 2 or names != [chr(ord("A") + index) for index in range(len(names))]:
@@ -82,7 +83,15 @@ def options_in(question: str) -> tuple[str, ...]:
 
 
 def by_content(answer: str, options: tuple[str, ...]) -> frozenset[str]:
-    """Return the letter of the one option that says what the answer says; empty when none or several do."""
+    """Return the letter of the option that equals an answer.
+
+    Args:
+        answer: the answer.
+        options: the contents of the options, in order.
+
+    Returns:
+        The letter; empty when no option or several options equal the answer.
+    """
     reading = read(answer)
     matching = []
     for index, option in enumerate(options):

@@ -1,9 +1,8 @@
-"""Programs checked by unit tests (HumanEval and MBPP styles) or by what they print for given input."""
+"""Programs: run them with unit tests (in the style of HumanEval and MBPP), or compare their output for given input."""
 
 from __future__ import annotations
 
 import re
-from itertools import zip_longest
 
 from pydantic import Field
 
@@ -20,14 +19,14 @@ _OVERHEAD = 5.0
 
 
 class Case(Frozen):
-    """What a program reads and what it must print."""
+    """One input of a program and the output that it must print."""
 
-    stdin: str = Field(description="What it reads from its standard input.")
-    stdout: str = Field(description="What it must print.")
+    stdin: str = Field(description="The standard input of the program.")
+    stdout: str = Field(description="The output that the program must print.")
 
 
 class CodeParams(Frozen):
-    """How to test a program."""
+    """The tests of a program and the limits of its runs."""
 
     tests: tuple[str, ...] = Field(
         default=(),
@@ -38,7 +37,7 @@ class CodeParams(Frozen):
         default="", description="The function that `check` is called with, unless the tests call it."
     )
     setup: str = Field(
-        default="", description="What runs between the program and its tests, as in MBPP (Austin et al. 2021)."
+        default="", description="Code to run between the program and its tests, as in MBPP (Austin et al. 2021)."
     )
     prompt: str = Field(
         default="", description="The beginning of the program, put before an answer that only continues it."
@@ -48,18 +47,20 @@ class CodeParams(Frozen):
     memory_mb: int = Field(default=1024, ge=64, description="Memory that each run may take, in MB.")
 
     def limits(self) -> Limits:
+        """Return the limits of one run."""
         return Limits(seconds=self.seconds, memory_mb=self.memory_mb)
 
 
 @verifier
 class CodeVerifier(Verifier):
-    """Run the last program of the answer in the sandbox. Right means that every test ran to its end."""
+    """Run the last program of the answer in the sandbox. It is correct when every test ran to its end."""
 
     name = "code"
     version = "2"
     Params = CodeParams
 
     def quick(self, task: VerifyTask, params: CodeParams) -> Verdict | None:
+        """Return `unverifiable` without tests or a program, None when the program must run."""
         params = _with_tests(task, params)
         if not params.tests and not params.cases:
             return self.verdict(Outcome.UNVERIFIABLE, "no_tests")
@@ -68,9 +69,11 @@ class CodeVerifier(Verifier):
         return None
 
     def seconds_needed(self, params: CodeParams) -> float:
+        """Return the limit of all runs and the time to start the sandbox."""
         return max(1, len(params.cases)) * (params.limits().wall_seconds + _OVERHEAD)
 
     def full(self, task: VerifyTask, params: CodeParams) -> Verdict:
+        """Run the program with its tests, or once for each case."""
         params = _with_tests(task, params)
         program = self._program(task, params)
         if program is None:
@@ -78,7 +81,10 @@ class CodeVerifier(Verifier):
         shown = Extraction(program.code, program.start, program.end, "code")
         if params.cases:
             return self._cases(program, params, shown)
-        run = run_tests(whole_program(program.code, params), _tests(params), params.limits())
+        tests, text = list(params.tests), "\n".join(params.tests)
+        if params.entry_point and "def check(" in text and not re.search(r"^check\(", text, re.MULTILINE):
+            tests.append(f"check({params.entry_point})")
+        run = run_tests(whole_program(program.code, params), tests, params.limits())
         return self._judge(run, run.passed, shown, "tests")
 
     def _program(self, task: VerifyTask, params: CodeParams) -> Program | None:
@@ -111,33 +117,34 @@ def _with_tests(task: VerifyTask, params: CodeParams) -> CodeParams:
 
 
 def whole_program(code: str, params: CodeParams) -> str:
-    """Put a completion together with the setup and, where it only continues it, the prompt."""
+    """Return a program with the setup after it and, if it only continues the prompt, the prompt before it.
+
+    Args:
+        code: the program of the answer.
+        params: the setup, the prompt and the entry point.
+    """
     if params.prompt and not (params.entry_point and defines(code, params.entry_point)):
         code = params.prompt + code
-    elif params.prompt:  # what the prompt imports and defines besides is still needed
+    elif params.prompt:  # the program may need other definitions and imports of the prompt
         code = f"{params.prompt}\n    pass\n\n{code}" if params.entry_point else f"{params.prompt}\n{code}"
     return f"{code}\n{params.setup}"
 
 
-def _tests(params: CodeParams) -> list[str]:
-    tests = list(params.tests)
-    text = "\n".join(tests)
-    if params.entry_point and "def check(" in text and not re.search(r"^check\(", text, re.MULTILINE):
-        tests.append(f"check({params.entry_point})")
-    return tests
-
-
 def same_output(printed: str, wanted: str) -> bool:
-    """Compare output by lines without trailing white space; numbers may differ in how they are written."""
+    """Return whether two outputs are equal line by line, except for trailing white space and the form of numbers.
+
+    Args:
+        printed: the output of the program.
+        wanted: the output that it must print.
+    """
     left, right = ([line.rstrip() for line in text.strip().splitlines()] for text in (printed, wanted))
-    return all(a is not None and b is not None and _same_line(a, b) for a, b in zip_longest(left, right))
-
-
-def _same_line(one: str, two: str) -> bool:
-    if one == two:
-        return True
-    left, right = one.split(), two.split()
-    return len(left) == len(right) and all(map(_same_word, left, right))
+    if len(left) != len(right):
+        return False
+    for one, two in zip(left, right, strict=True):
+        words = one.split(), two.split()
+        if one != two and not (len(words[0]) == len(words[1]) and all(map(_same_word, *words))):
+            return False
+    return True
 
 
 def _same_word(one: str, two: str) -> bool:

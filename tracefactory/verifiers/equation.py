@@ -1,13 +1,12 @@
-"""Answers that are equations: what they say of the unknown is worked out with sympy and compared with the gold answer.
+"""Answers that are equations: sympy solves them, and the value of the unknown is compared with the gold answer.
 
 The equation-of-thought traces of Mix Thoughts (Zhu et al. 2024, "Distilling Mathematical Reasoning Capabilities into
-Small Language Models") are of this kind: the model sets up the equations and a solver does the arithmetic.
+Small Language Models") have such answers: the model writes the equations, and a solver does the arithmetic.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
 
@@ -51,14 +50,17 @@ class EquationVerifier(Verifier):
     Params = EquationParams
 
     def quick(self, task: VerifyTask, params: EquationParams) -> Verdict | None:
+        """Return `unverifiable` without a number as gold answer or an equals sign, None when there is one to solve."""
         if number_in(gold_reading(task.problem.answer or "")) is None:
             return self.verdict(Outcome.UNVERIFIABLE, "gold_is_no_number")
         return None if "=" in task.answer_text else self.verdict(Outcome.UNVERIFIABLE, "no_answer")
 
     def prepare(self) -> None:
-        import sympy  # noqa: F401  # a second, which is not part of the deadline
+        """Import sympy."""
+        import sympy  # noqa: F401  # this takes a second, which does not count toward the deadline
 
     def full(self, task: VerifyTask, params: EquationParams) -> Verdict:
+        """Solve the equations and compare every value of the unknown with the gold answer."""
         blocks = list(_BLOCK.finditer(task.answer_text))
         text, start = (blocks[-1][1], blocks[-1].start(1)) if blocks else (task.answer_text, 0)
         shown = Extraction(text.strip(), start, start + len(text), "equations")
@@ -81,14 +83,17 @@ class EquationVerifier(Verifier):
 
 
 def read_equations(text: str, *, strict: bool) -> tuple[dict[str, str], list[Equation]]:
-    """Return the equations of a text, and the letter that stands for each name of several letters.
+    """Read the equations of a text.
 
     Args:
-        text: lines, or parts of them between semicolons and LaTeX line breaks.
-        strict: whether a part with an equals sign must be an equation; otherwise one that is none is left out.
+        text: equations on separate lines, or separated by semicolons or LaTeX line breaks.
+        strict: whether every part with an equals sign must be an equation; otherwise other parts are skipped.
+
+    Returns:
+        The letter that replaces each name of several letters, and the equations.
 
     Raises:
-        UnparsedError: for too many equations or names, and where `strict` for a part that is no equation.
+        UnparsedError: for too many equations or names, and with `strict` for a part that is not an equation.
     """
     free = [letter for letter in _LETTERS if not re.search(rf"(?<!\w){letter}(?!\w)", text)]
     names: dict[str, str] = {}
@@ -104,19 +109,14 @@ def read_equations(text: str, *, strict: bool) -> tuple[dict[str, str], list[Equ
                     raise UnparsedError("too many names")
                 names[name] = free[len(names)]
         try:
-            found += _chain(_NAME.sub(lambda match: names.get(match[0], match[0]), part))
+            sides = _NAME.sub(lambda match: names.get(match[0], match[0]), part).split("=")
+            found += pairwise([parse_expression(normalize(side.strip(" $&.,"))) for side in sides])  # a = b = c
         except UnparsedError:
             if strict:
                 raise
         if len(found) > MOST_EQUATIONS:
             raise UnparsedError(f"more than {MOST_EQUATIONS} equations")
     return names, found
-
-
-def _chain(part: str) -> Iterator[Equation]:
-    """Yield the equations of `a = b = c`."""
-    sides = [parse_expression(normalize(side.strip(" $&.,"))) for side in part.split("=")]
-    yield from pairwise(sides)
 
 
 def _unknown(named: str, names: dict[str, str], equations: list[Equation]) -> str | None:

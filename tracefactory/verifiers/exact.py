@@ -1,4 +1,4 @@
-"""Answers compared as strings."""
+"""Strings: compare them after normalisation."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, 
 
 
 class ExactParams(ExtractParams):
-    """How strings are compared."""
+    """The parameters of the comparison of strings."""
 
-    case: bool = Field(default=True, description="Whether case counts.")
-    whole: bool = Field(default=False, description="Compare all of the text, not a stated answer in it.")
+    case: bool = Field(default=True, description="Whether letter case must agree.")
+    whole: bool = Field(default=False, description="Compare the whole text instead of the answer that it states.")
 
 
 @verifier
@@ -27,6 +27,7 @@ class ExactVerifier(Verifier):
     Params = ExactParams
 
     def quick(self, task: VerifyTask, params: ExactParams) -> Verdict | None:
+        """Compare the stated answer, with and without its markup, with the gold answer."""
         gold = task.problem.answer
         if gold is None:
             return self.verdict(Outcome.UNVERIFIABLE, "no_gold")

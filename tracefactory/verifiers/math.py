@@ -1,4 +1,4 @@
-"""Mathematical answers, typed by the gold answer."""
+"""Mathematical answers: numbers, expressions, sets, intervals and equations."""
 
 from __future__ import annotations
 
@@ -29,22 +29,25 @@ class MathVerifier(Verifier):
     Params = MathVerifierParams
 
     def quick(self, task: VerifyTask, params: MathVerifierParams) -> Verdict | None:
+        """Return the verdict of the exact rules, None when they cannot decide."""
         return self._decide(task, params, None)
 
     def full(self, task: VerifyTask, params: MathVerifierParams) -> Verdict:
+        """Return the verdict of the exact rules and computer algebra."""
         decided = self._decide(task, params, equivalent)
         if decided is None:
-            raise AssertionError("computer algebra leaves nothing undecided")
+            raise AssertionError("no verdict, although computer algebra was available")
         return decided
 
     def prepare(self) -> None:
+        """Import the computer algebra."""
         library()
 
     def _decide(self, task: VerifyTask, params: MathVerifierParams, symbolic: Symbolic | None) -> Verdict | None:
         gold_text = task.problem.answer
         if gold_text is None or not gold_text.strip():
             return self.verdict(Outcome.UNVERIFIABLE, "no_gold")
-        if params.bare and _as_written(gold_text, task.answer_text):
+        if params.bare and strip_markup(gold_text) == strip_markup(task.answer_text) != "":
             return self.verdict(Outcome.CORRECT, "string", extract_whole(task.answer_text))
         stated = stated_answer(task, bare=params.bare)
         if stated is None:
@@ -70,12 +73,8 @@ class MathVerifier(Verifier):
         return self.verdict(Outcome.CORRECT if same else Outcome.INCORRECT, comparison.method, stated)
 
 
-def _as_written(gold: str, answer: str) -> bool:
-    return strip_markup(gold) == strip_markup(answer) != ""
-
-
 def gold_reading(text: str) -> Reading:
-    """Read a gold answer: a bare answer, or a worked solution that ends in one."""
+    """Return the readings of a gold answer: a bare answer, or a worked solution that ends with one."""
     if len(text) <= 300 and not find_boxes(text) and "####" not in text and "nswer" not in text:
         return read(text)
     stated = extract_bare(text)
@@ -83,7 +82,13 @@ def gold_reading(text: str) -> Reading:
 
 
 def typed(gold: Reading, stated: Extraction, text: str) -> Extraction:
-    """Take several boxes as one answer when the gold answer has several parts and the last box has not."""
+    """Return several boxes as one answer when the gold answer has several parts and the last box does not.
+
+    Args:
+        gold: the gold answer.
+        stated: the extracted answer.
+        text: the text that it was extracted from.
+    """
     if len(stated.boxes) < 2:
         return stated
     for value in gold.values:

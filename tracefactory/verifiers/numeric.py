@@ -1,4 +1,4 @@
-"""Answers compared as numbers with a tolerance."""
+"""Numbers: compare them with a tolerance."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ class NumericVerifier(Verifier):
     Params = NumericParams
 
     def quick(self, task: VerifyTask, params: NumericParams) -> Verdict | None:
+        """Compare the number of the stated answer with the gold answer."""
         if not (task.problem.answer or "").strip():
             return self.verdict(Outcome.UNVERIFIABLE, "no_gold")
         gold = number_in(gold_reading(task.problem.answer or ""))
@@ -40,16 +41,18 @@ class NumericVerifier(Verifier):
         stated = stated_answer(task, bare=params.bare)
         if stated is None:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
-        said = number_in(read(stated.text))
-        if said is None:
+        answer = number_in(read(stated.text))
+        if answer is None:
             return self.verdict(Outcome.INCORRECT, "no_number", stated)
         allowed = max(Fraction(params.abs_tol), abs(gold) * Fraction(params.rel_tol))
-        close = abs(gold - said) <= allowed
-        return self.verdict(Outcome.CORRECT if close else Outcome.INCORRECT, "numeric", stated, json.dumps(float(said)))
+        close = abs(gold - answer) <= allowed
+        return self.verdict(
+            Outcome.CORRECT if close else Outcome.INCORRECT, "numeric", stated, json.dumps(float(answer))
+        )
 
 
 def number_in(reading: Reading) -> Fraction | None:
-    """Return the real number an answer is, or None."""
+    """Return the real number that an answer denotes, None when it denotes none."""
     for value in reversed(reading.values):
         number = _number(value)
         if number is not None:

@@ -1,7 +1,7 @@
-"""Program-aided traces: run the program of a trace and compare what it computes with the gold answer.
+"""Program-aided traces: run the program of a trace and compare its output with the gold answer.
 
-The answer is what the program prints last, as in program of thoughts (Chen et al. 2022) and ToRA (Gou et al. 2023);
-output that the trace claims is not read.
+The answer is the last line that the program prints, as in program of thoughts (Chen et al. 2022) and ToRA (Gou et al.
+2023). Output that the trace only claims is ignored.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class ProgramVerifier(Verifier):
     Params = ProgramParams
 
     def quick(self, task: VerifyTask, params: ProgramParams) -> Verdict | None:
+        """Return `unverifiable` without a gold answer or a program, None when the program must run."""
         if not (task.problem.answer or "").strip():
             return self.verdict(Outcome.UNVERIFIABLE, "no_gold")
         if self._program(task) is None:
@@ -45,12 +46,15 @@ class ProgramVerifier(Verifier):
         return None
 
     def prepare(self) -> None:
+        """Import the computer algebra."""
         library()
 
     def seconds_needed(self, params: ProgramParams) -> float:
+        """Return the limit of the run, and the time to start the sandbox and to compare."""
         return Limits(seconds=params.seconds).wall_seconds + _OVERHEAD
 
     def full(self, task: VerifyTask, params: ProgramParams) -> Verdict:
+        """Run the program and compare the last line of its output with the gold answer."""
         program = self._program(task)
         if program is None:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")

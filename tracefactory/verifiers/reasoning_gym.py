@@ -1,4 +1,4 @@
-"""Problems of reasoning_gym, scored by the task's own scorer."""
+"""Problems of reasoning_gym: score answers with the scorer of the task."""
 
 from __future__ import annotations
 
@@ -20,35 +20,39 @@ _WHOLE_LIMIT = 2000
 
 
 class ReasoningGymParams(ExtractParams):
-    """What the task's own scorer is asked about."""
+    """The problem that the task's scorer needs, and the lowest score of a correct answer."""
 
-    task: str = Field(description="The dataset.")
-    entry: dict[str, Any] = Field(description="Its row: question, answer, metadata.")
+    task: str = Field(description="The name of the task.")
+    entry: dict[str, Any] = Field(description="The problem of the task: question, answer, metadata.")
     threshold: float = Field(
         default=1.0,
         gt=0,
         le=1,
-        description="Lowest score of a right answer; scorers give it 1.0, and others 0.01 or a share of right cells.",
+        description="The lowest score of a correct answer. Scorers give it 1.0, and other answers 0.01 or the share of "
+        "correct cells.",
     )
 
 
 @verifier
 class ReasoningGymVerifier(Verifier):
-    """Ask the dataset's `score_answer`. Grids and plans span lines, so several readings of the text are scored."""
+    """Score the answer with the task's `score_answer`, in several forms, because grids and plans span lines."""
 
     name = "reasoning_gym"
     version = "2"
     Params = ReasoningGymParams
 
     def quick(self, task: VerifyTask, params: ReasoningGymParams) -> Verdict | None:
+        """Return `unverifiable` without a stated answer, None when it must be scored."""
         if not candidates(task, params):
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
         return None
 
     def prepare(self) -> None:
+        """Import reasoning_gym."""
         importlib.import_module("reasoning_gym.factory")
 
     def full(self, task: VerifyTask, params: ReasoningGymParams) -> Verdict:
+        """Score every form of the stated answer; the highest score decides."""
         found = candidates(task, params)
         if not found:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
@@ -61,9 +65,13 @@ class ReasoningGymVerifier(Verifier):
 
 
 def candidates(task: VerifyTask, params: ReasoningGymParams) -> list[Extraction]:
-    """Return the readings of the stated answer: the last statement as given, and its block when it spans lines.
+    """Return the forms of the stated answer to score: the last statement, and its block when it spans lines.
 
-    They are spellings of one statement, never two different ones: a second guess must not earn a second chance.
+    All forms are of one statement, because an answer with two guesses must not be scored twice.
+
+    Args:
+        task: the answer to check.
+        params: whether the text is a bare answer.
     """
     text = task.answer_text
     if params.bare and text.strip():
@@ -102,7 +110,8 @@ def _part(text: str, start: int, end: int, how: str) -> Extraction:
 
 @lru_cache(maxsize=256)
 def _dataset(name: str) -> Any:
-    from reasoning_gym.factory import DATASETS, create_dataset  # a second to import, and only worker processes need it
+    # the import takes a second, and only worker processes need it
+    from reasoning_gym.factory import DATASETS, create_dataset
 
     if name not in DATASETS:
         raise ValueError(f"reasoning_gym has no task {name!r}")

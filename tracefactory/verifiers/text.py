@@ -1,4 +1,4 @@
-"""Answers compared as free text."""
+"""Free text: compare its words."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, 
 
 
 class TextParams(ExtractParams):
-    """How free text is compared."""
+    """The parameters of the comparison of free text."""
 
     match: Literal["equal", "contains", "f1"] = Field(
         default="equal",
-        description="equal compares normalised words, contains asks for the gold words in a row, f1 for a word overlap "
-        "of at least `min_f1` (SQuAD, Rajpurkar et al. 2016).",
+        description="equal: the same normalised words; contains: the gold words in a row; f1: a word overlap of at "
+        "least `min_f1` (SQuAD, Rajpurkar et al. 2016).",
     )
-    min_f1: float = Field(default=0.8, gt=0, le=1, description="The least word overlap, for `match: f1`.")
-    any_of: tuple[str, ...] = Field(default=(), description="Further right answers besides the gold one.")
+    min_f1: float = Field(
+        default=0.8, gt=0, le=1, description="The smallest word overlap of a correct answer, for `match: f1`."
+    )
+    any_of: tuple[str, ...] = Field(default=(), description="Further correct answers, in addition to the gold answer.")
 
 
 @verifier
@@ -35,14 +37,15 @@ class TextVerifier(Verifier):
     Params = TextParams
 
     def quick(self, task: VerifyTask, params: TextParams) -> Verdict | None:
+        """Compare the words of the stated answer with those of each gold answer."""
         golds = [text for text in (task.problem.answer, *params.any_of) if text is not None and text.strip()]
         if not golds:
             return self.verdict(Outcome.UNVERIFIABLE, "no_gold")
         stated = whole_or_stated(task, params, whole=False)
         if stated is None:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
-        said = text_words(stated.text)
-        same = any(_text_matches(text_words(gold), said, params) for gold in golds)
+        answer = text_words(stated.text)
+        same = any(_text_matches(text_words(gold), answer, params) for gold in golds)
         return self.verdict(Outcome.CORRECT if same else Outcome.INCORRECT, f"text_{params.match}", stated)
 
 
@@ -56,10 +59,10 @@ def text_words(text: str) -> list[str]:
     return [word for word in text.split() if word not in ("a", "an", "the")]
 
 
-def _text_matches(gold: list[str], said: list[str], params: TextParams) -> bool:
+def _text_matches(gold: list[str], answer: list[str], params: TextParams) -> bool:
     if params.match == "equal":
-        return gold == said
+        return gold == answer
     if params.match == "contains":
-        return any(said[start : start + len(gold)] == gold for start in range(len(said) - len(gold) + 1))
-    shared = sum((Counter(gold) & Counter(said)).values())
-    return bool(shared) and 2 * shared / (len(gold) + len(said)) >= params.min_f1
+        return any(answer[start : start + len(gold)] == gold for start in range(len(answer) - len(gold) + 1))
+    shared = sum((Counter(gold) & Counter(answer)).values())
+    return bool(shared) and 2 * shared / (len(gold) + len(answer)) >= params.min_f1

@@ -1,4 +1,4 @@
-"""One `messages` list, the reasoning in its own field: what trainers with a reasoning-aware chat template read."""
+"""Conversations with the reasoning in `reasoning_content`, for trainers with a reasoning-aware chat template."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tracefactory.publish.views import Row, Tracked, require_plain, require_trai
 
 
 class ReasonedMessage(Frozen):
-    """One message with its reasoning apart."""
+    """One message with its reasoning in a separate field."""
 
     role: str = Field(description="system, user or assistant.")
     content: str = Field(description="The text, without the reasoning.")

@@ -1,4 +1,4 @@
-"""The second form of a pruned trace: the raw text, with the pruned spans out of the loss."""
+"""Pruned traces as raw texts with the character ranges that carry no loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Span(Frozen):
 
 
 class MaskedRow(Tracked):
-    """One trace with its raw reasoning, and what of it carries no loss."""
+    """One trace with its raw reasoning and the ranges that carry no loss."""
 
     prompt: list[Message] = Field(description="The question as a message.")
     completion: list[Message] = Field(description="The raw reasoning between think tags, then the answer.")
@@ -34,10 +34,13 @@ class MaskedRow(Tracked):
     partial=True,
 )
 def masked(trace: Trace) -> Row:
-    """Return the raw reasoning with the answer of the pruned trace; nothing is masked where a trace was not pruned.
+    """Return the raw reasoning with the answer of the pruned trace. A trace that was not pruned has no masked ranges.
 
-    Segment-level selective fine-tuning reports that loss on the kept parts alone, in their full context, does better
-    than training on the shortened text. `tracefactory.pruning.loss_mask` turns the spans into a mask over tokens.
+    Segment-level selective fine-tuning reports better results with loss on the kept parts in their full context than
+    with the shortened text. `tracefactory.pruning.loss_mask` converts the ranges to a mask over tokens.
+
+    Raises:
+        ViewError: for a trace that cannot be used for training, or whose pruned form has added text.
     """
     require_trainable(trace)
     found = restored(trace)
@@ -45,7 +48,7 @@ def masked(trace: Trace) -> Row:
     if found is not None:
         item, result = found
         if result.added:
-            raise ViewError("not_a_selection", "the pruned trace holds text that the raw one does not")
+            raise ViewError("not_a_selection", "the pruned trace has text that the raw trace does not have")
         form = masked_form(item, result)
     return {
         **tracking(trace),

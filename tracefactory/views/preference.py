@@ -1,4 +1,4 @@
-"""Preference pairs: a pruned trace over its raw form, and right answers over wrong ones of the same problem."""
+"""Preference pairs: pruned traces over their raw form, and correct traces over incorrect ones of the same problem."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class PreferenceRow(Tracked):
     prompt: list[Message] = Field(description="The question as a message.")
     chosen: list[Message] = Field(description="The preferred completion.")
     rejected: list[Message] = Field(description="The other completion.")
-    kind: str = Field(description="pruned: a pruned trace over its raw form; verdict: a right trace over a wrong one.")
+    kind: str = Field(
+        description="pruned: a pruned trace over its raw form; verdict: a correct trace over an incorrect one."
+    )
     rejected_id: str = Field(description="The id of the rejected trace.")
     chosen_outcome: str = Field(description="The verdict on the chosen completion.")
     rejected_outcome: str = Field(description="The verdict on the rejected completion.")
@@ -47,8 +49,8 @@ class PreferenceRow(Tracked):
 def preference(group: Group, refuse: Refuse) -> Iterator[Row]:
     """Yield the pairs, in the layout of TRL (https://huggingface.co/docs/trl/dataset_formats).
 
-    A trace that no stage pruned is paired with a wrong trace of its problem, the first right one with the first wrong
-    one by id and so on; those without a partner, and pruned traces that did not get shorter, have no row.
+    Traces that no stage pruned are paired by id: the first correct trace of a problem with its first incorrect trace,
+    and so on. Traces without a partner, and pruned traces that are not shorter, have no row.
     """
     right, wrong = [], []
     for trace in group.traces:
@@ -62,7 +64,7 @@ def preference(group: Group, refuse: Refuse) -> Iterator[Row]:
             elif trace.verdict is not None and trace.verdict.outcome is Outcome.INCORRECT:
                 wrong.append(trace)
             else:
-                raise ViewError("not_verified", "the trace has no verdict of a right or a wrong answer")
+                raise ViewError("not_verified", "the trace has no verdict correct or incorrect")
         except ViewError as error:
             refuse(trace, error)
     pairs = min(len(right), len(wrong))
@@ -108,7 +110,7 @@ def _by_verdict(chosen: Trace, rejected: Trace) -> Row:
 
 
 def _without_partner(trace: Trace) -> ViewError:
-    """Say why a trace has no partner: what a prune stage wrote of it, or that its problem has no other verdict."""
+    """Return the error of a trace without a partner, with the reason of a prune stage if there is one."""
     found = pair(trace)
     if isinstance(found, Unpaired) and found.reason != "not_pruned":
         return ViewError(found.reason, found.detail)

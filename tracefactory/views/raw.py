@@ -42,7 +42,7 @@ class RawVerdict(Frozen):
 
 
 class RawRow(Frozen):
-    """One trace with everything that is known of it."""
+    """One trace with all of its fields."""
 
     id: str = Field(description="The id of the trace.")
     problem_id: str = Field(description="The id of its problem.")
@@ -83,7 +83,7 @@ class RawRow(Frozen):
     columns_too=True,
 )
 def raw(trace: Trace) -> Row:
-    """Return the whole trace, with what stages measured and parsed under `measures` and `fields`."""
+    """Return all fields of the trace, with the declared columns of stages in `measures` and `fields`."""
     excluded: Any = {"problem": {"fields", "measures"}, "verdict": {"seconds"}, "fields": True, "measures": True}
     return {
         **trace.model_dump(mode="json", exclude=excluded),

@@ -18,7 +18,7 @@ class Reward(Frozen):
 
 
 class Extra(Frozen):
-    """What else is known of the problem."""
+    """Other fields of the problem."""
 
     verifier: str = Field(description="The verifier that the source names for the answer.")
     spec: str = Field(description="The verifier's parameters, a JSON object.")
@@ -46,7 +46,7 @@ class RlvrRow(Frozen):
     row=RlvrRow,
 )
 def rlvr(group: Group, refuse: Refuse) -> Iterator[Row]:
-    """Yield the problem (https://verl.readthedocs.io, preparation of data); one without a gold answer has no row."""
+    """Yield the problem (https://verl.readthedocs.io, preparation of data), unless it has no gold answer."""
     problem = group.problem
     if problem.answer is None:
         for trace in group.traces:

@@ -1,4 +1,4 @@
-"""Prompt and completion as message lists, the reasoning inline: what prompt-completion fine-tuning reads."""
+"""Prompts and completions as message lists with inline reasoning, for prompt-completion fine-tuning."""
 
 from __future__ import annotations
 

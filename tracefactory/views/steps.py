@@ -1,4 +1,4 @@
-"""Process labels: the steps of a reasoning with a label each, what process reward models are trained on."""
+"""Process labels: reasoning in labelled steps, for training process reward models."""
 
 from __future__ import annotations
 

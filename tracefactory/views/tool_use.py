@@ -1,4 +1,4 @@
-"""Conversations with tool calls and their results: what agent fine-tuning reads."""
+"""Conversations with tool calls and their results, for agent fine-tuning."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Call(Frozen):
 
 
 class ToolMessage(Frozen):
-    """One message, perhaps with calls of tools, or the result of one."""
+    """One message, which can have tool calls or be the result of one."""
 
     role: str = Field(description="system, user, assistant or tool.")
     content: str = Field(description="The text, or what a tool returned.")

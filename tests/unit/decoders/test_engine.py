@@ -64,7 +64,7 @@ def test_chunked_and_batched_runs_equal_the_reference(
     assert [list(zip(run.tokens, run.draws, strict=True)) for run in runs] == expected
 
 
-def test_the_adaptive_pace_changes_nothing(
+def test_the_draft_scheduler_does_not_change_tokens(
     teacher: Any, student: Any, tokenizer: Any, expected: list[list[tuple[int, int]]]
 ) -> None:
     runs = run_all(make_engine(teacher, student, tokenizer, rows=4), specs(ReverseSpeculative(), 6))
@@ -80,7 +80,7 @@ def test_the_adaptive_pace_changes_nothing(
         ReverseSpeculative(p=0.05, draws=2, top_p=1, top_k=50, student_temperature=0.3),
     ],
 )
-def test_every_option_equals_the_reference(
+def test_every_decoder_option_equals_the_reference(
     teacher: Any, student: Any, tokenizer: Any, decoder: ReverseSpeculative
 ) -> None:
     runs = run_all(make_engine(teacher, student, tokenizer, rows=3), specs(decoder, 3))
@@ -89,7 +89,7 @@ def test_every_option_equals_the_reference(
         assert list(zip(run.tokens, run.draws, strict=True)) == [(step.token, step.draw) for step in steps]
 
 
-def test_logprobs_are_those_of_both_models(teacher: Any, student: Any, tokenizer: Any) -> None:
+def test_rollouts_have_the_log_probabilities_of_both_models(teacher: Any, student: Any, tokenizer: Any) -> None:
     run = run_all(make_engine(teacher, student, tokenizer, rows=1), specs(ReverseSpeculative(), 1))[0]
     whole = torch.tensor([[*run.spec.prompt, *run.tokens]])
     for role, model in ((Role.TEACHER, teacher), (Role.STUDENT, student)):
@@ -98,7 +98,7 @@ def test_logprobs_are_those_of_both_models(teacher: Any, student: Any, tokenizer
         np.testing.assert_allclose(run.logprobs[role], expected, atol=1e-9)
 
 
-def test_a_prompt_that_is_there_already_is_not_computed_again(teacher: Any, student: Any, tokenizer: Any) -> None:
+def test_a_prompt_in_the_kv_cache_is_not_computed_again(teacher: Any, student: Any, tokenizer: Any) -> None:
     decoder = ReverseSpeculative()
     twins = [RolloutSpec(tuple(prompts(1)[0]), decoder, key, 12) for key in (1, 2, 3, 4)]
     alone = [run_all(make_engine(teacher, student, tokenizer, rows=1), [one])[0].tokens for one in twins]
@@ -112,7 +112,7 @@ def test_a_prompt_that_is_there_already_is_not_computed_again(teacher: Any, stud
     assert len({tuple(tokens) for tokens in alone}) == 4
 
 
-def test_a_stop_token_ends_a_trace_and_stands_outside_of_its_text(teacher: Any, student: Any, tokenizer: Any) -> None:
+def test_a_stop_token_ends_a_trace_and_is_not_in_its_text(teacher: Any, student: Any, tokenizer: Any) -> None:
     one = specs(ReverseSpeculative(), 1)
     whole = run_all(make_engine(teacher, student, tokenizer, rows=1), one)[0]
     assert whole.finish == "length"

@@ -39,13 +39,13 @@ def test_every_decoder_is_registered() -> None:
     }
 
 
-def test_prefixes() -> None:
+def test_the_prefix_decoders_change_the_writer_after_the_prefix() -> None:
     assert [writer(StudentPrefix(tokens=2), *[("a", S)] * n) for n in range(4)] == [S, S, T, T]
     assert [writer(TeacherPrefix(tokens=2), *[("a", T)] * n) for n in range(4)] == [T, T, S, S]
 
 
 @pytest.mark.parametrize("end", [". ", "!", "?\n", "。", "\n", '."', ".)"])
-def test_the_teacher_leads_each_sentence(end: str) -> None:
+def test_foreal_lets_the_teacher_begin_each_sentence(end: str) -> None:
     decoder = Foreal(lead=2)
     assert writer(decoder) is T
     assert writer(decoder, (" So", T), (" we", T)) is S
@@ -54,7 +54,7 @@ def test_the_teacher_leads_each_sentence(end: str) -> None:
     assert writer(decoder, (" So", T), (" we", T), (" add" + end, S), (" Then", T)) is T
 
 
-def test_the_gate_opens_for_whole_sentences_at_its_rate() -> None:
+def test_the_foreal_gate_opens_for_whole_sentences_at_its_rate() -> None:
     decoder, opened = Foreal(lead=3, gate=0.3), 0
     for key in range(600):
         first = [decoder.turn(PartialTrace(key, ["x"] * n, [T] * n)).writer for n in range(4)]
@@ -95,7 +95,7 @@ class Alternating(Decoder):
     "decoder",
     [Alternating(), StudentPrefix(tokens=5), TeacherPrefix(tokens=5), Foreal(lead=4, gate=0.6), SpeculativeThinking()],
 )
-def test_batched_traces_are_those_written_alone(tokenizer: Any, decoder: Decoder) -> None:
+def test_batched_traces_equal_traces_written_alone(tokenizer: Any, decoder: Decoder) -> None:
     teacher = tiny(1)
     student = perturbed(teacher, 0.3)
     specs = [RolloutSpec(tuple(range(3 + 2 * key)), decoder, key, 30) for key in range(4)]
@@ -105,7 +105,7 @@ def test_batched_traces_are_those_written_alone(tokenizer: Any, decoder: Decoder
     assert [run.written.writers for run in together] == [run.written.writers for run in alone]
 
 
-def test_free_turns_are_draws_of_the_model_whose_turn_it_is(tokenizer: Any) -> None:
+def test_turns_without_a_rule_are_draws_of_the_writer(tokenizer: Any) -> None:
     teacher = tiny(1)
     student = perturbed(teacher, 0.3)
     run = finished(

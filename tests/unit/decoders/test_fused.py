@@ -144,7 +144,7 @@ def fused(folders: tuple[Path, Path], drafted: int = 4) -> FusedPair:
 
 @pytest.mark.parametrize("drafted", [1, 5])
 @pytest.mark.parametrize("changed", [{"p": 0.05}, {"tested": "tempered", "p": 0.1, "draws": 2, "top_k": 7}])
-async def test_one_engine_writes_the_tokens_of_the_in_process_engine(
+async def test_the_fused_engine_writes_the_tokens_of_the_in_process_engine(
     folders: tuple[Path, Path], drafted: int, changed: dict[str, Any]
 ) -> None:
     requests = asked(5, **changed)
@@ -160,7 +160,7 @@ async def test_one_engine_writes_the_tokens_of_the_in_process_engine(
             np.testing.assert_allclose(one.provenance.column(name), other.provenance.column(name), atol=1e-4)
 
 
-async def test_a_trace_that_lost_its_draft_is_void_and_can_be_tried_again(folders: tuple[Path, Path]) -> None:
+async def test_a_preempted_trace_fails_and_can_be_retried(folders: tuple[Path, Path]) -> None:
     pair = fused(folders)
     pair.student.client.forgetful = True  # type: ignore[attr-defined]
     with pytest.raises(RequestFailed, match="preempted") as caught:
@@ -168,7 +168,7 @@ async def test_a_trace_that_lost_its_draft_is_void_and_can_be_tried_again(folder
     assert caught.value.retryable
 
 
-async def test_a_server_without_the_plugin_is_found_out(
+async def test_a_server_without_the_plugin_raises_run_error(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = fused(folders)
@@ -186,7 +186,7 @@ async def test_a_server_without_the_plugin_is_found_out(
         await pair.complete(asked(1)[0])
 
 
-async def test_a_trace_without_room_for_a_last_draft_is_refused_before_it_is_begun(folders: tuple[Path, Path]) -> None:
+async def test_a_trace_without_room_for_its_last_draft_is_refused(folders: tuple[Path, Path]) -> None:
     pair = fused(folders)
     with pytest.raises(RequestFailed, match="context_length"):
         await pair.complete(asked(1, tokens=480)[0])

@@ -24,7 +24,7 @@ def test_philox_gives_the_known_answers_of_its_authors() -> None:
         assert tuple(int(word[0]) for word in philox4x32(words(*counter), words(*key))) == expected
 
 
-def test_numbers_belong_to_places_not_to_batches() -> None:
+def test_random_numbers_depend_on_positions_and_not_on_batches() -> None:
     tokens = np.arange(12).reshape(3, 4)
     together = Noise(np.array([5, 5, 9], dtype=np.uint64), np.array([0, 1, 0])).gumbel(TEACHER, tokens)
     alone = Noise(np.array([5], dtype=np.uint64), np.array([1])).gumbel(TEACHER, tokens[1:2, ::-1])

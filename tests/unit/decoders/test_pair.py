@@ -38,7 +38,7 @@ def request(question: str, seed: int, tokens: int = 24, **changed: Any) -> ChatR
     return ChatRequest(model_identity={}, messages=messages, params={**params, "max_tokens": tokens, "seed": seed})
 
 
-async def test_many_requests_share_a_batch_and_each_is_what_it_is_alone(pair: InProcessPair) -> None:
+async def test_requests_in_one_batch_give_the_traces_of_single_requests(pair: InProcessPair) -> None:
     asked = [request(f"What is {n} + {n}?", n) for n in range(5)]
     together = await asyncio.gather(*map(pair.complete, asked))
     later = await pair.complete(asked[3])
@@ -50,7 +50,7 @@ async def test_many_requests_share_a_batch_and_each_is_what_it_is_alone(pair: In
         assert 0 < one.prompt_tokens < 60
 
 
-async def test_who_wrote_what_comes_back_with_the_text(pair: InProcessPair) -> None:
+async def test_the_provenance_has_the_writer_of_every_token(pair: InProcessPair) -> None:
     decoded = await pair.complete(request("What is 1 + 1?", 5, 60, p=0.2, draws=1))
     provenance = Decoded.model_validate_json(decoded.model_dump_json()).provenance
     assert len(provenance.column("token_ids")) == decoded.completion_tokens
@@ -63,7 +63,7 @@ async def test_who_wrote_what_comes_back_with_the_text(pair: InProcessPair) -> N
     assert (provenance.column("teacher_logprobs") <= 0).all()
 
 
-async def test_a_prompt_that_leaves_no_room_is_a_failed_request_and_costs_its_siblings_nothing(
+async def test_a_prompt_longer_than_the_context_fails_only_its_request(
     pair: InProcessPair,
 ) -> None:
     long, short = await asyncio.gather(
@@ -74,7 +74,7 @@ async def test_a_prompt_that_leaves_no_room_is_a_failed_request_and_costs_its_si
     assert isinstance(short, Decoded)
 
 
-def test_the_prompt_is_the_students_and_a_prefill_is_continued(tmp_path: Path) -> None:
+def test_the_prompt_uses_the_students_template_and_continues_a_prefill(tmp_path: Path) -> None:
     save_pair(tmp_path)
     from transformers import AutoTokenizer
 
@@ -82,7 +82,7 @@ def test_the_prompt_is_the_students_and_a_prefill_is_continued(tmp_path: Path) -
     assert tokenizer.decode(encoded_prompt(tokenizer, request("1 + 1", 0))) == "<|user|>1 + 1\n<|assistant|><think>"
 
 
-def test_a_character_is_never_cut() -> None:
+def test_spans_never_split_a_character() -> None:
     tokenizer = byte_tokenizer()
     run = Rollout(RolloutSpec((1,), ReverseSpeculative(), 0, 99), compare(tokenizer, tokenizer), tokenizer)
     text = "因为 12 ≤ x, así que √2 ≈ 1.41 🙂."

@@ -75,7 +75,7 @@ def expected(models: tuple[Any, Any, Any]) -> list[Rollout]:
     return decode(models, 1, DraftScheduler(DraftPlan(Role.TEACHER, 1)))
 
 
-def test_in_float64_every_draft_length_and_batch_writes_the_same(
+def test_float64_runs_are_equal_for_every_draft_length_and_batch(
     models: tuple[Any, Any, Any], expected: list[Rollout]
 ) -> None:
     assert any(0 in run.draws for run in expected)
@@ -85,7 +85,7 @@ def test_in_float64_every_draft_length_and_batch_writes_the_same(
         assert [run.draws for run in runs] == [run.draws for run in expected]
 
 
-def test_in_float32_runs_part_only_at_near_ties(models: tuple[Any, Any, Any], expected: list[Rollout]) -> None:
+def test_float32_runs_differ_only_at_near_ties(models: tuple[Any, Any, Any], expected: list[Rollout]) -> None:
     single = (models[0].float(), models[1].float(), models[2])
     try:
         chunked = [

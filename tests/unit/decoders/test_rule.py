@@ -33,7 +33,7 @@ def shares(tokens: NDArray[np.int64]) -> list[float]:
     return [float(np.mean(tokens == token)) for token in range(4)]
 
 
-def test_tokens_come_by_the_rule_in_the_shares_that_follow_from_it() -> None:
+def test_accepted_tokens_have_the_shares_that_the_rule_implies() -> None:
     """Token 0 is refused (p 0.004): the others share what up to 5 draws leave, and the student what is left then."""
     decided = decide([Acceptance()] * COUNT, pools(TEACHER_P), pools(STUDENT_P), places())
     left = 0.5**5
@@ -46,29 +46,27 @@ def test_tokens_come_by_the_rule_in_the_shares_that_follow_from_it() -> None:
     assert np.mean(decided.draws == 3) == pytest.approx(0.125, abs=0.007)
 
 
-def test_it_is_an_absolute_threshold_not_the_ratio_of_speculative_decoding() -> None:
+def test_the_acceptance_threshold_is_absolute_and_not_a_ratio() -> None:
     """The teacher is fifty times as sure of token 0 as the student, and yet every first draw stands at p = 0.01."""
     decided = decide([Acceptance()] * COUNT, pools([0.97, 0.01, 0.01, 0.01]), pools([0.02, 0.5, 0.4, 0.08]), places())
     assert (decided.draws == 1).all()
     assert shares(decided.tokens)[0] == pytest.approx(0.97, abs=0.005)
 
 
-def test_the_threshold_itself_is_accepted() -> None:
+def test_a_probability_equal_to_the_threshold_is_accepted() -> None:
     student = pools([0.25, 0.25, 0.25, 0.25])
     assert (decide([Acceptance(p=0.25)] * COUNT, pools(TEACHER_P), student, places()).draws == 1).all()
     assert (decide([Acceptance(p=0.2501)] * COUNT, pools(TEACHER_P), student, places()).draws == 0).all()
 
 
-def test_a_token_outside_of_the_students_top_k_is_refused_whatever_its_probability() -> None:
+def test_a_token_outside_the_students_top_k_is_rejected() -> None:
     decided = decide([Acceptance(draws=1)] * COUNT, pools([0, 0, 1, 0]), pools(STUDENT_P, top_k=2), places())
     assert (decided.draws == 0).all()
     assert set(decided.tokens.tolist()) == {1, 3}
 
 
 @pytest.mark.parametrize(("tested", "first"), [("raw", 0.0), ("tempered", 1.0)])
-def test_the_probability_tested_is_the_raw_or_the_tempered_one(
-    tested: Literal["raw", "tempered"], first: float
-) -> None:
+def test_the_tested_probability_is_raw_or_tempered(tested: Literal["raw", "tempered"], first: float) -> None:
     """Cold, the student's 0.6 becomes 0.84 of its nucleus of two."""
     student = pools([0.6, 0.25, 0.1, 0.05], temperature=0.5, top_p=0.9, tested=tested)
     mass = 0.6**2 + 0.25**2
@@ -76,20 +74,20 @@ def test_the_probability_tested_is_the_raw_or_the_tempered_one(
     assert np.mean(decide([threshold] * COUNT, pools([1, 0, 0, 0]), student, places()).draws == 1) == first
 
 
-def test_tempered_probabilities_count_a_nucleus_wider_than_the_pool() -> None:
+def test_tempered_probabilities_count_a_nucleus_wider_than_top_k() -> None:
     flat = torch.zeros(1, 1000, dtype=torch.float64)
     found = candidates_of(flat, [Sampling(temperature=1.0, top_p=0.5, top_k=5, tested="tempered")])
     np.testing.assert_allclose(found.tested, 1 / 500, atol=1e-9)
 
 
-def test_the_nucleus_holds_the_token_that_reaches_it() -> None:
+def test_the_nucleus_includes_the_token_that_reaches_top_p() -> None:
     drawn = pools([0.5, 0.3, 0.15, 0.05], top_p=0.6).draw(places(), 0)
     assert set(drawn.tolist()) == {0, 1}
     assert np.mean(drawn == 0) == pytest.approx(0.625, abs=0.01)
     assert set(pools([0.5, 0.3, 0.15, 0.05], temperature=0).draw(places(), 0).tolist()) == {0}
 
 
-def test_what_the_student_does_not_have_is_never_proposed() -> None:
+def test_tokens_without_a_student_counterpart_are_never_proposed() -> None:
     allowed = np.array([False, True, False, True])
     drawn = pools(TEACHER_P, allowed=allowed).draw(places(), 0)
     assert np.mean(drawn == 1) == pytest.approx(0.3 / 0.35, abs=0.01)
@@ -100,14 +98,14 @@ def test_what_the_student_does_not_have_is_never_proposed() -> None:
     assert NO_TOKEN not in decided.tokens
 
 
-def test_places_have_rules_of_their_own() -> None:
+def test_each_position_is_decided_by_its_rule() -> None:
     rules = [Acceptance(draws=1), Acceptance(draws=9, p=0.0001)] * (COUNT // 2)
     draws = decide(rules, pools(TEACHER_P), pools(STUDENT_P), places()).draws
     assert np.mean(draws[::2] == 0) == pytest.approx(0.5, abs=0.01)
     assert (draws[1::2] == 1).all()
 
 
-def test_guesses_are_right_more_often_than_independent_draws_and_certain_where_models_agree() -> None:
+def test_predicted_decisions_are_better_than_independent_draws() -> None:
     noise, rules = places(), [Acceptance()] * COUNT
     alike = [0.45, 0.35, 0.15, 0.05]
     decided = decide(rules, pools(TEACHER_P), pools(alike), noise)

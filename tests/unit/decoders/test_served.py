@@ -72,7 +72,7 @@ def columns(answers: list[Decoded]) -> list[tuple[str, list[int], list[int]]]:
     [(greedy, 1), (greedy, 4), (blind, 7), (greedy, None)],
     ids=["single", "four", "blind", "paced"],
 )
-async def test_served_traces_are_those_of_the_in_process_engine_whatever_the_server_guesses(
+async def test_served_traces_equal_in_process_traces_for_any_guesses(
     folders: tuple[Path, Path], choose: Any, fixed: int | None
 ) -> None:
     requests = asked(5, p=0.05)
@@ -102,7 +102,7 @@ async def test_served_traces_are_those_of_the_in_process_engine_whatever_the_ser
         {"top_p": 1.0, "top_k": 5, "student_temperature": 1.0},
     ],
 )
-async def test_every_option_gives_the_tokens_of_the_in_process_engine(
+async def test_every_option_of_the_served_engine_gives_in_process_tokens(
     folders: tuple[Path, Path], changed: dict[str, Any]
 ) -> None:
     requests = asked(3, **changed)
@@ -112,7 +112,7 @@ async def test_every_option_gives_the_tokens_of_the_in_process_engine(
 
 
 @pytest.mark.parametrize("decoder", [name for name in DECODERS if name != "reverse_speculative"])
-async def test_the_small_decoders_need_nothing_more(folders: tuple[Path, Path], decoder: str) -> None:
+async def test_served_decoders_without_rules_give_in_process_tokens(folders: tuple[Path, Path], decoder: str) -> None:
     given = {"tokens": 6} if "prefix" in decoder else {"lead": 3} if decoder == "foreal" else {"opening": 5}
     requests = asked(3, decoder, **given)
     pair = served(folders, greedy, 4)
@@ -145,7 +145,7 @@ async def test_a_draft_ends_where_another_rule_or_writer_begins(
     assert all((one.provenance.column("draws")[[3, 4, 11, 12]] == 0).all() for one in answers)
 
 
-async def test_right_guesses_save_rounds(folders: tuple[Path, Path]) -> None:
+async def test_correct_guesses_save_rounds(folders: tuple[Path, Path]) -> None:
     requests = asked(2, teacher_temperature=0.0, p=0.001)  # what the server guesses is what is drawn here
     asks: dict[int, int] = {}
     for fixed in (1, 8):
@@ -155,7 +155,7 @@ async def test_right_guesses_save_rounds(folders: tuple[Path, Path]) -> None:
     assert asks[8] < asks[1] / 2
 
 
-async def test_only_a_decision_that_hangs_on_unnamed_tokens_asks_for_more_of_them(folders: tuple[Path, Path]) -> None:
+async def test_more_tokens_are_requested_only_for_undetermined_decisions(folders: tuple[Path, Path]) -> None:
     requests = asked(3, p=0.05, top_p=0.5)
     pair = served(folders, greedy, 4)
     answers = await asyncio.gather(*map(pair.complete, requests))
@@ -165,14 +165,14 @@ async def test_only_a_decision_that_hangs_on_unnamed_tokens_asks_for_more_of_the
     assert 0 < len(wide) == 2 * pair.widened < sum(one.completion_tokens for one in answers)
 
 
-async def test_a_server_that_names_few_tokens_is_enough(folders: tuple[Path, Path]) -> None:
+async def test_a_server_that_returns_few_tokens_suffices(folders: tuple[Path, Path]) -> None:
     pair = served(folders, greedy, 4, most=24)
     answers = await asyncio.gather(*map(pair.complete, asked(3, p=0.05, top_p=0.5)))
     assert pair.widened
     assert all(one.completion_tokens == 24 or one.finish_reason == "stop" for one in answers)
 
 
-def test_pools_from_the_likeliest_tokens_enclose_those_from_all() -> None:
+def test_candidate_bounds_enclose_the_exact_candidates() -> None:
     """What both bounds agree on must be so, and they must agree nearly always."""
     torch.manual_seed(1)
     tokens = 400
@@ -197,7 +197,7 @@ def test_pools_from_the_likeliest_tokens_enclose_those_from_all() -> None:
             assert (drawable[0] == drawable[2]).all()
 
 
-async def test_a_failed_server_fails_the_trace_and_not_its_siblings(folders: tuple[Path, Path]) -> None:
+async def test_a_failed_server_fails_only_its_trace(folders: tuple[Path, Path]) -> None:
     pair = served(folders, greedy, 4)
     gone = RequestFailed("connection", "gone", attempts=7, retryable=True)
     pair.models[Role.STUDENT].client.failures.append(gone)  # type: ignore[attr-defined]
@@ -208,21 +208,21 @@ async def test_a_failed_server_fails_the_trace_and_not_its_siblings(folders: tup
         await pair.complete(asked(1, tokens=600)[0])
 
 
-async def test_half_an_answer_of_a_server_that_ends_is_no_draft(folders: tuple[Path, Path]) -> None:
+async def test_a_partial_response_fails_the_request(folders: tuple[Path, Path]) -> None:
     pair = served(folders)
     pair.models[Role.TEACHER].client.finish = "abort"  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="aborted"):  # the client turns it into a failed attempt
         await pair.complete(asked(1)[0])
 
 
-async def test_a_server_that_is_no_vllm_is_the_users_mistake(folders: tuple[Path, Path]) -> None:
+async def test_a_server_other_than_vllm_raises_user_error(folders: tuple[Path, Path]) -> None:
     pair = served(folders)
     pair.models[Role.TEACHER].client.owner = "llamacpp"  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"big: .* needs vLLM servers, but .* reports 'llamacpp'.*max-logprobs"):
         await pair.complete(asked(1)[0])
 
 
-async def test_a_server_is_told_the_noise_of_the_places_it_drafts(folders: tuple[Path, Path]) -> None:
+async def test_a_draft_request_has_the_noise_of_its_positions(folders: tuple[Path, Path]) -> None:
     pair = served(folders, greedy, 3)
     await pair.complete(asked(1, "student_prefix", 12)[0])
     told = [

@@ -87,7 +87,7 @@ def stage(outcome: RunOutcome, stage_id: str) -> Any:
     return next(one for one in outcome.stages if one.id == stage_id)
 
 
-async def test_every_run_is_accounted_for_and_paid_once(read: Read) -> None:
+async def test_every_rsd_row_is_counted_and_paid_once(read: Read) -> None:
     pipeline = read()
     assert make_plan(pipeline, pipeline.project.state_dir).requests == 25
     first = await run(pipeline)
@@ -115,16 +115,14 @@ async def test_explain_marks_what_the_student_wrote(read: Read, capsys: pytest.C
     assert decoded.provenance.by_student.sum() == 5
     explain(trace.id, project=pipeline.project.root)
     told = capsys.readouterr().out
-    assert f"the student's {5 / trace.completion_tokens:.1%} of the tokens" in told
+    assert f"the student's tokens ({5 / trace.completion_tokens:.1%})" in told
     opening = next(decoded.provenance.spans(decoded.content))[1]
     assert f"⟦{opening.splitlines()[0]}" in told
     explain(trace.id, project=pipeline.project.root, json=True)
     assert json.loads(capsys.readouterr().out)["request"]["completion"]["provenance"]
 
 
-async def test_unrelated_vocabularies_are_the_users_mistake(
-    read: Read, tmp_path: Path, pair: tuple[Path, Path]
-) -> None:
+async def test_unrelated_vocabularies_raise_user_error(read: Read, tmp_path: Path, pair: tuple[Path, Path]) -> None:
     other = shutil.copytree(pair[1], tmp_path / "other")
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
@@ -148,7 +146,7 @@ async def test_unrelated_vocabularies_are_the_users_mistake(
         ),
     ],
 )
-def test_models_that_cannot_write_together_are_a_mistake_before_any_work(read: Read, big: str, said: str) -> None:
+def test_models_that_cannot_decode_together_are_a_mistake_of_the_pipeline(read: Read, big: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         read(f"models.big={{{big}}}")
 
@@ -176,11 +174,11 @@ def verified(outcome: Outcome = Outcome.CORRECT, extracted: str | None = "4", **
         (verified(Outcome.VERIFIER_ERROR), 0.0, "verifier_error"),
     ],
 )
-def test_a_run_is_accepted_by_the_five_conditions(trace: Trace, share: float, reason: str | None) -> None:
+def test_a_decoded_trace_is_kept_under_five_conditions(trace: Trace, share: float, reason: str | None) -> None:
     assert decision_on(trace, PARAMS, share).reason == reason
 
 
-def test_thinking_can_be_left_out_of_the_conditions() -> None:
+def test_the_condition_on_thinking_can_be_disabled() -> None:
     trace = verified(thinking=Thinking.NONE, measures={BLOCKS.name: 0.0})
     assert decision_on(trace, PARAMS.model_copy(update={"thinking": "any"}), 0.0) == KEEP
 
@@ -197,7 +195,7 @@ def identity(pipeline: Pipeline) -> str:
     return digest(op.model_identity(stage, pipeline, Environment(root=pipeline.project.root)))
 
 
-def test_a_foreign_servers_tokenizer_decides_traces_and_not_its_chats(
+def test_the_tokenizer_of_a_foreign_server_is_in_trace_keys_and_not_in_chat_keys(
     read: Read, pair: tuple[Path, Path], tmp_path: Path
 ) -> None:
     other = shutil.copytree(pair[1], tmp_path / "other")
@@ -209,7 +207,7 @@ def test_a_foreign_servers_tokenizer_decides_traces_and_not_its_chats(
     assert found[0].models["big"].identity() == found[1].models["big"].identity()
 
 
-def test_what_two_models_are_decides_which_engine_they_write_in(pair: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_kinds_of_the_models_select_the_engine(pair: tuple[Path, Path], tmp_path: Path) -> None:
     folder, student = (str(one) for one in pair)
     kinds: dict[str, Any] = {
         "inside": TransformersSpec(model=EnvStr(folder)),
@@ -239,6 +237,6 @@ def test_what_two_models_are_decides_which_engine_they_write_in(pair: tuple[Path
     assert (asked["student"].model, asked["student"].teacher, asked["student"].concurrency) == (student, folder, 7)
 
 
-def test_one_server_holds_only_models_of_our_own_servers(read: Read) -> None:
+def test_one_server_requires_models_with_managed_servers(read: Read) -> None:
     with pytest.raises(UserError, match="'big' is `use: transformers`; `servers: one` requires two models with `use: "):
         read("stages.rsd.with.servers=one")

@@ -75,7 +75,7 @@ def test_qwen25_as_the_student_of_qwen3_needs_no_translation_of_its_words() -> N
     assert not found.proposable[151665:].any()
 
 
-def test_unrelated_vocabularies_are_refused_with_what_to_do_instead() -> None:
+def test_unrelated_vocabularies_are_refused_with_an_alternative() -> None:
     other = byte_tokenizer(extra=("the", "and"))
     vocabulary = {text: (id + 7) % 256 for text, id in byte_tokenizer().get_vocab().items() if id < 256}
     plain = json.loads(other.backend_tokenizer.to_str())
@@ -89,7 +89,7 @@ def test_unrelated_vocabularies_are_refused_with_what_to_do_instead() -> None:
 
 
 @pytest.mark.parametrize("drafter", list(Role))
-def test_a_token_that_only_the_student_has_is_told_to_the_teacher_in_its_own(drafter: Role) -> None:
+def test_a_token_that_only_the_student_has_is_translated_for_the_teacher(drafter: Role) -> None:
     """The student's last token is unknown to the teacher, and the student writes it often."""
     teacher_tokenizer, student_tokenizer = byte_tokenizer(("<|end|>",)), byte_tokenizer(("<|end|>", "</think>"))
     teacher = tiny(1, size=257)

@@ -39,14 +39,14 @@ def test_a_drop_carries_its_reason_and_detail():
 @pytest.mark.parametrize(
     "reason", ["", "Too long", "too-long", "TooLong", "_x", "x_", "x__y", "2x", "zu_lang\n", "über"]
 )
-def test_a_reason_that_is_no_identifier_is_refused(reason: str):
+def test_a_drop_reason_must_be_an_identifier(reason: str):
     with pytest.raises(ValueError, match="not snake_case"):
         drop(reason)
     with pytest.raises(ValueError, match="not snake_case"):
         drop_if(column("cost") > 1, reason)
 
 
-def test_the_decorators_leave_the_function_callable_and_note_what_it_is():
+def test_decorated_filters_stay_callable_and_are_marked():
     def unmarked(trace: object) -> Decision:
         return KEEP
 
@@ -72,7 +72,7 @@ def test_the_decorators_leave_the_function_callable_and_note_what_it_is():
     assert mark_of(unmarked) is None
 
 
-def test_parameters_are_frozen_strict_in_names_and_checked_in_their_defaults():
+def test_filter_parameters_are_frozen_and_validated_with_their_defaults():
     class Good(Params):
         rate: float = 0.5
 
@@ -88,6 +88,6 @@ def test_parameters_are_frozen_strict_in_names_and_checked_in_their_defaults():
         Bad()
 
 
-def test_a_failure_travels_between_processes():
+def test_a_filter_failure_can_be_pickled():
     failed = pickle.loads(pickle.dumps(FilterFailed("length", "t1", "ZeroDivisionError")))
     assert (failed.name, failed.row_id, failed.traceback_text) == ("length", "t1", "ZeroDivisionError")

@@ -84,11 +84,11 @@ def test_an_unknown_filter_comes_with_the_nearest_name(tmp_path: Path):
         load_filters(write(tmp_path, short=GOOD)).named("shortt")
 
 
-def test_no_folder_holds_no_filters(tmp_path: Path):
+def test_a_missing_folder_has_no_filters(tmp_path: Path):
     assert len(load_filters(tmp_path / "nowhere")) == 0
 
 
-def test_everything_wrong_is_reported_at_once_with_file_and_line(tmp_path: Path):
+def test_mistakes_of_all_filters_are_reported_together_with_file_and_line(tmp_path: Path):
     body = "    'Doc.'\n    return KEEP\n"
     write(
         tmp_path,
@@ -147,7 +147,7 @@ def test_one_file_reports_all_its_mistakes(tmp_path: Path):
     assert len(mistakes(write(tmp_path, right=source))) == 3
 
 
-def test_the_digest_follows_what_the_source_does(tmp_path: Path):
+def test_the_filter_digest_changes_only_with_the_code(tmp_path: Path):
     def digest_of(source: str) -> str:
         return load_filters(write(tmp_path, short=source))["short"].digest
 
@@ -164,7 +164,7 @@ def test_the_digest_follows_what_the_source_does(tmp_path: Path):
     )
 
 
-def test_the_digest_is_the_same_in_every_version_of_python(tmp_path: Path):
+def test_the_filter_digest_is_the_same_in_every_version_of_python(tmp_path: Path):
     # Written down once: a change here means that every filter stage of every user is done again.
     source = HEAD + "@trace_filter\ndef bare(trace: Trace) -> Decision:\n    'Keep.'\n    return KEEP\n"
     found = load_filters(write(tmp_path, bare=source))["bare"].digest
@@ -198,7 +198,7 @@ except FilterFailed as error:
     assert "AttributeError" in traceback_text
 
 
-def test_a_filter_that_raises_or_answers_wrongly_fails_for_that_row(tmp_path: Path):
+def test_a_filter_that_raises_or_returns_no_decision_fails_for_that_row(tmp_path: Path):
     head = HEAD + "@trace_filter\n"
     filters = load_filters(
         write(
@@ -241,7 +241,7 @@ def project(tmp_path: Path) -> Path:
     return write(tmp_path / "filters", reading=READING)
 
 
-def test_a_filter_reads_the_files_it_declares_and_its_digest_follows_them(project: Path):
+def test_declared_files_are_passed_to_a_filter_and_are_in_its_digest(project: Path):
     reading = load_filters(project)["reading"]
     decision = apply(reading, make_trace(question="How old is Ben?"), Params())
     assert (decision.reason, decision.detail) == ("named", "Ben")
@@ -255,7 +255,7 @@ def test_a_filter_reads_the_files_it_declares_and_its_digest_follows_them(projec
     assert load_filters(project)["reading"].digest == reading.digest
 
 
-def test_a_file_that_is_not_there_or_no_text_is_a_mistake_of_its_filter(project: Path):
+def test_a_missing_or_undecodable_declared_file_is_a_mistake(project: Path):
     names = project.parent / "lists" / "names.txt"
     names.write_bytes(b"\xff")
     assert mistakes(project) == [("reading.py", 5, "its file 'lists/names.txt' is no UTF-8 text: invalid start byte")]
@@ -312,7 +312,7 @@ def test_a_column_filter_must_return_rules(tmp_path: Path):
         ("LIST = lambda: open('names.txt')", "open()"),
     ],
 )
-def test_a_filter_that_reads_what_is_in_no_key_is_refused(tmp_path: Path, code: str, named: str):
+def test_a_filter_that_uses_files_clocks_or_randomness_is_refused(tmp_path: Path, code: str, named: str):
     source = HEAD + code + "\n@trace_filter\ndef bare(trace: Trace) -> Decision:\n    'Keep.'\n    return KEEP\n"
     found = mistakes(write(tmp_path, bare=source))
     assert f"a filter may not use {named}: a stage would stay cached when what it reads changes" in [

@@ -13,9 +13,11 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
+from tracefactory.core.errors import Interrupted, RunStopped
 from tracefactory.core.model import ChatRequest, Completion, RequestFailed
 from tracefactory.models.openai import OpenAISpec
-from tracefactory.serving.client import ChatClient, retry_after_seconds
+from tracefactory.serving.client import ChatClient
+from tracefactory.serving.failures import retry_after_seconds
 from tracefactory.serving.fake_script import FakeScript
 from tracefactory.serving.fake_server import FakeServer
 from tracefactory.serving.logprobs import unpacked
@@ -114,26 +116,61 @@ async def test_messages_are_read_whatever_their_form(fields, expected):
     done.model_dump_json().encode("utf-8")
 
 
+REFUSALS = {
+    "400": ((400, {"error": {"message": "no such field"}}, {}), "bad_request"),
+    "401": ((401, {"error": {"message": "bad key"}}, {}), "auth"),
+    "403": ((403, {}, {}), "forbidden"),
+    "404": ((404, {"error": {"message": "no such model"}}, {}), "not_found"),
+    "422": ((422, {"detail": "unprocessable"}, {}), "bad_request"),
+    "filter": ((400, {"error": {"message": "x", "code": "content_filter"}}, {}), "content_filter"),
+    "long": ((400, {"error": {"message": "x", "code": "context_length_exceeded"}}, {}), "context_length"),
+    "llama": (
+        (400, {"error": {"message": "x", "code": 400, "type": "exceed_context_size_error"}}, {}),
+        "context_length",
+    ),
+    "in a 200": ((200, {"error": {"message": "wrapped", "code": 401}}, {}), "auth"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+async def test_a_refusal_is_not_repeated_and_stays_owed_until_the_model_answers(case):
+    reply, kind = REFUSALS[case]
+    async with scripted(reply, (200, GOOD, {}), reply) as (url, seen), client_of(url) as client:
+        with pytest.raises(RequestFailed) as before:
+            await client.complete(ask())
+        await client.complete(ask())
+        with pytest.raises(RequestFailed) as after:
+            await client.complete(ask())
+    assert len(seen) == 3
+    assert (before.value.kind, after.value.kind, before.value.attempts) == (kind, kind, 1)
+    assert before.value.retryable == (kind != "content_filter")
+    assert after.value.retryable == (kind == "auth")
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+async def test_refusals_in_a_row_stop_the_run_also_after_good_answers(status):
+    good, bad = (200, GOOD, {}), (status, {"error": {"message": "no"}}, {})
+    async with scripted(good, *[bad] * 7, good, bad) as (url, _), client_of(url, concurrency=1) as client:
+        outcomes = await asyncio.gather(*(client.complete(ask(seed=n)) for n in range(20)), return_exceptions=True)
+        with pytest.raises(RunStopped, match="refused 8 requests in a row after answering others"):
+            await client.complete(ask())
+    assert [type(one) for one in outcomes[:16]] == [Completion, *[RequestFailed] * 7, Completion, *[RequestFailed] * 7]
+    assert all(isinstance(one, RunStopped) for one in outcomes[16:])
+
+
 @pytest.mark.parametrize(
-    ("reply", "kind"),
+    "reply",
     [
-        ((400, {"error": {"message": "no such field"}}, {}), "bad_request"),
-        ((401, {"error": {"message": "bad key"}}, {}), "auth"),
-        ((403, {}, {}), "auth"),
-        ((404, {"error": {"message": "no such model"}}, {}), "not_found"),
-        ((422, {"detail": "unprocessable"}, {}), "bad_request"),
-        ((400, {"error": {"message": "x", "code": "content_filter"}}, {}), "content_filter"),
-        ((400, {"error": {"message": "x", "code": "context_length_exceeded"}}, {}), "context_length"),
-        ((400, {"error": {"message": "x", "code": 400, "type": "exceed_context_size_error"}}, {}), "context_length"),
-        ((429, {"error": {"message": "pay first", "code": "insufficient_quota"}}, {}), "quota"),
-        ((200, {"error": {"message": "wrapped", "code": 401}}, {}), "auth"),
+        (402, {"error": {"message": "Insufficient credits"}}, {}),
+        (429, {"error": {"message": "pay first", "code": "insufficient_quota"}}, {}),
+        (429, {"error": {"message": "pay first", "type": "insufficient_quota", "code": None}}, {}),
+        (200, {"error": {"message": "pay first", "code": 402}}, {}),
     ],
 )
-async def test_a_failure_that_would_repeat_itself_is_final_at_once(reply, kind):
+async def test_a_run_without_credit_stops_at_once_with_the_remedy(reply):
     async with scripted(reply) as (url, seen), client_of(url) as client:
-        with pytest.raises(RequestFailed) as caught:
+        with pytest.raises(RunStopped, match="add credit, then run the same command"):
             await client.complete(ask())
-    assert (caught.value.kind, caught.value.attempts, caught.value.retryable) == (kind, 1, False)
     assert len(seen) == 1
 
 
@@ -156,7 +193,7 @@ PASSING = {
     "409": ((409, {}, {}), "conflict"),
     "429": ((429, {"error": {"message": "slow down"}}, {}), "rate_limited"),
     "500": ((500, b"<html>oops</html>", {"Content-Type": "text/html"}), "server_error"),
-    "503": ((503, {}, {}), "server_error"),
+    "503": ((503, {}, {}), "overloaded"),
     "error in a 200": ((200, {"error": {"message": "upstream", "code": 502}}, {}), "server_error"),
     "no JSON": ((200, b"{ not json", {}), "bad_response"),
     "HTML": ((200, b"<html>login</html>", {"Content-Type": "text/html"}), "bad_response"),
@@ -171,14 +208,23 @@ PASSING = {
 @pytest.mark.parametrize("case", PASSING)
 async def test_a_failure_that_may_pass_is_tried_again(case):
     reply, kind = PASSING[case]
-    async with scripted(reply, reply, (200, GOOD, {})) as (url, seen), client_of(url) as client:
-        assert (await client.complete(ask())).attempts == 3
-        assert len(seen) == 3
+    sends = 2 if kind == "timeout" else 3  # a request that timed out may have been billed: it is sent once more
+    async with scripted(*[reply] * (sends - 1), (200, GOOD, {})) as (url, seen), client_of(url) as client:
+        assert (await client.complete(ask())).attempts == sends
+        assert len(seen) == sends
+    if kind in ("rate_limited", "overloaded"):  # they do not count as tries
+        return
     async with scripted(reply) as (url, seen), client_of(url, retries=1) as client:
         with pytest.raises(RequestFailed) as caught:
             await client.complete(ask())
         assert (caught.value.kind, caught.value.attempts, caught.value.retryable) == (kind, 2, True)
         assert len(seen) == 2
+
+
+async def test_a_429_does_not_count_as_a_try():
+    slow = (429, {"error": {"message": "slow down"}}, {"Retry-After": "0.01"})
+    async with scripted(*[slow] * 7, (200, GOOD, {})) as (url, _), client_of(url, retries=0) as client:
+        assert (await client.complete(ask())).attempts == 8
 
 
 async def test_silence_is_a_time_out_and_not_a_lost_connection():
@@ -197,11 +243,50 @@ async def test_the_wait_a_server_asks_for_is_kept():
         assert time.monotonic() - started >= 0.4
 
 
-async def test_a_wait_longer_than_an_attempt_may_take_is_not_sat_out():
+async def test_a_wait_longer_than_max_pause_stops_the_run():
     async with scripted((429, {}, {"Retry-After": "3600"})) as (url, seen), client_of(url) as client:
-        with pytest.raises(RequestFailed) as caught:
+        with pytest.raises(RunStopped, match="asks to wait 3600 s, longer than max_pause_s: 1800"):
             await client.complete(ask())
-    assert (caught.value.kind, caught.value.retryable, len(seen)) == ("rate_limited", True, 1)
+    assert len(seen) == 1
+
+
+async def test_the_wait_that_one_request_hears_holds_for_all():
+    async with scripted((429, {}, {"Retry-After": "0.6"}), (200, GOOD, {})) as (url, seen), client_of(url) as client:
+        first = asyncio.create_task(client.complete(ask(seed=0)))
+        await asyncio.sleep(0.3)
+        assert seen
+        started = time.monotonic()
+        await client.complete(ask(seed=1))
+        assert time.monotonic() - started > 0.3
+        assert "waits until" not in client.notice
+        await first
+
+
+async def test_a_dead_server_is_probed_and_stops_the_run_after_max_pause():
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        dead = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+        async with client_of(dead, max_pause_s=2.0, retries=20) as client:
+            outcomes = await asyncio.gather(*(client.complete(ask(seed=n)) for n in range(40)), return_exceptions=True)
+    assert all(isinstance(one, RunStopped) for one in outcomes)  # no row fails because the server is dead
+
+
+async def test_a_run_goes_on_by_itself_after_an_outage():
+    down = (503, {}, {})
+    async with scripted(*[down] * 22, (200, GOOD, {})) as (url, seen), client_of(url, concurrency=20) as client:
+        done = await asyncio.gather(*(client.complete(ask(seed=n)) for n in range(60)))
+        assert len(done) == 60
+        assert len(seen) == 82
+
+
+async def test_a_drained_client_does_not_wait_for_its_turn():
+    async with scripted((429, {}, {"Retry-After": "60"})) as (url, seen), client_of(url) as client:
+        waiting = asyncio.gather(*(client.complete(ask(seed=n)) for n in range(5)), return_exceptions=True)
+        await asyncio.sleep(0.3)
+        assert seen
+        assert "waits until" in client.notice
+        client.drain()
+        assert all(isinstance(one, Interrupted) for one in await asyncio.wait_for(waiting, 2))
 
 
 def test_retry_after_is_seconds_or_a_date():
@@ -284,3 +369,33 @@ async def test_faults_change_neither_the_answers_nor_how_often_they_are_paid():
             assert server.received == sum(answer.attempts for answer in done) == 80 + server.faults.total()
             assert server.faults.keys() == ({"429", "500", "drop"} if script is faulty else set())
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("reasoning", ["reasoning_content", "inline"])
+async def test_a_streamed_answer_equals_one_that_is_not_streamed(reasoning):
+    script = FakeScript(reasoning=reasoning, rate_refuse=0.1, rate_truncate=0.2, rate_empty=0.1, rate_drop=0.1)
+    answers = []
+    for stream in (False, True):
+        async with FakeServer(script) as server, client_of(server.base_url, stream=stream) as client:
+            requests = [ask(seed=seed, logprobs=True) for seed in range(30)]
+            done = await asyncio.gather(*(client.complete(one) for one in requests))
+            answers.append([one.model_dump(exclude={"created", "seconds", "attempts"}) for one in done])
+            assert server.completed.total() == 30
+    assert answers[0] == answers[1]
+
+
+async def test_only_long_answers_are_streamed_by_default():
+    async with scripted((200, GOOD, {})) as (url, seen), client_of(url) as client:
+        await client.complete(ask(max_tokens=4095))
+        await client.complete(ask(max_tokens=4096))  # a server that does not stream is read all the same
+    assert [one["body"].get("stream") for one in seen] == [None, True]
+
+
+async def test_a_stream_that_still_writes_is_not_cut_and_a_silent_one_is():
+    slow = FakeScript(token_s=0.05)
+    async with FakeServer(slow) as server, client_of(server.base_url, stream=True, timeout_s=1, stall_s=1) as client:
+        assert (await client.complete(ask())).seconds > 1
+    dead = FakeScript(rate_stall=1, max_faults=1, hang_s=30)
+    async with FakeServer(dead) as server, client_of(server.base_url, stream=True, stall_s=0.3) as client:
+        done = await client.complete(ask())
+        assert (done.attempts, server.faults["stall"]) == (2, 1)

@@ -24,7 +24,7 @@ async def checks(lab: SimpleNamespace, *traces):
     return await VerificationSteps().prune([PruneItem.of(trace) for trace in traces], Tools(verify=lab.verify))
 
 
-async def test_what_follows_the_answer_goes_and_the_own_ending_stays(lab: SimpleNamespace) -> None:
+async def test_steps_after_the_answer_are_cut_and_the_answer_text_is_kept(lab: SimpleNamespace) -> None:
     (result,) = await after(lab, lab.trace(SOLVED, "The product is 42: the answer is 42."))
     assert result.reasoning.endswith("So the answer is 42.")
     assert result.answer_text == "The product is 42: the answer is 42."
@@ -72,14 +72,14 @@ async def test_a_wrong_ending_is_not_kept_after_the_right_answer(lab: SimpleName
         "答案可能是42。",
     ],
 )
-async def test_guesses_questions_wrong_answers_and_numbers_passing_by_state_nothing(
+async def test_guesses_questions_wrong_answers_and_other_numbers_state_no_answer(
     lab: SimpleNamespace, early: str
 ) -> None:
     (result,) = await after(lab, lab.trace(f"{early}\n\nNow let us compute.\n\nThe answer is 42.\n\nDone with 1 day."))
     assert result.kept == (0, 1, 2)
 
 
-async def test_a_result_counts_only_where_asked_for(lab: SimpleNamespace) -> None:
+async def test_a_result_counts_only_with_the_evidence_result(lab: SimpleNamespace) -> None:
     text = "Six sevens: 35 + 7.\n\nSo we get 35 + 7 = 42.\n\nNow 3 weeks too.\n\nThe answer is 42.\n\nBye now 1."
     explicit, result = await after(lab, lab.trace(text)), await after(lab, lab.trace(text), evidence="result")
     assert explicit[0].kept == (0, 1, 2, 3)
@@ -94,7 +94,7 @@ async def test_a_result_counts_only_where_asked_for(lab: SimpleNamespace) -> Non
         ("", "no_reasoning"),
     ],
 )
-async def test_otherwise_the_parent_stands_with_a_reason(lab: SimpleNamespace, text: str, reason: str) -> None:
+async def test_the_parent_is_kept_with_a_reason(lab: SimpleNamespace, text: str, reason: str) -> None:
     (result,) = await after(lab, lab.trace(text))
     assert (result.reason, result.reasoning) == (reason, text)
 
@@ -105,7 +105,7 @@ async def test_all_statements_of_a_batch_are_verified_at_once_and_repeats_once(l
     assert lab.verify.batches == [2]
 
 
-async def test_checks_after_the_answer_go_and_everything_else_stays(lab: SimpleNamespace) -> None:
+async def test_only_checks_after_the_answer_are_dropped(lab: SimpleNamespace) -> None:
     item = PruneItem.of(lab.trace(SOLVED))
     (result,) = await checks(lab, item.trace)
     cut = [item.step(index).strip() for index in range(len(item.steps)) if index not in result.kept]
@@ -117,7 +117,7 @@ async def test_checks_after_the_answer_go_and_everything_else_stays(lab: SimpleN
     assert result.reasoning.endswith("Therefore, the answer is 42.")
 
 
-async def test_checks_before_the_answer_stay(lab: SimpleNamespace) -> None:
+async def test_checks_before_the_answer_are_kept(lab: SimpleNamespace) -> None:
     text = "6 * 7 = 42.\n\nLet me double-check: 7 * 6 = 42, which matches.\n\nSo the answer is 42."
     (result,) = await checks(lab, lab.trace(text))
     assert result.reason == "no_checks_after_answer"
@@ -132,7 +132,7 @@ async def test_checks_before_the_answer_stay(lab: SimpleNamespace) -> None:
         "验算一下：6+7=13，不等于42。",
     ],
 )
-async def test_a_check_that_fails_or_brings_doubt_stays(lab: SimpleNamespace, rest: str) -> None:
+async def test_a_check_that_fails_or_leads_to_a_doubt_is_kept(lab: SimpleNamespace, rest: str) -> None:
     (result,) = await checks(lab, lab.trace(f"6 * 7 = 42.\n\nSo the answer is 42.\n\n{rest}"))
     assert result.reason == "no_checks_after_answer"
 

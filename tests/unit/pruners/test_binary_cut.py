@@ -71,7 +71,7 @@ async def test_validity_that_is_not_monotone_still_returns_a_tested_prefix(lab: 
     assert len(result.kept) % 2 == 1
 
 
-async def test_a_student_that_never_gets_there_leaves_the_parent(lab: SimpleNamespace) -> None:
+async def test_the_parent_is_kept_if_the_student_is_never_correct(lab: SimpleNamespace) -> None:
     parent = lab.numbered(20)
     (result,) = await BinaryCut().prune([PruneItem.of(parent)], tools(lab, lambda _: WRONG))
     assert (result.reason, result.reasoning, result.answer_text) == (
@@ -82,7 +82,7 @@ async def test_a_student_that_never_gets_there_leaves_the_parent(lab: SimpleName
     assert len(result.kept) == 20
 
 
-async def test_a_trace_needed_to_its_end_leaves_the_parent(lab: SimpleNamespace) -> None:
+async def test_the_parent_is_kept_if_no_shorter_prefix_is_sufficient(lab: SimpleNamespace) -> None:
     (result,) = await BinaryCut().prune([PruneItem.of(lab.numbered(20))], tools(lab, knows(19)))
     assert result.reason == "no_shorter_prefix"
 
@@ -130,7 +130,7 @@ async def test_the_original_conclusion_is_kept_where_there_is_one(lab: SimpleNam
     assert [result.answer_text for result in results] == ["My own: the answer is 42.", RIGHT]
 
 
-async def test_a_prompt_too_long_is_searched_below(lab: SimpleNamespace) -> None:
+async def test_shorter_prefixes_are_tested_after_a_prompt_that_is_too_long(lab: SimpleNamespace) -> None:
     def small(item: ConcludeItem) -> str | Conclusion:
         if len(re.findall(r"q\d+", item.reasoning)) > 20:
             return Conclusion(error="context_length")
@@ -140,7 +140,7 @@ async def test_a_prompt_too_long_is_searched_below(lab: SimpleNamespace) -> None
     assert result.kept == tuple(range(10))
 
 
-async def test_an_answer_that_was_cut_off_is_none(lab: SimpleNamespace) -> None:
+async def test_a_truncated_answer_does_not_count(lab: SimpleNamespace) -> None:
     def rambles(item: ConcludeItem) -> str | Conclusion:
         long = len(re.findall(r"q\d+", item.reasoning)) < 6
         return Conclusion(text=RIGHT, closed=False) if long else RIGHT
@@ -149,7 +149,7 @@ async def test_an_answer_that_was_cut_off_is_none(lab: SimpleNamespace) -> None:
     assert result.kept == tuple(range(6))
 
 
-async def test_a_student_that_fails_is_no_wrong_answer(lab: SimpleNamespace) -> None:
+async def test_a_failed_request_is_not_a_wrong_answer(lab: SimpleNamespace) -> None:
     def fails(item: ConcludeItem) -> str | Conclusion:
         return Conclusion(error="server_error") if item.id == "bad" else knows(1)(item)
 
@@ -169,13 +169,13 @@ async def test_a_verifier_that_fails_proves_nothing_and_is_counted(lab: SimpleNa
     assert result.unsure > 0
 
 
-async def test_a_trace_without_reasoning_stays(lab: SimpleNamespace) -> None:
+async def test_a_trace_without_reasoning_is_kept(lab: SimpleNamespace) -> None:
     given = tools(lab, knows(0))
     (result,) = await BinaryCut().prune([PruneItem.of(lab.trace("", thinking=Thinking.NONE))], given)
     assert (result.reason, result.calls, given.student.batches) == ("no_reasoning", 0, [])
 
 
-async def test_it_says_that_it_needs_a_student(lab: SimpleNamespace) -> None:
+async def test_a_missing_student_is_refused(lab: SimpleNamespace) -> None:
     with pytest.raises(UserError, match="binary_cut needs a student"):
         await BinaryCut().prune([PruneItem.of(lab.numbered(3))], Tools(verify=lab.verify))
 

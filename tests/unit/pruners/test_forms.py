@@ -57,7 +57,7 @@ def test_a_diff_shows_what_was_added_and_a_changed_answer(lab: SimpleNamespace) 
     assert shown.endswith("@@ answer text\n- The answer is 42.\n+ It is 42.\n")
 
 
-def test_a_diff_of_a_parent_says_why(lab: SimpleNamespace) -> None:
+def test_a_diff_of_a_kept_parent_has_the_reason(lab: SimpleNamespace) -> None:
     item = item_of(lab)
     assert diff(item, parent(item, "never_valid")).startswith("t: 5 of 5 steps kept, 0 of ")
     assert "(never_valid)" in diff(item, parent(item, "never_valid"))
@@ -170,7 +170,7 @@ def test_a_fallback_of_a_pruned_row_keeps_how_it_was_pruned(lab: SimpleNamespace
     assert isinstance(pair(stood), Pair)
 
 
-def test_a_row_says_so_when_its_steps_are_no_longer_those_it_was_pruned_by(lab: SimpleNamespace) -> None:
+def test_a_row_pruned_with_another_segmentation_is_refused(lab: SimpleNamespace) -> None:
     item = item_of(lab)
     made = row(item, keep(item, (0, 1), "The answer is 42."), RIGHT)
     other = made.model_copy(update={"derivation": made.derivation.replace('"steps":5', '"steps":6')})
@@ -186,7 +186,7 @@ def test_a_row_says_so_when_its_steps_are_no_longer_those_it_was_pruned_by(lab: 
         (14, None, "prune_tokens_saved_estimated", 7.0),
     ],
 )
-def test_what_was_saved_is_named_after_what_it_is_counted_in(
+def test_the_measure_of_savings_has_the_name_of_its_unit(
     lab: SimpleNamespace, tokens: int, tokenizer: Callable[[str], int] | None, name: str, saved: float
 ) -> None:
     item = item_of(lab)

@@ -35,11 +35,11 @@ async def test_a_step_too_large_for_the_budget_is_passed_over(lab: SimpleNamespa
     assert await kept(lab, scored(lab, [10, 60, 10, 20], [1, 0.1, 0.9, 0.5]), drop=0.2) == (0, 1, 2)
 
 
-async def test_of_equal_steps_the_later_goes(lab: SimpleNamespace) -> None:
+async def test_of_steps_with_equal_scores_the_later_is_dropped(lab: SimpleNamespace) -> None:
     assert await kept(lab, scored(lab, [10] * 4, [1, 1, 1, 1]), drop=0.25) == (0, 1, 2)
 
 
-async def test_the_chosen_score_decides(lab: SimpleNamespace) -> None:
+async def test_steps_are_dropped_by_the_chosen_score(lab: SimpleNamespace) -> None:
     scores = StepScores(tokens=(5, 5, 5), surprisal=(1, 0.1, 0.2), first_surprisal=(1, 0.9, 0.3), entropy=(1, 0.4, 0.8))
     item = PruneItem.of(lab.numbered(3), scores=scores)
     assert await kept(lab, item, drop=0.4, score="surprisal") == (0, 2)
@@ -70,7 +70,7 @@ async def test_scores_of_another_segmentation_are_refused(lab: SimpleNamespace) 
         await kept(lab, item)
 
 
-async def test_without_scores_or_room_the_parent_stands(lab: SimpleNamespace) -> None:
+async def test_the_parent_is_kept_without_scores_or_budget(lab: SimpleNamespace) -> None:
     items = [PruneItem.of(lab.numbered(3)), scored(lab, [50, 50], [1, 1])]
     results = await LowInformation().prune(items, Tools(verify=lab.verify))
     assert [result.reason for result in results] == ["not_scored", "nothing_to_drop"]
@@ -116,18 +116,18 @@ async def test_a_rewrite_replaces_the_reasoning_and_keeps_the_ending(lab: Simple
         (0.5, 0.5, 0, "empty_rewrite"),
     ],
 )
-async def test_a_rewrite_must_go_where_it_was_sent(
+async def test_a_rewrite_that_misses_its_target_length_is_refused(
     lab: SimpleNamespace, target: float, reached: float, words: int, reason: str | None
 ) -> None:
     result, _ = await rewritten(lab, Conclusion(reasoning="w " * words), target=target, reached=reached)
     assert result.reason == reason
 
 
-async def test_a_writer_that_fails_leaves_the_parent(lab: SimpleNamespace) -> None:
+async def test_the_parent_is_kept_if_the_writer_fails(lab: SimpleNamespace) -> None:
     result, _ = await rewritten(lab, Conclusion(error="server_error"))
     assert (result.reason, result.detail) == ("writer_error", "server_error")
 
 
-async def test_it_says_that_it_needs_a_writer(lab: SimpleNamespace) -> None:
+async def test_a_missing_writer_is_refused(lab: SimpleNamespace) -> None:
     with pytest.raises(UserError, match="rewrite needs a model"):
         await Rewrite().prune([PruneItem.of(lab.numbered(3))], Tools(verify=lab.verify))

@@ -18,7 +18,7 @@ async def check(lab: SimpleNamespace, kept: tuple[int, ...], answer: str = "The 
     return checked
 
 
-async def test_a_result_that_holds_passes_with_its_verdict(lab: SimpleNamespace) -> None:
+async def test_a_coherent_correct_result_passes_with_its_verdict(lab: SimpleNamespace) -> None:
     checked = await check(lab, (0, 1, 2))
     assert checked.result.kept == (0, 1, 2)
     assert checked.verdict is not None
@@ -38,7 +38,9 @@ async def test_a_result_that_holds_passes_with_its_verdict(lab: SimpleNamespace)
         ({"kept": (0, 3), "added": "As computed above, 5 * 7 = 35."}, "dangling_reference"),
     ],
 )
-async def test_otherwise_the_parent_stands(lab: SimpleNamespace, rest: dict, reason: str) -> None:
+async def test_the_parent_is_kept_if_the_result_is_incoherent_or_incorrect(
+    lab: SimpleNamespace, rest: dict, reason: str
+) -> None:
     checked = await check(lab, rest.pop("kept", (0, 1, 2)), cost=Cost(calls=4, samples=8), **rest)
     assert checked.result.reason == reason
     assert checked.result.reasoning == TEXT
@@ -60,7 +62,9 @@ async def test_otherwise_the_parent_stands(lab: SimpleNamespace, rest: dict, rea
         ((0, 1, 2, 3, 4, 5), "", True),  # as the parent itself ended
     ],
 )
-async def test_nothing_is_left_open(lab: SimpleNamespace, kept: tuple[int, ...], added: str, holds: bool) -> None:
+async def test_a_result_that_leaves_a_step_open_is_refused(
+    lab: SimpleNamespace, kept: tuple[int, ...], added: str, holds: bool
+) -> None:
     steps = ["Take 6 rows.", "Wait, is it 7?", "No: it is 6.", "Okay, let's see.", "So 6 * 7 = 42.", "Hmm, is it?"]
     item = item_of(lab, steps)
     (checked,) = await reverify([item], [keep(item, kept, "The answer is 42.", added=added)], lab.verify)
@@ -134,7 +138,7 @@ def test_nothing_dangles_when_nothing_was_cut_or_only_what_follows(lab: SimpleNa
         "This is the product obtained earlier.",
     ],
 )
-def test_references_to_what_is_there_and_words_for_places_stand(lab: SimpleNamespace, last: str) -> None:
+def test_references_to_kept_text_and_words_for_places_are_accepted(lab: SimpleNamespace, last: str) -> None:
     item = item_of(lab, ["Take 6 rows.", "Step 2 has 17 eggs in case 1.", "Now go on.", last])
     assert dangling(item, keep(item, (0, 2, 3), "The answer is 42.")) is None
 

@@ -29,7 +29,9 @@ async def test_the_prefix_is_followed_by_the_students_own_reasoning(lab: SimpleN
 
 
 @pytest.mark.parametrize(("needed", "reason"), [(7, "no_shorter_prefix"), (99, "never_sufficient")])
-async def test_without_a_shorter_prefix_nothing_is_written(lab: SimpleNamespace, needed: int, reason: str) -> None:
+async def test_no_continuation_is_sampled_without_a_shorter_prefix(
+    lab: SimpleNamespace, needed: int, reason: str
+) -> None:
     student = lab.Student(enough(needed))
     (result,) = await SufficientPrefix().prune(
         [PruneItem.of(lab.numbered(8))], Tools(verify=lab.verify, student=student)
@@ -37,7 +39,7 @@ async def test_without_a_shorter_prefix_nothing_is_written(lab: SimpleNamespace,
     assert (result.reason, student.extended) == (reason, [])
 
 
-async def test_a_failed_continuation_leaves_the_parent_and_stays_on_the_books(lab: SimpleNamespace) -> None:
+async def test_a_failed_continuation_keeps_the_parent_and_counts_as_a_call(lab: SimpleNamespace) -> None:
     student = lab.Student(enough(1), Conclusion(error="server_error"))
     (result,) = await SufficientPrefix().prune(
         [PruneItem.of(lab.numbered(8))], Tools(verify=lab.verify, student=student)
@@ -46,7 +48,7 @@ async def test_a_failed_continuation_leaves_the_parent_and_stays_on_the_books(la
     assert result.calls == student.calls("t") + 1
 
 
-async def test_an_unclosed_continuation_says_so(lab: SimpleNamespace) -> None:
+async def test_a_truncated_continuation_is_marked_as_unclosed(lab: SimpleNamespace) -> None:
     student = lab.Student(enough(1), Conclusion(text="", reasoning="and on and on", closed=False))
     (result,) = await SufficientPrefix().prune(
         [PruneItem.of(lab.numbered(8))], Tools(verify=lab.verify, student=student)
@@ -65,7 +67,7 @@ async def test_an_unclosed_continuation_says_so(lab: SimpleNamespace) -> None:
         ("It has begun well.", Test.FAILED),
     ],
 )
-def test_judgements_are_read(reply: str, outcome: Test) -> None:
+def test_the_last_judgement_of_a_reply_counts(reply: str, outcome: Test) -> None:
     assert judged(Conclusion(text=reply)) is outcome
 
 

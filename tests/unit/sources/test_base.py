@@ -25,14 +25,14 @@ def normal(question: str) -> str:
         ("多少 页", "多少\u3000页"),
     ],
 )
-def test_what_does_not_count(one: str, other: str):
+def test_formatting_does_not_change_the_normalised_question(one: str, other: str):
     assert normal(one) == normal(other)
 
 
 @pytest.mark.parametrize(
     ("one", "other"), [("2³", "23"), ("x₂", "x2"), ("1½", "11/2"), ("2 3", "23"), ("a+b", "a-b"), ("9", "６ 9")]
 )
-def test_what_counts(one: str, other: str):
+def test_meaning_changes_the_normalised_question(one: str, other: str):
     assert normal(one) != normal(other)
 
 

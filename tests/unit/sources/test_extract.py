@@ -17,7 +17,7 @@ from tracefactory.reading.extract import boxed, gsm8k, last_line, without_unit
         ("####  ", None),
     ],
 )
-def test_gsm8k(text: str, answer: str | None):
+def test_gsm8k_answers_are_extracted(text: str, answer: str | None):
     assert gsm8k(text) == answer
 
 
@@ -40,11 +40,11 @@ def test_gsm8k(text: str, answer: str | None):
         ("none", None),
     ],
 )
-def test_boxed(text: str, answer: str | None):
+def test_boxed_answers_are_extracted(text: str, answer: str | None):
     assert boxed(text) == answer
 
 
-def test_the_other_conventions():
+def test_last_line_and_unit_answers_are_extracted():
     assert last_line("a\n b \n\n") == "b"
     assert last_line(" ") is None
     assert without_unit("9 (apples)") == "9"

@@ -99,7 +99,7 @@ def test_bad_csv_rows_are_rejected(tmp_path: Path):
     assert latin[0].answer == "1"
 
 
-def test_a_quote_never_closed_costs_its_row_and_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_unclosed_quote_rejects_only_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tracefactory.reading.records._MAX_FIELD", 1000)
     before = csv.field_size_limit()
     try:
@@ -112,7 +112,7 @@ def test_a_quote_never_closed_costs_its_row_and_no_memory(tmp_path: Path, monkey
     assert rows[1].reason == "bad_csv"
 
 
-def test_numbers_become_the_text_a_person_writes(tmp_path: Path):
+def test_numbers_become_text_in_their_usual_form(tmp_path: Path):
     values = [145.0, 0.5, 7, "x", ["2"], 1e-7, -0.0]
     write_lines(tmp_path / "rows.jsonl", *({"question": f"q{n}", "answer": v} for n, v in enumerate(values)))
     assert [row.answer for row in problems(tmp_path, paths="rows.jsonl")] == ["145", "0.5", "7", "x", "2", "1e-07", "0"]
@@ -121,7 +121,7 @@ def test_numbers_become_the_text_a_person_writes(tmp_path: Path):
     assert reasons == ["not_a_text", "not_a_text", "not_a_text", "not_a_text", "no_answer"]
 
 
-def test_the_mapping(tmp_path: Path):
+def test_all_mapped_fields_become_parts_of_the_problem(tmp_path: Path):
     row = {
         "body": "Tom has 3 apples.",
         "ask": "How many?  Think step by step.",
@@ -168,14 +168,14 @@ OPTIONS = {"A": "one", "B": "two", "C": "3"}
         (OPTIONS, "B", "B"),
     ],
 )
-def test_multiple_choice(tmp_path: Path, choices: Any, answer: Any, label: str):
+def test_multiple_choice_options_are_read_in_all_forms(tmp_path: Path, choices: Any, answer: Any, label: str):
     write_lines(tmp_path / "rows.jsonl", {"question": "Which?", "answer": answer, "options": choices})
     (problem,) = problems(tmp_path, paths="rows.jsonl", choices="options")
     assert problem.question == "Which?\n\nA) one\nB) two\nC) 3"
     assert (problem.answer, problem.verifier) == (label, "choice")
 
 
-def test_multiple_choice_that_cannot_be(tmp_path: Path):
+def test_unusable_multiple_choice_rows_are_rejected(tmp_path: Path):
     rows = [("D", ["x", "y"]), (5, ["x", "y"]), ("A", ["x"]), ("A", "x y"), ("A", ["x", ""])]
     write_lines(tmp_path / "r.jsonl", *({"question": "q", "answer": a, "options": o} for a, o in rows))
     reasons = [getattr(row, "reason", None) for row in read(tmp_path, paths="r.jsonl", choices="options")]
@@ -191,7 +191,7 @@ def test_limit_counts_problems_and_keeps_their_order(tmp_path: Path):
     assert read(tmp_path, limit=0, paths="*.jsonl") == []
 
 
-def test_only_what_is_asked_for_is_read(tmp_path: Path):
+def test_reading_streams_rows_and_stops_at_the_limit(tmp_path: Path):
     file = tmp_path / "big.jsonl"
     with file.open("w") as out:
         out.write(json.dumps(ROWS[0]) + "\n")
@@ -203,7 +203,7 @@ def test_only_what_is_asked_for_is_read(tmp_path: Path):
     assert len(read(tmp_path, limit=7, paths="big.parquet")) == 7
 
 
-def test_identity_follows_content_and_not_the_place(tmp_path: Path):
+def test_file_identity_depends_on_content_and_not_on_the_folder(tmp_path: Path):
     def identity(folder: Path, paths: str) -> dict[str, Any]:
         return Files().identity(Files.Params(paths=paths), folder)
 
@@ -260,7 +260,7 @@ def test_check_is_silent_about_good_parameters(tmp_path: Path):
     assert check(tmp_path, paths="rows.jsonl", meta=["level"]) == []
 
 
-def test_reading_what_is_not_there_is_the_users_mistake(tmp_path: Path):
+def test_missing_files_raise_user_error(tmp_path: Path):
     with pytest.raises(UserError, match="no file"):
         read(tmp_path, paths="none.jsonl")
     with pytest.raises(ValidationError, match="Extra inputs"):
@@ -289,7 +289,7 @@ REAL: dict[str, dict[str, Any]] = {
 }
 
 
-def test_real_problem_sets():
+def test_real_problem_sets_are_read():
     if not DATA.exists():
         pytest.skip("no shared data here")
     counts: dict[str, tuple[int, dict[str, int]]] = {}

@@ -89,7 +89,7 @@ def test_a_pinned_revision_is_read_and_later_commits_are_not(hub: HubServer, tmp
     assert moving["identity"] == {"revision": latest}
 
 
-def test_what_is_no_tag_is_refused(hub: HubServer, tmp_path: Path):
+def test_a_revision_that_is_not_a_tag_is_refused(hub: HubServer, tmp_path: Path):
     hub.state["repos"][REPO]["tags"]["v1.0"] = commit(hub, [{"problem": "p", "answer": 1.0}])
     assert "has no tag 'v1.1' (did you mean 'v1.0'?)" in ask(hub, tmp_path, revision="v1.1")["error"]
     assert "moves; give a commit or a tag" in ask(hub, tmp_path, revision="main")["error"]
@@ -106,7 +106,7 @@ def test_what_is_no_tag_is_refused(hub: HubServer, tmp_path: Path):
         ({"revision": COMMIT, "repo": "tests/unit"}, "also a folder here"),
     ],
 )
-def test_check_is_offline(params: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_hub_check_works_offline(params: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "tests" / "unit").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     (wrong,) = HubDataset().check(HubDataset.Params.model_validate({"repo": REPO, **params}), tmp_path)
@@ -114,10 +114,10 @@ def test_check_is_offline(params: dict[str, Any], message: str, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("revision", [COMMIT, "9f2c1de", "v1.0", "2026.11.1"])
-def test_commits_and_tags_pass(revision: str, tmp_path: Path):
+def test_commits_and_tags_are_accepted_as_revisions(revision: str, tmp_path: Path):
     assert HubDataset().check(HubDataset.Params(repo=REPO, revision=revision), tmp_path) == []
     assert HubDataset().identity(HubDataset.Params(repo=REPO, revision=revision), tmp_path) == {"revision": revision}
 
 
-def test_a_branch_may_be_allowed(tmp_path: Path):
+def test_a_branch_is_accepted_with_allow_moving(tmp_path: Path):
     assert HubDataset().check(HubDataset.Params(repo=REPO, revision="main", allow_moving=True), tmp_path) == []

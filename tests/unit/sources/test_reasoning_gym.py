@@ -98,7 +98,9 @@ def test_the_hash_seed_of_python_does_not_matter(monkeypatch: pytest.MonkeyPatch
         ([SMALL, {"task": "chain_sum", "params": {"max_digits": 2}}], []),
     ],
 )
-def test_check(tasks: list[dict[str, Any]], messages: list[str], capsys: pytest.CaptureFixture[str]):
+def test_reasoning_gym_check_finds_mistakes(
+    tasks: list[dict[str, Any]], messages: list[str], capsys: pytest.CaptureFixture[str]
+):
     found = ReasoningGym().check(params(*tasks), Path())
     assert len(found) == len(messages), found
     for message, wrong in zip(messages, found, strict=True):
@@ -106,7 +108,7 @@ def test_check(tasks: list[dict[str, Any]], messages: list[str], capsys: pytest.
     assert capsys.readouterr().out == ""
 
 
-def test_parameters_of_a_mix():
+def test_parameters_of_a_mix_are_validated():
     for wrong in (
         {"tasks": [], "size": 3},
         {"tasks": [SMALL], "size": 0},
@@ -118,13 +120,12 @@ def test_parameters_of_a_mix():
         read(params({"task": "chain_sm"}))
 
 
-def test_a_row_that_json_cannot_carry_is_rejected():
+def test_a_problem_that_changes_in_json_is_rejected():
     rows = read(params({"task": "rearc"}, size=2))
     assert [getattr(row, "reason", None) for row in rows] == ["not_scorable_from_json"] * 2
 
 
-def test_a_dying_generator_is_an_error_with_its_reason(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("tracefactory.sources.reasoning_gym._python_path", lambda: "/nowhere")
+def test_a_failed_generator_process_is_an_error(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("tracefactory.sources.reasoning_gym.sys.executable", "/bin/false")
     with pytest.raises(RunError, match="reasoning_gym failed"):
         read(params(SMALL))

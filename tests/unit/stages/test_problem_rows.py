@@ -158,11 +158,11 @@ async def test_filters_on_columns_and_on_rows_of_problems_stand_in_one_chain(run
         ),
         (
             "  - {id: checked, verify: auto}\n",
-            "`verify:` works on traces, but stage 'problems' above it gives problems",
+            "`verify:` takes traces, but stage 'problems' above it gives problems",
         ),
-        ("  - {id: mixed, mix: long_short}\n", "`mix:` works on traces"),
-        ("  - {id: cut, prune: after_answer}\n", "`prune:` works on traces"),
-        ("  - {id: dataset, publish: dataset}\n", "`publish:` works on traces"),
+        ("  - {id: mixed, mix: long_short}\n", "`mix:` takes traces"),
+        ("  - {id: cut, prune: after_answer}\n", "`prune:` takes traces"),
+        ("  - {id: dataset, publish: dataset}\n", "`publish:` takes traces"),
     ],
 )
 async def test_what_does_not_fit_problems_is_refused_before_the_run(

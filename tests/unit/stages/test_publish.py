@@ -90,7 +90,7 @@ async def test_a_failure_while_assembling_leaves_nothing(
     assert names(out) == []
 
 
-async def test_what_a_killed_run_left_is_removed(run_stages: RunStages, out: Path) -> None:
+async def test_the_temporary_folder_of_a_killed_run_is_removed(run_stages: RunStages, out: Path) -> None:
     leftover = out / ".1.tmp-dead" / "sft"
     leftover.mkdir(parents=True)
     (leftover / "00000.parquet").write_bytes(b"PAR1")
@@ -98,7 +98,9 @@ async def test_what_a_killed_run_left_is_removed(run_stages: RunStages, out: Pat
     assert names(out) == ["1"]
 
 
-async def test_what_another_run_is_writing_is_left_alone(run_stages: RunStages, out: Path, tmp_path: Path) -> None:
+async def test_the_temporary_folder_of_another_live_run_is_kept(
+    run_stages: RunStages, out: Path, tmp_path: Path
+) -> None:
     busy = out / ".1.tmp-theirs"
     busy.mkdir(parents=True)
     (busy / "kept").touch()
@@ -146,7 +148,7 @@ async def test_another_version_of_a_verifier_that_was_not_used_runs_nothing_agai
         ),
     ],
 )
-async def test_an_upgrade_publishes_nothing_anew_and_says_what_would_change(
+async def test_an_upgrade_does_not_publish_again_and_notes_the_changes(
     run_stages: RunStages, out: Path, monkeypatch: pytest.MonkeyPatch, views: str, note: str
 ) -> None:
     stages = VERIFIED.replace("[sft]", views)

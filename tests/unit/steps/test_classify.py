@@ -95,7 +95,7 @@ V, R, S, C, F, D = (
         ("42", D),
     ],
 )
-def test_rules_type_a_step(step: str, kind: StepKind) -> None:
+def test_rules_classify_a_step(step: str, kind: StepKind) -> None:
     assert classify(step)[0] is kind, classify(step)
 
 
@@ -126,5 +126,5 @@ def test_a_failed_check_is_not_part_of_the_check() -> None:
         ("If n = 2, we get \\boxed{5}.", True),
     ],
 )
-def test_an_answer_is_stated_or_only_weighed(sentence: str, states: bool) -> None:
+def test_a_hedged_answer_is_not_stated(sentence: str, states: bool) -> None:
     assert states_answer(sentence) is states

@@ -20,7 +20,7 @@ from tracefactory.text.steps.ending import leaves_open
         "\n\n",
     ],
 )
-def test_a_promise_is_open(step: str) -> None:
+def test_an_announcement_leaves_a_step_open(step: str) -> None:
     assert leaves_open(step)
 
 
@@ -39,5 +39,5 @@ def test_a_promise_is_open(step: str) -> None:
         "是的，它是6。",
     ],
 )
-def test_what_is_settled_is_not(step: str) -> None:
+def test_a_resolved_doubt_does_not_leave_a_step_open(step: str) -> None:
     assert not leaves_open(step)

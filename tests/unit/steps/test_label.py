@@ -15,7 +15,7 @@ class Scripted:
         return self.replies[: len(items)]
 
 
-async def test_labels_are_taken_where_given_and_rules_stand_elsewhere() -> None:
+async def test_steps_without_a_label_keep_the_kind_of_the_rules() -> None:
     text = "x = 1 holds.\n\nLet me check it.\n\nSo y = 2."
     labeller = Scripted(["0: filler\n[1] **reflection**\n2: nonsense\n9: filler"])
     (steps,) = await relabel([("t", "Q", text, segment(text))], labeller)
@@ -26,7 +26,7 @@ async def test_labels_are_taken_where_given_and_rules_stand_elsewhere() -> None:
     ]
 
 
-async def test_long_traces_are_asked_about_in_parts_of_one_batch() -> None:
+async def test_long_traces_are_labelled_in_parts_of_one_batch() -> None:
     text = "\n\n".join(f"Then x = {number}." for number in range(PER_PROMPT + 5))
     labeller = Scripted(["0: filler", f"{PER_PROMPT}: restart\n0: conclusion"])
     (steps,) = await relabel([("t", "Q", text, segment(text))], labeller)
@@ -35,5 +35,5 @@ async def test_long_traces_are_asked_about_in_parts_of_one_batch() -> None:
     assert (steps[0].kind, steps[PER_PROMPT].kind) == (StepKind.FILLER, StepKind.RESTART)
 
 
-def test_the_last_word_on_a_step_counts() -> None:
+def test_the_last_label_of_a_step_counts() -> None:
     assert parse_labels("1: filler\nsorry\n1: derivation") == {1: StepKind.DERIVATION}

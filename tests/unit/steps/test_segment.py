@@ -149,7 +149,7 @@ def test_chinese_turns_without_spaces_open_steps() -> None:
     ],
 )
 @pytest.mark.parametrize("granularity", ALL)
-def test_blocks_stay_whole(whole: str, granularity: Granularity) -> None:
+def test_code_math_and_tables_are_not_split(whole: str, granularity: Granularity) -> None:
     text = f"First some words.\n\n{whole}\n\nThen we go on."
     assert any(whole in part for part in parts(text, granularity)), parts(text, granularity)
     assert parts(text, granularity)[-1] == "Then we go on."

@@ -51,7 +51,7 @@ def test_sentences_are_compared_across_tokenizers() -> None:
     assert strict["teacher_sentences_r10"] == 0
 
 
-def test_a_trace_that_cannot_be_compared_says_why() -> None:
+def test_a_trace_without_comparison_has_a_reason() -> None:
     scores, spoken = student([0.5] * 3), teacher(BODY, 0.5)
     derived = make_trace(reasoning=BODY, op="prune", parents=(Parent(id="other", role=ParentRole.PRUNED),))
     assert divergence_measures(derived, scores, spoken, PARAMS) == "derived"

@@ -50,16 +50,16 @@ def test_sentences_compare_across_tokenizers(smollm: Student) -> None:
     logprobs = [-7.0, -0.25, *[-1.0, -2.0] * ((len(words) - 3) // 2), *[-1.0] * ((len(words) - 3) % 2), -7.0]
     first, second = sentence_divergence(student, align_teacher(words, logprobs, BODY), SENTENCES)
     assert (first.start, first.end, first.teacher_tokens) == (0, 8, 1)
-    assert first.teacher_p == pytest.approx(math.exp(-0.25))
+    assert first.teacher_logprob == pytest.approx(-0.25)
     assert second.teacher_tokens == len(BODY.split()) - 1
     body = (student.ends > student.body_start) & (student.starts < student.body_start + len(BODY))
     assert first.student_tokens + second.student_tokens == body.sum()
     whole = float(student.logprobs[body].sum())
     assert first.student_logprob + second.student_logprob == pytest.approx(whole, rel=1e-5)
-    assert first.log_ratio == pytest.approx(math.log(first.teacher_p / first.student_p))
+    assert first.log_ratio == pytest.approx(-0.25 - first.student_logprob / first.student_tokens)
 
 
-def test_the_share_of_sentences_only_the_teacher_finds_likely() -> None:
+def test_teacher_sentence_share_counts_sentences_above_the_ratio() -> None:
     pairs = [(-1.0, -1.0), (-1.0, -9.0), (-9.0, -1.0), (-1.0, -1.0 - 2 * math.log(2))]
     sentences = [SentenceDivergence(0, 1, teacher, 2, student, 2) for teacher, student in pairs]
     assert teacher_sentence_share(sentences) == 0.5

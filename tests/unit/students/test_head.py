@@ -57,7 +57,7 @@ def test_logits_that_are_not_finite_are_an_error_not_a_score() -> None:
         to_host(*ScoringHead(layer(10, 4), 2).score(hidden, torch.zeros(3, dtype=torch.long)))
 
 
-def test_memory_stays_within_the_stated_bound_however_long_the_trace() -> None:
+def test_peak_memory_stays_within_the_bound_for_long_traces() -> None:
     """3,072 positions of 151,936 words: the float32 logits alone would be 1.9 GB, the bound for chunk 64 is 78 MB."""
     script = """
         import resource, torch

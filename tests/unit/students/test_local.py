@@ -21,14 +21,14 @@ def render(student: Student, reasoning: str = REASONING) -> Rendered:
     return student.render("84 apples, half are sold. How many are left?", reasoning, "\\boxed{42}")
 
 
-async def test_a_window_over_everything_is_the_global_measure(smollm: Student) -> None:
+async def test_local_naturalness_over_all_steps_is_the_global_mean(smollm: Student) -> None:
     rendered = render(smollm)
     [scores] = smollm.score([rendered])
     [local] = await local_naturalness(InProcess(smollm), [(rendered, SPANS)], window=len(STEPS) + 1)
     assert local == pytest.approx(-step_curves(scores, SPANS).surprisal.mean(), abs=1e-4)
 
 
-def test_a_window_shows_the_steps_before_and_no_more(smollm: Student) -> None:
+def test_a_window_contains_only_the_steps_before(smollm: Student) -> None:
     rendered = render(smollm)
     first, second, third, fourth = step_windows(rendered, SPANS, window=2)
     opening = smollm.tokenizer.decode(rendered.ids[: rendered.first].tolist())
@@ -44,7 +44,7 @@ def seen(student: Student, piece: Rendered) -> str:
     return str(student.tokenizer.decode(piece.ids.tolist()))
 
 
-def test_what_lies_outside_the_window_does_not_count(smollm: Student) -> None:
+def test_text_outside_the_window_does_not_change_the_score(smollm: Student) -> None:
     other = render(smollm, "The moon is far!!\n\n" + "".join(STEPS[1:]))
     assert len(STEPS[0]) == len("The moon is far!!\n\n")
     pieces = [step_windows(rendered, SPANS, window=1)[3] for rendered in (render(smollm), other)]

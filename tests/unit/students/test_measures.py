@@ -10,11 +10,8 @@ from tracefactory.students.measures import (
     MeasureParams,
     acceptance,
     dataset_rank_surprisal,
-    least_likely,
     p_quantile,
     rank_surprisal,
-    share_below,
-    token_span,
     trace_measures,
 )
 
@@ -55,12 +52,12 @@ def test_measures_of_a_trace_worked_by_hand() -> None:
     )
 
 
-def test_acceptance_wants_both_the_probability_and_the_rank() -> None:
+def test_acceptance_requires_probability_and_rank() -> None:
     trace = scores([0.01, 0.01, 0.0099, 0.9], [20, 21, 3, 1])
     assert acceptance(trace) == 0.5
     assert acceptance(trace, p=0.001) == 0.75
     assert acceptance(trace, top_k=21) == 0.75
-    assert share_below(trace, 0.01) == 0.25
+    assert trace_measures(trace)["share_below_p0.01"] == 0.25
 
 
 def test_a_quantile_is_the_p_of_a_token() -> None:
@@ -70,18 +67,18 @@ def test_a_quantile_is_the_p_of_a_token() -> None:
     assert p_quantile(trace, 0.0) == pytest.approx(0.01)
 
 
-def test_the_ratio_clips_ranks_and_sums_before_it_divides() -> None:
+def test_rank_surprisal_clips_ranks_and_sums_before_it_divides() -> None:
     assert rank_surprisal(scores([0.5, 1 / 8], [100, 1])) == rank_surprisal(scores([0.5, 1 / 8], [40_000, 1]))
     assert rank_surprisal(scores([0.5, 1 / 8], [7, 1])) == pytest.approx(8 / math.log(16))
 
 
-def test_the_ratio_of_a_trace_the_student_is_certain_of_is_finite_and_worst() -> None:
+def test_rank_surprisal_of_a_certain_trace_is_finite_and_worst() -> None:
     certain = rank_surprisal(scores([1.0, 1.0]))
     assert math.isfinite(certain)
     assert certain > rank_surprisal(scores([0.01], [100]))
 
 
-def test_the_ratio_of_a_data_set_weighs_traces_not_tokens() -> None:
+def test_dataset_rank_surprisal_weighs_traces_and_not_tokens() -> None:
     short, long = scores([0.5], [10]), scores([0.25] * 99, [1] * 99)
     measured = [trace_measures(trace) for trace in (short, long)]
     found = dataset_rank_surprisal((m["mean_clipped_rank"], m["mean_surprisal"]) for m in measured)
@@ -90,7 +87,7 @@ def test_the_ratio_of_a_data_set_weighs_traces_not_tokens() -> None:
         dataset_rank_surprisal([])
 
 
-def test_cut_offs_are_measured_as_asked() -> None:
+def test_measures_use_the_given_cut_offs() -> None:
     params = MeasureParams(quantiles=(0.5,), below=(0.3, 0.6), top_k=(), acceptance=((0.3, 1), (0.3, 2)))
     found = trace_measures(scores([0.5, 0.5, 0.1], [1, 2, 3]), params)
     asked = {name: value for name, value in found.items() if any(digit in name for digit in "0123456789")}
@@ -108,10 +105,3 @@ def test_cut_offs_are_measured_as_asked() -> None:
 def test_a_trace_without_tokens_has_no_measures() -> None:
     with pytest.raises(ValueError, match="no measures"):
         trace_measures(scores([]))
-
-
-def test_the_least_likely_tokens_and_where_they_are() -> None:
-    trace = scores([0.5, 0.1, 0.7, 0.1, 0.05])
-    assert least_likely(trace, 3) == [4, 1, 3]
-    assert token_span(trace, 4) == (4, 6)
-    assert token_span(trace, 1) == (-2, 0)  # written before the body

@@ -124,14 +124,14 @@ def test_an_opening_tag_in_the_generation_prompt_is_prompt(smollm_tokenizer: Any
         renderer.check()
 
 
-def test_a_template_without_a_system_role_is_the_users_mistake(smollm_tokenizer: Any) -> None:
+def test_a_template_without_a_system_role_raises_user_error(smollm_tokenizer: Any) -> None:
     renderer = Renderer(with_template(smollm_tokenizer, NO_SYSTEM), "inline")
     renderer.check()
     with pytest.raises(UserError, match="no system role"):
         renderer.check(system="Be brief.")
 
 
-def test_one_trace_that_a_good_template_cannot_write_is_a_row_error_with_a_reason(smollm_tokenizer: Any) -> None:
+def test_a_trace_that_the_template_cannot_render_has_a_reason(smollm_tokenizer: Any) -> None:
     renderer = Renderer(with_template(smollm_tokenizer, SPLITS_THINKING + GENERATE), "inline")
     renderer.check()
     with pytest.raises(RenderError) as info:

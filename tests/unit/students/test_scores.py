@@ -35,7 +35,7 @@ def test_scores_survive_parquet_bit_by_bit(tmp_path: Path) -> None:
         assert (found.text, found.instead) == (scores.text, scores.instead)
 
 
-def test_the_store_reads_words_when_asked_and_files_that_have_none(tmp_path: Path) -> None:
+def test_the_score_store_reads_texts_on_request_and_files_without_texts(tmp_path: Path) -> None:
     store = ScoreStore(tmp_path, "0123456789abcdef0123")
     store.put({"new": random_scores(4, 1)})
     older = scores_to_table([("old", "key", random_scores(3, 2))]).drop_columns(["text", "instead"])
@@ -47,7 +47,7 @@ def test_the_store_reads_words_when_asked_and_files_that_have_none(tmp_path: Pat
     np.testing.assert_array_equal(told["old"][0].ranks, random_scores(3, 2).ranks)
 
 
-def test_what_another_writer_adds_is_found_and_a_file_is_looked_into_once(
+def test_scores_of_another_writer_are_found_and_each_file_is_read_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = ScoreStore(tmp_path, "0123456789abcdef0123")

@@ -69,6 +69,6 @@ def test_no_row_is_lost_and_the_order_of_rows_does_not_matter(
     assert set(kept(best_of_each(frame(*shuffled), "value", count, best))) == found  # type: ignore[arg-type]
 
 
-def test_none_per_problem_is_refused() -> None:
+def test_selecting_zero_traces_per_problem_is_refused() -> None:
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         SelectParams(measure="s/rank_surprisal", best="lowest", n=0)

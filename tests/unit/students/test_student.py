@@ -80,7 +80,7 @@ def test_batched_float32_scores_equal_an_unbatched_float64_reference_with_a_larg
     assert_equal_to_reference(qwen)
 
 
-def test_scores_come_in_the_order_given_and_do_not_depend_on_the_company(smollm: Student) -> None:
+def test_scores_keep_the_order_and_do_not_depend_on_the_batch(smollm: Student) -> None:
     rendered = render_all(smollm)[:3]
     together = smollm.score(rendered)
     for item, among in zip(rendered, together, strict=True):
@@ -141,7 +141,7 @@ def test_a_tokenizer_with_more_words_than_the_student_is_refused(smollm: Student
         open_student(Checkpoint(model=str(tmp_path)))
 
 
-def test_a_missing_file_is_the_users_mistake(tmp_path: Path) -> None:
+def test_a_missing_checkpoint_file_raises_user_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.gguf: no such file"):
         open_student(Checkpoint(model=str(tmp_path / "none.gguf")))
 
@@ -154,7 +154,7 @@ def test_a_hub_model_needs_a_revision_and_a_file_does_not() -> None:
         Checkpoint(model="./some.gguf", tokenizer="Qwen/Qwen2.5-0.5B-Instruct")
 
 
-def test_the_key_follows_what_decides_scores_and_nothing_else(tmp_path: Path) -> None:
+def test_the_student_key_changes_only_with_what_changes_scores(tmp_path: Path) -> None:
     file = tmp_path / "a.gguf"
     file.write_bytes(b"one")
     spec = Checkpoint(model=str(file))

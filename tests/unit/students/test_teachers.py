@@ -36,7 +36,7 @@ def noisy(seed: int, centre: float, problems: int = 40) -> list[Trace]:
     return [trace(f"q{n}", centre * rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.2)) for n in range(problems)]
 
 
-def test_the_value_of_a_teacher_is_that_of_its_set_of_right_traces() -> None:
+def test_the_value_of_a_teacher_is_measured_over_its_correct_traces() -> None:
     traces = [trace("a", 2.0, 1.0), trace("b", 8.0, 2.0), trace("c", 90.0, 0.1, Outcome.INCORRECT)]
     (row,) = rank_teachers([tried("t", traces)], "s")
     assert row.value == pytest.approx(dataset_rank_surprisal([(2.0, 1.0), (8.0, 2.0)]))
@@ -46,7 +46,7 @@ def test_the_value_of_a_teacher_is_that_of_its_set_of_right_traces() -> None:
     assert every.value == pytest.approx(100 / 3.1)
 
 
-def test_the_lower_ratio_ranks_first_and_the_interval_holds_it() -> None:
+def test_the_lowest_ratio_ranks_first_and_is_inside_its_interval() -> None:
     rows = rank_teachers([tried("bad", noisy(1, 4.0)), tried("good", noisy(2, 2.0))], "s")
     assert [row.teacher for row in rows] == ["good", "bad"]
     for row in rows:
@@ -60,7 +60,7 @@ def test_the_lower_ratio_ranks_first_and_the_interval_holds_it() -> None:
     assert rank_teachers([tried("bad", noisy(1, 4.0)), tried("good", noisy(2, 2.0))], "s") == rows
 
 
-def test_teachers_that_are_alike_are_not_told_apart() -> None:
+def test_the_ranking_of_similar_teachers_is_not_settled() -> None:
     rows = rank_teachers([tried("one", noisy(1, 2.0)), tried("two", noisy(3, 2.0))], "s")
     assert sum(row.first for row in rows) == pytest.approx(1.0)
     assert 0.02 < rows[1].first < 0.5
@@ -79,7 +79,7 @@ def test_the_same_problems_are_drawn_for_all_teachers() -> None:
     assert rows[0].high > rows[1].low  # the intervals overlap all the same
 
 
-def test_higher_is_better_where_the_measure_says_so() -> None:
+def test_a_measure_with_direction_higher_ranks_the_highest_first() -> None:
     def accepted(name: str, share: float) -> TeacherTrial:
         measures = {"s/acceptance_p0.01_top20": share, "s/tokens": 5.0}
         return tried(name, [make_trace(question=f"q{n}", measures=measures) for n in range(3)])
@@ -88,7 +88,7 @@ def test_higher_is_better_where_the_measure_says_so() -> None:
     assert [(row.teacher, row.value) for row in rows] == [("high", pytest.approx(0.9)), ("low", pytest.approx(0.7))]
 
 
-def test_a_teacher_without_a_right_trace_is_last_and_said_so() -> None:
+def test_a_teacher_without_correct_traces_is_last_with_a_remark() -> None:
     wrong = [trace("a", 1.0, 1.0, Outcome.INCORRECT), trace("b", 1.0, 1.0, Outcome.UNVERIFIABLE)]
     rows = rank_teachers([tried("wrong", wrong), tried("right", [trace("a", 5.0, 1.0)])], "s")
     assert [(row.teacher, row.value) for row in rows] == [("right", 5.0), ("wrong", None)]
@@ -99,7 +99,7 @@ def test_a_teacher_without_a_right_trace_is_last_and_said_so() -> None:
     assert any("--all" in text for text in alone)
 
 
-def test_all_samples_are_paid_for_and_only_the_right_ones_can_be_used() -> None:
+def test_cost_per_usable_trace_counts_all_samples() -> None:
     traces = [trace(f"q{n}", 2.0, 1.0, outcome, 0.25) for n, outcome in enumerate(["correct", "incorrect", "correct"])]
     (row,) = rank_teachers([tried("t", traces, failed=2, priced=True, lost=1)], "s")
     assert (row.samples, row.failed, row.refused, row.unmeasured, row.used) == (5, 2, 0, 1, 1)
@@ -110,6 +110,6 @@ def test_all_samples_are_paid_for_and_only_the_right_ones_can_be_used() -> None:
     assert (none.cost, none.cost_per_usable) == (0.25, None)
 
 
-def test_no_trace_at_all_is_a_row_and_no_failure() -> None:
+def test_a_teacher_without_traces_gets_a_row() -> None:
     (row,) = rank_teachers([tried("t", [], failed=3)], "s")
     assert (row.value, row.median_tokens, row.passed.samples, row.failed) == (None, None, 0, 3)

@@ -71,7 +71,7 @@ async def sampled(stage: StageSpec[Any], pipeline: Pipeline) -> dict[str, str]:
     return dict(zip(keys, [one.row.id for one in made], strict=True))
 
 
-async def test_a_trial_asks_for_the_first_sample_of_what_a_run_asks_for(load: Callable[..., Pipeline]) -> None:
+async def test_a_trial_sends_the_first_requests_of_a_run(load: Callable[..., Pipeline]) -> None:
     pipeline = load(MEASURE)
     trial = trial_of(pipeline, 50)
     assert [(one.stage.id, one.model) for one in trial.candidates] == [
@@ -92,13 +92,13 @@ async def test_a_trial_asks_for_the_first_sample_of_what_a_run_asks_for(load: Ca
     assert params.measures.top_k == (5,)  # measured as the pipeline measures
 
 
-def test_a_named_teacher_is_tried_alone_even_one_that_only_judges(load: Callable[..., Pipeline]) -> None:
+def test_a_named_teacher_is_tried_alone_even_when_it_only_judges(load: Callable[..., Pipeline]) -> None:
     pipeline = load(MEASURE)
     assert [one.model for one in trial_of(pipeline, 5, teachers=["small"]).candidates] == ["small"]
     assert [one.stage.id for one in trial_of(pipeline, 5, teachers=["judge"]).candidates] == ["teacher-judge"]
 
 
-def test_the_student_is_the_measured_one_or_the_only_one(load: Callable[..., Pipeline]) -> None:
+def test_a_trial_uses_the_measured_student_or_the_only_one(load: Callable[..., Pipeline]) -> None:
     second = '  other: {use: transformers, model: "packaged:smollm2-135m"}\n'
     assert trial_of(load(), 5).student == "pupil"
     assert trial_of(load(MEASURE, second), 5).student == "pupil"
@@ -107,7 +107,7 @@ def test_the_student_is_the_measured_one_or_the_only_one(load: Callable[..., Pip
         trial_of(load("", second), 5)
 
 
-def test_everything_that_does_not_fit_is_said_at_once(load: Callable[..., Pipeline]) -> None:
+def test_a_trial_reports_all_mistakes_together(load: Callable[..., Pipeline]) -> None:
     with pytest.raises(UserError) as caught:
         trial_of(load(MEASURE), 5, student="pupl", teachers=["bigg", "smal"])
     said = [mistake.message for mistake in caught.value.mistakes]
@@ -120,7 +120,7 @@ def test_everything_that_does_not_fit_is_said_at_once(load: Callable[..., Pipeli
         trial_of(load(MEASURE), 5, student="spare")
 
 
-def test_a_variable_that_is_not_set_is_a_mistake_before_anything_is_asked(load: Callable[..., Pipeline]) -> None:
+def test_an_unset_variable_is_reported_before_any_request(load: Callable[..., Pipeline]) -> None:
     pipeline = load(MEASURE, '  far: {use: openai, model: m, base_url: "env:FAR_URL"}\n')
     with pytest.raises(UserError, match="model 'far': the environment variable FAR_URL is not set"):
         trial_of(pipeline, 5, environ={})

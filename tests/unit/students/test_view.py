@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tracefactory.cli.student_text import marked, told
+from tracefactory.cli.student_text import marked, view_lines
 from tracefactory.core.token_scores import TokenScores
 from tracefactory.students.view import StudentView, view_of
 
@@ -43,7 +43,7 @@ def test_unlikely_tokens_are_marked_and_joined_where_they_touch() -> None:
     assert "\x1b[31m" in marked(view, colour=True)
 
 
-def test_the_least_likely_are_told_with_what_the_student_would_say() -> None:
+def test_least_likely_tokens_are_shown_with_the_students_choice() -> None:
     view = view_of("t1", "pupil", scores({"84": 0.02, "Wait": 0.05, "so": 0.1, "Yes": 0.2}), BODY)
     assert [(one.token.strip(), one.rank, one.instead) for one in view.least] == [
         ("84", 50, "other"),
@@ -53,8 +53,8 @@ def test_the_least_likely_are_told_with_what_the_student_would_say() -> None:
     assert view.least[0].p == pytest.approx(0.02)
     assert view.below == 0
     assert len(view.marked) == 3  # none is below the threshold, so these are marked
-    lines = "\n".join(told(view, colour=False))
-    assert "the student would say 'other'" in lines
+    lines = "\n".join(view_lines(view, colour=False))
+    assert "the student's likeliest token is 'other'" in lines
     assert "p 0.02, rank 50" in lines
 
 

@@ -29,7 +29,7 @@ def check(code: str, **spec: object) -> Verdict:
     return verify_one(None, response=f"Here it is.\n```python\n{code}\n```\n", kind="code", spec=spec)
 
 
-def test_unit_tests_in_the_usual_styles() -> None:
+def test_programs_are_judged_by_unit_tests_of_all_styles() -> None:
     assert (
         check("def f(x):\n    return 2 * x", tests=["assert f(2) == 4", "assert f(0) == 0"]).outcome is Outcome.CORRECT
     )
@@ -42,14 +42,14 @@ def test_unit_tests_in_the_usual_styles() -> None:
     assert check("def f(x):\n    return math.floor(x) * 2", tests=TEST, setup="import math").outcome is Outcome.CORRECT
 
 
-def test_input_and_output() -> None:
+def test_programs_are_judged_by_their_output() -> None:
     cases = [{"stdin": "3 4\n", "stdout": "7\n"}, {"stdin": "10 5", "stdout": "15"}]
     assert check("a, b = map(int, input().split())\nprint(a + b)", cases=cases).outcome is Outcome.CORRECT
     assert check("print(7)", cases=cases).outcome is Outcome.INCORRECT
     assert check("import sys\nprint(7)\nsys.exit(3)", cases=cases[:1]).outcome is Outcome.INCORRECT
 
 
-def test_no_program_is_no_answer() -> None:
+def test_a_text_without_a_program_has_no_answer() -> None:
     verdict = verify_one(None, response="I would sort the list first.", kind="code", spec={"tests": TEST})
     assert (verdict.outcome, verdict.method) == (Outcome.UNVERIFIABLE, "no_answer")
     cut = verify_one(None, response="```python\ndef f(x):", kind="code", spec={"tests": TEST}, finish_reason="length")
@@ -57,14 +57,14 @@ def test_no_program_is_no_answer() -> None:
 
 
 @pytest.mark.parametrize("body", ["while True:\n        pass", "import time\n    time.sleep(100)"])
-def test_endless_program_is_no_wrong_answer(body: str) -> None:
+def test_an_endless_program_is_a_verifier_error(body: str) -> None:
     run = run_tests(f"def f(x):\n    {body}", TEST, Limits(seconds=0.2, wall=3))
     assert (run.passed, run.ended) == (False, "timeout")
     verdict = CodeVerifier()._judge(run, run.passed, Extraction("f", 0, 1, "code"), "tests")
     assert (verdict.outcome, verdict.method) == (Outcome.VERIFIER_ERROR, "timeout")
 
 
-def test_time_is_counted_on_the_processor() -> None:
+def test_the_time_limit_counts_processor_time() -> None:
     assert run_tests("import time\ndef f(x):\n    time.sleep(0.6)\n    return 2 * x", TEST, Limits(seconds=0.2)).passed
 
 
@@ -189,7 +189,7 @@ def test_files_outside_are_read_only(tmp_path: Path) -> None:
     assert inside.stdout == "x\n['here']\n"
 
 
-def test_no_network() -> None:
+def test_a_program_has_no_network() -> None:
     if "network" not in protections().active:
         pytest.skip("no network namespace here")
     listener = __import__("socket").create_server(("127.0.0.1", 0))

@@ -60,6 +60,6 @@ def test_a_system_that_takes_too_long_is_a_verifier_error(pool: VerifierPool) ->
 
 
 @pytest.mark.parametrize("text", ["__import__('os').system('x') = 1", "x = " + "(" * 500, "=" * 2000, "x = 9^9^9^9"])
-def test_hostile_text_is_data(pool: VerifierPool, text: str) -> None:
+def test_hostile_equations_are_never_correct(pool: VerifierPool, text: str) -> None:
     problem = Problem.make(question="?", answer="4", verifier="equation")
     assert pool.verify_now(VerifyTask(problem=problem, answer_text=block(text))).outcome is not C

@@ -270,7 +270,7 @@ PAIRS = [*NUMBERS, *PERCENT_MONEY_UNITS, *TIMES_BASES, *STRUCTURES, *ALGEBRA, *W
 
 
 @pytest.mark.parametrize(("gold", "answer", "right"), PAIRS)
-def test_pair(gold: str, answer: str, right: bool) -> None:
+def test_a_pair_gets_the_expected_verdict(gold: str, answer: str, right: bool) -> None:
     verdict = verify_one(gold, answer, kind="math")
     assert verdict.outcome is (Outcome.CORRECT if right else Outcome.INCORRECT), verdict
 

@@ -134,7 +134,7 @@ NOT_STATED = [
 
 
 @pytest.mark.parametrize(("text", "answer"), STATED)
-def test_stated_answer_is_found_where_it_stands(text: str, answer: str) -> None:
+def test_stated_answer_is_extracted_with_its_position(text: str, answer: str) -> None:
     found = extract(text)
     assert found is not None
     assert found.text == answer
@@ -142,11 +142,11 @@ def test_stated_answer_is_found_where_it_stands(text: str, answer: str) -> None:
 
 
 @pytest.mark.parametrize("text", NOT_STATED)
-def test_passing_number_is_no_answer(text: str) -> None:
+def test_a_number_in_passing_is_not_an_answer(text: str) -> None:
     assert extract(text) is None
 
 
-def test_only_what_follows_the_thinking_counts() -> None:
+def test_text_inside_thinking_has_no_answer() -> None:
     verdict = verify_one("5", response=rf"<think>{THINKING}\boxed{{7}}</think>The answer is $5$.")
     assert (verdict.outcome, verdict.extracted) == (Outcome.CORRECT, "5")
     verdict = verify_one("5", response=rf"<think>{THINKING}So \boxed{{5}}")
@@ -155,7 +155,7 @@ def test_only_what_follows_the_thinking_counts() -> None:
     assert (parts.answer, parts.open) == ("d", False)
 
 
-def test_cut_off_answers() -> None:
+def test_unfinished_statements_of_a_truncated_text_are_not_answers() -> None:
     assert extract("The final answer is 1", cut_off=True) is None  # perhaps 12
     assert extract(r"So \boxed{12", cut_off=True) is None
     stated = extract(r"So \boxed{12}. To double-check, 3 + 9", cut_off=True)
@@ -163,7 +163,7 @@ def test_cut_off_answers() -> None:
     assert stated.text == "12"
 
 
-def test_loop_is_recognised() -> None:
+def test_a_text_that_ends_in_a_loop_is_recognised() -> None:
     loop = "Therefore m divides 3(m - 1)(m + 2). " * 40
     assert loops(loop)
     assert extract(loop) is None
@@ -182,18 +182,18 @@ def test_loop_is_recognised() -> None:
         "<reasoning>{}</reasoning><answer>{}</answer>",
     ],
 )
-def test_thinking_of_every_model_family_is_set_apart(text: str) -> None:
+def test_thinking_tags_of_every_model_family_are_split(text: str) -> None:
     verdict = verify_one("5", response=text.format(r"maybe \boxed{7}, or \boxed{8}", "The answer is 5."))
     assert verdict.outcome is Outcome.CORRECT, verdict
 
 
-def test_parts_in_boxes_of_their_own() -> None:
+def test_several_boxes_form_one_answer_of_several_parts() -> None:
     text = "(a) We add: \\boxed{2}\n\n(b) We subtract: \\boxed{5}"
     for gold, right in (("(a) 2 (b) 5", True), ("(2, 5)", True), ("2, 5", True), ("(a) 5 (b) 2", False)):
         assert (verify_one(gold, response=text).outcome is Outcome.CORRECT) is right, gold
 
 
-def test_side_by_side_boxes_are_a_list_only_when_the_gold_is() -> None:
+def test_adjacent_boxes_are_a_list_only_when_the_gold_answer_is_one() -> None:
     text = r"The roots are \boxed{2} and \boxed{5}."
     listed = verify_one("2, 5", response=text)
     assert listed.extracted == text[listed.span_start : listed.span_end] == r"\boxed{2} and \boxed{5}"
@@ -203,7 +203,7 @@ def test_side_by_side_boxes_are_a_list_only_when_the_gold_is() -> None:
 
 
 @pytest.mark.skipif(DATA is None, reason="needs the shared data")
-def test_real_long_traces() -> None:
+def test_answers_of_real_long_traces_are_extracted() -> None:
     """Every trace that states its answer is judged as labelled; one that loops or breaks off is never right."""
     assert DATA is not None
     rows = [json.loads(line) for line in (DATA / "traces/aime25_long_cot.jsonl").read_text("utf-8").splitlines()]

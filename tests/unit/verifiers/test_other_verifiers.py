@@ -45,7 +45,7 @@ QUESTION = "How many? (A) 12 (B) 15 (C) 18 (D) none of these"
         ("B", "A and B are both plausible, so let me think", "unverifiable"),
     ],
 )
-def test_choice(gold: str, text: str, outcome: str) -> None:
+def test_choice_compares_option_letters(gold: str, text: str, outcome: str) -> None:
     verdict = verify_one(gold, response=text, kind="choice", question=QUESTION)
     assert verdict.outcome.value == outcome, verdict
 
@@ -56,12 +56,12 @@ def test_gold_text_and_letter_of_an_option_are_the_same() -> None:
         assert (verdict.outcome is Outcome.CORRECT) is right, verdict
 
 
-def test_auto_goes_by_the_gold_answer() -> None:
+def test_auto_selects_the_verifier_by_the_gold_answer() -> None:
     assert verify_one("B", response="The answer is (B).").method == "choice"
     assert verify_one("12", response=r"\boxed{12}").method == "string"
 
 
-def test_strings_texts_and_numbers() -> None:
+def test_exact_text_and_numeric_verdicts() -> None:
     assert verify_one("New York", " New  York", kind="exact").outcome is Outcome.CORRECT
     assert verify_one("New York", "new york", kind="exact").outcome is Outcome.INCORRECT
     assert verify_one("New York", "new york", kind="exact", case=False).outcome is Outcome.CORRECT
@@ -77,7 +77,7 @@ def test_strings_texts_and_numbers() -> None:
 
 
 @pytest.mark.parametrize("task", ["leg_counting", "basic_arithmetic", "spiral_matrix", "word_sorting", "countdown"])
-def test_reasoning_gym_right_wrong_and_missing(task: str) -> None:
+def test_reasoning_gym_scores_correct_wrong_and_missing_answers(task: str) -> None:
     entry = reasoning_gym.create_dataset(task, size=1, seed=3)[0]
     entry = json.loads(json.dumps(entry, default=str))
     spec = {"task": task, "entry": entry}
@@ -116,13 +116,13 @@ def test_wilson_interval_against_the_textbook() -> None:
         wilson(5, 4)
 
 
-def test_pass_rate_leaves_out_what_the_verifier_failed_on() -> None:
+def test_pass_rate_does_not_count_verifier_errors() -> None:
     outcomes = [Outcome.CORRECT, Outcome.UNVERIFIABLE, Outcome.VERIFIER_ERROR, Outcome.INCORRECT]
     rate = pass_rate(outcomes)
     assert (rate.passes, rate.samples) == (1, 3)
 
 
-async def test_judge_takes_the_majority_and_keeps_the_rules_view() -> None:
+async def test_judge_takes_the_majority_and_keeps_the_outcome_of_the_rules() -> None:
     rules = Verdict(outcome=Outcome.INCORRECT, method="text", verifier="math", version="1")
     replies = ["[SAME]", "I cannot tell", "Both say it.\n[same]"]
     asked: list[int] = []
@@ -148,7 +148,7 @@ def command(*arguments: str) -> tuple[int, str, BaseException | None]:
     return done.exit_code, done.stdout, done.exception
 
 
-def test_command_for_one_pair() -> None:
+def test_the_verify_command_checks_one_pair() -> None:
     code, out, _ = command("--gold", "1/2", "--answer", "0.5", "--json")
     row = json.loads(out)
     assert (code, row["verdict"], row["extracted"], row["version"] != "") == (0, "correct", "0.5", True)
@@ -156,7 +156,7 @@ def test_command_for_one_pair() -> None:
     assert isinstance(command("--gold", "5")[2], UserError)
 
 
-def test_command_for_a_file(tmp_path: Path) -> None:
+def test_the_verify_command_checks_a_file(tmp_path: Path) -> None:
     rows = [
         {"id": 7, "gold": "5", "answer": "5.0"},
         {"gold": "5", "response": r"<think>\boxed{5}</think>It is \boxed{6}."},

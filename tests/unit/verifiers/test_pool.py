@@ -77,7 +77,7 @@ async def test_killed_worker_is_an_error_of_its_item_only() -> None:
         assert (await asyncio.to_thread(elsewhere))[0].outcome is not Outcome.VERIFIER_ERROR
 
 
-async def test_nothing_raises_for_an_item() -> None:
+async def test_a_broken_task_gets_a_verdict_instead_of_an_exception() -> None:
     with VerifierPool(workers=1) as pool:
         verdicts = await pool.verify(
             [
@@ -131,7 +131,7 @@ def test_workers_are_silent_and_end_when_the_parent_is_killed() -> None:
         assert parent.stderr.read() == ""
 
 
-def test_mistakes_in_single_checks_are_the_users() -> None:
+def test_verify_one_raises_user_error_for_wrong_arguments() -> None:
     with pytest.raises(UserError, match="percent"):
         verify_one("5", "5", kind="math", percnt="strict")
     with pytest.raises(UserError, match="math"):
@@ -151,7 +151,7 @@ def test_policies_change_verdicts() -> None:
     assert verify_one("100", "101", tolerance=0.02).outcome is Outcome.CORRECT
 
 
-def test_every_verifier_says_who_it_is() -> None:
+def test_every_verdict_has_the_verifiers_name_and_version() -> None:
     names = {"auto", "choice", "code", "equation", "exact", "math", "numeric", "program", "reasoning_gym", "text"}
     assert {*VERIFIERS} == names
     for name in VERIFIERS:

@@ -59,7 +59,7 @@ def conversation(view: str) -> list[dict[str, Any]]:
         ("chat", NO_ANSWER, ("reasoning of message 1", "answer of message 1")),
     ],
 )
-def test_what_a_template_drops_is_named(view: str, template: str, missing: tuple[str, ...]) -> None:
+def test_a_template_that_drops_a_part_is_reported(view: str, template: str, missing: tuple[str, ...]) -> None:
     report = check_rendering(conversation(view), tokenizer(template))
     assert set(report.missing) == set(missing)
     assert report.ok is not bool(missing)

@@ -176,14 +176,14 @@ def _as_lists(row: Row) -> Row:
         (changed(answer_text="<think>again"), "think_tag_inside"),
     ],
 )
-def test_what_a_student_must_not_learn_is_refused(name: str, trace: Trace, reason: str) -> None:
+def test_a_trace_that_is_unfit_for_training_is_refused(name: str, trace: Trace, reason: str) -> None:
     with pytest.raises(ViewError) as caught:
         row_of(name, trace)
     assert caught.value.reason == reason
     assert row_of("raw", trace)["id"] == "t1"
 
 
-def test_refused_traces_are_handed_over_and_the_rest_goes_on() -> None:
+def test_refused_traces_are_reported_and_the_others_have_rows() -> None:
     many = [changed(id=f"t{number}", answer_text="" if number % 10 == 3 else "4") for number in range(1000)]
     made = VIEWS.get("sft").rows(Group(PROBLEM, many))
     assert [(trace_id, error.reason) for trace_id, error in made.refused.items()] == [
@@ -197,7 +197,7 @@ def test_errors_survive_pickling() -> None:
     assert (copy.reason, copy.detail, str(copy)) == ("thinking_open", "never closed", "thinking_open: never closed")
 
 
-def test_masked_holds_the_raw_text_and_where_it_was_pruned() -> None:
+def test_masked_has_the_raw_text_and_the_pruned_ranges() -> None:
     row = row_of("masked", pruned(LONG))
     text = row["completion"][0]["content"]
     assert text == f"<think>\n{STEPS}\n</think>\n\nSo it is 4."
@@ -206,7 +206,7 @@ def test_masked_holds_the_raw_text_and_where_it_was_pruned() -> None:
     assert row_of("masked", stands(LONG))["completion"] == row_of("sft", LONG)["completion"]
 
 
-def test_masked_leaves_out_what_is_no_selection_of_the_raw_text() -> None:
+def test_masked_omits_traces_with_added_text() -> None:
     item = PruneItem.of(LONG)
     result = PruneResult(id="t1", kept=(), reasoning="2 + 2.", added="2 + 2.", answer_text="4")
     found = derive(item, result, pruner="p", granularity=Granularity.STEP, counter=LengthCounter.of(LONG, None))
@@ -216,7 +216,7 @@ def test_masked_leaves_out_what_is_no_selection_of_the_raw_text() -> None:
         row_of("masked", rewritten)
 
 
-def test_preference_has_both_texts_and_how_long_they_are() -> None:
+def test_preference_has_both_texts_and_their_lengths() -> None:
     row = row_of("preference", pruned(LONG))
     assert row["chosen"][0]["content"] == "<think>\nTwo and two.\n\nSo the answer is 4.\n</think>\n\nSo it is 4."
     assert row["rejected"][0]["content"] == f"<think>\n{STEPS}\n</think>\n\nIt is 4."
@@ -227,7 +227,7 @@ def test_preference_has_both_texts_and_how_long_they_are() -> None:
         row_of("preference", stands(LONG))
 
 
-def test_preference_has_right_traces_over_wrong_ones_of_their_problem() -> None:
+def test_preference_pairs_correct_traces_with_incorrect_ones() -> None:
     wrong = VERDICT.model_copy(update={"outcome": Outcome.INCORRECT})
     group = [changed(id=f"t{n}", answer_text=f"Answer {n}.", verdict=wrong if n % 2 else VERDICT) for n in range(5)]
     made = VIEWS.get("preference").rows(Group(PROBLEM, group))

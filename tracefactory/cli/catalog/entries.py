@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, JsonValue
-from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from tracefactory.cli.catalog.example import example_columns
@@ -104,7 +103,11 @@ def named(name: str) -> list[Entry]:
         UserError: with the nearest valid name.
     """
     wanted = name.replace(" ", "")
-    labels = {(kind, one): _labels(kind, one) for kind in kinds() for one in registry(kind)}
+    labels = {
+        (kind, one): (one, f"{kind}:{one}", one.partition(":")[2] if kind == "operation" else one)
+        for kind in kinds()
+        for one in registry(kind)
+    }
     found = [key for key, texts in labels.items() if wanted in texts]
     if not found:
         known = {text for texts in labels.values() for text in texts}
@@ -113,13 +116,31 @@ def named(name: str) -> list[Entry]:
 
 
 def parameters_of(model: type[BaseModel], left_out: frozenset[str] = frozenset()) -> tuple[Parameter, ...]:
-    """Return the fields of a model as parameters."""
-    return tuple(_parameters(model, left_out))
+    """Return the fields of a model as parameters.
 
-
-def _labels(kind: str, name: str) -> tuple[str, ...]:
-    own = name.partition(":")[2] if kind == "operation" else name
-    return (name, f"{kind}:{name}", own)
+    Args:
+        model: the model.
+        left_out: the names of fields that are not parameters.
+    """
+    schema = model.model_json_schema(by_alias=True, mode="validation")
+    defs: Mapping[str, Any] = schema.get("$defs", {})
+    found: list[Parameter] = []
+    for name, field in model.model_fields.items():
+        if name in left_out or field.exclude:
+            continue
+        key = field.alias or name
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        inner = _model_in(field.annotation)
+        parameter = Parameter(
+            name=key,
+            type=type_of(schema["properties"][key], defs) if key in schema.get("properties", {}) else "any",
+            required=field.is_required(),
+            default=to_jsonable_python(default),
+            description=field.description or "",
+            parameters=() if inner is None else parameters_of(inner),
+        )
+        found.append(parameter)
+    return tuple(found)
 
 
 def _entry(kind: str, name: str) -> Entry:
@@ -127,6 +148,10 @@ def _entry(kind: str, name: str) -> Entry:
     entry: Any = where.get(name)
     verb, _, own = name.rpartition(":")
     text = _documentation(kind, name, entry)
+    if kind in ("pruner", "decoder", "rollout", "model"):
+        parameters = parameters_of(entry, frozenset({"use"}))
+    else:
+        parameters = parameters_of(entry.row if kind == "view" else entry.Params)
     return Entry(
         kind=kind,
         name=name,
@@ -135,7 +160,7 @@ def _entry(kind: str, name: str) -> Entry:
         version=getattr(entry, "version", ""),
         summary=text.partition("\n\n")[0],
         description=text,
-        parameters=_parameters_of_entry(kind, entry),
+        parameters=parameters,
         columns=tuple(example_columns(name)) if kind == "operation" else (),
     )
 
@@ -143,7 +168,7 @@ def _entry(kind: str, name: str) -> Entry:
 def _documentation(kind: str, name: str, entry: Any) -> str:
     """Return the docstring of an entry, one line per paragraph.
 
-    An operation that is made from an entry of another kind has that one's.
+    An operation that is made from an entry of another kind has the docstring of that entry.
     """
     verb, _, own = name.partition(":")
     if kind == "operation" and verb in FAMILIES and own in registry(FAMILIES[verb]):
@@ -153,37 +178,6 @@ def _documentation(kind: str, name: str, entry: Any) -> str:
     documented = entry if isinstance(entry, type) else type(entry)
     paragraphs = inspect.cleandoc(documented.__doc__ or "").split("\n\n")
     return "\n\n".join(" ".join(one.split()) for one in paragraphs)
-
-
-def _parameters_of_entry(kind: str, entry: Any) -> tuple[Parameter, ...]:
-    if kind == "view":
-        return parameters_of(entry.row)
-    if kind in ("pruner", "decoder", "rollout", "model"):
-        return parameters_of(entry, frozenset({"use"}))
-    return parameters_of(entry.Params)
-
-
-def _parameters(model: type[BaseModel], left_out: frozenset[str]) -> Iterator[Parameter]:
-    schema = model.model_json_schema(by_alias=True, mode="validation")
-    defs: Mapping[str, Any] = schema.get("$defs", {})
-    for name, field in model.model_fields.items():
-        if name in left_out or field.exclude:
-            continue
-        key = field.alias or name
-        inner = _model_in(field.annotation)
-        yield Parameter(
-            name=key,
-            type=type_of(schema["properties"][key], defs) if key in schema.get("properties", {}) else "any",
-            required=field.is_required(),
-            default=None if field.is_required() else _default(field),
-            description=field.description or "",
-            parameters=() if inner is None else parameters_of(inner),
-        )
-
-
-def _default(field: FieldInfo) -> JsonValue:
-    found: JsonValue = to_jsonable_python(field.get_default(call_default_factory=True))
-    return found
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

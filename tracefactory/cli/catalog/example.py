@@ -58,9 +58,6 @@ class _AnyModel(Mapping[str, ModelSpec]):
     def __len__(self) -> int:
         return 0
 
-    def __contains__(self, name: object) -> bool:
-        return True
-
 
 def _stage(stage_id: str, op: str, params: BaseModel, inputs: tuple[str, ...] = ()) -> StageSpec[Any]:
     verb, _, name = op.partition(":")

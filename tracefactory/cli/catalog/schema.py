@@ -42,7 +42,7 @@ def pipeline_schema(filters: Mapping[str, LoadedFilter] | None = None) -> Schema
 
     described = {(one.kind, one.name): one for kind in ("model", "operation") for one in entries(kind)}
     run = definitions["$defs"][ref(RunOptions)["$ref"].rpartition("/")[2]]
-    run["properties"]["shards"]["anyOf"].append({"const": "auto"})  # its validator accepts the word besides its type
+    run["properties"]["shards"]["anyOf"].append({"const": "auto"})  # its validator also accepts this word
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "A tracefactory pipeline",
@@ -60,7 +60,10 @@ def pipeline_schema(filters: Mapping[str, LoadedFilter] | None = None) -> Schema
                 "type": "array",
                 "minItems": 1,
                 "items": _stage(
-                    {name: (ref(one), _required(one)) for name, one in operations.items()},
+                    {
+                        name: (ref(one), any(field.is_required() for field in one.model_fields.values()))
+                        for name, one in operations.items()
+                    },
                     {name: ref(one) for name, one in of_filters.items()} if filters is not None else None,
                     ref(StageOptions),
                     described,
@@ -140,7 +143,3 @@ def _one_of(names: Mapping[str, str]) -> Schema:
 
 def _when(key: str, value: str, then: Schema) -> Schema:
     return {"if": {"properties": {key: {"const": value}}, "required": [key]}, "then": then}
-
-
-def _required(model: type[BaseModel]) -> bool:
-    return any(field.is_required() for field in model.model_fields.values())

@@ -31,22 +31,18 @@ def type_of(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
         if union in schema:
             return " or ".join(dict.fromkeys(type_of(one, defs) for one in schema[union]))
     kind = schema.get("type")
+    if kind == "array" and "prefixItems" in schema:
+        return f"[{', '.join(type_of(one, defs) for one in schema['prefixItems'])}]"
     if kind == "array":
-        return _array(schema, defs)
+        inner = type_of(schema.get("items", {}), defs)
+        several = f"({inner})" if " | " in inner and inner != _SIMPLE["boolean"] else inner
+        return f"list of {several}" if inner != "any" else "list"
     if kind == "object":
         values = schema.get("additionalProperties")
         inner = type_of(values, defs) if isinstance(values, Mapping) and values else ""
         return "mapping" + (f" to {inner}" if inner and inner != "any" else "")
     bounds = (f"{sign} {schema[name]:g}" for name, sign in _BOUNDS.items() if name in schema)
     return " ".join([_SIMPLE.get(str(kind), "any"), ", ".join(bounds)]).strip()
-
-
-def _array(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
-    if "prefixItems" in schema:
-        return f"[{', '.join(type_of(one, defs) for one in schema['prefixItems'])}]"
-    inner = type_of(schema.get("items", {}), defs)
-    several = f"({inner})" if " | " in inner and inner != _SIMPLE["boolean"] else inner
-    return f"list of {several}" if inner != "any" else "list"
 
 
 def _literal(value: Any) -> str:

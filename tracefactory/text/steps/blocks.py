@@ -58,6 +58,7 @@ class _Line:
 
     @property
     def blank(self) -> bool:
+        """Whether the line has only white space, outside of a protected span."""
         return not self.inside and not self.text.strip()
 
 
@@ -78,9 +79,15 @@ class Block:
 
 
 def blocks(text: str, spans: list[Span]) -> list[Block]:
-    """Return the blocks of `text`, in order and covering it; lead-ins and headings are joined to the next block.
+    """Return the blocks of a text.
 
-    Empty for a text of white space.
+    Args:
+        text: the text.
+        spans: its protected spans, in order.
+
+    Returns:
+        The blocks in order, which cover the text; lead-ins and headings are joined to the next block. A text of white
+        space has none.
     """
     lines = _lines(text, spans)
     filled = sum(not line.blank for line in lines)

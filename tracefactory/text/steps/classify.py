@@ -15,10 +15,17 @@ _TURNS = (StepKind.VERIFICATION, StepKind.REFLECTION, StepKind.RESTART, StepKind
 
 
 def classify(step: str, before: StepKind | None = None) -> tuple[StepKind, str]:
-    """Return the kind of one step and the name of the rule that matched; `before` is the kind of the previous step.
+    """Classify one step.
 
     The opening has priority, so "Wait, let me check that again" is a check and "Wait, the answer is 5?" a doubt. A step
     that confirms the check before it belongs to the check. A hedged sentence is not a conclusion.
+
+    Args:
+        step: the text of the step.
+        before: the kind of the step before it.
+
+    Returns:
+        The kind of the step, and the name of the rule that matched.
     """
     if is_filler(step):
         return StepKind.FILLER, "idle"
@@ -54,9 +61,13 @@ def _matches(rule: Rule, text: str) -> bool:
 
 
 def hedged(text: str, at: int) -> bool:
-    """Return whether the sentence around position `at` is hedged ("maybe", "if", a question).
+    """Return whether a sentence is hedged ("maybe", "if", a question).
 
     A hedge in a remark or reason after the position ("..., even if it looks odd", "because ...") does not count.
+
+    Args:
+        text: the text.
+        at: a position in the sentence.
     """
     before, after = text[max(0, at - REACH) : at], text[at : at + REACH]
     aside = _ASIDE.search(after)

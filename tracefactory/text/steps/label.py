@@ -36,7 +36,14 @@ class Labeller(Protocol):
 
 
 def label_items(name: str, question: str, text: str, steps: Sequence[Step]) -> Iterator[LabelItem]:
-    """Yield the items of one trace, with up to `PER_PROMPT` steps each."""
+    """Yield the items of one trace, with up to `PER_PROMPT` steps each.
+
+    Args:
+        name: the id of the trace.
+        question: the question of its problem.
+        text: its reasoning.
+        steps: the steps of the reasoning.
+    """
     for first in range(0, len(steps), PER_PROMPT):
         shown = tuple(step.of(text).strip() for step in steps[first : first + PER_PROMPT])
         yield LabelItem(id=name, question=question, first=first, steps=shown)
@@ -45,9 +52,15 @@ def label_items(name: str, question: str, text: str, steps: Sequence[Step]) -> I
 async def relabel(
     traces: Sequence[tuple[str, str, str, tuple[Step, ...]]], labeller: Labeller
 ) -> list[tuple[Step, ...]]:
-    """Return the steps of each (id, question, text, steps) with the kinds from a model, requested in one batch.
+    """Classify the steps of traces with a model, in one batch.
 
-    A step without a valid label from the model keeps its kind and rule; the others get the rule `model`.
+    Args:
+        traces: the (id, question, text, steps) of each trace.
+        labeller: the model.
+
+    Returns:
+        The steps of each trace with the kinds from the model and the rule `model`; a step without a valid label keeps
+        its kind and rule.
     """
     items, owners = [], []
     for number, trace in enumerate(traces):

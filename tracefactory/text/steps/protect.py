@@ -35,7 +35,10 @@ class Span:
 
 @dataclass
 class _Scanner:
-    """The currently open delimiter, if any. White-space rules for `$` are pandoc's `tex_math_dollars`."""
+    """The state of the search: the spans so far, and the open delimiter, if any, with its position and depth.
+
+    White-space rules for `$` are pandoc's `tex_math_dollars`.
+    """
 
     text: str
     spans: list[Span] = field(default_factory=list)
@@ -45,16 +48,19 @@ class _Scanner:
     own_line: bool = False
 
     def open(self, mode: str, start: int) -> None:
+        """Start a span of the kind `mode`."""
         line = self.text.rfind("\n", max(0, start - 80), start) + 1
         self.mode, self.start, self.depth = mode, start, 1
         self.own_line = not self.text[line:start].strip() if line or start < 80 else False
 
     def close(self, end: int) -> None:
+        """End the open span."""
         block = not self.mode.startswith(_INLINE) or self.mode == "$$"
         self.spans.append(Span(self.start, end, block))
         self.mode = ""
 
     def fence(self, token: re.Match[str]) -> None:
+        """Handle the opening or closing line of fenced code."""
         line = token.group().strip()
         if self.mode.startswith(("fence`", "fence~")):
             marker = self.mode.removeprefix("fence")
@@ -64,18 +70,15 @@ class _Scanner:
         else:
             self.open("fence" + line[0] * (len(line) - len(line.lstrip(line[0]))), token.start())
 
-    def blank(self) -> None:
-        """Handle a blank line: it ends inline spans, as in TeX, except a display whose `$$` is alone on its line."""
-        if self.mode.startswith(_INLINE) and not (self.mode == "$$" and self.own_line):
-            self.mode = ""
-
     def opener(self, token: re.Match[str]) -> None:
+        r"""Handle `\(`, `\[` and `\begin{`."""
         if self.mode == "\\begin{" == token.group():
             self.depth += 1
         elif self.mode in ("", token.group()):  # the same opener twice: ignore the first one
             self.open(token.group(), token.start())
 
     def closer(self, token: re.Match[str]) -> None:
+        r"""Handle `\)`, `\]` and `\end{`."""
         if _CLOSER.get(self.mode) != token.group():
             return
         self.depth -= 1
@@ -87,6 +90,7 @@ class _Scanner:
             self.close(end)
 
     def dollars(self, token: re.Match[str]) -> None:
+        """Handle `$` and `$$`."""
         value, end = token.group(), token.end()
         if self.mode == value == "$$":
             self.close(end)
@@ -100,6 +104,7 @@ class _Scanner:
                 self.open("$", token.start())
 
     def tick(self, token: re.Match[str]) -> None:
+        """Handle the backticks of inline code."""
         if self.mode == token.group() and "\n" not in self.text[self.start : token.start()]:
             self.close(token.end())
         elif not self.mode or self.mode.startswith("`"):
@@ -119,8 +124,9 @@ def protected(text: str) -> list[Span]:
         limit = MAX_INLINE if scan.mode.startswith(_INLINE) and scan.mode != "$$" else MAX_DISPLAY
         if scan.mode and token.start() - scan.start > limit:
             scan.mode = ""
-        if kind == "blank":
-            scan.blank()
+        if kind == "blank":  # ends inline spans, as in TeX, except a display whose `$$` is alone on its line
+            if scan.mode.startswith(_INLINE) and not (scan.mode == "$$" and scan.own_line):
+                scan.mode = ""
         elif kind == "open":
             scan.opener(token)
         elif kind == "close":

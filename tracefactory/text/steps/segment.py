@@ -21,10 +21,17 @@ LONG = 600  # characters of prose after which the next sentence starts a step
 
 
 def segment(text: str, granularity: Granularity = Granularity.STEP) -> tuple[Step, ...]:
-    """Return the classified steps of `text`, in order and covering it; none for the empty text.
+    """Split a text into classified steps.
 
     LaTeX, code, tables and lists are not split, except a list that outlines a solution, between its top-level items.
     The time is linear in the text, also for looping texts.
+
+    Args:
+        text: the reasoning text.
+        granularity: the size of the steps.
+
+    Returns:
+        The steps in order, which cover the text; the empty text has none.
     """
     if not text:
         return ()

@@ -18,10 +18,16 @@ _LINE_ENDED = re.compile(r"[.!?。！？;；…][\"'”’」』)\]）*_]*$")
 
 
 def sentence_starts(text: str, start: int, end: int, whole: Iterable[tuple[int, int]]) -> Iterator[int]:
-    """Yield the starts of sentences in text[start:end], except the first; never strictly inside a range of `whole`.
+    """Yield the starts of the sentences in a part of a text, except the first.
 
-    `whole` must be sorted and disjoint. White space belongs to the sentence before it. Sentences do not start with a
-    lower-case letter, so that abbreviations and variables do not end a sentence.
+    White space belongs to the sentence before it. Sentences do not start with a lower-case letter, so that
+    abbreviations and variables do not end a sentence.
+
+    Args:
+        text: the text.
+        start: the start of the part.
+        end: the end of the part.
+        whole: sorted disjoint ranges; no sentence starts strictly inside one of them.
     """
     ranges, last = iter(whole), start
     current = next(ranges, None)
