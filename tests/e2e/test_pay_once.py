@@ -147,20 +147,6 @@ def test_two_runs_at_once_pay_once(teacher_of: Callable[..., Teacher], project_o
     assert teacher.stats()["completed_total"] == len(project.paid_lines()) == 160
 
 
-def test_failed_requests_are_rows_and_are_tried_again(
-    teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
-) -> None:
-    teacher = teacher_of(rate_500=0.3, max_faults=2)
-    project = project_of(teacher.url, size=20)
-    outcome = project.make("--set", "models.long_teacher.retries=0", "--set", "models.short_teacher.retries=0")
-    errors = {stage["id"]: stage["tally"]["errors"] for stage in outcome["stages"]}
-    assert min(errors["long"], errors["short"]) > 0
-    (long,) = (stage for stage in outcome["stages"] if stage["id"] == "long")
-    assert long["tally"]["reasons"] == {"server_error": errors["long"]}
-    assert long["tally"]["kept"] + errors["long"] == 40
-    assert f"{errors['long']} failed rows to retry" in project.run("plan", str(project.pipeline))
-
-
 def test_the_dataset_loads(
     teacher_of: Callable[..., Teacher], project_of: Callable[..., Project], tmp_path: Path
 ) -> None:

@@ -289,6 +289,14 @@ class Stage(ABC, Generic[P]):
         """Return why a run that has to run this stage must not even begin."""
         return None
 
+    def missing_allowed(self, stage: StageSpec[P]) -> float:
+        """Return the share of the rows of a stage above that may still be owed when a release is written."""
+        return 0.0
+
+    def is_settled(self, stage: StageSpec[P], pipeline: Pipeline) -> bool:
+        """Return whether a release was published without rows that are still owed, so that they are not retried."""
+        return False
+
     def is_intact(self, stage: StageSpec[P], pipeline: Pipeline) -> bool:
         """Tell whether what a finished stage left outside of its folder is still there."""
         return True

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from types import FrameType
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -16,30 +18,37 @@ from tracefactory.engine.flow import Flow, StageRun
 from tracefactory.engine.report import FunnelLine, funnel
 
 _LIVE_S, _PLAIN_S = 0.5, 10.0
+INTERRUPTED = 130
+SHOW_CURSOR = "\x1b[?25h"
+LEFT = "\nstopped at once; answers in flight are lost and may be billed: run the same command to continue\n"
 STOPPING = "stopping: no new requests are sent; those in flight are finished and stored (Ctrl-C again to exit now)"
 
 
 class Display:
-    """Displays a run and handles Ctrl-C and SIGTERM: the first drains the run, the second cancels it."""
+    """Displays a run and handles Ctrl-C and SIGTERM: the first drains the run, the second ends the process at once."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
 
     @asynccontextmanager
     async def __call__(self, flow: Flow, executor: Executor) -> AsyncIterator[None]:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
+        loop = asyncio.get_running_loop()
         drains: set[asyncio.Task[None]] = set()
+        stopping = False
 
-        def interrupted() -> None:
-            if flow.stopping:
-                task.cancel()
-                return
+        def drain() -> None:
             self.console.print(STOPPING)
             drains.add(loop.create_task(flow.stop()))
 
-        for one in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(one, interrupted)
+        def interrupted(number: int, frame: FrameType | None) -> None:
+            nonlocal stopping
+            if stopping:  # servers and workers of this process end with it; see `core.processes`
+                os.write(2, (SHOW_CURSOR if self.console.is_terminal else "").encode() + LEFT.encode())
+                os._exit(INTERRUPTED)
+            stopping = True
+            loop.call_soon_threadsafe(drain)
+
+        before = {one: signal.signal(one, interrupted) for one in (signal.SIGINT, signal.SIGTERM)}
         watching = loop.create_task(self._watch(flow, executor))
         try:
             yield
@@ -47,8 +56,8 @@ class Display:
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
-            for one in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(one)
+            for one, handler in before.items():
+                signal.signal(one, handler)
 
     async def _watch(self, flow: Flow, executor: Executor) -> None:
         if self.console.is_terminal:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tracefactory.core.errors import Interrupted, RunError
+from tracefactory.core.errors import Interrupted, RunError, RunStopped
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import Stage, Work, kinds_of, stage_of
@@ -24,8 +24,9 @@ from tracefactory.engine.identity import Identity, rows_of
 from tracefactory.engine.plan import is_current
 from tracefactory.engine.runs import RunFolder
 from tracefactory.engine.shards import combined_inputs
+from tracefactory.serving.failures import FAILURES
 from tracefactory.store.leases import Lease
-from tracefactory.store.stages import ShardRecord, StageFolder, StageRecord, Tally, stage_digest
+from tracefactory.store.stages import OWED, ShardRecord, StageFolder, StageRecord, Tally, stage_digest
 
 PAID = ("requests", "prompt_tokens", "completion_tokens", "cost")
 
@@ -92,9 +93,16 @@ class Flow:
     """Runs the stages of one pipeline."""
 
     def __init__(
-        self, pipeline: Pipeline, root: Path, keys: Mapping[str, Identity], executor: Executor, run: RunFolder
+        self,
+        pipeline: Pipeline,
+        root: Path,
+        keys: Mapping[str, Identity],
+        executor: Executor,
+        run: RunFolder,
+        retry: str = OWED,
     ) -> None:
         self.pipeline, self.root, self.identities, self.executor, self.run = pipeline, root, keys, executor, run
+        self.retry = retry
         self.stopping = False
         self.stages: dict[str, StageRun] = {}
         for stage in pipeline.stages:
@@ -153,7 +161,7 @@ class Flow:
     async def _reuse(self, run: StageRun) -> bool:
         """Reuse a finished stage if its inputs have not changed."""
         inputs = await self._inputs(run)
-        if not is_current(run.folder, inputs, run.op.is_intact(run.stage, self.pipeline)):
+        if not is_current(run.folder, inputs, run.op.is_intact(run.stage, self.pipeline), self.retry):
             return False
         record = run.folder.record()
         assert record is not None
@@ -170,12 +178,29 @@ class Flow:
         layouts = await self._layouts(run)
         reports: list[Any] = []
         if run.op.work(run.stage, self.pipeline) is Work.RELEASE:
+            self._check_owed(run)
             reports = await self._write_ranges(run, layouts)
         records = await self.executor.run_whole(run.stage, layouts, inputs, reports)
         run.expect(len(records))
         for index, record in enumerate(records):
             run.add(index, record, self.run.id)
         return records
+
+    def _check_owed(self, run: StageRun) -> None:
+        """Raise RunStopped when more rows are owed than may be missing in a release."""
+        allowed = run.op.missing_allowed(run.stage)
+        lines = []
+        for above in self.pipeline.above(run.stage):
+            tally = self.stages[above.id].tally
+            if tally.owed > allowed * tally.rows_in:
+                why = ", ".join(f"{kind} {tally.reasons[kind]:,}" for kind in FAILURES if kind in tally.reasons)
+                share = 100 * tally.owed / tally.rows_in
+                lines.append(f"{above.id}: {tally.owed:,} of {tally.rows_in:,} rows ({share:.2g}%) failed: {why}")
+        if lines:
+            raise RunStopped(
+                f"{run.stage.id}: nothing is published, because rows are still owed. {'; '.join(lines)}. The same "
+                "command asks for them again; `allow_missing: 1%` of the publish stage accepts a share without them"
+            )
 
     async def _write_ranges(self, run: StageRun, layouts: Mapping[str, int]) -> list[Any]:
         """Write the ranges of a release concurrently and return their reports."""

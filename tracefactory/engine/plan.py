@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import computed_field
 
+from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.model import Environment
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen, Kind, Problem
@@ -22,7 +23,7 @@ from tracefactory.store.damage import Damage
 from tracefactory.store.records import read_record
 from tracefactory.store.requests import RequestStore
 from tracefactory.store.rows import StageRows, stored_rows
-from tracefactory.store.stages import StageFolder, StageRecord
+from tracefactory.store.stages import OWED, StageFolder, StageRecord, to_retry
 
 _BATCH_PROBLEMS = 4096
 _SAMPLE = 256  # stored completions used to estimate the tokens of missing ones
@@ -92,24 +93,45 @@ class Plan(Frozen):
         return self.requests > 0 or any(stage.unknown for stage in self.stages)
 
 
-def is_current(folder: StageFolder, inputs: Mapping[str, StageRecord], intact: bool) -> bool:
-    """Return whether a stage is finished with its current inputs, without owed rows, and with its outputs `intact`."""
+def retry_of(pipeline: Pipeline, kind: str | None) -> str:
+    """Return which failed rows a run tries again, see `store.stages.to_retry`.
+
+    Args:
+        pipeline: the pipeline; after a release without its owed rows, they are left alone.
+        kind: the kind of failure that the user names, None for all owed rows.
+
+    Raises:
+        UserError: when rows of a published version would be tried again.
+    """
+    settled = [stage for stage in pipeline.stages if stage_of(stage).is_settled(stage, pipeline)]
+    if kind is None:
+        return "" if settled else OWED
+    if settled:
+        message = f"version {pipeline.version} is published without its failed rows, and is never changed"
+        raise UserError(Mistake(message, settled[0].file, settled[0].line, "raise `version:` to publish with them"))
+    return kind
+
+
+def is_current(folder: StageFolder, inputs: Mapping[str, StageRecord], intact: bool, retry: str) -> bool:
+    """Return whether a stage is finished with its current inputs and outputs `intact`, with no rows to `retry`."""
     record = folder.record()
     return (
         record is not None
         and folder.identity() is not None
-        and not record.tally.owed
+        and not to_retry(record.tally, retry)
         and record.inputs == {source: one.digest for source, one in inputs.items()}
         and intact
     )
 
 
-def make_plan(pipeline: Pipeline, root: Path, *, count: bool = True) -> Plan:
+def make_plan(pipeline: Pipeline, root: Path, *, count: bool = True, retry_kind: str | None = None) -> Plan:
     """Compare a pipeline with the store. Reads local sources and sends no requests.
 
-    Without `count`, the requests to pay are not counted, because that requires reading all rows.
+    Without `count`, the requests to pay are not counted, because that requires reading all rows. `retry_kind` is the
+    kind of failure to try again; by default, all owed rows are tried again.
     """
-    planner = _Planner(pipeline, root, identities(pipeline), kinds_of(pipeline), RequestStore(root), count)
+    retry, store = retry_of(pipeline, retry_kind), RequestStore(root)
+    planner = _Planner(pipeline, root, identities(pipeline), kinds_of(pipeline), store, count, retry)
     done: dict[str, StageRecord] = {}
     stages = tuple(planner.stage(stage, done) for stage in pipeline.stages)
     rebuilt = sum(planner.former_layout(stage) for stage in pipeline.stages if stage.id not in done)
@@ -126,6 +148,7 @@ class _Planner:
     kinds: Mapping[str, Kind]
     store: RequestStore
     count: bool
+    retry: str
     damage: list[Damage] = field(default_factory=list)
 
     def folder(self, stage_id: str) -> StageFolder:
@@ -139,7 +162,11 @@ class _Planner:
         record = folder.record()
         folder.identity()
         self.damage += folder.damage
-        if record is not None and complete and is_current(folder, inputs, op.is_intact(stage, self.pipeline)):
+        if (
+            record is not None
+            and complete
+            and is_current(folder, inputs, op.is_intact(stage, self.pipeline), self.retry)
+        ):
             done[stage.id] = record
             return self._planned(stage, State.CACHED, f"{record.tally.kept:,} rows")
         to_pay, unknown = self._to_pay(stage, complete)
@@ -168,8 +195,8 @@ class _Planner:
         if folder.damage:
             return "; ".join(f"{one.path.name} is damaged ({one.place}: {one.what})" for one in folder.damage)
         waiting = [source for source in stage.inputs if source not in done]
-        if record is not None and record.tally.owed:
-            return f"{record.tally.owed} failed rows to retry"
+        if record is not None and (failed := to_retry(record.tally, self.retry)):
+            return f"{failed} failed rows to retry"
         if record is not None:
             return f"input {', '.join(waiting)} is not complete" if waiting else "its inputs or outputs have changed"
         if shards := folder.shards_done():

@@ -23,7 +23,7 @@ from tracefactory.engine.executors import open_executor
 from tracefactory.engine.executors.base import Executor
 from tracefactory.engine.flow import Flow, StageRun
 from tracefactory.engine.identity import identities
-from tracefactory.engine.plan import Plan, State, make_plan
+from tracefactory.engine.plan import Plan, State, make_plan, retry_of
 from tracefactory.engine.runs import RunFolder, RunOutcome, StageOutcome
 from tracefactory.engine.worker import WorkerSetup
 from tracefactory.store.requests import compact
@@ -34,15 +34,23 @@ Watch = Callable[[Flow, Executor], AbstractAsyncContextManager[None]]
 """Displays a run in progress, and lets the user stop it."""
 
 
-async def run_pipeline(pipeline: Pipeline, watch: Watch) -> RunOutcome:
+async def run_pipeline(
+    pipeline: Pipeline, watch: Watch, *, retry_kind: str | None = None, sends: bool = True
+) -> RunOutcome:
     """Run a pipeline until it is finished or stopped.
+
+    Args:
+        pipeline: the pipeline.
+        watch: displays the run.
+        retry_kind: the kind of failed rows to try again; by default all that are owed.
+        sends: whether requests are sent; otherwise those without a stored completion fail, and stay owed.
 
     Raises:
         UserError: before any request is paid, e.g. when the version exists with different content.
         Interrupted: when it was stopped; requests in flight are stored, and the same command continues the run.
     """
     root = pipeline.project.state_dir
-    plan = make_plan(pipeline, root, count=False)
+    plan = make_plan(pipeline, root, count=False, retry_kind=retry_kind)
     refuse(pipeline, plan)
     run = RunFolder(root, pipeline.name)
     try:
@@ -54,9 +62,11 @@ async def run_pipeline(pipeline: Pipeline, watch: Watch) -> RunOutcome:
             root=root,
             run_id=run.id,
             environ=_environ(pipeline),
+            retry=retry_of(pipeline, retry_kind),
+            sends=sends,
         )
         executor = open_executor(setup)
-        flow = Flow(pipeline, root, found, executor, run)
+        flow = Flow(pipeline, root, found, executor, run, setup.retry)
         try:
             async with watch(flow, executor), _compacting(root):
                 await flow()

@@ -23,13 +23,14 @@ from tracefactory.core.plugins import activate
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import Answer, Closing, Completer, Kept, Record, Work
 from tracefactory.engine.identity import rows_of
+from tracefactory.engine.retry import final_failures
 from tracefactory.engine.shards import ShardJob, work_on_columns, work_on_rows, write_decided
 from tracefactory.engine.sources import read_source
 from tracefactory.serving.vllm.replica import Placement
 from tracefactory.store.claims import Claim, Claims
 from tracefactory.store.leases import RunLock
 from tracefactory.store.requests import RequestStore
-from tracefactory.store.stages import ShardRecord, input_token
+from tracefactory.store.stages import OWED, ShardRecord, input_token, to_retry
 from tracefactory.verification.pool import VerifierPool
 
 if TYPE_CHECKING:
@@ -40,13 +41,19 @@ CLAIM_POLL_S = 0.3
 
 @dataclass(frozen=True)
 class WorkerSetup:
-    """The setup of a worker. `environ` has only the variables that the pipeline's models name."""
+    """The setup of a worker.
+
+    `environ` has only the variables that the pipeline's models name. `retry` says which failed rows are tried again
+    (see `store.stages.to_retry`); without `sends`, nothing is sent at all.
+    """
 
     pipeline: Pipeline
     keys: Mapping[str, str]
     root: Path
     run_id: str
     environ: Mapping[str, SecretStr] = field(default_factory=dict, repr=False)
+    retry: str = OWED
+    sends: bool = True
 
     @property
     def log_dir(self) -> Path:
@@ -76,6 +83,7 @@ class Worker:
         self._verifiers: VerifierPool | None = None
         self._resources: dict[str, Closing] = {}
         self._claims: Claims | None = None
+        self._final: dict[str, RequestFailed] = {}  # failures that are not tried again, by request key
 
     def job(self, stage_id: str, index: int, layouts: Mapping[str, int], inputs: Mapping[str, str]) -> ShardJob:
         """Return the job for one shard; `layouts` has the numbers of shards of this stage and the stages above it."""
@@ -94,8 +102,10 @@ class Worker:
         live = self.numbers[stage_id]
         live["shards"] += 1
         done = job.rows.folder.shard_record(index, count)
-        if done is not None and done.inputs == inputs and not done.tally.owed:
-            return done
+        if done is not None and done.inputs == inputs:
+            if not to_retry(done.tally, self.setup.retry):
+                return done
+            self._final |= final_failures(job.rows.folder, index, count, self.setup.retry)
         if job.op.work(job.stage, self.pipeline) is Work.COLUMNS:
             return await asyncio.to_thread(work_on_columns, job)
         try:
@@ -172,6 +182,10 @@ class Worker:
         return found
 
     async def _pay(self, model: str, request: ChatRequest, stage_id: str, client: Completer | None) -> Record:
+        if (failure := self._final.get(request.key)) is not None:
+            raise failure
+        if not self.setup.sends:
+            raise RequestFailed("not_sent", "the run sends no requests", attempts=0, retryable=True)
         if (running := self._in_flight.get(request.key)) is not None:
             return await asyncio.shield(running)
         if request.key in self.requests:  # another shard has paid for it since the store was read

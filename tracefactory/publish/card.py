@@ -133,6 +133,15 @@ class MeasureLine(Frozen):
     source: str = ""
 
 
+class MissingLine(Frozen):
+    """The rows of one stage that are missing because their requests failed: `rows` of `of`, with the reasons."""
+
+    stage: str
+    rows: int
+    of: int
+    reasons: Mapping[str, int]
+
+
 class CardInputs(Frozen):
     """The content of a card, recorded by the run or written by its author.
 
@@ -150,6 +159,7 @@ class CardInputs(Frozen):
     stages: tuple[StageLine, ...] = ()
     mix: tuple[MixLine, ...] = ()
     notes: tuple[str, ...] = ()
+    missing: tuple[MissingLine, ...] = ()
     lengths: tuple[LengthLine, ...] = ()
     models: tuple[ModelLine, ...] = ()
     prompts: tuple[PromptLine, ...] = ()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.files import write_json
@@ -45,9 +45,21 @@ class PublishParams(Frozen):
     token: EnvStr | None = Field(default=None, description="The Hub token as env:NAME; null is the machine's login.")
     title: str = Field(default="", description="Title of the card; by default the name of the pipeline.")
     summary: str = Field(default="", description="First words of the card; by default the pipeline's description.")
+    allow_missing: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="The share of a stage's rows, as 0.5% or 0.005, that may be missing because requests failed; the "
+        "card then says that the dataset is partial. Otherwise nothing is published while rows are owed.",
+    )
     licence: str | None = Field(default=None, description="Licence of the dataset, as the Hub names licences.")
     languages: tuple[str, ...] = Field(default=("en",), description="Languages of the texts, as ISO 639-1 codes.")
     tags: tuple[str, ...] = Field(default=(), description="Further tags for the Hub.")
+
+    @field_validator("allow_missing", mode="before")
+    @classmethod
+    def _share(cls, value: Any) -> Any:
+        return float(value[:-1]) / 100 if isinstance(value, str) and value.endswith("%") else value
 
 
 Spec = StageSpec[PublishParams]
@@ -92,6 +104,15 @@ class PublishDataset(Stage[PublishParams]):
             stage.line,
             "raise `version:`, or try it with --set version=...",
         )
+
+    def missing_allowed(self, stage: Spec) -> float:
+        """Return `allow_missing`."""
+        return stage.params.allow_missing
+
+    def is_settled(self, stage: Spec, pipeline: Pipeline) -> bool:
+        """Return whether this version is published without rows that are still owed."""
+        manifest = published(release_folder(pipeline))
+        return manifest is not None and bool(manifest.missing) and not compare(manifest, stage, pipeline).by_user
 
     def is_intact(self, stage: Spec, pipeline: Pipeline) -> bool:
         """Return whether the release, and the record of its push, exist."""

@@ -16,6 +16,7 @@ from tracefactory.engine.lengths import LengthLine
 from tracefactory.publish.card import (
     CardInputs,
     MeasureLine,
+    MissingLine,
     MixLine,
     ModelLine,
     PromptLine,
@@ -23,6 +24,7 @@ from tracefactory.publish.card import (
     StageLine,
     VerifierLine,
 )
+from tracefactory.serving.failures import FAILURES
 from tracefactory.store.stages import StageFolder, StageRecord
 
 _COLUMNS = ("style", "completion_tokens", "prompt", "prompt_digest", "verdict")
@@ -59,6 +61,7 @@ def card_inputs(stage: StageSpec[Any], rows: RowReader, refused: frozenset[str],
             for one, found in facts.items()
             for part, asked in found.shares.items()
         ),
+        missing=tuple(_missing_lines(records)),
         notes=(
             *(note for record in records.values() for note in record.tally.notes),
             *(note for found in facts.values() for note in found.notes),
@@ -82,6 +85,14 @@ def card_inputs(stage: StageSpec[Any], rows: RowReader, refused: frozenset[str],
         command=f"tracefactory run pipelines/{pipeline.file.name}",
         pipeline=Path(pipeline.file).read_text(encoding="utf-8"),
     )
+
+
+def _missing_lines(records: Mapping[str, StageRecord]) -> Iterator[MissingLine]:
+    for stage, record in records.items():
+        tally = record.tally
+        if tally.owed:
+            reasons = {kind: tally.reasons[kind] for kind in FAILURES if kind in tally.reasons}
+            yield MissingLine(stage=stage, rows=tally.owed, of=tally.rows_in, reasons=reasons)
 
 
 def _model_lines(stages: Sequence[StageSpec[Any]], services: Services) -> Iterator[ModelLine]:

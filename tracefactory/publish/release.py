@@ -50,7 +50,8 @@ class Manifest(Frozen):
     """The manifest of a release. `content` is a digest of name, version, licence and rows, not of time, files or card.
 
     `format` is the version of these digests (1 up to tracefactory 0.1). `stages` maps stage ids to stage keys, and
-    `recipe` to what the keys were made from. `created` is ISO 8601, UTC.
+    `recipe` to what the keys were made from. `created` is ISO 8601, UTC. `missing` are the
+    rows of stages that are missing because their requests failed.
     """
 
     format: int = 1
@@ -65,6 +66,7 @@ class Manifest(Frozen):
     stages: Mapping[str, str]
     recipe: Mapping[str, Any] = Field(default_factory=dict)
     models: tuple[ModelLine, ...]
+    missing: Mapping[str, int] = Field(default_factory=dict)
 
 
 def check_version(version: str) -> None:
@@ -133,6 +135,7 @@ def assemble(
         stages=dict(keys),
         recipe={stage: dict(identity) for stage, identity in recipe.items()},
         models=card.models,
+        missing={line.stage: line.rows for line in card.missing},
     )
     write_text(scratch / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
     return manifest

@@ -75,6 +75,7 @@ FAILURES: Mapping[str, FailureKind] = {
             "lower max_tokens",
         ),
         FailureKind("content_filter", "the provider's filter refused the prompt", "no", "never"),
+        FailureKind("not_sent", "the run was started with --no-requests", "no", "always"),
         FailureKind("no_common_token", "two models of a pair had no token in common", "no", "never"),
     )
 }

@@ -80,6 +80,22 @@ class Tally(Frozen):
         )
 
 
+OWED = "owed"
+"""The retry of a run that tries all owed rows again."""
+
+
+def to_retry(tally: Tally, retry: str) -> int:
+    """Return the number of rows that a run tries again.
+
+    Args:
+        tally: the counts of a shard or stage.
+        retry: `OWED`, one kind of failure, or empty for none.
+    """
+    if retry == OWED:
+        return tally.owed
+    return tally.reasons.get(retry, 0) if retry else 0
+
+
 class ShardRecord(Frozen):
     """The inputs, the run and the result of one shard.
 
