@@ -41,6 +41,7 @@ GOLDEN = HERE / "golden.json"
 PROJECT = HERE / "golden_project"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL_KINDS: Mapping[str, Mapping[str, Any]] = {
+    "anthropic": {"model": "claude", "extra": {"thinking": {"type": "enabled", "budget_tokens": 2048}}},
     "fake": {"model": "teacher", "script": {"accuracy": 0.5, "seed": 1}},
     "local": {"model": str(PROJECT / "data" / "weights.gguf")},
     "openai": {"model": "big", "base_url": "http://localhost:1/v1", "extra": {"effort": "high"}},

@@ -13,6 +13,7 @@ from tracefactory.core.errors import UserError
 from tracefactory.core.stage import STAGES
 from tracefactory.filters import load_filters
 from tracefactory.publish.views import VIEWS
+from tracefactory.serving.failures import FAILURES
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "tracefactory" / "docs"
@@ -69,3 +70,9 @@ def test_the_filters_of_the_guide_load(tmp_path: Path) -> None:
 def test_the_guide_names_every_view() -> None:
     table = (DOCS / "guide.md").read_text().split("| view |")[1].split("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == set(VIEWS)
+
+
+def test_the_table_of_failures_is_that_of_the_code() -> None:
+    text = (DOCS / "money.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (\w+) \| (\w+) \| (\w+) \|$", text, re.MULTILINE)
+    assert rows == [(one.name, one.cause, one.retries, one.owed, one.stops) for one in FAILURES.values()]

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "tracefactory"
 # Of the packages that take a tenth of a second or more to import.
 HEAVY = {"aiohttp", "datasets", "huggingface_hub", "math_verify", "openai", "pandas", "ray", "reasoning_gym", "sympy"}
-HEAVY |= {"torch", "transformers", "xllamacpp"}
+HEAVY |= {"genai_prices", "torch", "transformers", "xllamacpp"}
 ALL = HEAVY | {"numpy", "polars", "pyarrow", "rich"}
 CODE = """\
 import json, sys

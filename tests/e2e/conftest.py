@@ -23,8 +23,8 @@ PIPELINE = """\
 name: sums
 version: "1"
 models:
-  long_teacher: {{use: openai, model: fake-long, base_url: "{url}", concurrency: 16, retries: 8, price_out: 2.0}}
-  short_teacher: {{use: openai, model: fake-short, base_url: "{url}", concurrency: 16, retries: 8, price_out: 1.0}}
+  long_teacher: {{use: openai, model: fake-long, base_url: "{url}", retries: 8, price: {{input: 0, output: 2.0}}}}
+  short_teacher: {{use: openai, model: fake-short, base_url: "{url}", retries: 8, price: {{input: 0, output: 1.0}}}}
 stages:
   - id: problems
     source: reasoning_gym

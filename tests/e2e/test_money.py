@@ -140,3 +140,68 @@ def test_a_dead_server_costs_no_row(teacher_of: Teachers, project_of: Projects) 
     assert sum(stage["to_pay"]["requests"] for stage in done["stages"] if stage["to_pay"]) == 160 - len(
         project.paid_lines()
     )
+
+
+def test_an_expired_key_stops_the_run_and_nothing_is_paid_again(teacher_of: Teachers, project_of: Projects) -> None:
+    teacher = teacher_of(outage={"after": 50, "requests": 40, "status": 401}, latency_s=0.05)
+    project = project_of(teacher.url)
+    said = project.run("run", str(project.pipeline), expect=1)
+    assert "check the key, its permissions and its expiry" in said
+    for _ in range(6):  # until the outage is over
+        if teacher.stats()["faults"]["outage"] < 40:
+            project.running.append(project.start())
+            project.running[-1].wait(60)
+    made = tallies(project.make())
+    assert made["long"]["errors"] == made["short"]["errors"] == 0
+    assert teacher.stats()["completed_total"] == 160
+
+
+POISONED = """\
+name: poisoned
+version: "1"
+models:
+  teacher: {{use: openai, model: fake, base_url: "{url}", concurrency: 4}}
+stages:
+  - {{id: problems, source: files, with: {{paths: rows.jsonl, question: question, answer: answer, verifier: math}}}}
+  - {{id: short, sample: chat, with: {{model: teacher, prompt: short, samples: 2}}}}
+  - {{id: checked, verify: auto}}
+  - {{id: dataset, publish: dataset}}
+"""
+
+
+def test_poisoned_rows_fail_alone(teacher_of: Teachers, project_of: Projects) -> None:
+    teacher = teacher_of(filtered="forbidden", context=100_000)
+    project = project_of(teacher.url)
+    rows = [{"question": f"What is {n} + 3?", "answer": str(n + 3)} for n in range(20)]
+    rows += [{"question": "What is 2 + 2? " + "word " * 2_000_000, "answer": "4"}]
+    rows += [{"question": "What is the forbidden 1 + 1?", "answer": "2"}]
+    lines = [*map(json.dumps, rows), '{"question": "half a \\ud800 character: 1 + 2?", "answer": "3"}']
+    (project.root / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    pipeline = project.pipeline.with_name("poisoned.yaml")
+    pipeline.write_text(POISONED.format(url=teacher.url))
+    outcome = json.loads(project.run("run", str(pipeline), "--json"))
+    made = tallies(outcome)
+    assert made["problems"]["rows_in"] == 23
+    short = made["short"]
+    assert short["rows_in"] == short["kept"] + short["errors"] == 2 * made["problems"]["kept"]
+    assert short["reasons"] == {"content_filter": 2, "context_length": 2}
+    assert short["owed"] == 0
+    assert teacher.stats()["completed_total"] == short["kept"]
+    again = json.loads(project.run("run", str(pipeline), "--json"))
+    assert all(stage["cached"] for stage in again["stages"])
+
+
+def test_a_dead_replica_costs_no_row(teacher_of: Teachers, project_of: Projects) -> None:
+    one, two = teacher_of(latency_s=0.2), teacher_of(latency_s=0.2)
+    project = project_of(one.url)
+    text = project.pipeline.read_text().replace(f'base_url: "{one.url}"', f'base_url: ["{one.url}", "{two.url}"]')
+    project.pipeline.write_text(text)
+    process = project.start()
+    wait_until(lambda: len(project.paid_lines()) > 20)
+    answered = two.stats()["completed_total"]
+    two.process.kill()
+    assert process.wait(120) == 0
+    assert len(project.paid_lines()) == len(set(project.paid_lines())) == 160
+    in_flight = 16  # half of the requests in flight, at most, were at the server that died
+    assert one.stats()["completed_total"] + answered + in_flight >= 160
+    assert one.stats()["completed_total"] <= 160 - answered + in_flight

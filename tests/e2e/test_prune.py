@@ -26,7 +26,7 @@ name: pruned-sums
 version: "1"
 models:
   teacher: {{use: openai, model: fake-teacher, base_url: "{url}", concurrency: 16, retries: 8}}
-  student: {{use: openai, model: fake-student, base_url: "{url}", concurrency: 16, retries: 8, price_out: 1.0}}
+  student: {{use: openai, model: fake-student, base_url: "{url}", retries: 8, price: {{input: 0, output: 1.0}}}}
 stages:
   - id: problems
     source: reasoning_gym

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tracefactory.engine.display import time_left
+from tracefactory.engine.display import _left as left_text
 
 
 def left(live: dict[str, float], rows: int = 40, shards: int = 2) -> str:
@@ -20,7 +20,7 @@ def left(live: dict[str, float], rows: int = 40, shards: int = 2) -> str:
         stage=SimpleNamespace(inputs=["above"]), op=op, started=time.time() - 10, done=[None] * shards
     )
     flow: Any = SimpleNamespace(stages={"above": above})
-    return time_left(run, live, flow)
+    return left_text(run, live, flow)
 
 
 @pytest.mark.parametrize(

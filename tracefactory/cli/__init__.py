@@ -1,6 +1,6 @@
 """The command line. Results go to stdout, progress to stderr.
 
-Exit status: 0 success, 1 a failed run, 2 a mistake of the user, 130 interrupted.
+Exit status: 0 success, 1 a failed run, 2 a mistake of the user, 3 stopped by a cap of the budget, 130 interrupted.
 
 A command is a function in the file of its name. The file is imported only when the command is run, so that `--help` and
 shell completion are fast.
@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from tracefactory import __version__
-from tracefactory.core.errors import Interrupted, Mistake, RunError, UserError, nearest
+from tracefactory.core.errors import BudgetReached, Interrupted, Mistake, RunError, UserError, nearest
 
 COMMANDS = {
     "init": "Make a project: pipelines, prompts and filters to start from.",
@@ -101,6 +101,9 @@ def main() -> None:
     except UserError as error:
         print(*error.mistakes, sep="\n", file=sys.stderr)
         sys.exit(2)
+    except BudgetReached as error:
+        print(f"stopped by a cap: {error}", file=sys.stderr)
+        sys.exit(3)
     except RunError as error:
         print(f"failed: {error}", file=sys.stderr)
         sys.exit(1)

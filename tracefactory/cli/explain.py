@@ -16,6 +16,7 @@ from tracefactory.cli import student_text
 from tracefactory.cli.options import Json, ProjectFolder
 from tracefactory.config.project import find_project
 from tracefactory.core.errors import Mistake, UserError, nearest
+from tracefactory.core.prices import Price, cost_of
 from tracefactory.core.rows import Trace
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.provenance import Decoded
@@ -92,7 +93,10 @@ def _stages(lineage: Lineage) -> Iterator[str]:
 def _request(record: dict[str, Any]) -> Iterator[str]:
     request, completion = record["request"], record["completion"]
     when = datetime.datetime.fromtimestamp(completion["created"], datetime.UTC).isoformat(timespec="seconds")
-    yield f"\nrequest, paid {when} by run {record['run']} for {record['cost']:.6f} $"
+    cost, price = cost_of(record), record.get("price")
+    paid = "at an unknown price" if cost is None else f"for {cost:.6f} $"
+    by = f" ({Price.model_validate(price).label()})" if price is not None else ""
+    yield f"\nrequest, paid {when} by run {record['run']} {paid}{by}"
     yield f"  model {request['model_identity'].get('model')}, {request['params']}, sample {request['sample_index']}"
     for message in request["messages"]:
         yield f"  {message['role']}:"

@@ -15,6 +15,25 @@ Sets = Annotated[
         "--set", help="Change one value, e.g. stages.long.with.samples=8. May be repeated.", metavar="PATH=VALUE"
     ),
 ]
+Budget = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        help="Cap what the pipeline spends: usd, tokens, requests, gpu_hours or wall, e.g. usd=5; of one model as "
+        "NAME.usd=5. May be repeated.",
+        metavar="WHAT=LIMIT",
+    ),
+]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N problems of every source.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 ProjectFolder = Annotated[Path, typer.Option("--project", help="A folder of the project.")]
+
+
+def with_budget(sets: list[str] | None, budget: list[str] | None) -> list[str]:
+    """Return the values of `--set` with those of `--budget` as such: `NAME.usd=5` is that of the model NAME."""
+    found = list(sets or ())
+    for text in budget or ():
+        path, equals, value = text.partition("=")
+        model, _, what = path.rpartition(".")
+        found.append(f"{f'models.{model}.budget' if model else 'budget'}.{what}{equals}{value}")
+    return found

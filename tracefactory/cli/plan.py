@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tracefactory.cli.options import Json, Limit, PipelineFile, Profile, Sets
+from tracefactory.cli.options import Budget, Json, Limit, PipelineFile, Profile, Sets, with_budget
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -13,22 +13,29 @@ if TYPE_CHECKING:
 
 
 def plan(
-    pipeline: PipelineFile, profile: Profile = None, sets: Sets = None, limit: Limit = None, json: Json = False
+    pipeline: PipelineFile,
+    profile: Profile = None,
+    sets: Sets = None,
+    budget: Budget = None,
+    limit: Limit = None,
+    json: Json = False,
 ) -> None:
     """Show what a run would do: the state of every stage with its reason, and the requests, tokens and cost to pay."""
     from tracefactory.cli.show import stdout_console
     from tracefactory.config import load_pipeline
-    from tracefactory.engine.plan import make_plan
+    from tracefactory.engine.costs import unpriced
+    from tracefactory.engine.plan import asked_models, make_plan
 
-    loaded = load_pipeline(pipeline, profile=profile, sets=sets or (), limit=limit)
+    loaded = load_pipeline(pipeline, profile=profile, sets=with_budget(sets, budget), limit=limit)
     made = make_plan(loaded, loaded.project.state_dir)
     if json:
         print(made.model_dump_json(indent=2))
         return
-    stdout_console().print(_table(made), highlight=False)
+    refused = [f"no run begins: {one}" for one in unpriced(loaded, asked_models(loaded, made))]
+    stdout_console().print(_table(made, refused), highlight=False)
 
 
-def _table(plan: Plan) -> RenderableType:
+def _table(plan: Plan, refused: list[str]) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
@@ -45,7 +52,7 @@ def _table(plan: Plan) -> RenderableType:
         cached = stage.state is State.CACHED
         table.add_row(stage.id, f"cached, {stage.why}" if cached else stage.state.value, *_to_pay(stage))
     notes = [f"{one.id}: {one.why}" for one in plan.stages if one.state is not State.CACHED]
-    notes += [f"damaged: {one}" for one in plan.damage]
+    notes += [*map(str, plan.caps), *refused, *(f"damaged: {one}" for one in plan.damage)]
     return Group(table, *(Text(f"• {note}") for note in notes))
 
 
@@ -55,10 +62,14 @@ def _to_pay(stage: PlannedStage) -> list[str]:
     pay = stage.to_pay
     if pay is None:
         return [""] * 4
-    if pay.tokens_expected is None or pay.cost_expected is None:
-        tokens, cost = f"at most {pay.tokens_at_most:,}", f"at most {pay.cost_at_most:.4f}"
+    if pay.tokens_expected is None:
+        tokens, cost = f"at most {pay.tokens_at_most:,}", _dollars("at most", pay.cost_at_most)
     else:
-        tokens, cost = f"about {pay.tokens_expected:,}", f"about {pay.cost_expected:.4f}"
+        tokens, cost = f"about {pay.tokens_expected:,}", _dollars("about", pay.cost_expected)
     if pay.bound:
         return ["", f"at most {pay.requests:,}", tokens, cost]
     return [f"{pay.paid:,}", f"{pay.requests:,}", tokens, cost] if pay.requests else [f"{pay.paid:,}", "0", "0", "0"]
+
+
+def _dollars(how: str, cost: float | None) -> str:
+    return "unknown" if cost is None else f"{how} {cost:.4f}"

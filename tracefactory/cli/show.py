@@ -12,9 +12,10 @@ from rich.console import Console
 from tracefactory.cli.options import Json, ProjectFolder
 from tracefactory.config.project import find_project
 from tracefactory.core.errors import RunError
+from tracefactory.core.prices import dollars
 from tracefactory.core.rows import Kind
 from tracefactory.core.spans import Span
-from tracefactory.engine.report import FunnelLine, funnel, lengths, with_notes
+from tracefactory.engine.report import FunnelLine, funnel, lengths, spending, with_notes
 from tracefactory.engine.runs import RunOutcome, StageOutcome, load_outcome
 
 WIDTH = 80  # of a table that goes to a file or a pipe
@@ -50,10 +51,15 @@ def print_outcome(outcome: RunOutcome, root: Path, *, as_json: bool) -> None:
     seconds = outcome.finished - outcome.started
     lines = [FunnelLine(one.id, one.tally, one.paid, "cached" if one.cached else "done") for one in outcome.stages]
     notes = list(dict.fromkeys(note for one in outcome.stages for note in one.tally.notes))
-    paid = sum(one.paid.get("requests", 0) for one in outcome.stages)
-    cost = sum(one.paid.get("cost", 0) for one in outcome.stages)
-    notes.append(f"{paid:.0f} requests paid in this run, {cost:.4f} $; {seconds:.1f} s; run {outcome.run}")
+    paid, cost, unpriced = (
+        sum(one.paid.get(name, 0) for one in outcome.stages) for name in ("requests", "cost", "unpriced")
+    )
+    spent = dollars(cost, unpriced, paid)
+    notes.append(f"{paid:.0f} requests paid in this run, {spent} $; {seconds:.1f} s; run {outcome.run}")
+    notes += [f"{one.unpriced:,} completions of {one.model} have no price" for one in outcome.spend if one.unpriced]
     console.print(with_notes(funnel(f"{outcome.pipeline} {outcome.version}", lines), notes), highlight=False)
+    if outcome.spend:
+        console.print(spending(outcome.spend), highlight=False)
     if by_style := _lengths(outcome.stages[-1], root):
         console.print(lengths(by_style), highlight=False)
 

@@ -11,15 +11,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from tracefactory.cli.options import Json, PipelineFile, Profile, Sets
+from tracefactory.cli.options import Budget, Json, PipelineFile, Profile, Sets, with_budget
 from tracefactory.cli.show import stdout_console
 from tracefactory.config import load_pipeline
 from tracefactory.core.rows import Frozen, Trace
+from tracefactory.engine.costs import total
 from tracefactory.engine.display import Display
 from tracefactory.engine.plan import Plan, make_plan
 from tracefactory.engine.report import plain_table, with_notes
 from tracefactory.engine.run import run_pipeline
 from tracefactory.engine.runs import RunOutcome
+from tracefactory.engine.spending import prices_of
 from tracefactory.engine.trial import CHECKED, MEASURED, Trial, trial_of
 from tracefactory.students.ranking import LOCAL_WINDOW, RankBy, TeacherRow, TeacherTrial, rank_teachers, remarks
 
@@ -49,13 +51,14 @@ def teachers(
     dry: Annotated[bool, typer.Option("--plan", help="Print the cost and stop.")] = False,
     profile: Profile = None,
     sets: Sets = None,
+    budget: Budget = None,
     json: Json = False,
 ) -> None:
     """Try every teacher on the first problems and rank them for the student, with intervals, tokens and cost.
 
     Stored samples and scores of runs are used, and runs do not pay again for what is sampled here.
     """
-    loaded = load_pipeline(pipeline, profile=profile, sets=sets or ())
+    loaded = load_pipeline(pipeline, profile=profile, sets=with_budget(sets, budget))
     window = LOCAL_WINDOW if by is RankBy.LOCAL_NATURALNESS else None
     trial = trial_of(loaded, samples, student=student, teachers=teacher or (), window=window)
     root = trial.pipeline.project.state_dir
@@ -82,8 +85,9 @@ def _price(trial: Trial, plan: Plan) -> str:
         most = f"at most {count * problems:,} requests to pay, since the problems have not been read yet"
         return f"{head}: {most}{judge}"
     pays = [stage.to_pay for stage in planned if stage.to_pay is not None]
-    tokens, cost = sum(pay.tokens_at_most for pay in pays), sum(pay.cost_at_most for pay in pays)
-    return f"{head}: {plan.requests:,} requests to pay, at most {tokens:,} tokens, at most {cost:.4f} ${judge}"
+    tokens, cost = sum(pay.tokens_at_most for pay in pays), total(pay.cost_at_most for pay in pays)
+    price = "at an unknown cost" if cost is None else f"at most {cost:.4f} $"
+    return f"{head}: {plan.requests:,} requests to pay, at most {tokens:,} tokens, {price}{judge}"
 
 
 def _ranking(trial: Trial, outcome: RunOutcome, root: Path, by: RankBy, every: bool) -> Ranking:
@@ -92,14 +96,14 @@ def _ranking(trial: Trial, outcome: RunOutcome, root: Path, by: RankBy, every: b
         [row for row in stages[stage_id].rows(root).rows() if isinstance(row, Trace)]
         for stage_id in (CHECKED, MEASURED)
     )
-    models = trial.pipeline.models
+    models, prices = trial.pipeline.models, prices_of(trial.pipeline)
     tried = [
         TeacherTrial(
             teacher=one.model,
             model=models[one.model].model,
             stage=one.stage.id,
             prompt=str(getattr(one.stage.params, "prompt", "")),
-            priced=bool(models[one.model].price_in or models[one.model].price_out),
+            priced=prices[one.model].input is not None,
             samples=stages[one.stage.id].tally.rows_in,
             failed=stages[one.stage.id].tally.errors,
             verified=[trace for trace in verified if trace.stage == one.stage.id],

@@ -24,6 +24,7 @@ def resolved(pipeline: Pipeline) -> dict[str, Any]:
         "limit": pipeline.limit,
         "models": {name: plain(spec) for name, spec in pipeline.models.items()},
         "stages": [_resolved_stage(stage) for stage in pipeline.stages],
+        "budget": plain(pipeline.budget),
         "run": plain(pipeline.run),
     }
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.yamlfile import Node, Position, parse_yaml
 
-_PROFILE_KEYS = ("models", "stages", "run")
+_PROFILE_KEYS = ("models", "stages", "budget", "run")
 _PROFILE_STAGE_KEYS = ("source", "with", "run")
 _TEXTS = ("name", "version", "description")
-_SET_KEYS = ("name", "version", "description", "models", "stages", "run")
+_SET_KEYS = ("name", "version", "description", "budget", "models", "stages", "run")
 _EMPTY: Mapping[str, Node] = {}
 
 
@@ -86,7 +86,8 @@ def _check_profile(name: str, profile: Node, root: Node, mistakes: list[Mistake]
             mistakes.append(
                 parts_of_stage["source"].position.mistake(f"{inside}: only a source can be replaced by another source")
             )
-    _section(parts.get("run"), f"{what}: run", mistakes)
+    for section in ("budget", "run"):
+        _section(parts.get(section), f"{what}: {section}", mistakes)
 
 
 def _check_keys(mapping: Mapping[str, Node], valid: Sequence[str], what: str, mistakes: list[Mistake]) -> None:
@@ -107,8 +108,10 @@ def _with_profile(root: Node, profile: Node) -> Node:
             elif base is not None:
                 models = models.with_key(name, _merged(base, over))
         root = root.with_key("models", models)
-    if "run" in parts:
-        root = root.with_key("run", _merged(root.child("run") or Node(None, root.position), parts["run"]))
+    for section in ("budget", "run"):
+        if section in parts:
+            base = root.child(section) or Node(None, root.position)
+            root = root.with_key(section, _merged(base, parts[section]))
     stages, ids = root.child("stages"), stage_index(root)
     if "stages" in parts and stages is not None and isinstance(stages.value, tuple):
         items: list[Node | None] = list(stages.value)

@@ -16,6 +16,7 @@ from tracefactory.config.overlay import overlaid
 from tracefactory.config.project import find_project, pipeline_files
 from tracefactory.config.stages import Declared, StageDraft, read_stages
 from tracefactory.core import plugins
+from tracefactory.core.budget import Budget
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.model import MODELS, Environment, EnvStr, ModelSpec, env_names
 from tracefactory.core.pipeline import Pipeline, Project, RunOptions, StageSpec
@@ -35,6 +36,7 @@ class _Head(Frozen):
     name: str = Field(pattern=NAME_PATTERN)
     version: str = Field(pattern=NAME_PATTERN)
     description: str = ""
+    budget: Budget = Field(default_factory=Budget)
     run: RunOptions = Field(default_factory=RunOptions)
 
 
@@ -206,6 +208,7 @@ def _read_pipeline(path: Path, project: Project, files: _ProjectFiles, overlays:
         models=models,
         stages=_valid_stages(drafts, models, files, path),
         run=head.run if head else RunOptions(),
+        budget=head.budget if head else Budget(),
         file=path,
         project=project,
         limit=overlays.limit,
@@ -255,12 +258,28 @@ def _read_models(root: Node, mistakes: list[Mistake]) -> dict[str, ModelSpec]:
             mistakes.append(use.position.mistake(f"{what}: there is no kind of model `use: {use.plain()}`", hint))
         else:
             try:
-                spec = read_model(MODELS.get(use.value), node, what, mistakes)
+                spec = read_model(MODELS.get(use.value), _with_price(node, what, mistakes), what, mistakes)
             except UserError as error:  # the plugin of the kind is broken
                 mistakes.extend(error.mistakes)
             else:
                 specs |= {} if spec is None else {name: spec}
     return specs
+
+
+def _with_price(node: Node, what: str, mistakes: list[Mistake]) -> Node:
+    """Return a model with `price:` in place of `price_in` and `price_out` of version 0.2, where one of them was 0."""
+    former = {name: node.child(name) for name in ("price_in", "price_out")}
+    first = next((one for one in former.values() if one is not None), None)
+    if first is None:
+        return node
+    free = Node(0.0, first.position)
+    rates = {"input": former["price_in"] or free, "output": former["price_out"] or free}
+    if node.child("price") is not None:
+        said = ", ".join(f"{name}: {rate.plain()}" for name, rate in rates.items())
+        message = f"{what}: price_in and price_out are now in price: write price: {{{said}}} alone"
+        mistakes.append(first.position.mistake(message))
+    kept = {name: one for name, one in node.mapping().items() if name not in former}
+    return replace(node, value={**kept, "price": node.child("price") or Node(rates, first.position)})
 
 
 def _valid_stages(

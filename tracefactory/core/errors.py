@@ -43,6 +43,10 @@ class RunStopped(RunError):  # noqa: N818
     """A run that cannot go on for a reason outside of it: no credit, a dead server. The same command continues it."""
 
 
+class BudgetReached(RunStopped):
+    """A run that has reached a cap. What was paid for is stored. The command line exits with status 3."""
+
+
 class Interrupted(Exception):  # noqa: N818
     """A run that was stopped before its end. Paid completions are stored. The command line exits with status 130."""
 

@@ -6,81 +6,33 @@ and in what decides its completions (`ModelSpec.identity`).
 
 from __future__ import annotations
 
-import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import Field, GetCoreSchemaHandler, JsonValue, SecretStr, field_validator
-from pydantic_core import core_schema
+from pydantic import Field, JsonValue, SecretStr, field_validator
 
+from tracefactory.core.batching import AT_ONCE, BatchSettings
+from tracefactory.core.budget import Budget
 from tracefactory.core.checkpoint import Checkpoint
+from tracefactory.core.environment import Environment as Environment
+from tracefactory.core.environment import EnvStr as EnvStr
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.keys import messages_digest, model_digest, request_key, request_key_v1
+from tracefactory.core.prices import DECLARED, NO_BILL, UNKNOWN, DeclaredPrice, Price
 from tracefactory.core.registry import Registry, registry
 from tracefactory.core.rows import Frozen
+from tracefactory.core.wire import Wire
 
-_ENV = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 # The client owns these fields of a request; `n` and `stream` would change how many answers come back and how.
 _OWNED = frozenset({"messages", "model", "n", "stream"})
 
-
-class EnvStr(str):
-    """A string, or "env:NAME": then the value is read from the environment when it is needed and kept nowhere."""
-
-    __slots__ = ()
-
-    @property
-    def env_name(self) -> str | None:
-        """The NAME of "env:NAME", or None for a plain string."""
-        found = _ENV.fullmatch(self)
-        return found[1] if found else None
-
-    def resolve(self, environ: Mapping[str, str]) -> str:
-        """Return the value.
-
-        Raises:
-            UserError: when the environment variable is unset or empty.
-        """
-        name = self.env_name
-        if name is None:
-            return str(self)
-        value = environ.get(name, "")
-        if not value:
-            raise UserError(f"the environment variable {name} is not set")
-        return value
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(
-            cls._checked,
-            core_schema.str_schema(),
-            serialization=core_schema.plain_serializer_function_ser_schema(str, return_schema=core_schema.str_schema()),
-        )
-
-    @classmethod
-    def _checked(cls, text: str) -> EnvStr:
-        if text.startswith("env:") and not _ENV.fullmatch(text):
-            raise ValueError("after env: comes the name of an environment variable (letters, digits, underscores)")
-        return cls(text)
-
-
-@dataclass(frozen=True)
-class Environment:
-    """The surroundings a spec is read in: the folder relative paths start from, and the environment.
-
-    In a run also where servers of our own are placed (a `serving.vllm.replica.Placement`), and the folder that tells of
-    servers kept for several runs.
-    """
-
-    root: Path = field(default_factory=Path.cwd)
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
-    placement: Any = None
-    servers: Path | None = None
+CanaryCheck = Literal[
+    "empty", "reasoning", "duplicate", "unclosed", "answer", "siblings", "logprobs", "truncated", "model"
+]
+"""What is looked at in the first answers of a stage; see `serving.canary`."""
 
 
 class ModelSpec(Frozen, ABC):
@@ -90,8 +42,14 @@ class ModelSpec(Frozen, ABC):
     model: str = Field(description="The model, by the name that its server knows it under.")
     revision: str = Field(default="", description="Its revision: part of what decides completions, and on every row.")
     licence: str = Field(default="", description="The licence of what it writes, for the dataset's card.")
-    price_in: float = Field(default=0.0, ge=0, description="US dollars per million tokens of prompts.")
-    price_out: float = Field(default=0.0, ge=0, description="US dollars per million tokens of completions.")
+    price: DeclaredPrice | None = Field(
+        default=None,
+        description="What it costs; without it, a hosted model is looked up in the package genai-prices (the extra "
+        "`prices`).",
+    )
+    budget: Budget | None = Field(
+        default=None, description="Caps on what this pipeline spends on the model; `wall` is of the pipeline alone."
+    )
     concurrency: int = Field(default=16, ge=1, le=1000, description="Requests in flight.")
     timeout_s: float = Field(
         default=1800.0,
@@ -112,10 +70,21 @@ class ModelSpec(Frozen, ABC):
         gt=0,
         description="Seconds that a run waits for servers that refuse or do not answer; then it stops, resumable.",
     )
+    skip_checks: tuple[CanaryCheck, ...] = Field(
+        default=(),
+        description="Checks of the first answers of a stage, the canary, whose faults do not stop the run.",
+    )
     extra: dict[str, JsonValue] = Field(
         default_factory=dict,
         description="What joins the request body where a request says nothing else; it changes completions.",
     )
+
+    @field_validator("budget")
+    @classmethod
+    def _no_wall(cls, budget: Budget | None) -> Budget | None:
+        if budget is not None and budget.wall is not None:
+            raise ValueError("wall is a cap of the whole pipeline: write it under `budget:` of the pipeline")
+        return budget
 
     @field_validator("extra")
     @classmethod
@@ -148,8 +117,18 @@ class ModelSpec(Frozen, ABC):
     """Whether the weights are loaded into the worker: nothing serves the model over HTTP, and it tells entropies."""
     scores_tokens: ClassVar[bool] = False
     """Whether it tells the log-probability of every token of a given text (see `checkpoint`, `scores_key`)."""
+    wire: ClassVar[Wire] = Wire()
+    """How its servers take requests and answer them."""
     runs_plugins: ClassVar[bool] = False
     """Whether its servers are vLLM servers that this package starts, with plugins of its own and shared by runs."""
+
+    names_served_model: ClassVar[bool] = False
+    """Whether its answers name the model that wrote them, by the name it was asked by."""
+
+    @property
+    def expects_reasoning(self) -> bool | None:
+        """Whether its answers must have reasoning, or must have none; None when both are right."""
+        return None
 
     @property
     def exchanges_tokens(self) -> bool:
@@ -199,6 +178,11 @@ class ModelSpec(Frozen, ABC):
         return 0
 
     @property
+    def gpus_held(self) -> int:
+        """How many GPUs a server or worker of ours holds for it; their hours are counted."""
+        return self.worker_gpus
+
+    @property
     def echoes_prefill(self) -> bool:
         """Whether the server's answer repeats a prefill; the client then removes it."""
         return False
@@ -219,6 +203,16 @@ class ModelSpec(Frozen, ABC):
         """Return the key to send with requests, or None for a server that asks for none."""
         return None
 
+    @property
+    def batching(self) -> BatchSettings | None:
+        """How its completions are got by a batch API; None where they are not."""
+        return None
+
+    @property
+    def requests_at_once(self) -> int:
+        """How many requests may be in flight: of a model with batches all of a stage, which then wait together."""
+        return self.concurrency if self.batching is None else AT_ONCE
+
     def body(self, request: ChatRequest) -> dict[str, Any]:
         """Return the JSON body of `request` for this kind of server."""
         return {**self.extra, **request.params, "model": self.model, "messages": list(request.messages)}
@@ -227,10 +221,35 @@ class ModelSpec(Frozen, ABC):
         """Return whether the answer to a request is read as a stream."""
         return bool(self.stream)
 
-    def cost(self, completion: Completion) -> float:
-        """Return the price of a completion in US dollars by the declared prices."""
-        paid_in, paid_out = completion.prompt_tokens * self.price_in, completion.completion_tokens * self.price_out
-        return (paid_in + paid_out) / 1e6
+    sends_bills: ClassVar[bool] = True
+    """Whether somebody bills its tokens, so that a price which is not declared is unknown."""
+
+    def price_used(self, environment: Environment, prompt_tokens: int = 0) -> Price:
+        """Return what its completions cost: as declared, or as looked up, or unknown; see `core.prices`.
+
+        Args:
+            environment: for the address of a hosted model.
+            prompt_tokens: the tokens of the prompt, which some prices depend on.
+        """
+        if self.price is not None:
+            return Price(source=DECLARED, **self.price.model_dump())
+        return self.looked_up_price(environment, prompt_tokens) if self.sends_bills else Price(source=NO_BILL)
+
+    def looked_up_price(self, environment: Environment, prompt_tokens: int) -> Price:
+        """Return the price where none is declared."""
+        return Price(source=UNKNOWN)
+
+    def cost(self, completion: Completion, price: Price) -> float | None:
+        """Return the cost of a completion in US dollars; None where the price, or what was used, is unknown."""
+        if not completion.prompt_tokens and price.input:  # every prompt has tokens: the server does not report usage
+            return None
+        return price.cost(
+            completion.prompt_tokens,
+            completion.completion_tokens,
+            cached=completion.cached_tokens,
+            reasoning=completion.reasoning_tokens,
+            batched=completion.batched,
+        )
 
 
 MODELS: Registry[type[ModelSpec]] = registry("model")
@@ -303,7 +322,8 @@ class Completion(Frozen):
 
     `reasoning` is the server's separate reasoning field, None when it sent none; `logprobs` are those of the sampled
     tokens, if asked for (see `models.logprobs.packed`); `created` is Unix time at arrival; `seconds` is the wall time
-    of the attempt that succeeded and `attempts` how many were made.
+    of the attempt that succeeded and `attempts` how many were made. `cached_tokens` are among those of the prompt,
+    `reasoning_tokens` among those of the completion; `batched` is whether a batch API answered, at its price.
     """
 
     content: str
@@ -313,6 +333,9 @@ class Completion(Frozen):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    batched: bool = False
+    batch: str = ""  # the provider's id of that batch
     served_model: str = ""
     system_fingerprint: str = ""
     logprobs: str | None = None
@@ -352,6 +375,11 @@ class Endpoint(Protocol):
 
     async def stop(self) -> None:
         """End what `start` started."""
+        ...
+
+    @property
+    def gpus(self) -> int:
+        """The GPUs that its own servers hold now."""
         ...
 
     @property

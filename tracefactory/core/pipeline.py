@@ -8,6 +8,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import ConfigDict, Field, SerializeAsAny, field_validator
 
+from tracefactory.core.budget import Budget, Cap, caps_of
 from tracefactory.core.model import ModelSpec
 from tracefactory.core.plugins import ProjectPlugins
 from tracefactory.core.refs import find_refs
@@ -137,8 +138,9 @@ class PromptTemplate(Protocol):
 class Pipeline(Frozen):
     """One pipeline, ready to be planned: profile and `--set` are applied, and all names are resolved.
 
-    `limit` restricts every source to its first rows. `prompts`, `filters` and `plugins` are those of the project, by
-    name; plugins are Python sources, by path.
+    `budget` are the caps on what its runs spend, and `billed_to` the pipeline whose spending they count as, itself by
+    default. `limit` restricts every source to its first rows. `prompts`, `filters` and `plugins` are those of the
+    project, by name; plugins are Python sources, by path.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -149,6 +151,8 @@ class Pipeline(Frozen):
     models: Mapping[str, SerializeAsAny[ModelSpec]]
     stages: tuple[StageSpec[Any], ...]
     run: RunOptions
+    budget: Budget = Budget()
+    billed_to: str = ""
     file: Path
     project: Project
     limit: int | None = None
@@ -165,6 +169,16 @@ class Pipeline(Frozen):
     def __reduce__(self) -> tuple[Any, ...]:
         # The plugins come first: parameters and models that follow are of classes that the plugins define.
         return _unpickled, (self.project_plugins, type(self), self.__getstate__())
+
+    @property
+    def ledger_name(self) -> str:
+        """The name under which its spending is counted: all runs of one name and version spend one budget."""
+        return f"{self.billed_to or self.name}@{self.version}"
+
+    @property
+    def caps(self) -> list[Cap]:
+        """The caps of the pipeline and of its models."""
+        return caps_of(self.budget, {name: spec.budget for name, spec in self.models.items()})
 
     def stage(self, stage_id: str) -> StageSpec[Any]:
         """Return a stage by its id.

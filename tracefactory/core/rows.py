@@ -179,7 +179,8 @@ class Trace(Frozen):
     `reasoning` and `answer_text` are the last turn of the assistant; `turns` are the turns between the question and
     that last one (tool calls and their results, a critique, an earlier attempt), none for a single-turn trace. `system`
     is the system message the teacher was given. `finish_reason` is the server's word (stop, length, content_filter);
-    `refusal` is the text of a refusal; token counts are the server's; `cost` is in US dollars by the declared prices.
+    `refusal` is the text of a refusal; token counts are the server's; `cost` is in US dollars, None where the
+    price is unknown (0 of a completion that version 0.2 stored without a price).
     `derivation` says how a pruned trace came from its parent (JSON, "{}" for a sample).
     """
 
@@ -208,7 +209,7 @@ class Trace(Frozen):
     refusal: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    cost: float = 0.0
+    cost: float | None = 0.0
     verdict: Verdict | None = None
     derivation: str = "{}"
     measures: Mapping[str, float] = Field(default_factory=dict)

@@ -66,7 +66,7 @@ TRACE = [
     ),
     *_fields("thinking finish_reason", "refusal"),
     *_fields("prompt_tokens completion_tokens reasoning_characters answer_characters", kind=_I),
-    *_fields("cost", kind=_F),
+    *_fields(optional="cost", kind=_F),
 ]
 REJECTED = pa.field("rejected", _S)
 """The text of what could not become a row, where a source found such."""
@@ -193,7 +193,7 @@ def _plain(value: Any, kind: pa.DataType) -> Any:
 def _sorter(columns: Sequence[str], model: type[BaseModel]) -> Callable[[Sequence[Any]], dict[str, Any]]:
     """Return a function that sorts the values of a row into the fields of its model, measures and parsed fields.
 
-    Null is the default of its field, and no measure.
+    Null is the default of its field, and no measure; a cost that is null is unknown.
     """
     places = [(at, name) for at, name in enumerate(columns) if name not in _NOT_A_FIELD]
     own = [(at, name) for at, name in places if name in model.model_fields]
@@ -208,7 +208,7 @@ def _sorter(columns: Sequence[str], model: type[BaseModel]) -> Callable[[Sequenc
                 measures[name] = value
             elif value is not None:
                 fields[name] = tuple(value) if isinstance(value, list) else value
-        found = {name: row[at] for at, name in own if row[at] is not None}
+        found = {name: row[at] for at, name in own if row[at] is not None or name == "cost"}
         return {**found, "measures": measures, "fields": fields}
 
     return sort

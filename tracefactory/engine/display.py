@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext, suppress
 from types import FrameType
+from typing import Literal
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.text import Text
 
 from tracefactory.engine.executors.base import Executor
 from tracefactory.engine.flow import Flow, StageRun
+from tracefactory.engine.progress import Live as Numbers
+from tracefactory.engine.progress import Progress, snapshot, time_left
 from tracefactory.engine.report import FunnelLine, funnel
+from tracefactory.engine.telemetry import exporter
 
-_LIVE_S, _PLAIN_S = 0.5, 10.0
+_LIVE_S, _LOOK_S, _PLAIN_S = 0.5, 2.0, 10.0
 INTERRUPTED = 130
 SHOW_CURSOR = "\x1b[?25h"
 LEFT = "\nstopped at once; answers in flight are lost and may be billed: run the same command to continue\n"
@@ -27,8 +33,10 @@ STOPPING = "stopping: no new requests are sent; those in flight are finished and
 class Display:
     """Displays a run and handles Ctrl-C and SIGTERM: the first drains the run, the second ends the process at once."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, lines: Literal["auto", "plain", "json"] = "auto") -> None:
+        """Display on a console: a table on a terminal and lines elsewhere (`auto`), or always lines, or JSON lines."""
         self.console = console
+        self.lines = lines
 
     @asynccontextmanager
     async def __call__(self, flow: Flow, executor: Executor) -> AsyncIterator[None]:
@@ -56,47 +64,86 @@ class Display:
             watching.cancel()
             with suppress(asyncio.CancelledError):
                 await watching
+            self._warn(flow)
             for one, handler in before.items():
                 signal.signal(one, handler)
 
     async def _watch(self, flow: Flow, executor: Executor) -> None:
-        if self.console.is_terminal:
-            with Live(console=self.console, auto_refresh=False, transient=True) as live:
-                while True:
-                    live.update(render(flow, await _refresh(flow, executor)), refresh=True)
-                    await asyncio.sleep(_LIVE_S)
+        export, logged = exporter(), float("-inf")
+        before: Progress | None = None
         printed: dict[str, str] = {}
-        while True:
-            numbers = await _refresh(flow, executor)
-            for run in flow.stages.values():
-                line = _plain(run, numbers.get(run.stage.id, {}), flow)
-                if line and printed.get(run.stage.id) != line:
-                    printed[run.stage.id] = line
-                    self.console.print(line, highlight=False, soft_wrap=True)
-            await asyncio.sleep(_PLAIN_S)
+        table = self.lines == "auto" and self.console.is_terminal
+        with Live(console=self.console, auto_refresh=False, transient=True) if table else nullcontext() as live:
+            while True:
+                now = Progress(time.monotonic(), await executor.progress(), await executor.models())
+                for run in flow.stages.values():
+                    told = [(name, now.models[name].notice) for name in run.stage.model_names if name in now.models]
+                    run.notice = "; ".join(f"{name}: {notice}" for name, notice in told if notice)
+                if live is not None:
+                    live.update(render(flow, now, before), refresh=True)
+                self._warn(flow)
+                if now.at - logged >= _PLAIN_S:
+                    logged = now.at
+                    found = snapshot(flow, now, before)
+                    flow.run.log("progress", **found)
+                    if export is not None:
+                        export(found)
+                    if self.lines == "json":
+                        self.console.file.write(json.dumps({"time": time.time(), **found}) + "\n")
+                        self.console.file.flush()
+                    elif live is None:
+                        self._print_changes(flow, now, printed)
+                    before = now
+                await asyncio.sleep(_LIVE_S if live is not None else _LOOK_S)
+
+    def _warn(self, flow: Flow) -> None:
+        """Print and log that most of a cap is spent, once."""
+        for warning in flow.budget.warnings():
+            flow.run.log("budget_warning", text=warning)
+            if self.lines == "json":
+                self.console.file.write(json.dumps({"time": time.time(), "warning": warning}) + "\n")
+            else:
+                self.console.print(warning, highlight=False, soft_wrap=True)
+
+    def _print_changes(self, flow: Flow, now: Progress, printed: dict[str, str]) -> None:
+        """Print a line for every stage and every held-back model whose line has changed."""
+        for run in flow.stages.values():
+            line = _plain(run, now.stages.get(run.stage.id, {}), flow)
+            if line and printed.get(run.stage.id) != line:
+                printed[run.stage.id] = line
+                self.console.print(line, highlight=False, soft_wrap=True)
 
 
-async def _refresh(flow: Flow, executor: Executor) -> Mapping[str, Mapping[str, float]]:
-    """Return the live numbers, and set the notices of the stages' models."""
-    numbers, notices = await executor.progress(), await executor.notices()
-    for run in flow.stages.values():
-        run.notice = "; ".join(f"{name}: {notices[name]}" for name in run.stage.model_names if name in notices)
-    return numbers
+def render(flow: Flow, now: Progress, before: Progress | None) -> RenderableType:
+    """Return the current funnel, and a line for every server that is asked."""
+    lines = [_line(run, now.stages.get(run.stage.id, {}), flow) for run in flow.stages.values()]
+    table = funnel(f"{flow.pipeline.name} {flow.pipeline.version}", lines)
+    seconds = now.at - before.at if before is not None else 0.0
+    models = {} if before is None else before.models
+    earlier = {(name, one.host): one for name, status in models.items() for one in status.endpoints}
+    servers = []
+    for name, status in now.models.items():
+        for one in status.endpoints:
+            was = earlier.get((name, one.host))
+            per_s = (one.answered - was.answered) / seconds if was is not None and seconds else 0.0
+            text = f"• {name} at {one.host}: {one.in_flight} of at most {one.limit} in flight, {per_s:.1f}/s"
+            text += f", at most {one.rate:.1f}/s" if one.rate is not None else ""
+            text += f", {one.refused:,} refused (429)" if one.refused else ""
+            text += f", {one.failed:,} failed" if one.failed else ""
+            text += f", paused for {one.paused_s:.0f} s" if one.paused_s >= 1 else ""
+            servers.append(text)
+        if status.notice:
+            servers.append(f"  {name}: {status.notice}")
+    return Group(table, *(Text(line) for line in servers))
 
 
-def render(flow: Flow, progress: Mapping[str, Mapping[str, float]]) -> RenderableType:
-    """Return the current funnel."""
-    lines = [_line(run, progress.get(run.stage.id, {}), flow) for run in flow.stages.values()]
-    return funnel(f"{flow.pipeline.name} {flow.pipeline.version}", lines)
-
-
-def _line(run: StageRun, live: Mapping[str, float], flow: Flow) -> FunnelLine:
+def _line(run: StageRun, live: Numbers, flow: Flow) -> FunnelLine:
     seconds = time.time() - run.started if run.started else 0.0
     paid = run.paid if run.record.done() else {**live, "seconds": seconds}
     return FunnelLine(run.stage.id, run.tally, paid, _state(run, live, flow))
 
 
-def _state(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:
+def _state(run: StageRun, live: Numbers, flow: Flow) -> str:
     if run.record.done():
         return "stopped" if run.record.exception() else "cached" if run.cached else "done"
     if run.waiting:
@@ -105,32 +152,21 @@ def _state(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:
         return "waits"
     if run.notice:
         return run.notice
-    left = time_left(run, live, flow)
+    left = _left(run, live, flow)
     shards = f"{run.finished}/{len(run.done)} shards" if run.done else "runs"
     return f"{shards}, {left}" if left else shards
 
 
-def time_left(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:
-    """Return the requests in flight and the time left, estimated from the speed of this stage so far.
-
-    The time is an upper bound when answers determine further requests; the text is empty without an estimate.
-    """
-    inputs = [flow.stages[source] for source in run.stage.inputs]
-    paid, done = live.get("requests", 0), live.get("done", 0)
-    if not paid or run.started is None or not all(one.record.done() and not one.record.exception() for one in inputs):
+def _left(run: StageRun, live: Numbers, flow: Flow) -> str:
+    """Return the requests in flight and the time left; empty without an estimate."""
+    left = time_left(run, live, flow)
+    if left is None:
         return ""
-    bound = live.get("at_most", 0)
-    if bound and live.get("shards", 0) < len(run.done):
-        return ""  # shards that have not started have not reported their bounds
-    total = bound or run.op.rows_made(run.stage, sum(one.tally.kept for one in inputs))
-    if total is None:
-        return ""
-    seconds = max(0.0, total - done) * (time.time() - run.started) / paid
-    left = f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
-    return f"{int(live.get('in_flight', 0))} in flight, {'at most ' if bound else ''}{left}"
+    clock = f"{int(left.seconds // 60)}:{int(left.seconds % 60):02d} left"
+    return f"{int(live.get('in_flight', 0))} in flight, {'at most ' if left.at_most else ''}{clock}"
 
 
-def _plain(run: StageRun, live: Mapping[str, float], flow: Flow) -> str:
+def _plain(run: StageRun, live: Numbers, flow: Flow) -> str:
     line = _line(run, live, flow)
     if line.state == "waits":
         return ""

@@ -19,6 +19,7 @@ from tracefactory.core.errors import Interrupted, RunError, RunStopped
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import Stage, Work, kinds_of, stage_of
+from tracefactory.engine.caps import BudgetWatch
 from tracefactory.engine.executors.base import Executor
 from tracefactory.engine.identity import Identity, rows_of
 from tracefactory.engine.plan import is_current
@@ -28,7 +29,7 @@ from tracefactory.serving.failures import FAILURES
 from tracefactory.store.leases import Lease
 from tracefactory.store.stages import OWED, ShardRecord, StageFolder, StageRecord, Tally, stage_digest
 
-PAID = ("requests", "prompt_tokens", "completion_tokens", "cost")
+PAID = ("requests", "prompt_tokens", "completion_tokens", "cost", "unpriced")
 
 
 @dataclass
@@ -103,6 +104,7 @@ class Flow:
     ) -> None:
         self.pipeline, self.root, self.identities, self.executor, self.run = pipeline, root, keys, executor, run
         self.retry = retry
+        self.budget = BudgetWatch(pipeline, root, run.started)
         self.stopping = False
         self.stages: dict[str, StageRun] = {}
         for stage in pipeline.stages:

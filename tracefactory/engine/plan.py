@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pydantic import computed_field
+from pydantic import Field, computed_field
 
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.model import Environment
@@ -17,8 +17,10 @@ from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen, Kind, Problem
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import AtMost, Batch, Wanted, Work, kinds_of, stage_of
+from tracefactory.engine.costs import Due, PlannedCap, planned_caps, total
 from tracefactory.engine.identity import Identity, identities
 from tracefactory.engine.shards import combined_inputs
+from tracefactory.engine.spending import prices_of
 from tracefactory.store.damage import Damage
 from tracefactory.store.records import read_record
 from tracefactory.store.requests import RequestStore
@@ -37,20 +39,23 @@ class State(StrEnum):
     NEW = "new"
 
 
-class ToPay(Frozen):
-    """The requests that a stage still has to pay. Token counts are upper bounds; cost is in US dollars.
+class ToPay(Due):
+    """The requests that a stage still has to pay, in all and in `models` by model; see `Due` for the numbers.
 
     With `bound`, `requests` is an upper bound for all rows of the stage: its requests depend on answers, so it is not
-    known which are already paid. `expected_*` is estimated from stored completions of the stage, None without any.
+    known which are already paid.
     """
 
-    requests: int
     paid: int
     bound: bool = False
-    tokens_at_most: int
-    cost_at_most: float
-    tokens_expected: int | None = None
-    cost_expected: float | None = None
+    models: Mapping[str, Due] = Field(default_factory=dict)
+
+    @classmethod
+    def summed(cls, models: Mapping[str, Due], paid: int, *, bound: bool = False) -> ToPay:
+        """Return the sum over models; a cost is unknown where one of them is."""
+        dues = list(models.values())
+        numbers = {name: total(getattr(due, name) for due in dues) for name in Due.model_fields}
+        return cls(paid=paid, bound=bound, models=models, **numbers)
 
 
 class PlannedStage(Frozen):
@@ -68,7 +73,8 @@ class PlannedStage(Frozen):
 class Plan(Frozen):
     """The plan of a run. `rebuilt` is the number of stages stored by an earlier version in an unsupported layout.
 
-    `damage` are sentences about damaged files that planning has met; `tracefactory fsck` reads everything.
+    `damage` are sentences about damaged files that planning has met; `tracefactory fsck` reads everything. `caps` are
+    those of the budget, with what counts against them.
     """
 
     pipeline: str
@@ -76,6 +82,7 @@ class Plan(Frozen):
     stages: tuple[PlannedStage, ...]
     rebuilt: int = 0
     damage: tuple[str, ...] = ()
+    caps: tuple[PlannedCap, ...] = ()
 
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
     @property
@@ -137,7 +144,22 @@ def make_plan(pipeline: Pipeline, root: Path, *, count: bool = True, retry_kind:
     rebuilt = sum(planner.former_layout(stage) for stage in pipeline.stages if stage.id not in done)
     damage = tuple(dict.fromkeys(map(str, (*planner.damage, *planner.store.damage))))
     planner.store.close()
-    return Plan(pipeline=pipeline.name, version=pipeline.version, stages=stages, rebuilt=rebuilt, damage=damage)
+    dues = [stage.to_pay.models for stage in stages if stage.to_pay is not None]
+    caps = planned_caps(pipeline, root, dues, whole=not any(stage.unknown for stage in stages)) if count else ()
+    return Plan(
+        pipeline=pipeline.name,
+        version=pipeline.version,
+        stages=stages,
+        rebuilt=rebuilt,
+        damage=damage,
+        caps=tuple(caps),
+    )
+
+
+def asked_models(pipeline: Pipeline, plan: Plan) -> set[str]:
+    """Return the models that stages name which are not finished."""
+    to_run = {stage.id for stage in plan.stages if stage.state is not State.CACHED}
+    return {name for stage in pipeline.stages if stage.id in to_run for name in stage.model_names}
 
 
 @dataclass
@@ -235,7 +257,7 @@ class _Planner:
     def _count_requests(self, stage: StageSpec[Any], model: str, first: Batch, batches: Iterator[Batch]) -> ToPay:
         """Count the requests of a stage whose requests are determined by its rows."""
         op, spec = stage_of(stage), self.pipeline.models[model]
-        missing = paid = prompt_bytes = 0
+        missing = paid = prompt_bytes = longest = 0
         seen: list[str] = []
         batch: Batch | None = first
         while batch is not None:
@@ -244,24 +266,14 @@ class _Planner:
             paid += len(present)
             missing += len(wanted) - len(present)
             # Bytes are an upper bound on the tokens of a prompt for every tokenizer.
-            prompt_bytes += sum(one.prompt_bytes for key, one in wanted.items() if key not in present)
+            sizes = [one.prompt_bytes for key, one in wanted.items() if key not in present]
+            prompt_bytes, longest = prompt_bytes + sum(sizes), max(longest, *sizes, 0)
             seen += list(present.values())[: _SAMPLE - len(seen)]
             batch = next(batches, None)
-        most = missing * stage.params.max_tokens
-        expected = expected_cost = None
-        if records := [record["completion"] for record in self.store.get(seen).values()]:
-            each_in = sum(one["prompt_tokens"] for one in records) / len(records)
-            each_out = sum(one["completion_tokens"] for one in records) / len(records)
-            expected = round(missing * (each_in + each_out))
-            expected_cost = missing * (each_in * spec.price_in + each_out * spec.price_out) / 1e6
-        return ToPay(
-            requests=missing,
-            paid=paid,
-            tokens_at_most=prompt_bytes + most,
-            cost_at_most=(prompt_bytes * spec.price_in + most * spec.price_out) / 1e6,
-            tokens_expected=expected,
-            cost_expected=expected_cost,
-        )
+        records = [record["completion"] for record in self.store.get(seen).values()]
+        most = AtMost(missing, prompt_bytes, missing * stage.params.max_tokens)
+        price = spec.price_used(Environment(root=self.pipeline.project.root), longest)
+        return ToPay.summed({model: Due.of(most, price, records)}, paid)
 
     def _present(self, wanted: Mapping[str, Wanted]) -> dict[str, str]:
         """Return the keys with a stored completion, each with the key that it is stored under."""
@@ -282,17 +294,8 @@ class _Planner:
             batch = next(batches, None)
         if not by_model:
             return None
-        prices = {name: self.pipeline.models[name] for name in by_model}
-        return ToPay(
-            requests=sum(one.requests for one in by_model.values()),
-            paid=0,
-            bound=True,
-            tokens_at_most=sum(one.prompt_tokens + one.completion_tokens for one in by_model.values()),
-            cost_at_most=sum(
-                (one.prompt_tokens * prices[name].price_in + one.completion_tokens * prices[name].price_out) / 1e6
-                for name, one in by_model.items()
-            ),
-        )
+        prices = prices_of(self.pipeline)
+        return ToPay.summed({name: Due.of(most, prices[name]) for name, most in by_model.items()}, 0, bound=True)
 
     def _batches(self, stage: StageSpec[Any], complete: bool) -> Iterator[Batch] | None:
         """Return the input rows of a stage, None when only a run can make them."""

@@ -10,8 +10,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tracefactory.core.prices import dollars
 from tracefactory.core.stage import UNCHANGED
 from tracefactory.engine.lengths import LengthLine
+from tracefactory.engine.runs import SpendLine
 from tracefactory.store.stages import Tally
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -54,7 +56,8 @@ def _cells(line: FunnelLine) -> list[str]:
     tally, paid = line.tally, line.paid
     counts = [f"{n:,}" for n in (tally.rows_in, tally.kept, tally.dropped, tally.errors)]
     tokens = paid.get("prompt_tokens", 0) + paid.get("completion_tokens", 0)
-    spent = [f"{paid.get('requests', 0):,.0f}", f"{tokens:,.0f}", f"{paid.get('cost', 0):.4f}"]
+    cost = dollars(paid.get("cost", 0.0), paid.get("unpriced", 0), paid.get("requests", 0))
+    spent = [f"{paid.get('requests', 0):,.0f}", f"{tokens:,.0f}", cost.replace("at least ", "≥ ")]
     return [line.id, *counts, *(spent if "requests" in tally.numbers else [""] * 3), line.state]
 
 
@@ -71,6 +74,19 @@ def _unchanged(tally: Tally) -> str:
         return ""
     most = ", ".join(f"{reason} {n:.0f}" for reason, n in sorted(found.items(), key=lambda one: -one[1]))
     return f"unchanged {sum(found.values()):.0f}: {most}"
+
+
+def spending(lines: Sequence[SpendLine]) -> RenderableType:
+    """Return what a run spent by model, with the prices and where they come from."""
+    table = plain_table("spent in this run")
+    for name in ("model", "requests", "tokens", "cost $", "GPU-hours"):
+        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
+    table.add_column("price")
+    for one in lines:
+        cost = dollars(one.cost, one.unpriced, one.requests).replace("at least ", "≥ ")
+        tokens, hours = one.prompt_tokens + one.completion_tokens, f"{one.gpu_hours:.4f}" if one.gpu_hours else ""
+        table.add_row(one.model, f"{one.requests:,}", f"{tokens:,}", cost, hours, one.price)
+    return table
 
 
 def lengths(by_style: Mapping[str, Sequence[int]]) -> RenderableType:

@@ -10,20 +10,23 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import SecretStr
 
 from tracefactory.config.model import resolved
-from tracefactory.core.errors import UserError
+from tracefactory.core.errors import BudgetReached, UserError
 from tracefactory.core.model import env_names
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.stage import stage_of
+from tracefactory.engine.caps import ended, ended_at_wall, spend_of
+from tracefactory.engine.costs import unpriced
 from tracefactory.engine.executors import open_executor
 from tracefactory.engine.executors.base import Executor
 from tracefactory.engine.flow import Flow, StageRun
 from tracefactory.engine.identity import identities
-from tracefactory.engine.plan import Plan, State, make_plan, retry_of
+from tracefactory.engine.plan import Plan, State, asked_models, make_plan, retry_of
 from tracefactory.engine.runs import RunFolder, RunOutcome, StageOutcome
 from tracefactory.engine.worker import WorkerSetup
 from tracefactory.store.requests import compact
@@ -47,6 +50,7 @@ async def run_pipeline(
 
     Raises:
         UserError: before any request is paid, e.g. when the version exists with different content.
+        BudgetReached: when a cap was reached; what was in flight is stored, and the same command continues the run.
         Interrupted: when it was stopped; requests in flight are stored, and the same command continues the run.
     """
     root = pipeline.project.state_dir
@@ -68,14 +72,19 @@ async def run_pipeline(
         executor = open_executor(setup)
         flow = Flow(pipeline, root, found, executor, run, setup.retry)
         try:
-            async with watch(flow, executor), _compacting(root):
+            async with watch(flow, executor), _compacting(root), ended_at_wall(flow, run.started):
                 await flow()
         finally:
             await executor.close()
+            flow.budget.close()
         await asyncio.to_thread(compact, root)
         outcome = _outcome(flow, run)
         run.finish(outcome)
         return outcome
+    except BudgetReached as reached:
+        stopped = await asyncio.to_thread(ended, pipeline, root, reached)
+        run.log("budget_reached", text=str(stopped))
+        raise stopped from reached
     finally:
         run.close()
 
@@ -85,7 +94,8 @@ def refuse(pipeline: Pipeline, plan: Plan) -> None:
     states = {stage.id: stage.state for stage in plan.stages}
     to_run = [stage for stage in pipeline.stages if states[stage.id] is not State.CACHED]
     refusals = [stage_of(stage).refusal(stage, pipeline) for stage in to_run]
-    if mistakes := [one for one in refusals if one is not None]:
+    no_prices = [replace(one, file=pipeline.file) for one in unpriced(pipeline, asked_models(pipeline, plan))]
+    if mistakes := [*no_prices, *(one for one in refusals if one is not None)]:
         raise UserError(mistakes)
 
 
@@ -121,6 +131,7 @@ def _outcome(flow: Flow, run: RunFolder) -> RunOutcome:
         started=run.started,
         finished=time.time(),
         stages=tuple(_stage_outcome(one) for one in flow.stages.values()),
+        spend=spend_of(flow.pipeline, flow.root, run.id),
     )
 
 

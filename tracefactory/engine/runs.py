@@ -40,8 +40,24 @@ class StageOutcome(Frozen):
         return stored_rows(root, self.id, self.key)
 
 
+class SpendLine(Frozen):
+    """What a run spent on one model. `cost` is in US dollars, without the `unpriced` requests, whose price is unknown.
+
+    Attempts whose answer was lost count at their worst case.
+    """
+
+    model: str
+    price: str
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+    unpriced: int = 0
+    gpu_hours: float = 0.0
+
+
 class RunOutcome(Frozen):
-    """A finished run. Times are Unix seconds."""
+    """A finished run. Times are Unix seconds; `spend` is by model, in runs since version 0.3."""
 
     run: str
     pipeline: str
@@ -49,6 +65,7 @@ class RunOutcome(Frozen):
     started: float
     finished: float
     stages: tuple[StageOutcome, ...]
+    spend: tuple[SpendLine, ...] = ()
 
 
 class RunFolder:

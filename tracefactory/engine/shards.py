@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from tracefactory.core.batching import AT_ONCE
 from tracefactory.core.columns import VERDICT, Column, column_for
 from tracefactory.core.decisions import REPLACED
 from tracefactory.core.pipeline import Pipeline, StageSpec
@@ -82,6 +83,10 @@ async def work_on_rows(job: ShardJob, services: Services, live: MutableMapping[s
     upper bound on the requests for the rows so far, corrected when a batch is finished.
     """
     op, declared = job.op, known_columns(job)
+    asked = op.asks(job.stage, job.pipeline)
+    # Of a model with batches, all requests of the shard are to be in its batches, so that all of them are made now.
+    has_batches = asked is not None and job.pipeline.models[asked].batching is not None
+    at_once = AT_ONCE if has_batches else BATCHES_AT_ONCE[op.host]
     running: deque[tuple[Batch, int, asyncio.Task[Result]]] = deque()
     with Tables(job.rows.folder, job.index, job.rows.shards) as tables:
 
@@ -99,7 +104,7 @@ async def work_on_rows(job: ShardJob, services: Services, live: MutableMapping[s
                 bound = sum(one.requests for one in op.at_most(job.stage, job.pipeline, batch).values())
                 live["at_most"] += bound
                 running.append((batch, bound, asyncio.create_task(op.run(job.stage, batch, services))))
-                if len(running) >= BATCHES_AT_ONCE[op.host]:
+                if len(running) >= at_once:
                     await finish_first()
             while running:
                 await finish_first()

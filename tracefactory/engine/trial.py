@@ -74,7 +74,12 @@ def trial_of(
     stages += _verify_stages(pipeline, tuple(one.stage.id for one in candidates))
     stages.append(_measure_stage(pipeline, student_name, window, stages[-1].id))
     derived = pipeline.model_copy(
-        update={"name": f"{pipeline.name}-teachers", "stages": tuple(stages), "limit": problems}
+        update={
+            "name": f"{pipeline.name}-teachers",
+            "billed_to": pipeline.billed_to or pipeline.name,
+            "stages": tuple(stages),
+            "limit": problems,
+        }
     )
     used = {student_name, *(name for stage in stages for name in stage.model_names)}
     environment = Environment(pipeline.project.root, environ)

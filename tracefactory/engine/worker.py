@@ -7,7 +7,7 @@ and starts them when a shard first needs them.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -16,16 +16,22 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import SecretStr
 
-from tracefactory.core.errors import Interrupted, RunError
-from tracefactory.core.model import ChatRequest, Environment, EnvStr, ModelSpec, RequestFailed
+from tracefactory.core.errors import Interrupted, RunError, RunStopped
+from tracefactory.core.model import ChatRequest, Completion, Environment, EnvStr, ModelSpec, RequestFailed
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.plugins import activate
+from tracefactory.core.prices import Price
+from tracefactory.core.rows import Kind
 from tracefactory.core.spans import Span
-from tracefactory.core.stage import Answer, Closing, Completer, Kept, Record, Work
+from tracefactory.core.stage import Answer, Closing, Completer, Kept, Record, Work, stage_of
+from tracefactory.engine.batching import Batches
+from tracefactory.engine.canaries import Canaries
 from tracefactory.engine.identity import rows_of
 from tracefactory.engine.retry import final_failures
 from tracefactory.engine.shards import ShardJob, work_on_columns, work_on_rows, write_decided
 from tracefactory.engine.sources import read_source
+from tracefactory.engine.spending import Spending
+from tracefactory.serving.status import ModelStatus
 from tracefactory.serving.vllm.replica import Placement
 from tracefactory.store.claims import Claim, Claims
 from tracefactory.store.leases import RunLock
@@ -83,6 +89,11 @@ class Worker:
         self._verifiers: VerifierPool | None = None
         self._resources: dict[str, Closing] = {}
         self._claims: Claims | None = None
+        self._gpus_held: dict[str, int] = {}  # by this process for models in its memory
+        self._model_of: dict[str, str] = {}  # by the name of a client
+        self.spending = Spending(setup.pipeline, setup.root, setup.run_id, lambda: self.claims, lambda: self.draining)
+        self._batches = Batches(setup.pipeline, setup.root, setup.run_id, self.requests, self._keep)
+        self._canaries = Canaries(setup.root / "canaries")
         self._final: dict[str, RequestFailed] = {}  # failures that are not tried again, by request key
 
     def job(self, stage_id: str, index: int, layouts: Mapping[str, int], inputs: Mapping[str, str]) -> ShardJob:
@@ -93,7 +104,10 @@ class Worker:
     async def run_shard(self, stage_id: str, index: int, layouts: Mapping[str, int]) -> ShardRecord | None:
         """Run one shard unless it is done with the same inputs; return None when the run is being drained."""
         if self.draining:
+            if self.stopped is not None:
+                raise self.stopped
             return None
+        self._meter_gpus(stage_id)
         count = layouts[stage_id]
         job = self.job(stage_id, index, layouts, {})
         span = Span.of(index, count)
@@ -114,6 +128,15 @@ class Worker:
             if self.stopped is not None:
                 raise self.stopped from None
             return None
+
+    def _meter_gpus(self, stage_id: str) -> None:
+        """Count the hours of the GPUs that the models of a stage hold."""
+        stage = self.pipeline.stage(stage_id)
+        first = stage_of(stage).asks(stage, self.pipeline)
+        if first is not None and (held := self.pipeline.models[first].worker_gpus):
+            self._gpus_held[first] = held
+        if any(self.pipeline.models[name].gpus_held for name in stage.model_names):
+            self.spending.meter(self._gpus, self.stop)
 
     async def run_whole(
         self, stage_id: str, layouts: Mapping[str, int], inputs: Mapping[str, str], reports: Sequence[Any] = ()
@@ -159,6 +182,8 @@ class Worker:
         if stored and missing and client is None:
             self.client(model).has_answered = True
         self.numbers[stage_id]["done"] += len(requests) - len(missing)
+        if missing and self.setup.sends and client in (None, self._clients.get(model)):
+            await self._check_first_answers(model, list(missing.values()), stage_id)
         outcomes = await asyncio.gather(
             *(self._pay(model, request, stage_id, client) for request in missing.values()), return_exceptions=True
         )
@@ -168,6 +193,22 @@ class Worker:
                 raise self.stopped or outcome
             answers[key] = outcome
         return [answers[request.key] for request in requests]
+
+    async def _check_first_answers(self, model: str, requests: Sequence[ChatRequest], stage_id: str) -> None:
+        """Run the canary of a model and stage; a fault stops the run."""
+        op = stage_of(self.pipeline.stage(stage_id))
+        spec, samples = self.pipeline.models[model], op.makes is Kind.TRACES and not op.judges
+
+        async def pay(request: ChatRequest) -> Record:
+            at_once = self._batches.at_once(model, self.client(model), self.environment)
+            return await self._pay(model, request, stage_id, at_once)
+
+        try:
+            await self._canaries.check(model, spec, (stage_id, self.keys[stage_id]), requests, pay, samples=samples)
+        except RunStopped as fault:
+            self.stopped = self.stopped or fault
+            self.drain()
+            raise
 
     def stored(self, keys: Sequence[str]) -> Mapping[str, Record]:
         return self.requests.get(keys)
@@ -188,8 +229,9 @@ class Worker:
             raise RequestFailed("not_sent", "the run sends no requests", attempts=0, retryable=True)
         if (running := self._in_flight.get(request.key)) is not None:
             return await asyncio.shield(running)
-        if request.key in self.requests:  # another shard has paid for it since the store was read
-            return self.requests.get([request.key])[request.key]
+        # Another shard may have paid for it since the store was read.
+        if request.key in self.requests and (stored := self.requests.get([request.key]).get(request.key)) is not None:
+            return stored
         async with self._share_request(request.key) as paid:
             while True:
                 async with self._slot(model):
@@ -208,36 +250,65 @@ class Worker:
 
     async def _send(self, model: str, request: ChatRequest, stage_id: str, client: Completer | None) -> Record:
         """Send a request and store its completion; a completion that was paid for is stored in any case."""
-        live = self.numbers[stage_id]
-        async with self.requests.reserve(_bytes_at_most(request)):
-            live["in_flight"] += 1
+        live, own = self.numbers[stage_id], client in (None, self._clients.get(model))
+        batched = own and self.pipeline.models[model].batching is not None
+        # The results of a batch stay at the provider until they are stored.
+        async with self.requests.reserve(0 if batched else _bytes_at_most(request)):
             try:
-                completion = await (client or self.client(model)).complete(request)
+                if own:
+                    client = self._batches.completer(model, self.client(model), self.environment)
+                async with self.spending.request(model, request, self.environment) as paid:
+                    live["in_flight"] += 1
+                    try:
+                        completion = await cast(Completer, client).complete(request)
+                    finally:
+                        live["in_flight"] -= 1
+                    cost, price = paid.settle(completion)
             except RunError as error:
-                self.stopped = self.stopped or type(error)(f"{stage_id}: {error}")
-                self.drain()
-                raise self.stopped from error
-            finally:
-                live["in_flight"] -= 1
-            cost = self.pipeline.models[model].cost(completion)
-            record = {
-                "request": request.model_dump(mode="json"),
-                "completion": completion.model_dump(mode="json"),
-                "cost": cost,
-                "run": self.run_id,
-            }
-            await self.requests.put(request.key, record, request.near)
+                self.stop(type(error)(f"{stage_id}: {error}"))
+                raise cast(RunError, self.stopped) from error
+            record = await self._put(request, completion, cost, price)
         live["done"] += 1
         live["requests"] += 1
         live["prompt_tokens"] += completion.prompt_tokens
         live["completion_tokens"] += completion.completion_tokens
-        live["cost"] += cost
+        live["cost"] += cost or 0.0
+        live["unpriced"] += cost is None
         return record
+
+    async def _put(self, request: ChatRequest, completion: Completion, cost: float | None, price: Price) -> Record:
+        record = {
+            "request": request.model_dump(mode="json"),
+            "completion": completion.model_dump(mode="json"),
+            "cost": cost,
+            "price": price.stored(),
+            "run": self.run_id,
+        }
+        await self.requests.put(request.key, record, request.near)
+        return record
+
+    async def _keep(self, model: str, request: ChatRequest, completion: Completion) -> None:
+        """Store the completion of a batch that nobody waits for any more."""
+        cost, price = self.spending.spent(model, request, completion, self.environment)
+        await self._put(request, completion, cost, price)
+
+    def stop(self, why: RunError) -> None:
+        """Send no further requests, and fail with `why` when those in flight are stored."""
+        self.stopped = self.stopped or why
+        self.drain()
+
+    def _gpus(self) -> dict[str, int]:
+        """Return the GPUs that servers of this worker and the worker itself hold, by model."""
+        found = Counter(self._gpus_held)
+        for name, client in self._clients.items():
+            found[self._model_of[name]] += client.gpus
+        return dict(found)
 
     def client(self, model: str, served_as: tuple[str, ModelSpec] | None = None) -> ChatClient:
         """Return the client of a model; its endpoint is started by the first request."""
         name = model if served_as is None else f"{model}-{served_as[0]}"
         if name not in self._clients:
+            self._model_of[name] = model
             # Importing it takes half a second, which a run that asks nothing does not spend.
             from tracefactory.serving.client import ChatClient
 
@@ -269,21 +340,24 @@ class Worker:
         """Return live numbers by stage: requests, tokens, cost, requests in flight."""
         return {stage: dict(numbers) for stage, numbers in self.numbers.items()}
 
-    def notices(self) -> dict[str, str]:
-        """Return the notices for the user by model; a store that cannot be written holds back every model."""
-        blocked = self.requests.blocked
-        notices = {name: blocked or client.notice for name, client in self._clients.items()}
-        return {name: notice for name, notice in notices.items() if notice}
+    def models(self) -> dict[str, ModelStatus]:
+        """Return the state of every model that was asked; a store that cannot be written holds back all of them."""
+        found = {name: client.status for name, client in self._clients.items()}
+        blocked, batches = self.requests.blocked, self._batches
+        return {name: one._replace(notice=blocked or one.notice or batches.notice(name)) for name, one in found.items()}
 
     def drain(self) -> None:
         """Send no further requests; those in flight are finished and stored."""
         self.draining = self.requests.draining = True
         for client in self._clients.values():
             client.drain()
+        self._batches.drain()
 
     async def close(self) -> None:
+        await self._batches.close()
         for one in (*self._clients.values(), *self._resources.values()):
             await one.close()
+        await self.spending.close()
         if self._verifiers is not None:
             self._verifiers.close()
         if self._claims is not None:
@@ -300,7 +374,7 @@ class Worker:
 
     def _slot(self, model_name: str) -> asyncio.Semaphore:
         if model_name not in self._slots:
-            self._slots[model_name] = asyncio.Semaphore(self.pipeline.models[model_name].concurrency)
+            self._slots[model_name] = asyncio.Semaphore(self.pipeline.models[model_name].requests_at_once)
         return self._slots[model_name]
 
     @asynccontextmanager

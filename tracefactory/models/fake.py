@@ -15,6 +15,8 @@ from tracefactory.serving.managed import ManagedEndpoint
 class FakeSpec(ModelSpec):
     """A scripted teacher for tests of pipelines, filters and clients."""
 
+    sends_bills = False
+
     use: Literal["fake"] = Field(default="fake", description="The kind of model.")
     model: str = Field(default="fake", description="A name; another one is another model.")
     script: FakeScript = Field(default_factory=FakeScript, description="How it behaves.")

@@ -30,6 +30,8 @@ class LocalSpec(ModelSpec):
     The defaults of `top_k` and `min_p` are llama.cpp's own, written down so that no update of it changes rows.
     """
 
+    sends_bills = False
+
     use: Literal["local"] = Field(default="local", description="The kind of model.")
     model: EnvStr = Field(
         description="packaged:smollm2-135m, or a GGUF file from the project's folder; env:NAME works."

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from tracefactory.core.batching import BatchSettings
 from tracefactory.core.checkpoint import Checkpoint, local_path
+from tracefactory.core.errors import UserError
 from tracefactory.core.model import MODELS, ChatRequest, Endpoint, Environment, EnvStr, ModelSpec
+from tracefactory.core.prices import Price, looked_up
 from tracefactory.serving.managed import FixedEndpoint
+from tracefactory.serving.reasoning_levels import Reasoning, reasoning_body
 
 LONG_TOKENS = 4096
 """`max_tokens` from which on answers are streamed by default."""
@@ -27,10 +31,19 @@ class OpenAISpec(ModelSpec):
         default="",
         description="Who serves the model: elsewhere the same name may mean other weights or another quantisation.",
     )
+    reasoning: Reasoning | None = Field(
+        default=None,
+        description="How much the model reasons: off, low, medium, high or {tokens: N}, by the parameters of the "
+        "`provider`: openai (and those that copy it), openrouter, gemini, deepseek, vllm, sglang, llama.cpp ...",
+    )
     prefill: Literal["plain", "vllm", "llama.cpp"] = Field(
         default="plain",
         description="How the server continues a beginning of its own turn: plain takes a last assistant message as it "
         "is, vllm needs flags for it, llama.cpp repeats it in its answer, from which it is removed.",
+    )
+    batch: BatchSettings | None = Field(
+        default=None,
+        description="Get completions by the provider's batch API, at its discount: {window: 24h, max_wait: 30h}.",
     )
     tokenizer: EnvStr = Field(
         default=EnvStr(""),
@@ -57,11 +70,33 @@ class OpenAISpec(ModelSpec):
         return value
 
     @model_validator(mode="after")
+    def _has_reasoning_parameter(self) -> Self:
+        if self.reasoning is not None:
+            taken = reasoning_body(self.provider, self.reasoning).keys() & self.extra.keys()
+            if taken:
+                raise ValueError(f"reasoning: sets {', '.join(sorted(taken))}, which extra: sets too")
+        return self
+
+    @model_validator(mode="after")
     def _pinned(self) -> Self:
         named = self.tokenizer and self.tokenizer.env_name is None and local_path(self.tokenizer) is None
         if named and not self.tokenizer_revision:
             raise ValueError(f"tokenizer {self.tokenizer!r} needs a tokenizer_revision")
         return self
+
+    names_served_model: ClassVar[bool] = True
+
+    @field_validator("batch")
+    @classmethod
+    def _speaks_protocol(cls, batch: BatchSettings | None) -> BatchSettings | None:
+        if batch is not None and batch.protocol == "anthropic":
+            raise ValueError("the batches of anthropic are those of a `use: anthropic` model")
+        return batch
+
+    @property
+    def batching(self) -> BatchSettings | None:
+        """How its completions are got by batches, as declared."""
+        return self.batch
 
     @property
     def provider_label(self) -> str:
@@ -75,12 +110,33 @@ class OpenAISpec(ModelSpec):
 
     def identity(self, environment: Environment | None = None) -> dict[str, Any]:
         """Return what decides completions; see `ModelSpec.identity`."""
-        return {**super().identity(environment), "prefill": self.prefill}
+        found = {**super().identity(environment), "prefill": self.prefill}
+        return found | ({"reasoning": self._reasoning_body} if self.reasoning is not None else {})
+
+    @property
+    def _reasoning_body(self) -> dict[str, Any]:
+        return {} if self.reasoning is None else reasoning_body(self.provider, self.reasoning)
+
+    @property
+    def expects_reasoning(self) -> bool | None:
+        """Whether answers must have reasoning; OpenAI's own models reason without showing it."""
+        if self.reasoning is None or self.provider.lower() == "openai":
+            return None
+        return self.reasoning != "off"
 
     def endpoint(self, environment: Environment) -> Endpoint:
         """Return the resolved addresses."""
         urls = (self.base_url,) if isinstance(self.base_url, EnvStr) else self.base_url
         return FixedEndpoint([url.resolve(environment.environ) for url in urls])
+
+    def looked_up_price(self, environment: Environment, prompt_tokens: int) -> Price:
+        """Return the price at the declared provider, or at the provider whose address this is."""
+        urls = (self.base_url,) if isinstance(self.base_url, EnvStr) else self.base_url
+        try:
+            url = urls[0].resolve(environment.environ)
+        except UserError:
+            url = ""  # somebody else's to report
+        return looked_up(self.model, self.provider, url, prompt_tokens)
 
     @property
     def exchanges_tokens(self) -> bool:
@@ -115,7 +171,7 @@ class OpenAISpec(ModelSpec):
 
     def body(self, request: ChatRequest) -> dict[str, Any]:
         """Return the JSON body, with vLLM's flags for a prefill where they are needed."""
-        body = super().body(request)
+        body = {**self._reasoning_body, **super().body(request)}
         if request.has_prefill and self.prefill == "vllm":
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         return body

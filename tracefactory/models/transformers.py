@@ -23,6 +23,7 @@ class TransformersSpec(ModelSpec):
     """
 
     in_process = scores_tokens = True
+    sends_bills = False
 
     use: Literal["transformers"] = Field(default="transformers", description="The kind of model.")
     model: EnvStr = Field(

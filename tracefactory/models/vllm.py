@@ -58,6 +58,7 @@ class VLLMSpec(ModelSpec):
     """A model served by vLLM in processes of our own."""
 
     scores_tokens = runs_plugins = True
+    sends_bills = False
 
     use: Literal["vllm"] = Field(default="vllm", description="The kind of model.")
     model: EnvStr = Field(
@@ -108,6 +109,11 @@ class VLLMSpec(ModelSpec):
     def provider_label(self) -> str:
         """The engine."""
         return "vllm"
+
+    @property
+    def gpus_held(self) -> int:
+        """The GPUs of one server."""
+        return self.gpus
 
     def identity(self, environment: Environment | None = None) -> dict[str, Any]:
         """Return what decides completions: not the number of servers and GPUs, nor what only changes their speed.

@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 from pydantic import Field, model_validator
 
+from tracefactory.core.prices import dollars
 from tracefactory.core.rows import Frozen
 from tracefactory.engine.lengths import LengthLine
 
@@ -52,7 +53,9 @@ _BLOCK_START = re.compile(r"^(\d*)([#+=.)-])")
 
 
 class StageLine(Frozen):
-    """One stage of the funnel. `reasons` counts dropped and failed rows; tokens are prompt plus completion, cost US $.
+    """One stage of the funnel. `reasons` counts dropped and failed rows; tokens are prompt plus completion.
+
+    `cost` is in US dollars, None where it is unknown, and without the `unpriced` requests, whose price is unknown.
 
     Raises ValueError when the rows do not add up, because a card must not show a funnel with lost rows.
     """
@@ -66,7 +69,8 @@ class StageLine(Frozen):
     reasons: Mapping[str, int] = Field(default_factory=dict)
     requests: int = 0
     tokens: int = 0
-    cost: float = 0.0
+    cost: float | None = 0.0
+    unpriced: int = 0
 
     @model_validator(mode="after")
     def _adds_up(self) -> StageLine:
@@ -97,6 +101,21 @@ class ModelLine(Frozen):
     model: str
     revision: str = ""
     licence: str = ""
+
+
+class BillLine(Frozen):
+    """What the completions of one model cost at one price, in US dollars, without the `unpriced` ones.
+
+    `gpu_hours` are those of all runs of this version, which are on the line of the model's GPUs.
+    """
+
+    model: str
+    price: str
+    requests: int = 0
+    tokens: int = 0
+    cost: float | None = 0.0
+    unpriced: int = 0
+    gpu_hours: float = 0.0
 
 
 class PromptLine(Frozen):
@@ -157,6 +176,7 @@ class CardInputs(Frozen):
     languages: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     stages: tuple[StageLine, ...] = ()
+    bills: tuple[BillLine, ...] = ()
     mix: tuple[MixLine, ...] = ()
     notes: tuple[str, ...] = ()
     missing: tuple[MissingLine, ...] = ()
@@ -217,7 +237,8 @@ def render(inputs: CardInputs, *, version: str, configs: tuple[ConfigLine, ...])
         reasons=_reasons,
         number=lambda value: _Safe(f"{value:,}"),
         percent=lambda value: _Safe(f"{100 * value:.1f}%"),
-        usd=lambda value: _Safe(f"{value:,.4f}"),
+        hours=lambda value: _Safe(f"{value:,.2f}" if value else "-"),
+        usd=lambda line: _Safe(dollars(line.cost, line.unpriced, line.requests)),
     )
     template = environment.from_string(Path(__file__).with_name("card_template.md.j2").read_text("utf-8"))
     body = template.render(
@@ -293,6 +314,13 @@ def limits(inputs: CardInputs) -> list[str]:
     found.extend(f"The licence of the source {s.name} is not recorded." for s in inputs.sources if not s.licence)
     if not inputs.licence:
         found.append("The author declared no licence for this dataset.")
+    for bill in inputs.bills:
+        if bill.unpriced:
+            found.append(
+                f"The price of {bill.unpriced:,} completions of {bill.model} is unknown: costs are without it."
+            )
+        elif bill.cost is None:
+            found.append(f"The price of the GPU-hours of {bill.model} is unknown: costs are without it.")
     if inputs.lengths:
         found.append("Lengths are in the tokens of each teacher; a student's tokenizer gives other numbers.")
     return found

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from tracefactory.core.pipeline import StageSpec
+from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.core.prices import DECLARED, UNKNOWN, bills_of
 from tracefactory.core.refs import find_refs
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import Facts, RowReader, Services, stage_of
 from tracefactory.engine.lengths import LengthLine
 from tracefactory.publish.card import (
+    BillLine,
     CardInputs,
     MeasureLine,
     MissingLine,
@@ -25,6 +28,7 @@ from tracefactory.publish.card import (
     VerifierLine,
 )
 from tracefactory.serving.failures import FAILURES
+from tracefactory.store.spend import Ledger
 from tracefactory.store.stages import StageFolder, StageRecord
 
 _COLUMNS = ("style", "completion_tokens", "prompt", "prompt_digest", "verdict")
@@ -55,7 +59,8 @@ def card_inputs(stage: StageSpec[Any], rows: RowReader, refused: frozenset[str],
         repo=params.hub,
         languages=params.languages,
         tags=params.tags,
-        stages=tuple(_stage_line(one, records[one.id]) for one in above),
+        stages=tuple(_stage_line(one, records[one.id], pipeline) for one in above),
+        bills=tuple(_bill_lines(records.values(), services)),
         mix=tuple(
             MixLine(stage=one, part=part, unit=found.unit, asked=asked, got=styles.get(part, 0))
             for one, found in facts.items()
@@ -112,7 +117,43 @@ def _model_lines(stages: Sequence[StageSpec[Any]], services: Services) -> Iterat
             )
 
 
-def _stage_line(stage: StageSpec[Any], record: StageRecord) -> StageLine:
+def _bill_lines(records: Iterable[StageRecord], services: Services) -> Iterator[BillLine]:
+    """Yield what the completions of every model cost by price, and the GPU-hours of this version's runs."""
+    numbers: defaultdict[str, float] = defaultdict(float)
+    for name, number in (one for record in records for one in record.tally.numbers.items()):
+        numbers[name] += number
+    for bill in bills_of(numbers):
+        tokens = bill.prompt_tokens + bill.completion_tokens
+        yield BillLine(
+            model=bill.model,
+            price=bill.price,
+            requests=bill.requests,
+            tokens=tokens,
+            cost=bill.cost,
+            unpriced=bill.unpriced,
+        )
+    ledger = Ledger(services.state_dir, services.pipeline.ledger_name)
+    hours: defaultdict[str, float] = defaultdict(float)
+    for (model, _), amount in ledger.totals().items():
+        hours[model] += amount.gpu_hours
+    ledger.close()
+    for model, held in sorted(hours.items()):
+        declared = services.pipeline.models[model].price if model in services.pipeline.models else None
+        rate = None if declared is None else declared.gpu_hour
+        if held > 0:
+            cost, price = (None, UNKNOWN) if rate is None else (held * rate, f"{DECLARED}: gpu_hour {rate:g}")
+            yield BillLine(model=f"{model} (GPUs)", price=price, gpu_hours=held, cost=cost)
+
+
+def _cost(stage: StageSpec[Any], numbers: Mapping[str, float], pipeline: Pipeline) -> float | None:
+    """Return the cost of a stage; version 0.2 recorded 0 where no price was declared."""
+    cost, model = numbers.get("cost", 0.0), stage_of(stage).asks(stage, pipeline)
+    if cost or "unpriced" in numbers or not numbers.get("requests") or model is None:
+        return cost
+    return None if pipeline.models[model].sends_bills else cost
+
+
+def _stage_line(stage: StageSpec[Any], record: StageRecord, pipeline: Pipeline) -> StageLine:
     tally, numbers = record.tally, record.tally.numbers
     return StageLine(
         id=stage.id,
@@ -124,7 +165,8 @@ def _stage_line(stage: StageSpec[Any], record: StageRecord) -> StageLine:
         reasons=tally.reasons,
         requests=int(numbers.get("requests", 0)),
         tokens=int(numbers.get("prompt_tokens", 0) + numbers.get("completion_tokens", 0)),
-        cost=numbers.get("cost", 0.0),
+        cost=_cost(stage, numbers, pipeline),
+        unpriced=int(numbers.get("unpriced", 0)),
     )
 
 

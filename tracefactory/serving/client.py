@@ -23,6 +23,7 @@ import orjson
 from openai._constants import RAW_RESPONSE_HEADER
 from pydantic import SecretStr
 
+from tracefactory.core.budget import attempt_lost
 from tracefactory.core.errors import Interrupted, RunStopped
 from tracefactory.core.model import (
     ChatRequest,
@@ -41,6 +42,7 @@ from tracefactory.serving.failures import (
     retry_after_seconds,
 )
 from tracefactory.serving.logprobs import packed
+from tracefactory.serving.status import ModelStatus
 from tracefactory.serving.streaming import read_stream
 
 _CONNECT_S = 30.0  # to open a connection; `timeout_s` applies to the response
@@ -106,7 +108,7 @@ class ChatClient:
             return self._completion(request, answer, attempt, seconds)
 
         body, streams = self.spec.body(request), self.spec.streams(request)
-        return await self._send(lambda url: f"{url}/chat/completions", body, read, streams=streams)
+        return await self._send(lambda url: url + self.spec.wire.path, body, read, streams=streams)
 
     async def ask(self, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], T], *, near: str = "") -> T:
         """Return `read` of the JSON response of another endpoint of the same servers, with the retries of `complete`.
@@ -155,6 +157,8 @@ class ChatClient:
                         raise
                     if failed.kind.retries != "free":
                         tries[failed.kind.retries] += not self._dispatcher.is_paused(url)
+                    if failed.may_be_billed:
+                        await attempt_lost()
                     if self._has_no_try_left(tries, failed, time.monotonic() - first_s):
                         raise failed.failed(attempt, others_answered=self.has_answered) from None
                     delay_s = 0.0 if failed.kind.retries == "free" else self._delay_s(tries.total())
@@ -200,9 +204,14 @@ class ChatClient:
         self._dispatcher.stop(Interrupted())
 
     @property
-    def notice(self) -> str:
-        """The status of the servers for the user, empty when there is nothing to report."""
-        return self._endpoint.notice or self._dispatcher.notice
+    def gpus(self) -> int:
+        """The GPUs that servers of its own hold now."""
+        return self._endpoint.gpus
+
+    @property
+    def status(self) -> ModelStatus:
+        """The state of the model's servers, with a sentence when the user should know something."""
+        return ModelStatus(self._endpoint.notice or self._dispatcher.notice, self._dispatcher.endpoints())
 
     async def close(self) -> None:
         """Close the connections and stop a managed server process."""
@@ -211,12 +220,17 @@ class ChatClient:
         self._clients.clear()
         await self._endpoint.stop()
 
+    @property
+    def _headers(self) -> Mapping[str, str | openai.Omit]:
+        named = self.spec.wire.headers("" if self._key is None else self._key.get_secret_value())
+        return {name: openai.omit if value is None else value for name, value in named.items()}
+
     async def _attempt(self, url: str, address: str, body: Mapping[str, Any] | None) -> object:
         client = self._client(url)
         with self._failures():
             if body is None:
                 return await client.get(address, cast_to=object)
-            return await client.post(address, cast_to=object, body=body)
+            return await client.post(address, cast_to=object, body=body, options={"headers": self._headers})
 
     async def _stream(self, url: str, body: Mapping[str, Any] | None) -> object:
         """Return the answer to a chat request that is streamed, unless the server does not stream.
@@ -298,12 +312,15 @@ class ChatClient:
             code = answer["error"].get("code") if isinstance(answer["error"], dict) else None
             raise self._from_status(code if isinstance(code, int) else 500, answer, {})
         try:
-            return _completion(request, answer, self.spec.echoes_prefill, attempt, seconds)
+            return read_completion(request, self.spec.wire.answer(answer), self.spec.echoes_prefill, attempt, seconds)
         except _UNREADABLE as error:
             raise _unreadable(error) from error
 
 
-def _completion(request: ChatRequest, answer: Any, echoes_prefill: bool, attempt: int, seconds: float) -> Completion:
+def read_completion(
+    request: ChatRequest, answer: Any, echoes_prefill: bool, attempt: int, seconds: float
+) -> Completion:
+    """Return the completion in the JSON of a response; other JSON raises AttemptFailed or another exception."""
     choice = answer["choices"][0]
     message, finish_reason = choice["message"], choice["finish_reason"]
     if finish_reason is None or finish_reason in _ABORTED:
@@ -322,6 +339,7 @@ def _completion(request: ChatRequest, answer: Any, echoes_prefill: bool, attempt
         prompt_tokens=usage.get("prompt_tokens") or 0,
         completion_tokens=usage.get("completion_tokens") or 0,
         cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
+        reasoning_tokens=(usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0,
         served_model=clean(answer.get("model") or ""),
         system_fingerprint=clean(answer.get("system_fingerprint") or ""),
         logprobs=None if logprobs is None else packed(logprobs),

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from tracefactory.core.errors import Interrupted, RunStopped
 from tracefactory.serving.failures import AttemptFailed
 from tracefactory.serving.pace import Pace
+from tracefactory.serving.status import EndpointStatus
 
 _AVOIDED_S = 10.0  # how long a server is avoided after a failed connection, while there is another one
 
@@ -128,6 +129,25 @@ class Dispatcher:
         except TimeoutError:
             return
         raise self._reason
+
+    def endpoints(self) -> tuple[EndpointStatus, ...]:
+        """Return the state of every server."""
+        now = time.monotonic()
+        paces = [(url, self._paces[url]) for url in self._urls]
+        return tuple(
+            EndpointStatus(
+                host=urlsplit(url).netloc,
+                in_flight=pace.in_flight,
+                limit=1 if pace.opened_at is not None else int(pace.limit),
+                rate=pace.rate,
+                answered=pace.answers,
+                refused=pace.refusals,
+                failed=pace.faults,
+                paused_s=max(0.0, pace.paused_until - now),
+                reason=pace.reason,
+            )
+            for url, pace in paces
+        )
 
     @property
     def notice(self) -> str:

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import aiohttp
-
 from tracefactory.core.model import RequestFailed
 
 
@@ -75,11 +73,16 @@ FAILURES: Mapping[str, FailureKind] = {
             "lower max_tokens",
         ),
         FailureKind("content_filter", "the provider's filter refused the prompt", "no", "never"),
+        FailureKind("batch_expired", "the window of its batch ended before it was answered", "counted", "always"),
+        FailureKind("batch_cancelled", "its batch was cancelled before it was answered", "counted", "always"),
+        FailureKind("batch_missing", "its batch ended, and no result has a line for it", "counted", "always"),
         FailureKind("not_sent", "the run was started with --no-requests", "no", "always"),
         FailureKind("no_common_token", "two models of a pair had no token in common", "no", "never"),
     )
 }
 """Every kind of failure by name."""
+
+_ANSWER_LOST = frozenset({"connection", "timeout", "bad_response"})
 
 IN_A_ROW = 8
 """Refusals in a row, without an answer between them, that stop a run."""
@@ -108,10 +111,14 @@ _CODES = {
 
 
 class AttemptFailed(Exception):  # noqa: N818  # internal: becomes RequestFailed when no attempt is left
-    """One attempt without an answer; `retry_after_s` is the wait that the server asks for."""
+    """One attempt without an answer; `retry_after_s` is the wait that the server asks for.
 
-    def __init__(self, kind: str, message: str, *, retry_after_s: float | None = None) -> None:
+    `may_be_billed` is whether the server may have answered all the same: it had the request, and its answer was lost.
+    """
+
+    def __init__(self, kind: str, message: str, *, retry_after_s: float | None = None, connected: bool = True) -> None:
         super().__init__(kind, message)
+        self.may_be_billed = connected and kind in _ANSWER_LOST
         self.kind, self.message, self.retry_after_s = FAILURES[kind], message, retry_after_s
 
     def failed(self, attempts: int, *, others_answered: bool) -> RequestFailed:
@@ -135,13 +142,20 @@ def kind_of_status(status: int, detail: Mapping[str, object]) -> str:
 
 def from_connection(error: Exception, timeout_s: float) -> AttemptFailed:
     """Return the failure of a connection that was refused or lost, or over which no answer came in time."""
+    import aiohttp  # takes long, and only a failed connection needs it
+
+    unconnected = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ConnectionRefusedError)
+    import aiohttp  # takes long, and only a failed connection needs it
+
     # The transport reports a connection lost before the headers as a time-out; only the innermost cause differs.
     deepest: BaseException = error
+    connected = True
     while deepest.__cause__ is not None:
         deepest = deepest.__cause__
+        connected = connected and not isinstance(deepest, unconnected)
     if isinstance(deepest, (aiohttp.ServerTimeoutError, TimeoutError)):
-        return AttemptFailed("timeout", f"no response within {timeout_s:g} s")
-    return AttemptFailed("connection", f"the connection failed ({type(deepest).__name__})")
+        return AttemptFailed("timeout", f"no response within {timeout_s:g} s", connected=connected)
+    return AttemptFailed("connection", f"the connection failed ({type(deepest).__name__})", connected=connected)
 
 
 def retry_after_seconds(headers: Mapping[str, str]) -> float | None:

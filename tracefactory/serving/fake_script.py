@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import operator
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,6 +26,32 @@ from tracefactory.text.reasoning import opens_thinking
 
 def _rate(description: str) -> Any:
     return Field(default=0.0, ge=0, le=1, description=description)
+
+
+class BatchScript(Frozen):
+    """The behaviour of the batch APIs of a fake model: by default every batch is completed, its results in no order."""
+
+    delay_s: float = Field(default=0.1, ge=0, description="Seconds until a batch has ended.")
+    unfinished: float = _rate("Share of lines without an answer at the end, which the batch then counts as expired.")
+    failing: float = _rate("Share of lines that fail with status 500.")
+    refused: float = _rate("Share of lines that fail with status 400.")
+    malformed: int = Field(default=0, ge=0, description="Answered lines that are cut off in the results.")
+    missing: int = Field(default=0, ge=0, description="Answered lines that are missing in the results.")
+    empty_error_file: bool = Field(default=True, description='Without failed lines, the id of their file is "".')
+    late_output: int = Field(default=0, ge=0, description="Looks at an ended batch that do not show its output yet.")
+    refuse_creates: int = Field(default=0, ge=0, description="Creates that get status 429.")
+    lose_creates: int = Field(default=0, ge=0, description="Creates that work, and whose response is lost.")
+    fail_creates: int = Field(default=0, ge=0, description="Creates that get status 500 and do not work.")
+    listed_after_s: float = Field(default=0.0, ge=0, description="Seconds until a batch is listed.")
+    results_expired: bool = Field(default=False, description="Whether results are gone.")
+    broken_downloads: int = Field(default=0, ge=0, description="Downloads of results that break off in the middle.")
+    miscounted: int = Field(default=0, description="Added to the number of answered lines that the batch counts.")
+    misbilled: int = Field(default=0, description="Added to the tokens of completions that the batch counts.")
+    most_enqueued: int = Field(default=0, ge=0, description="A larger batch fails as a whole; 0: none does.")
+    refused_line: int = Field(
+        default=0, ge=0, description="The number of a line for which the first batch fails; 0: none."
+    )
+    forbidden: bool = Field(default=False, description="Whether creates get status 403.")
 
 
 class FakeScript(Frozen):
@@ -62,9 +89,12 @@ class FakeScript(Frozen):
         description="An outage: `after` answers, the next `requests` requests get the HTTP `status`, e.g. "
         "{after: 88, requests: 1, status: 403}.",
     )
+    filtered: str | None = Field(default=None, description="Requests with this text get a 400, content_filter.")
+    context: int = Field(default=0, ge=0, description="Tokens of the longest prompt; longer ones get a 400. 0: any.")
     token_s: float = Field(default=0.0, ge=0, description="Seconds between two tokens of a streamed answer.")
     latency_s: float = Field(default=0.0, ge=0, description="Median latency in seconds, of a lognormal.")
     latency_sigma: float = Field(default=0.0, ge=0, description="Shape of that lognormal.")
+    batch: BatchScript = Field(default_factory=BatchScript, description="How its batch APIs behave.")
 
     @classmethod
     def load(cls, text_or_file: str) -> FakeScript:
@@ -108,6 +138,33 @@ def logprobs(reply: Answer) -> list[dict[str, Any]]:
         {"token": text, "bytes": list(text.encode()), "logprob": -3.0 * chance("p", place, text), "top_logprobs": []}
         for place, text in enumerate(texts)
     ]
+
+
+def chat_body(key: str, body: Mapping[str, Any], reply: Answer) -> dict[str, Any]:
+    """Return an answer in the form of the OpenAI chat protocol."""
+    reasoning = reply.message.get("reasoning_content") or reply.message.get("reasoning") or ""
+    return {
+        "id": f"chatcmpl-{key[:24]}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": body.get("model", "fake"),
+        "system_fingerprint": "fake",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", **reply.message},
+                "finish_reason": reply.finish_reason,
+                "logprobs": {"content": logprobs(reply)} if body.get("logprobs") else None,
+            }
+        ],
+        "usage": {
+            "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": reply.completion_tokens,
+            "total_tokens": reply.prompt_tokens + reply.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": len(pieces(reasoning))},
+        },
+    }
 
 
 def chance(*parts: Any) -> float:

@@ -28,7 +28,9 @@ from aiohttp import web
 
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.processes import end_with_parent, report_ready
-from tracefactory.serving.fake_script import Answer, FakeScript, answer, chance, logprobs, pieces
+from tracefactory.serving.fake_batches import FakeBatches
+from tracefactory.serving.fake_protocols import FakeAnthropic, FakeGemini
+from tracefactory.serving.fake_script import FakeScript, answer, chance, chat_body, pieces
 
 
 class FakeServer:
@@ -46,6 +48,7 @@ class FakeServer:
         self.faults: Counter[str] = Counter()  # by kind
         self.in_flight = 0
         self.peak_in_flight = 0
+        self.batches = FakeBatches(self.script, self.completed)
         self._attempts: Counter[str] = Counter()
         self._faults_met: Counter[str] = Counter()
         self._tokens, self._refilled_at = self.script.burst, time.monotonic()
@@ -60,7 +63,9 @@ class FakeServer:
 
     def stats(self) -> dict[str, Any]:
         """Return the response of GET /stats; `completed` counts billable completions by request key."""
+        self.batches.advance()
         return {
+            "batches": self.batches.stats(),
             "received": self.received,
             "completed_total": self.completed.total(),
             "completed": dict(self.completed),
@@ -78,6 +83,9 @@ class FakeServer:
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/health", self._health)
         app.router.add_get("/stats", self._stats)
+        for api in (self.batches, FakeAnthropic(self.batches), FakeGemini(self.batches)):
+            api.add_routes(app.router)
+        app.router.add_post("/v1beta/openai/chat/completions", self._chat)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
@@ -118,6 +126,10 @@ class FakeServer:
                 raise TypeError("messages must be a non-empty list")
             key = digest(body)
             reply = answer(body, self.script)
+            if self.script.filtered is not None and self.script.filtered in json.dumps(body["messages"]):
+                return _error(400, "content_filter", "the prompt was filtered")
+            if self.script.context and reply.prompt_tokens > self.script.context:
+                return _error(400, "context_length_exceeded", f"{reply.prompt_tokens} tokens are too many")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return _error(400, "invalid_request_error", f"{type(error).__name__}: {error}")
         self._attempts[key] += 1
@@ -126,6 +138,8 @@ class FakeServer:
         if fault is not None:
             self._faults_met[key] += 1
             self.faults[fault] += 1
+        if not self._within_limit():
+            return _error(429, "rate_limit_exceeded", "too many requests", retry_after_s=self.script.retry_after_s)
         await asyncio.sleep(self._latency_s(key) + (self.script.hang_s if fault == "hang" else 0.0))
         if fault == "429":
             return _error(429, "rate_limit_exceeded", "too many requests", retry_after_s=self.script.retry_after_s)
@@ -133,16 +147,14 @@ class FakeServer:
             return _error(500, "server_error", "a scripted failure")
         if (status := self._outage()) is not None:
             return _error(status, "outage", "a scripted outage")
-        if not self._within_limit():
-            return _error(429, "rate_limit_exceeded", "too many requests", retry_after_s=self.script.retry_after_s)
-        data = json.dumps(_chat_body(key, body, reply)).encode()
+        data = json.dumps(chat_body(key, body, reply)).encode()
         if fault == "drop":
             return await _send_half(request, data)
         # Counted before it is sent: a real server bills the completion even if the connection is lost.
         self.completed[key] += 1
         self._log({"event": "completed", "key": key, "attempt": self._attempts[key]})
         if body.get("stream"):
-            return await self._stream(request, _chat_body(key, body, reply), stalls=fault == "stall")
+            return await self._stream(request, chat_body(key, body, reply), stalls=fault == "stall")
         return web.Response(body=data, content_type="application/json")
 
     def _fault(self, key: str, attempt: int) -> str | None:
@@ -209,30 +221,6 @@ class FakeServer:
     def _log(self, event: dict[str, Any]) -> None:
         if self._log_fd is not None:
             os.write(self._log_fd, (json.dumps(event) + "\n").encode())
-
-
-def _chat_body(key: str, body: dict[str, Any], reply: Answer) -> dict[str, Any]:
-    return {
-        "id": f"chatcmpl-{key[:24]}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": body.get("model", "fake"),
-        "system_fingerprint": "fake",
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", **reply.message},
-                "finish_reason": reply.finish_reason,
-                "logprobs": {"content": logprobs(reply)} if body.get("logprobs") else None,
-            }
-        ],
-        "usage": {
-            "prompt_tokens": reply.prompt_tokens,
-            "completion_tokens": reply.completion_tokens,
-            "total_tokens": reply.prompt_tokens + reply.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": 0},
-        },
-    }
 
 
 def _chunks(whole: dict[str, Any]) -> Iterator[dict[str, Any]]:

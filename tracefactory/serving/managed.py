@@ -18,14 +18,19 @@ class FixedEndpoint:
     """Servers that are not managed by this package."""
 
     def __init__(self, base_urls: Sequence[str]) -> None:
-        self._base_urls = [url.rstrip("/") for url in base_urls]
+        self.base_urls = [url.rstrip("/") for url in base_urls]
 
     async def start(self, log_dir: Path) -> list[str]:
         """Return the URLs; there is nothing to start."""
-        return list(self._base_urls)
+        return list(self.base_urls)
 
     async def stop(self) -> None:
         """Do nothing: the servers are not managed here."""
+
+    @property
+    def gpus(self) -> int:
+        """None: servers that hold GPUs of ours are vLLM's."""
+        return 0
 
     @property
     def notice(self) -> str:
@@ -86,6 +91,11 @@ class ManagedEndpoint:
             finally:
                 self._starting = False
             return [f"http://127.0.0.1:{self._child.facts['port']}/v1"]
+
+    @property
+    def gpus(self) -> int:
+        """None: servers that hold GPUs of ours are vLLM's."""
+        return 0
 
     @property
     def notice(self) -> str:

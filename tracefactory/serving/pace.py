@@ -20,10 +20,12 @@ BUSY = 0.4
 """Share of failures, of about the last 20 requests, above which fewer are sent at once."""
 STEP = 0.97
 """Factor of the rate after a refusal; the rate is lower where the server has accepted less."""
+SLOW_START_STEP = 0.65
+"""The factor at the first refusal after a slow start, in which the rate has doubled every second."""
 STEPS = 6
 """Steps down after which the rate goes by what the server has accepted meanwhile."""
 GROWTH = 0.01
-"""Growth of the rate per second after a time without refusals; it doubles every 10 s without one."""
+"""Growth of the rate per second after a time without refusals; it doubles every 4 s without one."""
 HOLD_S, LONGEST_HOLD_S = 2.0, 60.0
 """Seconds without growth after a refusal; they double every time."""
 OPENS_AFTER = 8
@@ -31,6 +33,7 @@ OPENS_AFTER = 8
 OPENS_REQUESTS = 4
 FIRST_PROBE_S, LONGEST_PROBE_S = 1.0, 60.0
 _WEIGHT = 0.05
+_LATE_S = 0.02  # timers fire late; that much is made up for
 _REFUSED_S = 0.5  # pause after a 429 without Retry-After
 
 
@@ -54,6 +57,9 @@ class Pace:
     opened_at: float | None = None
     reason: str = ""
     limit: float = 0.0
+    answers: int = 0
+    refusals: int = 0  # 429
+    faults: int = 0  # other failures
     rate: float | None = None  # requests per second, None without a limit
     _next_at: float = 0.0
     _hold_s: float = HOLD_S
@@ -88,13 +94,15 @@ class Pace:
         if self.rate is None:
             return
         if now > self._grown_at:
-            bound = now - self._next_at < 1 / self.rate  # else the limit of requests in flight is the lower one
+            # Otherwise the limit of requests in flight is the lower one.
+            bound = now - self._next_at < max(1 / self.rate, _LATE_S)
             seconds = min(now - self._grown_at, 1.0) if bound else 0.0
-            growth = GROWTH * 2.0 ** ((now - self._held_until) // 10) if self._found else 1.0
+            growth = GROWTH * 2.0 ** ((now - self._held_until) // 4) if self._found else 1.0
             self.rate *= 1 + min(growth, 0.2 if self._found else 1.0) * seconds
             self._grown_at = now
             self._steps.clear()
-        self._next_at = max(now, self._next_at) + 1 / self.rate
+        late = now - self._next_at <= _LATE_S  # no more than a timer is: keep to the times that were planned
+        self._next_at = (self._next_at if late else now) + 1 / self.rate
 
     def ended(self) -> None:
         """Count a request that has ended, with an answer or without."""
@@ -104,6 +112,7 @@ class Pace:
         """Note an answer to a request; a refusal of a single request is one too, because the server works."""
         self.answered_at, self.opened_at, self._probe_s, self._failures, self.reason = now, None, FIRST_PROBE_S, 0, ""
         self._failed.clear()
+        self.answers += 1
         self._share *= 1 - _WEIGHT
         self.limit = min(float(self.most), self.limit + 1 / self.limit)
 
@@ -122,6 +131,8 @@ class Pace:
         """
         self._failed.add(request)
         self._failures += 1
+        self.refusals += refused
+        self.faults += not refused
         self.reason = reason
         pause = retry_after_s if retry_after_s is not None else _REFUSED_S if refused else 0.0
         self.paused_until = max(self.paused_until, now + pause)
@@ -157,10 +168,12 @@ class Pace:
         if not self._steps:
             self._hold_s = min(LONGEST_HOLD_S, 2 * self._hold_s) if self._found else HOLD_S
             self._counts, self._held_since = [0, 0], now
+        first = not self._found
         self._found, self._grown_at, self._held_until = True, now + self._hold_s, now + self._hold_s
         self._steps.append(self.rate)
         # The rate may be far above what is sent, where the requests in flight are the lower limit.
-        self.rate = min(STEP * self.rate, 1.1 * len(self._sent) / max(now - self._sent[0], 1e-3))
+        step = SLOW_START_STEP if first else STEP if len(self._steps) == 1 else STEP**2
+        self.rate = min(step * self.rate, 1.1 * len(self._sent) / max(now - self._sent[0], 1e-3))
         if len(self._steps) > STEPS:
             accepted = (sent - refused) / (now - self._held_since)
             if accepted > DECREASE * self._steps[0]:  # fewer requests are not refused less: it is not the rate

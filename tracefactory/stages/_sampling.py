@@ -15,6 +15,7 @@ from tracefactory.core.fingerprint import digest
 from tracefactory.core.keys import messages_digest, model_digest, request_key, request_key_v1
 from tracefactory.core.model import ChatRequest, Completion, Environment, RequestFailed
 from tracefactory.core.pipeline import Pipeline, PromptTemplate, StageSpec
+from tracefactory.core.prices import billed, cost_of
 from tracefactory.core.rows import ID_DIGITS, Frozen, Kind, Parent, ParentRole, Row, Trace, Turn
 from tracefactory.core.stage import (
     Answer,
@@ -282,17 +283,19 @@ class _KeyV1:
 
 
 def spent(records: Sequence[Record], run_id: str) -> dict[str, float]:
-    """Add up what completions took, and under `paid_...` what this run itself paid of it."""
+    """Add up what completions took, in all and by model and price, and under `paid_...` what this run paid of it."""
     paid = [record for record in records if record["run"] == run_id]
-    return _spent(records) | {f"paid_{name}": number for name, number in _spent(paid).items()}
+    return _spent(records) | billed(records) | {f"paid_{name}": number for name, number in _spent(paid).items()}
 
 
 def _spent(records: Sequence[Record]) -> dict[str, float]:
+    costs = [cost_of(record) for record in records]
     return {
         "requests": len(records),
         "prompt_tokens": sum(record["completion"]["prompt_tokens"] for record in records),
         "completion_tokens": sum(record["completion"]["completion_tokens"] for record in records),
-        "cost": sum(record["cost"] for record in records),
+        "cost": sum(cost for cost in costs if cost is not None),
+        "unpriced": costs.count(None),
     }
 
 

@@ -118,6 +118,15 @@ class Writer:
         self._keep([_Answer(key, record, near, written)])
         return await asyncio.shield(written)
 
+    async def sync(self) -> None:
+        """Return when every line is on disk, however long that takes."""
+        if self._journal is not None:
+            await self._sync(self._journal)
+        while True:
+            if not (self._waiting or self._failure):
+                return
+            await asyncio.sleep(_LOOK_S)
+
     def close(self) -> None:
         """Write what waits, and close the journal.
 

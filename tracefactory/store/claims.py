@@ -70,7 +70,7 @@ class Claims:
         with shard.locked():
             shard.read(self.writer)
             holder = shard.holders.get(key)
-            if holder is not None and holder != self.writer and self._is_alive(holder):
+            if holder is not None and holder != self.writer and self.is_alive(holder):
                 return Claim.HELD
             shard.write(key, self.writer, b"+")
             return Claim.CHECK if shard.missed or int(key[:16], 16) in shard.elsewhere else Claim.TAKEN
@@ -82,7 +82,7 @@ class Claims:
             shard.read(self.writer)
             shard.write(key, self.writer, b"-")
             if shard.size > ROTATE_BYTES:
-                shard.rewrite([one for one in shard.holders.items() if self._is_alive(one[1])])
+                shard.rewrite([one for one in shard.holders.items() if self.is_alive(one[1])])
 
     def close(self) -> None:
         """End all claims of this process."""
@@ -98,7 +98,8 @@ class Claims:
             self._shards[key[0]] = _Shard(self.folder / f"{key[0]}.claims")
         return self._shards[key[0]]
 
-    def _is_alive(self, writer: str) -> bool:
+    def is_alive(self, writer: str) -> bool:
+        """Return whether the process with this writer id lives; it is looked up once a second."""
         looked_at, alive = self._alive.get(writer, (float("-inf"), True))
         if alive and time.monotonic() - looked_at > 1.0:
             alive = writer == self.writer or _lives(self.folder / f"{writer}.alive")

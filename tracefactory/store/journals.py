@@ -228,22 +228,21 @@ def parse(raw: bytes, start: int = 0) -> Line:
 def check_key(line: Line) -> None:
     """Raise ValueError when the key of an old line, which no checksum covers, is not that of its request."""
     if line.format != "sum":
-        check_request(line.key, line.key_version, orjson.loads(line.record))
+        check_request(line.key, orjson.loads(line.record))
 
 
-def check_request(key: str, key_version: int, record: Any) -> None:
-    """Raise ValueError when the record is none, or the request in it has another key than `key`."""
+def check_request(key: str, record: Any) -> None:
+    """Raise ValueError when the record is none, or the request in it has another key than `key` in every version."""
     if not isinstance(record, dict):
         raise ValueError("not a record")
     request = record.get("request")
     if not isinstance(request, dict) or not {"model_identity", "messages", "params", "sample_index"} <= request.keys():
         return
     model, messages, params = request["model_identity"], request["messages"], request["params"]
-    if key_version == 1:
-        found = request_key_v1(model, messages, params, request["sample_index"])
-    else:
-        found = request_key(model_digest(model), messages_digest(messages), params, request["sample_index"])
-    if found != key:
+    sample = request["sample_index"]
+    if key != request_key(model_digest(model), messages_digest(messages), params, sample) and (
+        key != request_key_v1(model, messages, params, sample)
+    ):
         raise ValueError("its key does not belong to its request")
 
 

@@ -162,6 +162,10 @@ class RequestStore:
         length = await self._writer.append(key, record, near)
         self._remember(key, length, record)
 
+    async def sync(self) -> None:
+        """Return when everything that was put survives a power failure."""
+        await self._writer.sync()
+
     def close(self) -> None:
         """Write what could not be written yet, and close all files.
 

@@ -147,7 +147,7 @@ class Segment:
         key: str = table["key"][at].as_py()
         record: dict[str, Any] = orjson.loads(table["record"][at].as_py())
         if self.path.name.startswith(V1_PREFIX):
-            check_request(key, 1, record)
+            check_request(key, record)
         return key, record
 
     def close(self) -> None:

@@ -85,12 +85,7 @@ OWED = "owed"
 
 
 def to_retry(tally: Tally, retry: str) -> int:
-    """Return the number of rows that a run tries again.
-
-    Args:
-        tally: the counts of a shard or stage.
-        retry: `OWED`, one kind of failure, or empty for none.
-    """
+    """Return the number of rows that a run tries again: all that are `OWED`, those of one kind, or none ("")."""
     if retry == OWED:
         return tally.owed
     return tally.reasons.get(retry, 0) if retry else 0

@@ -79,7 +79,8 @@ class TeacherRow(Frozen):
     could not be scored under the student. The value is over `used` traces; it is None when there are none, and its
     interval is None when all of them are of one problem. `first` is the share of resamples in which this teacher ranks
     first. Tokens are the server's counts of completions; `student_tokens` is the median in the student's tokens. Costs
-    are US dollars, None when the model has no price; `cost_per_usable` is the cost of all samples per correct trace.
+    are US dollars, None when the price of the model or of a trace is unknown; `cost_per_usable` is the cost of all
+    samples per correct trace.
     """
 
     teacher: str
@@ -219,7 +220,8 @@ def _row(
     tokens = [trace.completion_tokens for trace in one.verified]
     own = [trace.measures[f"{student}/tokens"] for trace in used]
     right = sum(map(_is_correct, one.verified))
-    cost = sum(trace.cost for trace in one.verified) if one.priced else None
+    costs = [trace.cost for trace in one.verified if trace.cost is not None]
+    cost = sum(costs) if one.priced and len(costs) == len(one.verified) else None
     known = spread[~np.isnan(spread)]
     spreads = len({trace.problem_id for trace in used}) > 1 and len(known) > 0
     low, high = np.percentile(known, [2.5, 97.5]) if spreads else (None, None)

@@ -70,7 +70,7 @@ class RawRow(Frozen):
     refusal: str | None = Field(description="The text of a refusal.")
     prompt_tokens: int = Field(description="Tokens of the prompt, as the server counted them.")
     completion_tokens: int = Field(description="Tokens of the completion, as the server counted them.")
-    cost: float = Field(description="US dollars by the declared prices.")
+    cost: float | None = Field(description="US dollars; null where the price is unknown.")
     verdict: RawVerdict | None = Field(description="The verdict on the answer.")
     derivation: str = Field(description="How a pruned trace came from its parent, a JSON object.")
 

@@ -10,6 +10,7 @@ from tracefactory.config import load_pipeline
 from tracefactory.core.errors import UserError
 from tracefactory.engine.executors.ray import RayExecutor
 from tracefactory.engine.worker import WorkerSetup
+from tracefactory.serving.status import ModelStatus
 
 GPUS = 2  # Ray hands out what it is told there is; nothing here computes on them
 PIPELINE = """
@@ -74,5 +75,5 @@ def test_a_machine_that_has_too_few_gpus_says_so_instead_of_waiting(executor_of)
 async def test_waiting_for_the_gpus_of_a_cluster_is_told(executor_of):
     executor, stage = executor_of(address="auto", gpus=GPUS + 1, replicas=1)
     members = executor._hosts(stage)
-    assert await executor.notices() == {"student": "waits for a node with 3 free GPUs"}
+    assert await executor.models() == {"student": ModelStatus("waits for a node with 3 free GPUs")}
     end(members)

@@ -50,7 +50,8 @@ def test_every_kind_is_filed_under_its_use():
         {"concurrency": 3},
         {"timeout_s": 5},
         {"retries": 1},
-        {"price_in": 2.0, "price_out": 3.0},
+        {"price": {"input": 2.0, "output": 3.0}},
+        {"budget": {"usd": 1}},
         {"licence": "mit"},
     ],
 )
@@ -151,9 +152,9 @@ def test_plain_strings_resolve_to_themselves():
 
 
 def test_cost_is_by_million_tokens():
-    spec = hosted(price_in=2.0, price_out=8.0)
+    spec = hosted(price={"input": 2.0, "output": 8.0})
     done = Completion(content="", finish_reason="stop", prompt_tokens=1000, completion_tokens=500, created=0, seconds=0)
-    assert spec.cost(done) == pytest.approx(0.006)
+    assert spec.cost(done, spec.price_used(Environment(environ={}))) == pytest.approx(0.006)
 
 
 def test_a_failure_survives_the_way_from_a_worker():

@@ -258,7 +258,7 @@ async def test_the_wait_that_one_request_hears_holds_for_all():
         started = time.monotonic()
         await client.complete(ask(seed=1))
         assert time.monotonic() - started > 0.3
-        assert "waits until" not in client.notice
+        assert "waits until" not in client.status.notice
         await first
 
 
@@ -284,7 +284,7 @@ async def test_a_drained_client_does_not_wait_for_its_turn():
         waiting = asyncio.gather(*(client.complete(ask(seed=n)) for n in range(5)), return_exceptions=True)
         await asyncio.sleep(0.3)
         assert seen
-        assert "waits until" in client.notice
+        assert "waits until" in client.status.notice
         client.drain()
         assert all(isinstance(one, Interrupted) for one in await asyncio.wait_for(waiting, 2))
 

@@ -66,12 +66,12 @@ async def test_the_faster_replica_gets_more(stand_in, client_of):
 
 async def test_progress_is_told_from_the_log_and_then_nothing(stand_in, client_of):
     client = client_of(replicas=2, environ={"STAND_IN_START_S": "3"})
-    assert client.notice == ""
+    assert client.status.notice == ""
     waiting = asyncio.create_task(client.complete(ask()))
-    await until(lambda: "Loading weights of" in client.notice)
-    assert client.notice.startswith("0 of 2 servers up; starting, ")
+    await until(lambda: "Loading weights of" in client.status.notice)
+    assert client.status.notice.startswith("0 of 2 servers up; starting, ")
     await waiting
-    await until(lambda: client.notice == "")
+    await until(lambda: client.status.notice == "")
 
 
 @pytest.mark.parametrize("victim", ["pid", "engine", "guard", "between"])
@@ -99,7 +99,7 @@ async def test_a_hung_engine_is_noticed_killed_and_started_again(stand_in, clien
     await client.complete(ask())
     (stand_in.folder / "hang").touch()
     waiting = [asyncio.create_task(client.complete(ask(seed))) for seed in range(4)]
-    await until(lambda: "hung: no sign of life" in client.notice or len(stand_in.started) > 1)
+    await until(lambda: "hung: no sign of life" in client.status.notice or len(stand_in.started) > 1)
     (stand_in.folder / "hang").unlink()
     await asyncio.gather(*waiting)
     assert len(stand_in.started) == 2
@@ -141,7 +141,7 @@ async def test_one_replica_given_up_leaves_the_others_at_work(stand_in, client_o
     os.kill(stand_in.started[0]["pid"], signal.SIGKILL)
     answers = await asyncio.gather(*(client.complete(ask(seed)) for seed in range(10)))
     assert len(answers) == 10
-    await until(lambda: client.notice == "1 of 2 servers up; 1 failed")
+    await until(lambda: client.status.notice == "1 of 2 servers up; 1 failed")
 
 
 async def test_a_server_that_cannot_start_is_tried_once_and_says_why(stand_in, client_of):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from typing import Any
 
 import orjson
 import pytest
@@ -28,8 +29,14 @@ MODEL = "  teacher: {use: fake}\n"
 async def test_what_version_1_paid_for_is_not_paid_again(
     run_stages: RunStages, monkeypatch: pytest.MonkeyPatch, compacted: bool
 ) -> None:
+    def with_former_seed(request: ChatRequest, **options: Any) -> dict[str, Any]:
+        params = request.params if request.seed_v1 is None else {**request.params, "seed": request.seed_v1}
+        return {**dump(request, **options), "params": params}
+
+    dump = ChatRequest.model_dump
     with monkeypatch.context() as former:
         former.setattr(ChatRequest, "key", property(lambda request: request.key_v1))
+        former.setattr(ChatRequest, "model_dump", with_former_seed)
         before = await run_stages(STAGES, SUMS, more_models=MODEL)
     assert before.paid() == 12
     (journal,) = (before.root / "requests").glob("journal-*")

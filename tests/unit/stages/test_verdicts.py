@@ -73,7 +73,7 @@ async def test_a_judge_decides_what_rules_leave_open_and_no_more(run_stages: Run
 async def test_a_plan_bounds_the_votes_of_a_judge(run_stages: RunStages, tmp_path: Path) -> None:
     asked = problems(("Who wrote Faust?", "Johann Wolfgang von Goethe"), ("What is 2 + 3?", "5"))
     checked = stages("  - {id: checked, verify: auto}\n")
-    more = "  judge: {use: fake, price_out: 2.0}\n"
+    more = "  judge: {use: fake, price: {input: 0, output: 2.0}}\n"
     made = await run_stages(checked, asked, teacher={}, more_models=more)
     outcomes = [trace.verdict.outcome for trace in made.traces("checked") if trace.verdict]
     file = tmp_path / "project" / "pipelines" / "t.yaml"

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import stage_of
+from tracefactory.serving.status import ModelStatus
 from tracefactory.store.stages import ShardRecord
 
 Layouts = Mapping[str, int]
@@ -29,8 +30,8 @@ class Executor(Protocol):
         """Return live numbers by stage id."""
         ...
 
-    async def notices(self) -> Mapping[str, str]:
-        """Return notices for the user by model, such as the progress of starting servers."""
+    async def models(self) -> Mapping[str, ModelStatus]:
+        """Return the state of the models and their servers, with notices such as the progress of starting them."""
         ...
 
     async def drain(self) -> None:
@@ -42,6 +43,7 @@ class Executor(Protocol):
 
 MODEL_SHARDS = 8
 """Concurrent shards of one model's stages, enough to keep its slots busy during stragglers."""
+_ALL_SHARDS = 10_000
 
 
 MODEL_HOST = "model:"
@@ -52,3 +54,9 @@ def host_of(stage: StageSpec[Any], pipeline: Pipeline) -> str:
     """Return the host for a stage's shards: that of its model, or a CPU."""
     model = stage_of(stage).asks(stage, pipeline)
     return "cpu" if model is None else f"{MODEL_HOST}{model}"
+
+
+def shards_at_once(host: str, pipeline: Pipeline) -> int:
+    """Return how many shards of a host run concurrently: of a model with batches all, so that they share batches."""
+    spec = pipeline.models.get(host.removeprefix(MODEL_HOST)) if host.startswith(MODEL_HOST) else None
+    return MODEL_SHARDS if spec is None or spec.batching is None else _ALL_SHARDS

@@ -9,7 +9,6 @@ import asyncio
 import multiprocessing
 import os
 import signal
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -17,8 +16,9 @@ from typing import Any
 from tracefactory.core.pipeline import StageSpec
 from tracefactory.core.processes import signal_at_parents_death
 from tracefactory.core.spans import Span
-from tracefactory.engine.executors.base import MODEL_SHARDS, Layouts, host_of
+from tracefactory.engine.executors.base import Layouts, host_of, shards_at_once
 from tracefactory.engine.worker import Worker, WorkerSetup
+from tracefactory.serving.status import ModelStatus
 from tracefactory.serving.vllm.placement import LocalPlacement
 from tracefactory.store.stages import ShardRecord
 
@@ -31,10 +31,13 @@ class InlineExecutor:
             setup, verifier_processes=setup.pipeline.run.workers or os.cpu_count() or 1, placement=LocalPlacement()
         )
         self._writers: ProcessPoolExecutor | None = None
-        self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MODEL_SHARDS))
+        self._turns: dict[str, asyncio.Semaphore] = {}
 
     async def run_shard(self, stage: StageSpec[Any], index: int, layouts: Layouts) -> ShardRecord | None:
-        async with self._turns[host_of(stage, self.worker.pipeline)]:
+        host = host_of(stage, self.worker.pipeline)
+        if host not in self._turns:
+            self._turns[host] = asyncio.Semaphore(shards_at_once(host, self.worker.pipeline))
+        async with self._turns[host]:
             return await self.worker.run_shard(stage.id, index, layouts)
 
     async def run_whole(
@@ -54,8 +57,8 @@ class InlineExecutor:
     async def progress(self) -> Mapping[str, Mapping[str, float]]:
         return self.worker.progress()
 
-    async def notices(self) -> Mapping[str, str]:
-        return self.worker.notices()
+    async def models(self) -> Mapping[str, ModelStatus]:
+        return self.worker.models()
 
     async def drain(self) -> None:
         self.worker.drain()

@@ -21,8 +21,9 @@ from tracefactory.core.errors import UserError
 from tracefactory.core.pipeline import StageSpec
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import stage_of
-from tracefactory.engine.executors.base import MODEL_HOST, MODEL_SHARDS, Layouts, host_of
+from tracefactory.engine.executors.base import MODEL_HOST, MODEL_SHARDS, Layouts, host_of, shards_at_once
 from tracefactory.engine.worker import Worker, WorkerSetup
+from tracefactory.serving.status import ModelStatus
 from tracefactory.serving.vllm.replica import LOOPBACK, PlacedReplica, Replica, ReplicaState, ServerPlan
 from tracefactory.store.stages import ShardRecord
 
@@ -73,17 +74,19 @@ class RayExecutor:
                     total[stage][name] += number
         return total
 
-    async def notices(self) -> Mapping[str, str]:
-        found: dict[str, str] = {}
+    async def models(self) -> Mapping[str, ModelStatus]:
+        found: dict[str, ModelStatus] = {}
         hosts = {host: members for host, members in self._members.items() if host != "cpu"}
-        asked = [(host, one, one.actor.notices.remote()) for host, members in hosts.items() for one in members]
+        asked = [(host, one, one.actor.models.remote()) for host, members in hosts.items() for one in members]
         answers = (asyncio.wait_for(answer, PROGRESS_S) for _, _, answer in asked)
         for (host, one, _), answer in zip(asked, await asyncio.gather(*answers, return_exceptions=True), strict=True):
             if not isinstance(answer, BaseException):
                 one.waits_for = 0
-                found |= answer
+                for name, status in answer.items():
+                    before = found.get(name, ModelStatus())
+                    found[name] = ModelStatus(status.notice or before.notice, before.endpoints + status.endpoints)
             elif one.waits_for:
-                found[host.removeprefix(MODEL_HOST)] = f"waits for a node with {one.waits_for} free GPUs"
+                found[host.removeprefix(MODEL_HOST)] = ModelStatus(f"waits for a node with {one.waits_for} free GPUs")
         return found
 
     async def drain(self) -> None:
@@ -124,17 +127,18 @@ class RayExecutor:
             cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
             workers = min(self.setup.pipeline.run.workers or cpus, cpus) if spec is None else spec.workers
             gpus = 0 if spec is None else spec.worker_gpus
+            at_once = shards_at_once(host, self.setup.pipeline)
             _check_gpus(address, str(model), workers * gpus)
             actor = ray.remote(
                 num_cpus=1 if spec is None else 0,
                 num_gpus=gpus,
                 max_restarts=RESTARTS,
                 max_task_retries=-1,
-                max_concurrency=4 * MODEL_SHARDS,
+                max_concurrency=max(4 * MODEL_SHARDS, 2 * at_once),
                 scheduling_strategy="SPREAD" if workers > 1 else "DEFAULT",
             )(Worker)
             for _ in range(workers):
-                room = asyncio.Semaphore(1 if spec is None else MODEL_SHARDS)
+                room = asyncio.Semaphore(1 if spec is None else at_once)
                 worker = actor.remote(self.setup, verifier_processes=1, placement=RayPlacement(address))
                 self._members[host].append(_Member(worker, room, waits_for=gpus))
         return self._members[host]

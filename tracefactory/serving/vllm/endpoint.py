@@ -45,6 +45,11 @@ class VLLMEndpoint:
         return f"{len(self._states) - len(missing)} of {len(self._states)} servers up; {'; '.join(details)}"
 
     @property
+    def gpus(self) -> int:
+        """The GPUs of this endpoint's own replicas, from their start to their end; those that failed hold none."""
+        return self.plan.gpus * sum(state.failure is None for state in self._states)
+
+    @property
     def urls(self) -> list[str]:
         """The URLs of this endpoint's own replicas that are up."""
         return [state.url for state in self._states if state.url is not None]

@@ -213,7 +213,8 @@ async def _roll(ask: RowAsk) -> list[Made]:
             finish_reason="error",
         )
         return [Made(trace, fail(failure.kind, str(failure), owed=failure.retryable))]
-    cost = sum(record["cost"] for record in ask.records.values()) / len(traces)
+    costs = [record["cost"] for record in ask.records.values()]
+    cost = None if None in costs else sum(costs) / len(traces)
     requests = float(len(ask.records))
     changed = (
         one.model_copy(update={"cost": cost, "measures": {**one.measures, REQUESTS.name: requests}}) for one in traces

@@ -1,0 +1,134 @@
+"""What a worker spends: worst cases, GPU-hours, attempts whose answer is lost, and the warning at 80%."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.unit.test_prices import pipeline
+from tracefactory.core.budget import attempt_lost
+from tracefactory.core.errors import BudgetReached, Interrupted
+from tracefactory.core.model import ChatRequest, Completion, Environment, RequestFailed
+from tracefactory.engine import spending
+from tracefactory.engine.caps import BudgetWatch, spend_of
+from tracefactory.engine.spending import Spending
+from tracefactory.store.claims import Claims
+from tracefactory.store.spend import Amount
+
+Make = Callable[..., Spending]
+NOWHERE = Environment(environ={})
+REQUEST = ChatRequest(
+    model_identity={"model": "m"}, messages=({"role": "user", "content": "What is 2 + 3?"},), params={"max_tokens": 100}
+)
+DONE = Completion(content="5", finish_reason="stop", prompt_tokens=9, completion_tokens=1, created=0.0, seconds=0.0)
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
+    claims, made = Claims(tmp_path / "claims"), []
+
+    def spend(*sets: str, model: str = "use: fake, price: {input: 10, output: 20}") -> Spending:
+        loaded = pipeline(tmp_path, model, "budget={}", *sets)
+        made.append(Spending(loaded, tmp_path, "run", lambda: claims, lambda: False))
+        return made[-1]
+
+    yield spend
+    for one in made:
+        await one.close()
+    claims.close()
+
+
+def total(one: Spending) -> Amount:
+    found = Amount()
+    for amount in one.ledger.totals().values():
+        found = found.plus(amount)
+    return found
+
+
+async def test_a_request_is_reserved_at_its_worst_and_settled_at_what_it_took(make: Make) -> None:
+    spent = make()
+    async with spent.request("teacher", REQUEST, NOWHERE) as paid:
+        worst = total(spent)
+        assert worst.prompt_tokens >= len("What is 2 + 3?")  # every byte may be a token
+        assert worst.completion_tokens == 100
+        assert worst.usd == pytest.approx((worst.prompt_tokens * 10 + 100 * 20) / 1e6)
+        cost, price = paid.settle(DONE)
+    assert (cost, price.source) == (pytest.approx((9 * 10 + 20) / 1e6), "declared")
+    assert total(spent).usd == pytest.approx(cost)
+    assert spend_of(spent.pipeline, spent.root, "run")[0].requests == 1
+
+
+async def test_what_brought_no_answer_is_given_back_and_what_may_be_billed_is_not(make: Make) -> None:
+    spent = make()
+    for error in (RequestFailed("quota", "none", attempts=1, retryable=True), Interrupted()):
+        with pytest.raises(type(error)):
+            async with spent.request("teacher", REQUEST, NOWHERE):
+                raise error
+    assert total(spent) == Amount()
+    async with spent.request("teacher", REQUEST, NOWHERE) as paid:
+        await attempt_lost()
+        paid.settle(DONE)
+    assert total(spent).requests == 2
+    assert total(spent).completion_tokens == 101
+    with pytest.raises(asyncio.CancelledError):
+        async with spent.request("teacher", REQUEST, NOWHERE):
+            raise asyncio.CancelledError
+    assert total(spent).requests == 3
+
+
+async def test_a_server_that_reports_no_usage_is_counted_at_the_worst(make: Make) -> None:
+    spent = make()
+    async with spent.request("teacher", REQUEST, NOWHERE) as paid:
+        cost, _ = paid.settle(DONE.model_copy(update={"prompt_tokens": 0, "completion_tokens": 0}))
+    assert cost is None
+    assert total(spent).completion_tokens == 100
+
+
+async def test_a_request_waits_for_those_in_flight_and_then_goes_or_ends_the_run(make: Make) -> None:
+    spent = make("budget.tokens=350")  # room for one worst case of about 200 tokens
+
+    async def send(answer: Completion) -> None:
+        async with spent.request("teacher", REQUEST, NOWHERE) as paid:
+            await asyncio.sleep(0.3)
+            paid.settle(answer)
+
+    small = DONE.model_copy(update={"completion_tokens": 11})
+    await asyncio.wait_for(asyncio.gather(*(send(small) for _ in range(5))), 20)
+    assert total(spent).requests == 5
+    with pytest.raises(BudgetReached, match=r"350 tokens: .* tokens are spent, and the next request can take"):
+        await asyncio.gather(*(send(DONE) for _ in range(50)))
+    assert total(spent).number("tokens") <= 350
+
+
+async def test_gpu_hours_are_counted_and_capped(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spending, "GPU_PERIOD_S", 0.2)
+    spent = make("budget.gpu_hours=0.001", model="use: fake, price: {gpu_hour: 3}")  # 1.2 s of 3 GPUs
+    stopped: list[BudgetReached] = []
+    spent.meter(lambda: {"teacher": 3}, stopped.append)
+    started = asyncio.get_running_loop().time()
+    while not stopped:
+        assert asyncio.get_running_loop().time() - started < 30
+        await asyncio.sleep(0.05)
+    held = asyncio.get_running_loop().time() - started
+    assert held >= 0.8
+    assert "0.0010 GPU-hours" in str(stopped[0])
+    found = total(spent)
+    assert found.gpu_hours <= 3 * (held + 0.5) / 3600
+    assert found.usd == pytest.approx(3 * found.gpu_hours)
+
+
+async def test_most_of_a_cap_is_said_once(make: Make) -> None:
+    spent: Any = make("budget.requests=10", "models.teacher.budget.usd=100")
+    watch = BudgetWatch(spent.pipeline, spent.root, 0.0)
+    said = []
+    for _ in range(10):
+        async with spent.request("teacher", REQUEST, NOWHERE) as paid:
+            paid.settle(DONE)
+        said.append(list(watch.warnings()))
+    watch.close()
+    assert [bool(one) for one in said] == [False] * 7 + [True, False, False]
+    assert said[7] == ["budget: 80% of the cap 10 requests are spent (8 requests)"]
