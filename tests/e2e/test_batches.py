@@ -20,7 +20,8 @@ def kept(outcome: dict[str, Any]) -> list[int]:
 def with_batches(project: Project) -> Project:
     """Give both teachers batches."""
     text = project.pipeline.read_text()
-    project.pipeline.write_text(text.replace("concurrency: 16", "concurrency: 16, batch: {window: 24h}"))
+    assert text.count("{use: openai, ") == 2
+    project.pipeline.write_text(text.replace("{use: openai, ", "{use: openai, batch: {window: 24h}, "))
     return project
 
 
@@ -58,7 +59,7 @@ def test_killed_and_stopped_runs_leave_their_batches_to_the_next_run(
     wait_until(lambda: teacher.stats()["batches"]["created"] == 2)
     kill_tree(process.pid)
     process.wait()
-    without = project.pipeline.read_text().replace(", batch: {window: 24h}", "")
+    without = project.pipeline.read_text().replace("batch: {window: 24h}, ", "")
     (project.root / "pipelines" / "without.yaml").write_text(without)
     said = project.run("run", str(project.root / "pipelines" / "without.yaml"), expect=1)
     assert "of its requests are in batch" in said

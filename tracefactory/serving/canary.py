@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple, get_args
 
 from tracefactory.core.fingerprint import canonical
@@ -15,11 +16,11 @@ from tracefactory.core.rows import Thinking
 from tracefactory.text.reasoning import opens_thinking, split_reasoning
 
 REQUESTS = 4
-"""Requests of one canary; the first two are siblings where a row has several samples."""
+"""Requests of one canary; they are pairs of siblings where rows have several samples."""
 
 CHECKS: frozenset[CanaryCheck] = frozenset(get_args(CanaryCheck))
 
-_SIBLING_TOKENS = 32  # shorter answers may be equal by chance
+_SIBLING_TOKENS = 100  # shorter answers may be equal by chance
 _COPIED = 80  # characters of the reasoning that must not be in the answer
 
 
@@ -55,14 +56,15 @@ def faults(answers: Sequence[Answered], spec: ModelSpec, checks: Collection[Cana
 
 
 def chosen(requests: Sequence[ChatRequest]) -> list[ChatRequest]:
-    """Return the requests of the canary: two siblings if there are any, and others of different rows."""
+    """Return the requests of the canary: two samples of each of two rows, or one of each of four."""
     by_messages: defaultdict[str, list[ChatRequest]] = defaultdict(list)
     for request in requests:
         by_messages[canonical([dict(message) for message in request.messages])].append(request)
         if len(by_messages) > REQUESTS:
             break
     groups = sorted(by_messages.values(), key=len, reverse=True)
-    return [*groups[0][:2], *(group[0] for group in groups[1:])][:REQUESTS]
+    siblings = [one for group in groups[:2] if len(group) > 1 for one in group[:2]]
+    return [*siblings, *(group[0] for group in groups[len(siblings) // 2 :])][:REQUESTS]
 
 
 def _faults(answers: Sequence[Answered], spec: ModelSpec) -> Iterator[Fault]:
@@ -105,14 +107,15 @@ def _faults(answers: Sequence[Answered], spec: ModelSpec) -> Iterator[Fault]:
 
 def _between(answers: Sequence[Answered], spec: ModelSpec) -> Iterator[Fault]:
     """Yield faults that show between requests and completions, or between siblings."""
-    first, *others = answers
-    for other in others[:1]:
-        same = first.request.messages == other.request.messages and first.request.key != other.request.key
-        texts = [(one.completion.content, one.completion.reasoning) for one in (first, other)]
-        drawn = first.request.params.get("temperature", 1.0) > 0
-        if same and drawn and texts[0] == texts[1] and first.completion.completion_tokens >= _SIBLING_TOKENS:
-            seen = "two samples of one prompt with different seeds are the same, byte for byte"
-            yield Fault("siblings", seen, "the provider ignores seed and temperature: take one sample, or another one")
+    pairs = [
+        (one.completion, other.completion)
+        for one, other in pairwise(answers)
+        if one.request.messages == other.request.messages and one.request.params.get("temperature", 1.0) > 0
+    ]
+    equal = [one for one, other in pairs if (one.content, one.reasoning) == (other.content, other.reasoning)]
+    if len(pairs) > 1 and len(equal) == len(pairs) and min(one.completion_tokens for one in equal) >= _SIBLING_TOKENS:
+        seen = "samples of one prompt with different seeds are the same, byte for byte, for two prompts"
+        yield Fault("siblings", seen, "the provider ignores seed and temperature: take one sample, or another one")
     if any(one.request.params.get("logprobs") and one.completion.logprobs is None for one in answers):
         yield Fault("logprobs", "no log-probabilities came, which the stage asks for", "the provider has none for it")
     served = next((one.completion.served_model for one in answers if one.completion.served_model), "")

@@ -35,8 +35,8 @@ def found(answers: list[Answered], model: OpenAISpec | None = None) -> list[str]
 
 
 def four(*texts: Any, **more: Any) -> list[Answered]:
-    """Return four answers: two siblings and two others."""
-    rows = [(0, 0), (0, 1), (1, 0), (2, 0)]
+    """Return four answers: two pairs of siblings."""
+    rows = [(0, 0), (0, 1), (1, 0), (1, 1)]
     parts = [texts[n % len(texts)] for n in range(4)]
     return [Answered(asked(*row), said(*part, **more)) for row, part in zip(rows, parts, strict=True)]
 
@@ -47,6 +47,11 @@ GOOD = {
     "tags": four((f"<think>\n{LONG}\n</think>\n\n7",), (f"<think>\n{LONG}2\n</think>\n\n7",)),
     "opened in the template": four((f"{LONG}\n</think>\n\n7",), (f"{LONG}2\n</think>\n\n7",)),
     "one of four cut off": [*four(("a",), ("b",))[:3], Answered(asked(3), said("c", finish_reason="length"))],
+    "equal for one of two prompts": [
+        Answered(asked(row, seed), said(LONG if not row else f"{LONG}{seed}", completion_tokens=400))
+        for row in range(2)
+        for seed in range(2)
+    ],
     "short and equal": four(("7",), completion_tokens=2),
     "refused once": [*four(("a",), ("b",))[:3], Answered(asked(3), said("", refusal="no"))],
 }
@@ -64,7 +69,7 @@ FAULTS = {
     "duplicate": (four((f"{LONG}\n\nIt is 7.", LONG), (f"x {LONG}\n\nIt is 7.", LONG)), {}),
     "unclosed": (four((f"<think>\n{LONG} It is 7.",), (f"<think>\n{LONG}7",)), {}),
     "answer": (four(("", LONG), ("", f"{LONG}2")), {}),
-    "siblings": (four((LONG,)), {}),
+    "siblings": (four((LONG,), completion_tokens=400), {}),
     "logprobs": ([Answered(asked(logprobs=True), said())], {}),
     "model": (four(("a",), ("b",), served_model="cheap-model"), {}),
 }
@@ -100,15 +105,16 @@ def test_names_that_providers_give_a_model_are_its_names(served: str) -> None:
     assert found(four(("a",), ("b",), served_model=served)) == []
 
 
-def test_siblings_and_different_rows_are_sent_first() -> None:
+def test_two_pairs_of_siblings_are_sent_first() -> None:
     requests = [asked(row, seed) for row in range(50) for seed in range(3)]
     first = chosen(requests)
     assert [(one.messages[0]["content"], one.params["seed"]) for one in first] == [
         ("question 0", 0),
         ("question 0", 1),
         ("question 1", 0),
-        ("question 2", 0),
+        ("question 1", 1),
     ]
+    assert [one.messages[0]["content"][-1] for one in chosen(requests[::3])] == ["0", "1", "2", "3"]
     assert chosen(requests[:1]) == requests[:1]
 
 
