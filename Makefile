@@ -43,7 +43,7 @@ types: dev ## check the types of the package, strictly
 
 .PHONY: test
 test: dev ## run the tests
-	$(BIN)/pytest -q --durations=20 tests/contract tests/e2e
+	$(BIN)/pytest -q --durations=20 --numprocesses 2 --dist load tests/contract tests/e2e
 	$(BIN)/pytest -q --durations=20 --numprocesses 2 --dist loadfile tests/unit tests/filters
 
 .PHONY: check

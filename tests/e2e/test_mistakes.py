@@ -13,14 +13,14 @@ from tracefactory.cli import main
 
 URL = "http://127.0.0.1:9/v1"
 BROKEN = {
-    "unknown key": ("concurrency: 16", "concurency: 16", r"sums.yaml:4: .*concurency.*did you mean 'concurrency'"),
+    "unknown key": ("retries: 8", "retrys: 8", r"sums.yaml:4: .*retrys.*did you mean 'retries'"),
     "wrong type": ("samples: 2", "samples: many", r"sums.yaml:10: .*samples.*whole number"),
     "missing prompt": ("prompt: long,", "prompt: lang,", r"sums.yaml:10: .*prompt 'lang'.*did you mean 'long'"),
     "two verbs": ("verify: auto,", "verify: auto, filter: length,", r"sums.yaml:12: .*verify.*filter|filter.*verify"),
     "cycle in from": ("from: [long, short]", "from: [long, clean]", r"sums.yaml:12: .*clean"),
     "unset env": (
-        'base_url: "http://127.0.0.1:9/v1", c',
-        "base_url: env:NO_SUCH_URL, c",
+        'base_url: "http://127.0.0.1:9/v1", r',
+        "base_url: env:NO_SUCH_URL, r",
         r"sums.yaml:4: .*NO_SUCH_URL",
     ),
     "duplicate id": ("id: short,", "id: long,", r"sums.yaml:11: .*long"),
