@@ -66,7 +66,7 @@ async def run_pipeline(
             root=root,
             run_id=run.id,
             environ=_environ(pipeline),
-            retry=retry_of(pipeline, retry_kind),
+            retry=retry_of(pipeline, retry_kind) if sends else "",  # failed rows keep their cause
             sends=sends,
         )
         executor = open_executor(setup)
