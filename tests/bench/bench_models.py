@@ -14,7 +14,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tracefactory.core.model import ChatRequest, Environment
+from tracefactory.core.environment import Environment
+from tracefactory.core.model import ChatRequest
 from tracefactory.models.fake import FakeSpec
 from tracefactory.models.local import LocalSpec
 from tracefactory.serving.client import ChatClient

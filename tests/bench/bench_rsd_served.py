@@ -31,7 +31,7 @@ import torch
 from tests.unit.decoders.checkpoints import save_pair
 from tests.unit.decoders.token_server import TokenServer, by_noise
 from tests.vllm.rsd import asked, fields, save_student
-from tracefactory.core.model import Environment
+from tracefactory.core.environment import Environment
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.draft_schedule import expected_tokens
 from tracefactory.decoding.served import ServedModel, ServedPair

@@ -17,8 +17,9 @@ import pytest
 from tests.bench.big_requests import fill
 from tests.bench.measured import run, run_cli
 from tracefactory.config import load_pipeline
+from tracefactory.core.environment import Environment
 from tracefactory.core.files import read_json
-from tracefactory.core.model import ChatRequest, Environment
+from tracefactory.core.model import ChatRequest
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.serving.client import ChatClient
 

@@ -21,9 +21,10 @@ from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.columns import VERDICT, Column
 from tracefactory.core.decisions import KEEP, Made
 from tracefactory.core.digests import table_digest
+from tracefactory.core.environment import Environment
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.keys import model_digest
-from tracefactory.core.model import MODELS, ChatRequest, Environment, RequestFailed
+from tracefactory.core.model import MODELS, ChatRequest, RequestFailed
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import ID_DIGITS, Outcome, Problem, Thinking, Trace, Verdict
 from tracefactory.core.stage import STAGES, Batch, stage_of

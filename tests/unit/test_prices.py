@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from tracefactory.config import load_pipeline
 from tracefactory.core import prices
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import UserError
-from tracefactory.core.model import MODELS, ChatRequest, Completion, Environment, ModelSpec
+from tracefactory.core.model import MODELS, ChatRequest, Completion, ModelSpec
 from tracefactory.core.prices import DeclaredPrice, Price, billed, bills_of, cost_of, dollars, looked_up
 from tracefactory.engine.costs import unpriced
 from tracefactory.serving.client import read_completion

@@ -11,8 +11,9 @@ import pytest
 
 from tests.unit.test_prices import pipeline
 from tracefactory.core.budget import attempt_lost
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import BudgetReached, Interrupted
-from tracefactory.core.model import ChatRequest, Completion, Environment, RequestFailed
+from tracefactory.core.model import ChatRequest, Completion, RequestFailed
 from tracefactory.engine import spending
 from tracefactory.engine.caps import BudgetWatch, spend_of
 from tracefactory.engine.spending import Spending

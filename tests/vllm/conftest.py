@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import UserError
-from tracefactory.core.model import Environment
 from tracefactory.models.local import LocalSpec
 from tracefactory.serving.gguf_checkpoint import convert
 

@@ -10,7 +10,7 @@ import pytest_asyncio
 import torch
 
 from tests.vllm.rsd import Judge, asked, fields, in_process, save_student
-from tracefactory.core.model import Environment
+from tracefactory.core.environment import Environment
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.in_process import InProcessPair
 from tracefactory.decoding.served import ServedModel, ServedPair

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.vllm.rsd import Judge, asked, fields, in_process, save_student
-from tracefactory.core.model import Environment
+from tracefactory.core.environment import Environment
 from tracefactory.decoding.fused import FusedPair
 from tracefactory.decoding.in_process import InProcessPair
 from tracefactory.decoding.served import ServedModel

@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.vllm.conftest import FIELDS
-from tracefactory.core.model import Environment, RequestFailed
+from tracefactory.core.environment import Environment
+from tracefactory.core.model import RequestFailed
 from tracefactory.models.vllm import VLLMSpec
 from tracefactory.serving.client import ChatClient
 from tracefactory.serving.tokens import TokenClient

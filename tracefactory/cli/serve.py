@@ -16,8 +16,9 @@ import typer
 
 from tracefactory.cli.options import PipelineFile, Profile, Sets
 from tracefactory.config import load_pipeline
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake, UserError, nearest
-from tracefactory.core.model import Endpoint, Environment
+from tracefactory.core.model import Endpoint
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.serving.vllm.placement import LocalPlacement
 from tracefactory.serving.vllm.replica import Placement

@@ -17,8 +17,9 @@ from tracefactory.config.project import find_project, pipeline_files
 from tracefactory.config.stages import Declared, StageDraft, read_stages
 from tracefactory.core import plugins
 from tracefactory.core.budget import Budget
+from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import Mistake, UserError, nearest
-from tracefactory.core.model import MODELS, Environment, EnvStr, ModelSpec, env_names
+from tracefactory.core.model import MODELS, ModelSpec, env_names
 from tracefactory.core.pipeline import Pipeline, Project, RunOptions, StageSpec
 from tracefactory.core.rows import Frozen
 from tracefactory.core.stage import stage_of

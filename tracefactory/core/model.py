@@ -17,8 +17,7 @@ from pydantic import Field, JsonValue, SecretStr, field_validator
 from tracefactory.core.batching import AT_ONCE, BatchSettings
 from tracefactory.core.budget import Budget
 from tracefactory.core.checkpoint import Checkpoint
-from tracefactory.core.environment import Environment as Environment
-from tracefactory.core.environment import EnvStr as EnvStr
+from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.keys import messages_digest, model_digest, request_key, request_key_v1
 from tracefactory.core.prices import DECLARED, NO_BILL, UNKNOWN, DeclaredPrice, Price

@@ -20,8 +20,9 @@ from pydantic import SecretStr
 
 from tracefactory.core.columns import Column
 from tracefactory.core.decisions import Judgement, Made
+from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import Mistake
-from tracefactory.core.model import ChatRequest, Completion, Environment, EnvStr, ModelSpec, RequestFailed
+from tracefactory.core.model import ChatRequest, Completion, ModelSpec, RequestFailed
 from tracefactory.core.pipeline import P, Pipeline, StageSpec
 from tracefactory.core.refs import Ref
 from tracefactory.core.registry import Registry, registry

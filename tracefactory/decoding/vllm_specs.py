@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
+from tracefactory.core.environment import Environment
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.model import Environment, ModelSpec
+from tracefactory.core.model import ModelSpec
 from tracefactory.models.vllm import VLLMSpec
 from tracefactory.serving.vllm.replica import ServerPlan
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import RunStopped
 from tracefactory.core.keys import model_digest
-from tracefactory.core.model import ChatRequest, Completion, Environment, ModelSpec
+from tracefactory.core.model import ChatRequest, Completion, ModelSpec
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.stage import Completer, Record
 from tracefactory.store.requests import RequestStore

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tracefactory.core.budget import Cap
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake
-from tracefactory.core.model import Environment
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.prices import INSTALL, Price, has_price_list
 from tracefactory.core.rows import Frozen

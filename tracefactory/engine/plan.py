@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import Field, computed_field
 
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake, UserError
-from tracefactory.core.model import Environment
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen, Kind, Problem
 from tracefactory.core.spans import Span

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tracefactory.core.budget import ON_LOST_ATTEMPT
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import BudgetReached, Interrupted, RunError
-from tracefactory.core.model import ChatRequest, Completion, Environment, RequestFailed
+from tracefactory.core.model import ChatRequest, Completion, RequestFailed
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.prices import Price
 from tracefactory.store.claims import Claims

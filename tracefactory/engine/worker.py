@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import SecretStr
 
+from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import Interrupted, RunError, RunStopped
-from tracefactory.core.model import ChatRequest, Completion, Environment, EnvStr, ModelSpec, RequestFailed
+from tracefactory.core.model import ChatRequest, Completion, ModelSpec, RequestFailed
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.plugins import activate
 from tracefactory.core.prices import Price

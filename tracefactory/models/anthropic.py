@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, SecretStr, field_validator
 
 from tracefactory.core.batching import BatchSettings
+from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import UserError
-from tracefactory.core.model import MODELS, ChatRequest, Endpoint, Environment, EnvStr, ModelSpec
+from tracefactory.core.model import MODELS, ChatRequest, Endpoint, ModelSpec
 from tracefactory.core.prices import Price, looked_up
 from tracefactory.core.wire import Wire
 from tracefactory.serving.anthropic import Messages, messages_body

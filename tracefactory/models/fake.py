@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from tracefactory.core.model import MODELS, Endpoint, Environment, EnvStr, ModelSpec
+from tracefactory.core.environment import Environment, EnvStr
+from tracefactory.core.model import MODELS, Endpoint, ModelSpec
 from tracefactory.serving.fake_script import FakeScript
 from tracefactory.serving.managed import ManagedEndpoint
 

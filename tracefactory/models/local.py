@@ -11,9 +11,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tracefactory.core.checkpoint import Checkpoint
+from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.fingerprint import digest_file
-from tracefactory.core.model import MODELS, ChatRequest, Endpoint, Environment, EnvStr, ModelSpec
+from tracefactory.core.model import MODELS, ChatRequest, Endpoint, ModelSpec
 from tracefactory.serving.managed import ManagedEndpoint
 
 PACKAGED = "packaged:"

@@ -8,8 +8,9 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from tracefactory.core.batching import BatchSettings
 from tracefactory.core.checkpoint import Checkpoint, local_path
+from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import UserError
-from tracefactory.core.model import MODELS, ChatRequest, Endpoint, Environment, EnvStr, ModelSpec
+from tracefactory.core.model import MODELS, ChatRequest, Endpoint, ModelSpec
 from tracefactory.core.prices import Price, looked_up
 from tracefactory.serving.managed import FixedEndpoint
 from tracefactory.serving.reasoning_levels import Reasoning, reasoning_body

@@ -8,8 +8,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from tracefactory.core.checkpoint import Checkpoint, local_path
+from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import Mistake, UserError
-from tracefactory.core.model import MODELS, Endpoint, Environment, EnvStr, ModelSpec
+from tracefactory.core.model import MODELS, Endpoint, ModelSpec
 from tracefactory.models.local import PACKAGED, packaged_weights
 
 

@@ -13,9 +13,10 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, field_validator
 
 from tracefactory.core.checkpoint import Checkpoint, local_path
+from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.fingerprint import digest, digest_all, digest_file
-from tracefactory.core.model import MODELS, ChatRequest, Environment, EnvStr, ModelSpec
+from tracefactory.core.model import MODELS, ChatRequest, ModelSpec
 from tracefactory.serving.vllm.endpoint import VLLMEndpoint
 from tracefactory.serving.vllm.placement import LocalPlacement
 from tracefactory.serving.vllm.replica import ServerPlan

@@ -12,9 +12,9 @@ from typing import Any
 import polars as pl
 from pydantic import Field, field_validator
 
+from tracefactory.core.environment import EnvStr
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.files import write_json
-from tracefactory.core.model import EnvStr
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen
 from tracefactory.core.spans import Span

@@ -24,15 +24,9 @@ from openai._constants import RAW_RESPONSE_HEADER
 from pydantic import SecretStr
 
 from tracefactory.core.budget import attempt_lost
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Interrupted, RunStopped
-from tracefactory.core.model import (
-    ChatRequest,
-    Completion,
-    Endpoint,
-    Environment,
-    ModelSpec,
-    endpoint_for,
-)
+from tracefactory.core.model import ChatRequest, Completion, Endpoint, ModelSpec, endpoint_for
 from tracefactory.serving.dispatch import Dispatcher
 from tracefactory.serving.failures import (
     IN_A_ROW,

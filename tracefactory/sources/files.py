@@ -10,9 +10,9 @@ from typing import Any
 
 from pydantic import Field
 
+from tracefactory.core.environment import EnvStr
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.fingerprint import digest_file
-from tracefactory.core.model import EnvStr
 from tracefactory.core.rows import Problem
 from tracefactory.reading.base import SOURCES, Rejected, Source, take
 from tracefactory.reading.mapping import FieldMapping, lookup, to_problem

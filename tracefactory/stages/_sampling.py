@@ -10,10 +10,11 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import Field
 
 from tracefactory.core.decisions import KEEP, Made, fail
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.keys import messages_digest, model_digest, request_key, request_key_v1
-from tracefactory.core.model import ChatRequest, Completion, Environment, RequestFailed
+from tracefactory.core.model import ChatRequest, Completion, RequestFailed
 from tracefactory.core.pipeline import Pipeline, PromptTemplate, StageSpec
 from tracefactory.core.prices import billed, cost_of
 from tracefactory.core.rows import ID_DIGITS, Frozen, Kind, Parent, ParentRole, Row, Trace, Turn

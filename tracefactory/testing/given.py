@@ -12,8 +12,8 @@ from pydantic import Field
 
 from tracefactory.core.columns import Column, column_like
 from tracefactory.core.decisions import Made
+from tracefactory.core.environment import Environment
 from tracefactory.core.fingerprint import digest_file
-from tracefactory.core.model import Environment
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen, Kind, Problem, Row, Trace
 from tracefactory.core.stage import Stage, Work

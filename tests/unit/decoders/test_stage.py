@@ -16,9 +16,9 @@ from tests.unit.stages.conftest import unwatched
 from tracefactory.cli.explain import explain
 from tracefactory.config import load_pipeline
 from tracefactory.core.decisions import KEEP
+from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import UserError
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.model import Environment, EnvStr
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.rows import Outcome, Problem, Thinking, Trace, Verdict
 from tracefactory.core.spans import Span

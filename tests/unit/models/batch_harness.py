@@ -14,7 +14,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from tracefactory.core.model import MODELS, ChatRequest, Completion, Environment, RequestFailed
+from tracefactory.core.environment import Environment
+from tracefactory.core.model import MODELS, ChatRequest, Completion, RequestFailed
 from tracefactory.serving.batches.apis import api_of
 from tracefactory.serving.batches.ledger import Ledger
 from tracefactory.serving.batches.runner import BatchRunner

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tracefactory.core.model import Environment
+from tracefactory.core.environment import Environment
 from tracefactory.models.vllm import VLLMSpec
 
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import RunError, UserError
-from tracefactory.core.model import ChatRequest, Environment, endpoint_for
+from tracefactory.core.model import ChatRequest, endpoint_for
 from tracefactory.core.processes import Child
 from tracefactory.core.rows import Thinking
 from tracefactory.models.fake import FakeSpec

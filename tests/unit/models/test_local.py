@@ -6,8 +6,9 @@ from importlib import metadata
 
 import pytest
 
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import RunError, UserError
-from tracefactory.core.model import ChatRequest, Environment, RequestFailed, endpoint_for
+from tracefactory.core.model import ChatRequest, RequestFailed, endpoint_for
 from tracefactory.models import local
 from tracefactory.models.local import LocalSpec
 from tracefactory.serving.client import ChatClient

@@ -10,9 +10,10 @@ import time
 import pytest
 from pydantic import ValidationError
 
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import UserError
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.model import ChatRequest, Environment, env_names
+from tracefactory.core.model import ChatRequest, env_names
 from tracefactory.models.vllm import VLLMSpec, command_line
 from tracefactory.serving.client import ChatClient
 from tracefactory.serving.vllm.shared import SharedLookup, SharedServers, announce, identity_label, withdraw

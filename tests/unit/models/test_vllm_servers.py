@@ -164,7 +164,8 @@ async def test_a_start_that_takes_too_long_is_ended(stand_in, client_of):
 OWNER = """
 import asyncio, os, sys
 from pathlib import Path
-from tracefactory.core.model import ChatRequest, Environment
+from tracefactory.core.environment import Environment
+from tracefactory.core.model import ChatRequest
 from tracefactory.serving.client import ChatClient
 from tracefactory.models.vllm import VLLMSpec
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from tracefactory.config import load_pipeline
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import UserError
-from tracefactory.core.model import ChatRequest, Environment, RequestFailed
+from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.stage import Answer, Batch, stage_of
 from tracefactory.engine.trial import MEASURED, trial_of

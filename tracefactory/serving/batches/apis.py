@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from tracefactory.core.batching import BatchProtocol
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import UserError
-from tracefactory.core.model import Environment, ModelSpec
+from tracefactory.core.model import ModelSpec
 from tracefactory.serving.batches.anthropic import AnthropicBatches
 from tracefactory.serving.batches.gemini import GeminiBatches
 from tracefactory.serving.batches.http import Http

@@ -10,8 +10,9 @@ from pydantic import Field
 
 from tracefactory.core.columns import Column
 from tracefactory.core.decisions import KEEP, Decision, Judgement, fail
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake, UserError
-from tracefactory.core.model import Environment, RequestFailed
+from tracefactory.core.model import RequestFailed
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen, Trace
 from tracefactory.core.stage import STAGES, Batch, Host, ModelName, Result, Services, Stage, stage_of

@@ -11,8 +11,9 @@ from typing import Any
 
 from pydantic import Field, create_model
 
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake, UserError
-from tracefactory.core.model import Environment, ModelSpec
+from tracefactory.core.model import ModelSpec
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.rows import Frozen
 from tracefactory.core.stage import ModelName, PromptName

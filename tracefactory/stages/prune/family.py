@@ -16,10 +16,10 @@ from typing import Any
 from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.columns import DERIVATION, VERDICT, Column
 from tracefactory.core.decisions import KEEP, REPLACED, Decision, Judgement, Made, fail
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.keys import pinned
-from tracefactory.core.model import Environment
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import ID_DIGITS, Kind, Parent, ParentRole, Problem, Thinking, Trace, Verdict
 from tracefactory.core.stage import UNCHANGED, AtMost, Batch, Host, Result, Services, Stage, stage_of, verify

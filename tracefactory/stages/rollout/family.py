@@ -9,9 +9,10 @@ from typing import Any
 
 from tracefactory.core.columns import Column
 from tracefactory.core.decisions import KEEP, Made, fail
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Interrupted, Mistake, RunError, UserError
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.model import ChatRequest, Completion, Environment, RequestFailed
+from tracefactory.core.model import ChatRequest, Completion, RequestFailed
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.refs import find_refs
 from tracefactory.core.rollout import ROLLOUTS, Rollout

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field
 
-from tracefactory.core.model import Environment
+from tracefactory.core.environment import Environment
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.stage import STAGES, ModelName
 from tracefactory.stages._sampling import SampleParams, SampleStage

@@ -9,9 +9,10 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import Field, create_model
 
 from tracefactory.core.columns import Column
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake
 from tracefactory.core.keys import pinned
-from tracefactory.core.model import Completion, Environment
+from tracefactory.core.model import Completion
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Trace
 from tracefactory.core.stage import Batch, Completer, Facts, ModelName, Result, Services

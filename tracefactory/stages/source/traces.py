@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from tracefactory.core.decisions import Made, drop
+from tracefactory.core.environment import Environment
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.model import Environment
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import ID_DIGITS, Kind, Problem, Trace
 from tracefactory.core.stage import STAGES

@@ -10,9 +10,10 @@ from pydantic import Field
 
 from tracefactory.core.columns import Column, Type
 from tracefactory.core.decisions import Judgement, fail
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.model import ChatRequest, Completion, Environment, RequestFailed
+from tracefactory.core.model import ChatRequest, Completion, RequestFailed
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen, Outcome, Trace, Verdict
 from tracefactory.core.stage import (
