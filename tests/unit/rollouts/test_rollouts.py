@@ -147,7 +147,7 @@ try:
 except RequestFailed:
     return await ask(self.model, self.prompt, sample=1)
 """
-    found, _ = rollout(tmp_path, mine(), SUMS, body, reply="The answer is 3.", rate_500=0.5, max_faults=1)
+    found, _ = rollout(tmp_path, mine(), SUMS, body, reply="The answer is 3.", rate_500=0.6, max_faults=3)
     failed = [one for one in found.judgements.values() if one.decision.failed]
     assert failed
     assert len(failed) + len(found.made) == len(SUMS)
