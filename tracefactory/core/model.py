@@ -7,7 +7,7 @@ and in what decides its completions (`ModelSpec.identity`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
@@ -314,6 +314,11 @@ class ChatRequest(Frozen):
         copied = super().model_copy(update=update, deep=deep)
         vars(copied).pop("key", None)
         return copied
+
+
+def prompt_bytes(messages: Iterable[Mapping[str, Any]]) -> int:
+    """Return the bytes of a prompt, which bound its tokens: no tokenizer makes more tokens than bytes."""
+    return sum(len(str(message.get("content") or "").encode()) for message in messages)
 
 
 class Completion(Frozen):

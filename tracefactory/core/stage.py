@@ -75,7 +75,7 @@ class Batch:
 
 @dataclass
 class Result:
-    """What came of one batch: the rows made of it, and a judgement for each row that was given.
+    """The result of one batch: the rows made of it, and a judgement for each row that was given.
 
     `numbers` (requests, tokens, cost ...) are added up per stage; `notes` are sentences a person must see.
     """

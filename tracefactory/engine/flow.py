@@ -25,7 +25,7 @@ from tracefactory.engine.identity import Identity, rows_of
 from tracefactory.engine.plan import is_current
 from tracefactory.engine.runs import RunFolder
 from tracefactory.engine.shards import combined_inputs
-from tracefactory.serving.failures import FAILURES
+from tracefactory.serving.failures import failures_in
 from tracefactory.store.leases import Lease
 from tracefactory.store.stages import OWED, ShardRecord, StageFolder, StageRecord, Tally, stage_digest
 
@@ -195,7 +195,7 @@ class Flow:
         for above in self.pipeline.above(run.stage):
             tally = self.stages[above.id].tally
             if tally.owed > allowed * tally.rows_in:
-                why = ", ".join(f"{kind} {tally.reasons[kind]:,}" for kind in FAILURES if kind in tally.reasons)
+                why = ", ".join(f"{kind} {count:,}" for kind, count in failures_in(tally.reasons).items())
                 share = 100 * tally.owed / tally.rows_in
                 lines.append(f"{above.id}: {tally.owed:,} of {tally.rows_in:,} rows ({share:.2g}%) failed: {why}")
         if lines:

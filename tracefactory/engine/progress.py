@@ -60,10 +60,10 @@ def snapshot(flow: Flow, now: Progress, before: Progress | None) -> dict[str, An
         now: the present numbers.
         before: earlier ones, from which rates per second are computed.
     """
+    earlier: Mapping[str, Live] = {} if before is None else before.stages
+    seconds = 0.0 if before is None else now.at - before.at
     stages = [
-        _stage(run, now.stages.get(name, {}), flow, {} if before is None else before.stages.get(name, {}), seconds)
-        for name, run in flow.stages.items()
-        for seconds in [0.0 if before is None else now.at - before.at]
+        _stage(run, now.stages.get(name, {}), flow, earlier.get(name, {}), seconds) for name, run in flow.stages.items()
     ]
     models = [
         {"model": name, "notice": status.notice, "endpoints": [one._asdict() for one in status.endpoints]}

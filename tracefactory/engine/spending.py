@@ -16,7 +16,7 @@ from typing import Any
 from tracefactory.core.budget import ON_LOST_ATTEMPT
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import BudgetReached, Interrupted, RunError
-from tracefactory.core.model import ChatRequest, Completion, RequestFailed
+from tracefactory.core.model import ChatRequest, Completion, RequestFailed, prompt_bytes
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.prices import Price
 from tracefactory.store.claims import Claims
@@ -189,8 +189,7 @@ def prices_of(pipeline: Pipeline) -> dict[str, Price]:
 
 def _worst_case(params: Mapping[str, Any], request: ChatRequest, price_for: Callable[[int], Price]) -> Amount:
     """Return the most that a request can take: every byte a token, and as many tokens as the answer may have."""
-    sizes = (len(str(message.get("content") or "").encode()) for message in request.messages)
-    prompt = sum(sizes) + _TEMPLATE_TOKENS + _TOKENS_PER_MESSAGE * len(request.messages)
+    prompt = prompt_bytes(request.messages) + _TEMPLATE_TOKENS + _TOKENS_PER_MESSAGE * len(request.messages)
     limits = (params.get(name) for name in ("max_completion_tokens", "max_tokens"))
     answer = max((int(limit) for limit in limits if limit is not None), default=_LONGEST)
     return Amount.of(prompt, answer, price_for(prompt).at_most(prompt, answer))

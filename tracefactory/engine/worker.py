@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -207,8 +208,7 @@ class Worker:
         try:
             await self._canaries.check(model, spec, (stage_id, self.keys[stage_id]), requests, pay, samples=samples)
         except RunStopped as fault:
-            self.stopped = self.stopped or fault
-            self.drain()
+            self.stop(fault)
             raise
 
     def stored(self, keys: Sequence[str]) -> Mapping[str, Record]:
@@ -322,7 +322,7 @@ class Worker:
             self._resources[name] = make()
         return cast(Kept, self._resources[name])
 
-    @property
+    @cached_property
     def environment(self) -> Environment:
         environ = {name: secret.get_secret_value() for name, secret in self.setup.environ.items()}
         root, servers = self.pipeline.project.root, self.setup.root / "servers"

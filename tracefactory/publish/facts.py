@@ -27,7 +27,7 @@ from tracefactory.publish.card import (
     StageLine,
     VerifierLine,
 )
-from tracefactory.serving.failures import FAILURES
+from tracefactory.serving.failures import failures_in
 from tracefactory.store.spend import Ledger
 from tracefactory.store.stages import StageFolder, StageRecord
 
@@ -96,7 +96,7 @@ def _missing_lines(records: Mapping[str, StageRecord]) -> Iterator[MissingLine]:
     for stage, record in records.items():
         tally = record.tally
         if tally.owed:
-            reasons = {kind: tally.reasons[kind] for kind in FAILURES if kind in tally.reasons}
+            reasons = failures_in(tally.reasons)
             yield MissingLine(stage=stage, rows=tally.owed, of=tally.rows_in, reasons=reasons)
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tracefactory.core.files import read_json
 from tracefactory.core.marks import split_version
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.engine.identity import identities
 from tracefactory.engine.plan import changes
 from tracefactory.publish.release import Manifest
+from tracefactory.store.stages import StageFolder
 
 Recipe = Mapping[str, Mapping[str, Any]]
 """The identities of the stages of a release, by stage id."""
@@ -59,8 +59,7 @@ def previous_recipe(manifest: Manifest, stage: StageSpec[Any], state_dir: Path) 
     """
     if manifest.recipe:
         return manifest.recipe
-    folders = {one: state_dir / "stages" / f"{one}-{key[:16]}" for one, key in manifest.stages.items()}
-    found = {one: read_json(folder / "identity.json") for one, folder in folders.items()}
+    found = {one: StageFolder(state_dir, one, key).identity() for one, key in manifest.stages.items()}
     return {one: content for one, content in found.items() if content is not None and one != stage.id}
 
 

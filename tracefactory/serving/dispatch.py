@@ -89,12 +89,12 @@ class Dispatcher:
         """
         now = time.monotonic()
         wait = failure.retry_after_s
+        if failure.kind.name == "connection" and len(self._urls) > 1:  # a dead server fails fast and so looks idle
+            wait = _AVOIDED_S
         reason = f"{urlsplit(url).netloc}: {failure.message}"
         self._paces[url].failed(
             now, sent_at, request, reason, refused=failure.kind.name == "rate_limited", retry_after_s=wait
         )
-        if failure.kind.name == "connection" and len(self._urls) > 1:  # a dead server fails fast and so looks idle
-            self._paces[url].paused_until = max(self._paces[url].paused_until, now + _AVOIDED_S)
         paces = [self._paces[one] for one in self._urls]
         silent_s = min((one.silent_s(now) for one in paces), default=0.0)
         asked_s = min((one.paused_until - now for one in paces), default=0.0)

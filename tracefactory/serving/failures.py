@@ -84,6 +84,12 @@ FAILURES: Mapping[str, FailureKind] = {
 
 _ANSWER_LOST = frozenset({"connection", "timeout", "bad_response"})
 
+
+def failures_in(reasons: Mapping[str, int]) -> dict[str, int]:
+    """Return the kinds of failure among the reasons of rows that were not kept, with their counts."""
+    return {kind: reasons[kind] for kind in FAILURES if kind in reasons}
+
+
 IN_A_ROW = 8
 """Refusals in a row, without an answer between them, that stop a run."""
 

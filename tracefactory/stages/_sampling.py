@@ -14,7 +14,7 @@ from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.keys import messages_digest, model_digest, request_key, request_key_v1
-from tracefactory.core.model import ChatRequest, Completion, RequestFailed
+from tracefactory.core.model import ChatRequest, Completion, RequestFailed, prompt_bytes
 from tracefactory.core.pipeline import Pipeline, PromptTemplate, StageSpec
 from tracefactory.core.prices import billed, cost_of
 from tracefactory.core.rows import ID_DIGITS, Frozen, Kind, Parent, ParentRole, Row, Trace, Turn
@@ -150,7 +150,7 @@ class SampleStage(Stage[S]):
             if draw.messages is not last:  # the samples of a row share their messages
                 last = draw.messages
                 messages = messages_digest(draw.messages)
-                size = sum(len(str(message["content"]).encode()) for message in draw.messages)
+                size = prompt_bytes(draw.messages)
             key = request_key(model, messages, draw.params, draw.index)
             yield Wanted(key, _KeyV1(identity, draw), size)
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from uuid import uuid4
 
 from tracefactory.core.errors import RunError
+from tracefactory.store.leases import HEARTBEAT_S, STALE_S, is_locked
 
-HEARTBEAT_S, STALE_S = 10.0, 60.0
 ROTATE_BYTES = 4 << 20
 _LINE = 64 + 32 + 2  # key, writer, "+" or "-", end of line
 _HEADER = 17  # a number that changes when the file is rewritten, and an end of line
@@ -183,13 +183,9 @@ class _Shard:
 def _lives(path: Path) -> bool:
     """Return whether the process of an `.alive` file lives."""
     try:
-        with path.open("r+") as file:
-            elsewhere = file.read() not in ("", socket.gethostname())
-            if elsewhere and time.time() - path.stat().st_mtime < STALE_S:
-                return True
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        elsewhere = path.read_text() not in ("", socket.gethostname())
+        if elsewhere and time.time() - path.stat().st_mtime < STALE_S:
+            return True
     except FileNotFoundError:
         return False
-    except BlockingIOError:
-        return True
-    return False
+    return is_locked(path)

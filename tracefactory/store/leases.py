@@ -139,14 +139,18 @@ def owner_in(text: str) -> dict[str, Any] | None:
 
 def has_workers(root: Path, run_id: str) -> bool:
     """Return whether a process still holds the run's `alive` lock."""
-    path = alive_file(root, run_id)
-    if not path.exists():
-        return False
-    with path.open("a") as file:
-        try:
+    return is_locked(alive_file(root, run_id))
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process of this host holds a lock on a file; False when there is no such file."""
+    try:
+        with path.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
     return False
 
 

@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tracefactory.core.model import prompt_bytes
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.stage import AtMost
 from tracefactory.pruning import PruneItem
 from tracefactory.stages.prune._params import asked_model, prompts_of
-from tracefactory.text.prompts import Prompt
 from tracefactory.text.steps.label import label_items
 
 
@@ -33,7 +33,7 @@ def _typing(params: Any, item: PruneItem, pipeline: Pipeline) -> Iterator[tuple[
         return
     prompt = pipeline.prompts[types.prompt]
     for shown in label_items(trace.id, trace.problem.question, trace.reasoning, item.steps):
-        size = _bytes(prompt, question=shown.question, reasoning=shown.numbered())
+        size = prompt_bytes(prompt.render(question=shown.question, reasoning=shown.numbered()))
         yield types.model, AtMost(1, size, types.max_tokens)
 
 
@@ -53,8 +53,4 @@ def _pruning(params: Any, item: PruneItem, pipeline: Pipeline) -> Iterator[tuple
     if asks.continuations:
         counted.append((asks.continuations, params.continue_prompt, params.continue_max_tokens))
     for count, name, most in counted:
-        yield model, AtMost(count, count * _bytes(pipeline.prompts[name], **values), count * most)
-
-
-def _bytes(prompt: Prompt, **values: Any) -> int:
-    return sum(len(message["content"].encode()) for message in prompt.render(**values))
+        yield model, AtMost(count, count * prompt_bytes(pipeline.prompts[name].render(**values)), count * most)

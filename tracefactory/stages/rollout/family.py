@@ -12,7 +12,7 @@ from tracefactory.core.decisions import KEEP, Made, fail
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Interrupted, Mistake, RunError, UserError
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.model import ChatRequest, Completion, RequestFailed
+from tracefactory.core.model import ChatRequest, Completion, RequestFailed, prompt_bytes
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.refs import find_refs
 from tracefactory.core.rollout import ROLLOUTS, Rollout
@@ -51,7 +51,7 @@ class RolloutStage(Stage[Rollout]):
         verifiers = {"verifiers": verifier_versions(stage, pipeline)} if stage.params.verifies else {}
         return {
             "versions": {"rollout": stage.params.version, **verifiers},
-            "models": {name: pipeline.models[name].identity(environment) for name in sorted(stage.model_names)},
+            "models": identities_of(stage, pipeline, environment),
             "prompts": {name: pipeline.prompts[name].digest for name in prompts_of(stage)},
         }
 
@@ -78,7 +78,7 @@ class RolloutStage(Stage[Rollout]):
         prompts = [pipeline.prompts[name] for name in prompts_of(stage)]
         found = dict.fromkeys(bounds, AtMost())
         for row in batch.rows:
-            sizes = [_bytes(prompt.messages_for(row, **shown)) for prompt in prompts]
+            sizes = [prompt_bytes(prompt.messages_for(row, **shown)) for prompt in prompts]
             longest = max(sizes, default=0) + replies
             for model, count in bounds.items():
                 requests = count * params.samples
@@ -86,7 +86,9 @@ class RolloutStage(Stage[Rollout]):
         return found
 
     async def run(self, stage: Spec, batch: Batch, services: Services) -> Result:
-        asked = [RowAsk(stage, services, row, index) for row in batch.rows for index in range(stage.params.samples)]
+        identities = identities_of(stage, services.pipeline, services.environment)
+        samples = range(stage.params.samples)
+        asked = [RowAsk(stage, services, identities, row, index) for row in batch.rows for index in samples]
         outcomes = await asyncio.gather(*map(_roll, asked), return_exceptions=True)
         for outcome in outcomes:  # after all of them: what was in flight is stored
             if isinstance(outcome, BaseException):
@@ -94,6 +96,11 @@ class RolloutStage(Stage[Rollout]):
         made = [one for outcome in outcomes if not isinstance(outcome, BaseException) for one in outcome]
         records = {key: record for one in asked for key, record in one.records.items()}
         return Result(made=made, numbers=spent(list(records.values()), services.run_id))
+
+
+def identities_of(stage: Spec, pipeline: Pipeline, environment: Environment) -> dict[str, dict[str, Any]]:
+    """Return what decides the completions of the models that the parameters of a rollout refer to, by name."""
+    return {name: pipeline.models[name].identity(environment) for name in sorted(stage.model_names)}
 
 
 def prompts_of(stage: Spec) -> list[str]:
@@ -104,8 +111,11 @@ def prompts_of(stage: Spec) -> list[str]:
 class RowAsk:
     """Asks the models of one rollout about one row, see `core.rollout.Ask`. It holds the rollout to its bounds."""
 
-    def __init__(self, stage: Spec, services: Services, row: Row, index: int) -> None:
-        self.stage, self.services, self.row, self.index = stage, services, row, index
+    def __init__(
+        self, stage: Spec, services: Services, identities: Mapping[str, dict[str, Any]], row: Row, index: int
+    ) -> None:
+        self.stage, self.services, self.identities, self.row, self.index = stage, services, identities, row, index
+        self.prompts = prompts_of(stage)
         self.problem = row.problem if isinstance(row, Trace) else row
         self.records: dict[str, Record] = {}
         self.owed: RequestFailed | None = None  # a failure that another run should try again
@@ -133,7 +143,7 @@ class RowAsk:
         if sample:
             seed = int(digest({"seed": seed, "request": sample})[:8], 16) >> 1
         request = ChatRequest(
-            model_identity=pipeline.models[model].identity(self.services.environment),
+            model_identity=self.identities[model],
             messages=tuple(dict(message) for message in messages),
             params={"temperature": warmth, "top_p": params.top_p, "max_tokens": tokens, "seed": seed},
             sample_index=self.index,
@@ -174,7 +184,7 @@ class RowAsk:
 
     def _count(self, model: str, prompt: str, max_tokens: int) -> None:
         """Raise an error for a request that the parameters of the rollout do not allow."""
-        if prompt not in prompts_of(self.stage):
+        if prompt not in self.prompts:
             raise ValueError(f"it uses the prompt {prompt!r}, which is the value of none of its parameters")
         if max_tokens > self.stage.params.max_tokens:
             raise ValueError(f"it asks for {max_tokens} tokens, more than max_tokens: {self.stage.params.max_tokens}")
@@ -231,10 +241,6 @@ def _check_traces(traces: Sequence[Trace], ask: RowAsk) -> None:
         raise ValueError(f"it returned the trace {foreign[0].id}, which is no reply to a request of this rollout")
     if len({one.id for one in traces}) < len(traces):
         raise ValueError("it returned one reply twice; number equal requests with `sample=`")
-
-
-def _bytes(messages: Sequence[Mapping[str, Any]]) -> int:
-    return sum(len(str(message["content"]).encode()) for message in messages)
 
 
 def make(name: str) -> RolloutStage:

@@ -13,7 +13,7 @@ from tracefactory.core.decisions import Judgement, fail
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.model import ChatRequest, Completion, RequestFailed
+from tracefactory.core.model import ChatRequest, Completion, RequestFailed, prompt_bytes
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen, Outcome, Trace, Verdict
 from tracefactory.core.stage import (
@@ -81,7 +81,7 @@ class VerifyJudge(Stage[JudgeParams]):
             decided = trace.verdict and trace.verdict.outcome is not Outcome.UNVERIFIABLE
             if params.ask == "all" or not decided:
                 messages = pipeline.prompts[params.prompt].render(**_values(trace, trace.answer_text))
-                size = sum(len(message["content"].encode()) for message in messages)
+                size = prompt_bytes(messages)
                 found += AtMost(params.votes, params.votes * size, params.votes * params.max_tokens)
         return {params.model: found}
 
