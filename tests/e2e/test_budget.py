@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Project, Teacher, kill_tree, wait_until
+from tests.e2e.test_damage import fsck
 from tracefactory.store.spend import Ledger
 
 Teachers, Projects = Callable[..., Teacher], Callable[..., Project]
 ALL = 160  # requests of the pipeline: 40 problems, 2 teachers, 2 samples
 
 
-def ledger(project: Project) -> dict[tuple[str, str], Any]:
-    found = Ledger(project.root / ".tracefactory", "sums@1")
+def ledger(project: Project, **options: Any) -> dict[tuple[str, str], Any]:
+    found = Ledger(project.root / ".tracefactory", "sums@1", **options)
     totals = found.totals()
     found.close()
     return totals
@@ -172,12 +173,46 @@ def test_the_time_of_a_run_is_a_cap(teacher_of: Teachers, project_of: Projects) 
     project.run("run", str(project.pipeline), "--budget", "wall=6 s", expect=2)
 
 
-def test_the_ledger_is_not_read_past_damage(teacher_of: Teachers, project_of: Projects) -> None:
+def test_a_damaged_ledger_refuses_a_run_with_caps_until_it_is_repaired(
+    teacher_of: Teachers, project_of: Projects
+) -> None:
     teacher = teacher_of()
     project = project_of(teacher.url)
     project.run("run", str(project.pipeline), "--budget", "requests=20", expect=3)
     file = Path(project.root / ".tracefactory" / "spend" / "sums@1.ledger")
-    file.write_bytes(file.read_bytes().replace(b'"r":[1', b'"r":[0', 1))
+    damaged = file.read_bytes().replace(b'"r":[1', b'"r":[0', 1)
+    file.write_bytes(damaged)
     said = project.run("run", str(project.pipeline), "--budget", "requests=30", expect=1)
-    assert "is damaged, so that it is not known what was spent" in said
+    assert f"{file} is damaged at byte 0, so that it is not known what was spent" in said
+    assert "`tracefactory fsck --repair`" in said
+    assert "Traceback" not in said
     assert teacher.stats()["received"] == 20
+    assert "not a line of a ledger" in project.run("plan", str(project.pipeline), "--budget", "requests=30", "--json")
+
+    code, report = fsck(project)
+    (found,) = report["damage"]
+    assert (code, found["path"], found["place"]) == (1, str(file), "byte 0")
+    assert found["consequence"].startswith("what was spent counts as at least 20 requests and 0.0")
+    code, report = fsck(project, "--repair")
+    assert (code, report["repaired"]) == (0, True)
+    assert (Path(report["set_aside"]) / "spend" / file.name).read_bytes() == damaged
+    project.run("run", str(project.pipeline), "--budget", "requests=30", expect=3)
+    assert teacher.stats()["received"] == 30
+
+
+def test_without_caps_a_damaged_ledger_is_a_warning(teacher_of: Teachers, project_of: Projects) -> None:
+    teacher = teacher_of()
+    project = project_of(teacher.url)
+    project.run("run", str(project.pipeline), "--budget", "requests=20", expect=3)
+    file = Path(project.root / ".tracefactory" / "spend" / "sums@1.ledger")
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:7], b"\xff\r\x00 is no line\n", *lines[7:]]))
+    place = sum(map(len, lines[:7]))
+    project.running.append(project.start())
+    assert project.running[-1].wait(120) == 0
+    log = (project.root / "stderr.log").read_text()
+    assert f"{file}, byte {place}: not a line of a ledger" in log
+    assert "tracefactory fsck --repair" in log
+    assert "Traceback" not in log
+    assert teacher.stats()["received"] == ALL
+    assert sum(one.requests for one in ledger(project, met=[].append).values()) == ALL

@@ -202,6 +202,33 @@ def test_a_repair_is_refused_while_a_run_is_going_on(project: Project) -> None:
         assert journal.name in project.run("fsck", "--repair", expect=2)
 
 
+def test_the_ledger_of_batches_is_read_and_left_as_it_is(project: Project) -> None:
+    folder = state(project) / "batches"
+    folder.mkdir()
+    entries = {
+        "stored.json": b'{"id":"stored","state":"stored"}\n',
+        "torn.json": b'{"id":"torn","sta',
+        "other.json": b'{"id":"another","state":"submitted"}\n',
+        "open.json": b'{"id":"open","state":"submitted"}\n',
+        "lost.json": b'{"id":"lost","state":"intent"}\n',
+        "open.requests.jsonl": b'{"key":"%s","request":1}\n{"key":"1' % (b"0" * 64),
+        "ledger.lock": b"",
+    }
+    for name, content in entries.items():
+        (folder / name).write_bytes(content)
+    code, report = fsck(project, "--repair")
+    assert (code, report["repaired"]) == (1, False)
+    found = {Path(one["path"]).name: one["place"] for one in report["damage"]}
+    assert found == {
+        "torn.json": "the whole file",
+        "other.json": "the whole file",
+        "open.requests.jsonl": "line 2",
+        "lost.requests.jsonl": "the whole file",
+    }
+    assert all("delete the entry of the batch to pay for its requests again" in str(one) for one in report["damage"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == entries
+
+
 def test_a_record_has_a_checksum(project: Project) -> None:
     shutil.rmtree(stage(project, "mixed"))
     project.run("run", PIPELINE)

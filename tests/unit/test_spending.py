@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from tests.unit.test_prices import pipeline
 from tracefactory.core.budget import attempt_lost
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import BudgetReached, Interrupted
-from tracefactory.core.model import ChatRequest, Completion, RequestFailed
+from tracefactory.core.model import ChatRequest, Completion, ModelSpec, RequestFailed
 from tracefactory.engine import spending
 from tracefactory.engine.caps import BudgetWatch, spend_of
+from tracefactory.engine.costs import Due, planned_caps
 from tracefactory.engine.spending import Spending
 from tracefactory.store.claims import Claims
-from tracefactory.store.spend import Amount
+from tracefactory.store.damage import Damage
+from tracefactory.store.spend import Amount, Ledger, Writer
 
 Make = Callable[..., Spending]
 NOWHERE = Environment(environ={})
@@ -57,7 +60,8 @@ async def test_a_request_is_reserved_at_its_worst_and_settled_at_what_it_took(ma
         assert worst.prompt_tokens >= len("What is 2 + 3?")  # every byte may be a token
         assert worst.completion_tokens == 100
         assert worst.usd == pytest.approx((worst.prompt_tokens * 10 + 100 * 20) / 1e6)
-        cost, price = paid.settle(DONE)
+        cost, price = paid.cost(DONE)
+        paid.settle(DONE)
     assert (cost, price.source) == (pytest.approx((9 * 10 + 20) / 1e6), "declared")
     assert total(spent).usd == pytest.approx(cost)
     assert spend_of(spent.pipeline, spent.root, "run")[0].requests == 1
@@ -84,7 +88,9 @@ async def test_what_brought_no_answer_is_given_back_and_what_may_be_billed_is_no
 async def test_a_server_that_reports_no_usage_is_counted_at_the_worst(make: Make) -> None:
     spent = make()
     async with spent.request("teacher", REQUEST, NOWHERE) as paid:
-        cost, _ = paid.settle(DONE.model_copy(update={"prompt_tokens": 0, "completion_tokens": 0}))
+        unreported = DONE.model_copy(update={"prompt_tokens": 0, "completion_tokens": 0})
+        cost, _ = paid.cost(unreported)
+        paid.settle(unreported)
     assert cost is None
     assert total(spent).completion_tokens == 100
 
@@ -133,3 +139,84 @@ async def test_most_of_a_cap_is_said_once(make: Make) -> None:
     watch.close()
     assert [bool(one) for one in said] == [False] * 7 + [True, False, False]
     assert said[7] == ["budget: 80% of the cap 10 requests are spent (8 requests)"]
+
+
+def test_gpu_hours_to_pay_are_estimated_from_earlier_requests_or_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ModelSpec, "gpus_held", property(lambda self: 2))
+    loaded = pipeline(tmp_path, "use: fake, price: {gpu_hour: 3}", "budget.gpu_hours=10", "budget.usd=50")
+    dues, damage = [{"teacher": Due(requests=30)}], list[Damage]()
+    caps, (gpus,) = planned_caps(loaded, tmp_path, dues, damage.append, whole=True)
+    assert str(gpus) == "teacher: the GPU-hours to pay are unknown, as no earlier run has counted them"
+    unknown = {cap.what: str(cap).endswith("and what is still to pay is unknown") for cap in caps}
+    assert unknown == {"gpu_hours": True, "usd": True, "tokens": False}
+
+    book = Ledger(tmp_path, loaded.ledger_name, Writer("w", "earlier", lambda writer: True))
+    number = book.reserve("teacher", Amount(requests=15))
+    assert isinstance(number, int)
+    book.settle(number, Amount(requests=15))
+    book.charge("teacher", Amount(gpu_hours=2.0, usd=6.0))
+    book.close()
+    caps, (gpus,) = planned_caps(loaded, tmp_path, dues, damage.append, whole=True)
+    assert str(gpus) == "teacher: about 4.0000 GPU-hours (12.0000 $) are to pay, estimated from 15 earlier requests"
+    found = {cap.what: (cap.spent, cap.expected, cap.at_most) for cap in caps}
+    assert found["gpu_hours"] == (2.0, 4.0, None)
+    assert found["usd"] == (6.0, None, None)
+    assert damage == []
+
+
+class Batches:
+    """Stands in for batches at a provider."""
+
+    def __init__(self) -> None:
+        self.held: set[str] = set()
+        self.fetched = 0
+        self.results: Callable[[], None] = lambda: None
+
+    def holds(self, model: str, key: str) -> bool:
+        return key in self.held
+
+    async def fetch(self) -> bool:
+        if not self.held:
+            return False
+        self.fetched += 1
+        self.held.clear()
+        self.results()
+        return True
+
+
+async def test_what_is_in_a_batch_needs_no_reservation_and_keeps_the_one_it_has(tmp_path: Path) -> None:
+    loaded = pipeline(tmp_path, "use: fake, price: {input: 10, output: 20}", "budget={requests: 1}")
+    batches, made = Batches(), []
+    for run in ("killed", "stopped", "next"):
+        claims = Claims(tmp_path / "claims")
+        one = Spending(loaded, tmp_path, run, lambda claims=claims: claims, lambda: False, batches)  # type: ignore[misc]
+        made.append((one, claims))
+        if run == "next":
+            async with one.request("teacher", REQUEST, NOWHERE) as paid:
+                paid.settle(DONE.model_copy(update={"batched": True}))
+        else:
+            with suppress(Interrupted):
+                async with one.request("teacher", REQUEST, NOWHERE):
+                    batches.held = {REQUEST.key}
+                    raise Interrupted
+            assert total(one).requests == 1, "the provider bills it, whoever fetches it"
+            claims.close()
+    assert (total(one).requests, total(one).completion_tokens) == (1, DONE.completion_tokens)
+    for each, _ in made:
+        await each.close()
+    made[-1][1].close()
+
+
+async def test_a_cap_ends_a_run_when_the_results_of_its_batches_are_stored(make: Make) -> None:
+    spent, batches = make("budget.requests=2"), Batches()
+    spent._batches = batches
+    spent.ledger.charge("teacher", Amount(requests=2))
+    batches.held, batches.results = {"k"}, lambda: spent.ledger.charge("teacher", Amount(requests=-1)) and None
+    async with spent.request("teacher", REQUEST, NOWHERE) as paid:  # what came took less than was reserved
+        paid.settle(DONE)
+    with pytest.raises(BudgetReached):
+        async with spent.request("teacher", REQUEST, NOWHERE):
+            pass
+    assert batches.fetched == 1

@@ -200,5 +200,5 @@ def test_reopening_removes_torn_files_and_other_layouts(folder: StageFolder, tra
     for table in Table:
         folder.part(table, 2, 4).unlink()
     folder.reopen(4)
-    assert folder.shards_done() == 3  # finished shards of this layout stay
+    assert folder.finished_shards() == [(index, 4) for index in (0, 1, 3)]  # finished shards of this layout stay
     assert len(list(folder.path.iterdir())) == 9

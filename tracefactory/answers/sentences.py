@@ -278,7 +278,7 @@ def _mathematical(value: Value, source: str) -> bool:
                 return False  # "the total = 12": only the right side is a value
             labelled = is_equation(value) and name_of(value) is not None
             return not any(
-                isinstance(term, Text) or _ENGLISH.search(re.sub(r"\\\\[a-zA-Z]+", "", source))
+                isinstance(term, Text) or _ENGLISH.search(re.sub(r"\\[a-zA-Z]+", "", source))
                 for term, source in list(zip(value.terms, value.sources, strict=True))[1 if labelled else 0 :]
             )
         case Interval() | Region() | Matrix() | Clock() | Day() | Ratio():

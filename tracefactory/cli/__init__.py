@@ -8,6 +8,7 @@ shell completion are fast.
 
 from __future__ import annotations
 
+import errno
 import sys
 from importlib import import_module
 from typing import Annotated, Any, NamedTuple
@@ -24,7 +25,7 @@ COMMANDS = {
     "plan": "Show what a run would do, and its requests, tokens and cost.",
     "run": "Make the dataset of a pipeline, without repeating stored work.",
     "serve": "Start the vLLM servers of one model and keep them until Ctrl-C.",
-    "show": "Print the funnel of a finished run, with the lengths of its traces.",
+    "show": "Print the funnel of a run with the lengths of its traces, or list all runs.",
     "explain": "Show where a row comes from: problem, request, verdict, stages.",
     "measures": "Print the measures of a run under its students.",
     "teachers": "Try every teacher on a few problems and rank them for the student.",
@@ -106,6 +107,12 @@ def main() -> None:
         sys.exit(3)
     except RunError as error:
         print(f"failed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = error.filename or "the disk"
+        print(f"failed: {where}: {error.strerror}; free space and run the same command again", file=sys.stderr)
         sys.exit(1)
     except (Interrupted, KeyboardInterrupt):
         print("stopped; paid completions are stored: run the same command to continue", file=sys.stderr)

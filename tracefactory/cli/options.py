@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tracefactory.core.errors import Mistake, UserError, nearest
+
 PipelineFile = Annotated[Path, typer.Argument(help="A pipeline: one YAML file.", show_default=False)]
 Profile = Annotated[str | None, typer.Option(help="Overlay one of the pipeline's profiles.")]
 Sets = Annotated[
@@ -25,6 +27,14 @@ Budget = Annotated[
     ),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Use only the first N problems of every source.")]
+RetryFailed = Annotated[
+    str | None,
+    typer.Option(
+        "--retry-failed",
+        metavar="KIND",
+        help="Try only the failed rows of one kind again, final ones too, e.g. timeout or bad_request.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 ProjectFolder = Annotated[Path, typer.Option("--project", help="A folder of the project.")]
 
@@ -37,3 +47,15 @@ def with_budget(sets: list[str] | None, budget: list[str] | None) -> list[str]:
         model, _, what = path.rpartition(".")
         found.append(f"{f'models.{model}.budget' if model else 'budget'}.{what}{equals}{value}")
     return found
+
+
+def check_kind(kind: str | None) -> None:
+    """Check the value of `--retry-failed`.
+
+    Raises:
+        UserError: when there is no such kind of failure.
+    """
+    from tracefactory.serving.failures import FAILURES  # not needed for `--help`
+
+    if kind is not None and kind not in FAILURES:
+        raise UserError(Mistake(f"--retry-failed: no kind of failure {kind!r}", hint=nearest(kind, FAILURES)))

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tracefactory.cli.options import Budget, Json, Limit, PipelineFile, Profile, Sets, with_budget
+from tracefactory.cli.options import (
+    Budget,
+    Json,
+    Limit,
+    PipelineFile,
+    Profile,
+    RetryFailed,
+    Sets,
+    check_kind,
+    with_budget,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -18,6 +28,7 @@ def plan(
     sets: Sets = None,
     budget: Budget = None,
     limit: Limit = None,
+    retry_failed: RetryFailed = None,
     json: Json = False,
 ) -> None:
     """Show what a run would do: the state of every stage with its reason, and the requests, tokens and cost to pay."""
@@ -26,8 +37,9 @@ def plan(
     from tracefactory.engine.costs import unpriced
     from tracefactory.engine.plan import asked_models, make_plan
 
+    check_kind(retry_failed)
     loaded = load_pipeline(pipeline, profile=profile, sets=with_budget(sets, budget), limit=limit)
-    made = make_plan(loaded, loaded.project.state_dir)
+    made = make_plan(loaded, loaded.project.state_dir, retry_kind=retry_failed)
     if json:
         print(made.model_dump_json(indent=2))
         return
@@ -52,7 +64,7 @@ def _table(plan: Plan, refused: list[str]) -> RenderableType:
         cached = stage.state is State.CACHED
         table.add_row(stage.id, f"cached, {stage.why}" if cached else stage.state.value, *_to_pay(stage))
     notes = [f"{one.id}: {one.why}" for one in plan.stages if one.state is not State.CACHED]
-    notes += [*map(str, plan.caps), *refused, *(f"damaged: {one}" for one in plan.damage)]
+    notes += [*map(str, plan.caps), *map(str, plan.gpus), *refused, *(f"damaged: {one}" for one in plan.damage)]
     return Group(table, *(Text(f"• {note}") for note in notes))
 
 

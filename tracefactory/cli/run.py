@@ -9,8 +9,17 @@ from typing import Annotated
 
 import typer
 
-from tracefactory.cli.options import Budget, Json, Limit, PipelineFile, Profile, Sets, with_budget
-from tracefactory.core.errors import Mistake, UserError, nearest
+from tracefactory.cli.options import (
+    Budget,
+    Json,
+    Limit,
+    PipelineFile,
+    Profile,
+    RetryFailed,
+    Sets,
+    check_kind,
+    with_budget,
+)
 
 
 class Lines(StrEnum):
@@ -28,10 +37,7 @@ def run(
     budget: Budget = None,
     limit: Limit = None,
     json: Json = False,
-    retry_failed: Annotated[
-        str | None,
-        typer.Option(metavar="KIND", help="Try only the failed rows of one kind again, e.g. timeout or bad_request."),
-    ] = None,
+    retry_failed: RetryFailed = None,
     progress: Annotated[
         Lines, typer.Option(help="How progress is shown on stderr: a table on a terminal, lines, or JSON lines.")
     ] = Lines.AUTO,
@@ -47,13 +53,9 @@ def run(
     from tracefactory.config import load_pipeline
     from tracefactory.engine.display import Display
     from tracefactory.engine.run import run_pipeline
-    from tracefactory.serving.failures import FAILURES
 
+    check_kind(retry_failed)
     loaded = load_pipeline(pipeline, profile=profile, sets=with_budget(sets, budget), limit=limit)
-    if retry_failed is not None and retry_failed not in FAILURES:
-        raise UserError(
-            Mistake(f"--retry-failed: no kind of failure {retry_failed!r}", hint=nearest(retry_failed, FAILURES))
-        )
     display = Display(Console(file=sys.stderr), progress.value)
     outcome = asyncio.run(run_pipeline(loaded, display, retry_kind=retry_failed, sends=not no_requests))
     print_outcome(outcome, loaded.project.state_dir, as_json=json)

@@ -15,9 +15,16 @@ from tracefactory.core.errors import RunError
 from tracefactory.core.prices import dollars
 from tracefactory.core.rows import Kind
 from tracefactory.core.spans import Span
-from tracefactory.engine.report import FunnelLine, funnel, lengths, spending, with_notes
-from tracefactory.engine.runs import RunOutcome, StageOutcome, load_outcome
+from tracefactory.engine.report import FunnelLine, funnel, lengths, run_list, spending, with_notes
+from tracefactory.engine.runs import End, RunOutcome, StageOutcome, load_outcome, runs_of
 
+ENDED = {
+    End.CAP: "the run was stopped by a cap",
+    End.STOPPED: "the run was stopped",
+    End.INTERRUPTED: "the run was interrupted",
+    End.FAILED: "the run failed",
+}
+SPENT = ("requests", "cost", "unpriced")
 WIDTH = 80  # of a table that goes to a file or a pipe
 
 
@@ -27,17 +34,25 @@ def stdout_console() -> Console:
 
 
 def show(
-    run: Annotated[str | None, typer.Argument(help="The name of a run; the newest finished one by default.")] = None,
+    run: Annotated[str | None, typer.Argument(help="The name of a run; the newest one by default.")] = None,
+    every: Annotated[bool, typer.Option("--list", help="List all runs: how they ended and what they spent.")] = False,
     project: ProjectFolder = Path(),
     json: Json = False,
 ) -> None:
-    """Print the funnel of a finished run, with the lengths of its traces."""
+    """Print the funnel of a run that has ended, with the lengths of its traces."""
     root = find_project(project).state_dir
-    print_outcome(load_outcome(root, run), root, as_json=json)
+    if not every:
+        print_outcome(load_outcome(root, run, finished=False), root, as_json=json)
+        return
+    lines = runs_of(root)
+    if json:
+        print("[" + ",\n".join(line.model_dump_json(indent=2) for line in lines) + "]")
+    else:
+        stdout_console().print(run_list(lines), highlight=False)
 
 
 def print_outcome(outcome: RunOutcome, root: Path, *, as_json: bool) -> None:
-    """Print a finished run to stdout.
+    """Print a run that has ended to stdout.
 
     Args:
         outcome: the run.
@@ -49,18 +64,23 @@ def print_outcome(outcome: RunOutcome, root: Path, *, as_json: bool) -> None:
         return
     console = stdout_console()
     seconds = outcome.finished - outcome.started
-    lines = [FunnelLine(one.id, one.tally, one.paid, "cached" if one.cached else "done") for one in outcome.stages]
+    states = ("cached" if one.cached else "done" if one.done else "not done" for one in outcome.stages)
+    lines = [FunnelLine(one.id, one.tally, one.paid, state) for one, state in zip(outcome.stages, states, strict=True)]
     notes = list(dict.fromkeys(note for one in outcome.stages for note in one.tally.notes))
-    paid, cost, unpriced = (
-        sum(one.paid.get(name, 0) for one in outcome.stages) for name in ("requests", "cost", "unpriced")
-    )
+    if outcome.state is End.FINISHED:
+        paid, cost, unpriced = (
+            sum(one.paid.get(name, 0) for one in outcome.stages) for name in ("requests", "cost", "unpriced")
+        )
+    else:  # shards that are not finished have paid, too
+        notes.insert(0, f"{ENDED[outcome.state]}{': ' if outcome.reason else ''}{outcome.reason}")
+        paid, cost, unpriced = (sum(getattr(one, name) for one in outcome.spend) for name in SPENT)
     spent = dollars(cost, unpriced, paid)
     notes.append(f"{paid:.0f} requests paid in this run, {spent} $; {seconds:.1f} s; run {outcome.run}")
     notes += [f"{one.unpriced:,} completions of {one.model} have no price" for one in outcome.spend if one.unpriced]
     console.print(with_notes(funnel(f"{outcome.pipeline} {outcome.version}", lines), notes), highlight=False)
     if outcome.spend:
         console.print(spending(outcome.spend), highlight=False)
-    if by_style := _lengths(outcome.stages[-1], root):
+    if outcome.state is End.FINISHED and (by_style := _lengths(outcome.stages[-1], root)):
         console.print(lengths(by_style), highlight=False)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from tracefactory.core.environment import EnvStr
 from tracefactory.core.rows import Frozen
 
 AT_ONCE = 1_000_000
@@ -13,7 +14,7 @@ AT_ONCE = 1_000_000
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _DURATION = r"^\d+(\.\d+)?[smhd]$"
 
-BatchProtocol = Literal["openai", "anthropic", "gemini"]
+BatchProtocol = Literal["openai", "anthropic", "gemini", "fireworks"]
 
 
 class BatchSettings(Frozen):
@@ -31,9 +32,22 @@ class BatchSettings(Frozen):
     min_requests: int = Field(default=1, ge=1, description="Fewer requests than this are sent online, without a batch.")
     protocol: BatchProtocol | None = Field(
         default=None,
-        description="The protocol of the batches: by default that of the model; gemini for a `use: openai` model of "
-        "Google's, whose batches have a protocol of their own.",
+        description="The protocol of the batches: by default that of the model; gemini or fireworks for a "
+        "`use: openai` model that is served there, whose batches have a protocol of their own.",
     )
+    account: EnvStr = Field(
+        default=EnvStr(""),
+        description="The id of the account that pays for batches of protocol fireworks, which is part of their "
+        "addresses; env:NAME works.",
+    )
+
+    @model_validator(mode="after")
+    def _names_account(self) -> Self:
+        if self.protocol == "fireworks" and not self.account:
+            raise ValueError("batches of protocol fireworks need the `account:` that pays for them")
+        if self.protocol != "fireworks" and self.account:
+            raise ValueError("`account:` is of batches of `protocol: fireworks` alone")
+        return self
 
     @property
     def max_wait_s(self) -> float | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +20,13 @@ WARN_AT = 0.8
 
 _SECONDS: Mapping[str, float] = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _WALL = re.compile(r"(\d+(\.\d+)?[dhms])+")
-_NAMES: Mapping[What, str] = {"usd": "US dollars", "tokens": "tokens", "requests": "requests", "gpu_hours": "GPU-hours"}
+COUNTED: Mapping[What, str] = {
+    "usd": "US dollars",
+    "tokens": "tokens",
+    "requests": "requests",
+    "gpu_hours": "GPU-hours",
+}
+"""What is counted over all runs of a pipeline, with the name of its unit."""
 
 
 class Budget(Frozen):
@@ -64,23 +70,11 @@ class Cap:
     def amount(self, number: float) -> str:
         """Return a number of what is capped as text."""
         shown = f"{number:,.4f}" if self.what in ("usd", "gpu_hours") else f"{number:,.0f}"
-        return f"{shown} {_NAMES[self.what]}"
+        return f"{shown} {COUNTED[self.what]}"
 
     def option(self, number: float) -> str:
         """Return the option of the command line that sets the cap."""
         return f"--budget {self.model + '.' if self.model else ''}{self.what}={number:g}"
-
-
-def caps_of(budget: Budget, models: Mapping[str, Budget | None]) -> list[Cap]:
-    """Return the caps of a pipeline and of its models."""
-    return [*_caps(budget, ""), *(cap for name, one in models.items() if one is not None for cap in _caps(one, name))]
-
-
-def _caps(budget: Budget, model: str) -> Iterator[Cap]:
-    for what in _NAMES:
-        limit = getattr(budget, what)
-        if limit is not None:
-            yield Cap(what, limit, model)
 
 
 ON_LOST_ATTEMPT: ContextVar[Callable[[], Awaitable[None]] | None] = ContextVar("ON_LOST_ATTEMPT", default=None)

@@ -67,10 +67,15 @@ class Checkpoint(Frozen):
         return digest(self.identity())
 
 
-def local_path(name: str) -> Path | None:
-    """Return the path that `name` is, or None for a Hugging Face id. Only the name is examined, not the disk."""
-    if name.endswith(".gguf") or name[0] in "/.~":
-        return Path(name).expanduser()
+def local_path(name: str, root: Path = Path()) -> Path | None:
+    """Return the path that `name` is, or None for a Hugging Face id. Only the name is examined, not the disk.
+
+    Args:
+        name: the name of a model or tokenizer.
+        root: the folder that a relative path starts from.
+    """
+    if name.endswith(".gguf") or name.startswith(("/", ".", "~")):
+        return root / Path(name).expanduser()
     return None
 
 

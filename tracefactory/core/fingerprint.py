@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterable
 from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,17 @@ def digest_file(path: Path) -> str:
     """Return the sha256 hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_weights(path: Path) -> str:
+    """Return `digest_file` of a large file, which is read again only when its size or time has changed."""
+    stat = path.stat()
+    return _digest_of_state(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _digest_of_state(path: Path, size: int, mtime_ns: int) -> str:
+    return digest_file(path)
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

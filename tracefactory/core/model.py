@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, Self
 
@@ -104,8 +104,11 @@ class ModelSpec(Frozen, ABC):
         return {"model": self.model, "revision": self.revision, "provider": self.provider_label, "extra": self.extra}
 
     def recorded_revision(self, environment: Environment) -> str:
-        """Return what rows and cards say of which weights answered; empty when nobody knows."""
-        return self.revision
+        """Return what rows and cards say of which weights answered: the revision as declared, or a digest of them.
+
+        It is empty when the weights are unknown.
+        """
+        return self.revision or (str(self.identity(environment)["model"]) if self.digests_weights else "")
 
     @property
     @abstractmethod
@@ -119,8 +122,9 @@ class ModelSpec(Frozen, ABC):
     wire: ClassVar[Wire] = Wire()
     """How its servers take requests and answer them."""
     runs_plugins: ClassVar[bool] = False
-    """Whether its servers are vLLM servers that this package starts, with plugins of its own and shared by runs."""
-
+    """Whether its servers are vLLM servers that this package starts, with its plugins and shared by runs."""
+    digests_weights: ClassVar[bool] = False
+    """Whether the entry `model` of its identity is a digest of local weights."""
     names_served_model: ClassVar[bool] = False
     """Whether its answers name the model that wrote them, by the name it was asked by."""
 
@@ -187,7 +191,7 @@ class ModelSpec(Frozen, ABC):
         return False
 
     def check(self, environment: Environment) -> list[Mistake]:
-        """Return what is wrong besides the types of the fields, e.g. missing weights. Offline; reads no secret."""
+        """Return what is wrong that types cannot say, such as missing weights. Offline; reads no secret."""
         return []
 
     @abstractmethod
@@ -221,7 +225,7 @@ class ModelSpec(Frozen, ABC):
         return bool(self.stream)
 
     sends_bills: ClassVar[bool] = True
-    """Whether somebody bills its tokens, so that a price which is not declared is unknown."""
+    """Whether its tokens are billed, so that a price which is not declared is unknown."""
 
     def price_used(self, environment: Environment, prompt_tokens: int = 0) -> Price:
         """Return what its completions cost: as declared, or as looked up, or unknown; see `core.prices`.
@@ -264,6 +268,8 @@ def env_names(spec: Frozen) -> list[str]:
         for item in items:
             if isinstance(item, EnvStr) and item.env_name:
                 names.add(item.env_name)
+            elif isinstance(item, Frozen):
+                names.update(env_names(item))
     return sorted(names)
 
 
@@ -325,7 +331,7 @@ class Completion(Frozen):
     """One answer of a server, with everything it said about it. All text is valid UTF-8.
 
     `reasoning` is the server's separate reasoning field, None when it sent none; `logprobs` are those of the sampled
-    tokens, if asked for (see `models.logprobs.packed`); `created` is Unix time at arrival; `seconds` is the wall time
+    tokens, if requested (see `models.logprobs.packed`); `created` is Unix time at arrival; `seconds` is the wall time
     of the attempt that succeeded and `attempts` how many were made. `cached_tokens` are among those of the prompt,
     `reasoning_tokens` among those of the completion; `batched` is whether a batch API answered, at its price.
     """
@@ -356,11 +362,8 @@ class RequestFailed(Exception):  # noqa: N818  # the field's word for it: a fail
         self.kind, self.message, self.attempts, self.retryable = kind, message, attempts, retryable
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _failed, (self.kind, self.message, self.attempts, self.retryable)
-
-
-def _failed(kind: str, message: str, attempts: int, retryable: bool) -> RequestFailed:
-    return RequestFailed(kind, message, attempts=attempts, retryable=retryable)
+        made = partial(RequestFailed, attempts=self.attempts, retryable=self.retryable)
+        return made, (self.kind, self.message)
 
 
 class Endpoint(Protocol):
@@ -390,8 +393,3 @@ class Endpoint(Protocol):
     def notice(self) -> str:
         """What a person waiting for answers should know now, such as how far a server's start is; mostly empty."""
         ...
-
-
-def endpoint_for(spec: ModelSpec, environment: Environment | None = None) -> Endpoint:
-    """Return the endpoint of `spec`; see `ModelSpec.endpoint`."""
-    return spec.endpoint(environment or Environment())

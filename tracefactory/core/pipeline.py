@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import ConfigDict, Field, SerializeAsAny, field_validator
 
-from tracefactory.core.budget import Budget, Cap, caps_of
+from tracefactory.core.budget import COUNTED, Budget, Cap
 from tracefactory.core.model import ModelSpec
 from tracefactory.core.plugins import ProjectPlugins
 from tracefactory.core.refs import find_refs
@@ -178,7 +178,13 @@ class Pipeline(Frozen):
     @property
     def caps(self) -> list[Cap]:
         """The caps of the pipeline and of its models."""
-        return caps_of(self.budget, {name: spec.budget for name, spec in self.models.items()})
+        budgets = {"": self.budget, **{name: spec.budget for name, spec in self.models.items() if spec.budget}}
+        return [
+            Cap(what, limit, model)
+            for model, budget in budgets.items()
+            for what in COUNTED
+            if (limit := getattr(budget, what)) is not None
+        ]
 
     def stage(self, stage_id: str) -> StageSpec[Any]:
         """Return a stage by its id.

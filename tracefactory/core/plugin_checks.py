@@ -52,7 +52,12 @@ def wrong_entry(kind: str, entry: Any, name: str, file: Path) -> list[Mistake]:
         return []  # a view is an instance of a class of this package, which checks its fields
     line = _line_of_class(defined)
     missing = [f"{one}()" for one in sorted(getattr(defined, "__abstractmethods__", ()))]
-    missing += [one for one in _class_attributes(defined) if getattr(entry, one, _UNSET) is _UNSET]
+    missing += [
+        name
+        for base in defined.__mro__
+        for name, annotation in inspect.get_annotations(base).items()
+        if "ClassVar" in str(annotation) and not name.startswith("_") and getattr(entry, name, _UNSET) is _UNSET
+    ]
     if missing:
         return [Mistake(f"{defined.__name__} lacks {', '.join(missing)}", file, line)]
     own = entry.model_fields["use"].default if kind == "model" else getattr(entry, "name", None)
@@ -93,7 +98,7 @@ def imported_helpers(source: str, beside: Mapping[str, str]) -> tuple[tuple[str,
     found: dict[str, str] = {}
     waiting = [source]
     while waiting:
-        names = {name for name, _ in _relative_imports(waiting.pop()) if name in beside and name not in found}
+        names = {name for name, _ in _imports(waiting.pop(), relative=True) if name in beside and name not in found}
         found |= {name: beside[name] for name in names}
         waiting += [beside[name] for name in names]
     return tuple(sorted(found.items()))
@@ -117,49 +122,38 @@ def wrong_imports(
     texts = {file: source, **{file.with_name(f"{name}.py"): text for name, text in helpers}}
     mistakes: list[Mistake] = []
     for place, text in texts.items():
-        for name, line in _relative_imports(text):
+        for name, line in _imports(text, relative=True):
             if name not in dict(helpers):
                 mistakes.append(
                     Mistake(f"imports {name!r}, and there is no helper {name}.py beside it", place, line, hint)
                 )
-        for name, line in _absolute_imports(text):
+        for name, line in _imports(text, relative=False):
             if name in modules:
                 mistakes.append(Mistake(f"imports {name!r}, a file of the project", place, line, hint))
     return mistakes
 
 
-def _relative_imports(source: str) -> Iterator[tuple[str, int]]:
-    """Yield the first names of relative imports with their lines; more dots than one stay in the name."""
-    for node in _imports(source):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            names = [node.module.partition(".")[0]] if node.module else [one.name for one in node.names]
-            yield from (("." * (node.level - 1) + name, node.lineno) for name in names)
+def _imports(source: str, *, relative: bool) -> Iterator[tuple[str, int]]:
+    """Yield the modules that may be imported by a source, with their lines.
 
-
-def _absolute_imports(source: str) -> Iterator[tuple[str, int]]:
-    """Yield the modules that may be imported by absolute imports, with their lines."""
-    for node in _imports(source):
-        if isinstance(node, ast.Import):
-            yield from ((one.name, node.lineno) for one in node.names)
-        elif not node.level and node.module:
-            yield node.module, node.lineno
-            yield from ((f"{node.module}.{one.name}", node.lineno) for one in node.names)
-
-
-def _imports(source: str) -> list[ast.Import | ast.ImportFrom]:
+    Args:
+        source: the source.
+        relative: True for the first names of relative imports, in which more dots than one stay; False for the modules
+            of absolute imports.
+    """
     try:
         tree = ast.parse(source)
     except SyntaxError:  # reported when the file is executed
-        return []
-    return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))]
-
-
-def _class_attributes(kind: type) -> Iterator[str]:
-    """Yield the class attributes that a class and its bases annotate, with or without a value."""
-    for one in kind.__mro__:
-        for name, annotation in inspect.get_annotations(one).items():
-            if "ClassVar" in str(annotation) and not name.startswith("_"):
-                yield name
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and not relative:
+            yield from ((one.name, node.lineno) for one in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level and relative:
+            names = [node.module.partition(".")[0]] if node.module else [one.name for one in node.names]
+            yield from (("." * (node.level - 1) + name, node.lineno) for name in names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level and not relative:
+            yield node.module, node.lineno
+            yield from ((f"{node.module}.{one.name}", node.lineno) for one in node.names)
 
 
 def _line_of_class(kind: type) -> int | None:

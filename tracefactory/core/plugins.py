@@ -37,7 +37,7 @@ from tracefactory.core.plugin_checks import (
     wrong_imports,
     wrong_names,
 )
-from tracefactory.core.registry import FAMILIES, Registry, kinds, registry
+from tracefactory.core.registry import FAMILIES, kinds, registry
 from tracefactory.core.source_code import line_of
 
 FOLDERS: Mapping[str, str] = {kind: registry(kind).package.rpartition(".")[2] for kind in kinds()}
@@ -128,17 +128,13 @@ def activate(root: Path, sources: Mapping[str, str]) -> None:
             return
         for module in [name for name in sys.modules if name.partition(".")[0] in _by_module]:
             del sys.modules[module]
-        for kind in FAMILIES.values():  # operations that were made from a plugin are made again
-            _forget_family(kind, [one.name for one in _by_module.values() if one.kind == kind])
         _by_module.clear()
         plugins = list(_plugins(wanted))
         _by_module.update({one.module: one for one in plugins})
         for one in plugins:
             sys.modules.update(_loaded[one].modules if one in _loaded else {})
         for kind in kinds():
-            own = [one for one in plugins if one.kind == kind]
-            registry(kind).set_project({one.name: partial(_entry, one) for one in own})
-            _forget_family(kind, [one.name for one in own])
+            registry(kind).set_project({one.name: partial(_entry, one) for one in plugins if one.kind == kind})
         _active = wanted
 
 
@@ -252,12 +248,6 @@ def _plugins(project: ProjectPlugins) -> Iterator[Plugin]:
         yield Plugin(kind, ":".join(path.with_suffix("").parts[1:]), project.root / path, source, helpers)
 
 
-def _forget_family(kind: str, names: Sequence[str]) -> None:
-    for verb in (verb for verb, of in FAMILIES.items() if of == kind):
-        for name in names:
-            registry("operation").forget(f"{verb}:{name}")
-
-
 def _entry(plugin: Plugin) -> Any:
     """Return the entry of a plugin, marked with the digest of its source; the file is executed once."""
     if plugin not in _loaded:
@@ -276,14 +266,17 @@ def _execute(plugin: Plugin, run: Callable[[], None]) -> Any:
     if mistakes := wrong_imports(plugin.file, plugin.source, plugin.helpers, _active.sources):
         raise UserError(mistakes)
     where = registry(plugin.kind)
-    before = {kind: registry(kind).registered() for kind in kinds()}
+    before = {kind: frozenset(registry(kind).registered) for kind in kinds()}
     failed: BaseException | None = None
     try:
         run()
     except (Exception, SystemExit) as error:  # noqa: BLE001  # raised below, after the entries are removed
         failed = error
-    new = [one for kind, names in before.items() for one in _new_entries(registry(kind), names)]
-    entries = {(known.kind, name): known.unregister(name) for known, name in new}
+    entries: dict[tuple[str, str], Any] = {}
+    for known, names in ((registry(kind), names) for kind, names in before.items()):
+        for name in sorted(known.registered.keys() - names):
+            if known.module_of(name) not in sys.modules:  # else a module registered it that the plugin imports
+                entries[known.kind, name] = known.registered.pop(name)
     if failed is not None:
         raise UserError(_broken(plugin, failed)) from failed
     own = (where.kind, plugin.name)
@@ -294,13 +287,6 @@ def _execute(plugin: Plugin, run: Callable[[], None]) -> Any:
     if mistakes := wrong_entry(plugin.kind, entry, plugin.name, plugin.file):
         raise UserError(mistakes)
     return entry
-
-
-def _new_entries(known: Registry[Any], before: frozenset[str]) -> Iterator[tuple[Registry[Any], str]]:
-    """Yield the names registered since `before`, except those registered by modules that the plugin imported."""
-    for name in sorted(known.registered() - before):
-        if known.module_of(name) not in sys.modules:
-            yield known, name
 
 
 def _broken(plugin: Plugin, error: BaseException) -> Mistake:

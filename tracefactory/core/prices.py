@@ -1,8 +1,8 @@
 """What completions cost: declared prices, prices that are looked up, and sums that say what they do not know.
 
 A price is declared in the pipeline (`price:` of a model) or looked up in the package genai-prices (the extra `prices`).
-A price that nobody knows is "unknown" and never zero; a model that bills nobody, such as weights of one's own, has the
-source "none". Prices are in no key: the same completion at another price is the same completion.
+A price that cannot be found is "unknown" and never zero; a model without a bill, such as a local one, has the source
+"none". Prices are in no key: the same completion at another price is the same completion.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ class Price(Frozen):
     batch: float = 0.5
     gpu_hour: float | None = None
     request: float | None = None
-    """US dollars for each request besides its tokens, which some lists have."""
+    """US dollars for each request in addition to its tokens, which some lists have."""
 
     @property
     def is_unknown(self) -> bool:
-        """Whether nobody knows what completions cost."""
+        """Whether the cost of completions is unknown."""
         return self.source == UNKNOWN
 
     def cost(
@@ -198,7 +198,7 @@ _SUMMED = ("requests", "prompt_tokens", "completion_tokens", "cost", "unpriced")
 def cost_of(record: Mapping[str, Any]) -> float | None:
     """Return the cost of a stored completion in US dollars, None when it is unknown.
 
-    Version 0.2 stored no price and a cost of 0 where none was declared; that is unknown, unless nobody sent a bill.
+    Version 0.2 stored no price and a cost of 0 where none was declared; that is unknown, unless there was no bill.
     """
     cost: float | None = record["cost"]
     if "price" in record or cost:

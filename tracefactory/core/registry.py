@@ -33,7 +33,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self.package = package
         self.mark = mark
-        self._registered: dict[str, T] = {}
+        self.registered: dict[str, T] = {}  # what modules have registered, by name
         self._entries: dict[str, T] = {}
         self._project: dict[str, Callable[[], T]] = {}
 
@@ -45,9 +45,9 @@ class Registry(Generic[T]):
         """
 
         def add(entry: T) -> T:
-            if name in self._registered:
+            if name in self.registered:
                 raise ValueError(f"{self.kind} {name!r} is registered twice")
-            self._registered[name] = entry
+            self.registered[name] = entry
             return entry
 
         return add
@@ -67,7 +67,7 @@ class Registry(Generic[T]):
 
     def names(self) -> frozenset[str]:
         """Return the names of all entries, without importing them."""
-        return frozenset({*self._registered, *self._project, *_installed(self.package), *self.built_in()})
+        return frozenset({*self.registered, *self._project, *_installed(self.package), *self.built_in()})
 
     def origin(self, name: str) -> str:
         """Return where an entry comes from: "built in", "project", or the module of an installed package."""
@@ -83,26 +83,19 @@ class Registry(Generic[T]):
         """Return the importable module that registers an entry; None for a plugin of a project."""
         return {**_installed(self.package), **self.built_in()}.get(name)
 
-    def registered(self) -> frozenset[str]:
-        """Return the names that modules have registered, except removed ones."""
-        return frozenset(self._registered)
-
-    def unregister(self, name: str) -> T | None:
-        """Remove what a module registered under a name, and return it."""
-        return self._registered.pop(name, None)
-
-    def forget(self, name: str) -> None:
-        """Remove an entry that was looked up, so that the next `get` loads it again."""
-        self._entries.pop(name, None)
-
     def set_project(self, loaders: Mapping[str, Callable[[], T]]) -> None:
         """Replace the plugins of the active project by those of another.
+
+        Their entries, and the operations that were made from them, are loaded again at the next `get`.
 
         Args:
             loaders: functions that return the marked entries, by name.
         """
+        families = [verb for verb, kind in FAMILIES.items() if registry(kind) is self]
         for name in {*self._project, *loaders}:
-            self.forget(name)
+            self._entries.pop(name, None)
+            for verb in families:
+                registry("operation")._entries.pop(f"{verb}:{name}", None)
         self._project = dict(loaders)
 
     def __contains__(self, name: object) -> bool:
@@ -120,7 +113,7 @@ class Registry(Generic[T]):
         if module is not None:
             importlib.import_module(module)
         try:
-            return self._registered[name]
+            return self.registered[name]
         except KeyError:
             raise TypeError(f"the file of {self.kind} {name!r} registers no {name!r}") from None
 
@@ -139,9 +132,9 @@ class Registry(Generic[T]):
         except Exception as error:
             message = f"{self.kind} {name!r} does not load: {type(error).__name__}: {error}"
             raise UserError(Mistake(message, file, line_of(error, str(file)))) from error
-        if name not in self._registered:
+        if name not in self.registered:
             raise UserError(Mistake(f"the installed module {module} registers no {self.kind} {name!r}", file))
-        entry: T = self.mark(self._registered[name], mark_of(source), module)
+        entry: T = self.mark(self.registered[name], mark_of(source), module)
         return entry
 
 
@@ -170,7 +163,7 @@ class OperationRegistry(Registry[T]):
 
     def _load(self, name: str) -> T:
         verb, _, own = name.partition(":")
-        if name in self._project or name in self._registered or self.module_of(name) is not None:
+        if name in self._project or name in self.registered or self.module_of(name) is not None:
             return super()._load(name)
         made: T = importlib.import_module(f"{self.package}.{verb}.family").make(own)
         return made

@@ -2,7 +2,7 @@
 
 A rollout asks models through `Ask`, which stores every completion under a key made from its content: a rollout that is
 killed is run again and gets the same replies without paying. It must therefore be deterministic: no clock, no random
-numbers, and no input or output of its own.
+numbers, and no input or output except through `Ask`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Rollout(Frozen, ABC):
     verifies: ClassVar[bool] = False
     variables: ClassVar[frozenset[str]] = frozenset()
 
-    samples: int = Field(default=1, ge=1, description="Rollouts for each row, each with a seed of its own.")
+    samples: int = Field(default=1, ge=1, description="Rollouts for each row, each with its own seed.")
     max_tokens: int = Field(default=4096, ge=1, description="Tokens of one reply, reasoning and answer together.")
     temperature: float = Field(default=0.7, ge=0, description="Sampling temperature; 0 decodes greedily.")
     top_p: float = Field(default=0.95, gt=0, le=1, description="Nucleus sampling: the share of probability drawn from.")

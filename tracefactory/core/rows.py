@@ -159,8 +159,8 @@ class Turn(Frozen):
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in self.tool_calls
         ]
-        besides = {"tool_calls": calls, "tool_call_id": self.call_id, "name": self.name}
-        return {"role": self.role, "content": self.content, **{name: value for name, value in besides.items() if value}}
+        given = {"tool_calls": calls, "tool_call_id": self.call_id, "name": self.name}
+        return {"role": self.role, "content": self.content, **{name: value for name, value in given.items() if value}}
 
 
 class StepLabel(Frozen):

@@ -100,7 +100,7 @@ class Decided:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a stage tells the card of the dataset: its source, the shares it asked for, and sentences."""
+    """What a stage tells the card of the dataset: its source, the requested shares, and sentences."""
 
     source: str = ""
     revision: str = ""
@@ -185,22 +185,14 @@ class RowReader(Protocol):
 class Services(Protocol):
     """What a worker gives to the stages that run on it."""
 
-    @property
-    def pipeline(self) -> Pipeline: ...
+    pipeline: Pipeline
+    state_dir: Path
+    run_id: str
+    keys: Mapping[str, str]
+    """The keys of all stages of the pipeline."""
 
     @property
     def environment(self) -> Environment: ...
-
-    @property
-    def state_dir(self) -> Path: ...
-
-    @property
-    def run_id(self) -> str: ...
-
-    @property
-    def keys(self) -> Mapping[str, str]:
-        """The keys of all stages of the pipeline."""
-        ...
 
     @property
     def verifiers(self) -> Any:
@@ -213,6 +205,10 @@ class Services(Protocol):
         """Return an answer for every request, in order: from the store, or paid for and stored as it arrives."""
         ...
 
+    def left_failure(self, stage_id: str, row_id: str) -> RequestFailed | None:
+        """Return the earlier failure of a row that this run does not try again; None for all other rows."""
+        ...
+
     def stored(self, keys: Sequence[str]) -> Mapping[str, Record]:
         """Return the completions stored under these keys."""
         ...
@@ -220,12 +216,12 @@ class Services(Protocol):
     def client(self, model: str, served_as: tuple[str, ModelSpec] | None = None) -> Any:
         """Return the one client of a model: a `serving.client.ChatClient`.
 
-        `served_as` (what for, and how) gives a client of its own to a model that is served otherwise than declared.
+        `served_as` (what for, and how) gives a separate client to a model that is served otherwise than declared.
         """
         ...
 
     def keep(self, name: str, make: Callable[[], Kept]) -> Kept:
-        """Return what is filed under `name`: made when it is first asked for, and closed with the worker."""
+        """Return what is filed under `name`: made at the first call, and closed with the worker."""
         ...
 
     def secret(self, value: EnvStr) -> SecretStr:
@@ -256,6 +252,7 @@ class Stage(ABC, Generic[P]):
     many_inputs: ClassVar[bool] = True  # may `from:` name more than one stage
     host: ClassVar[Host] = Host.CPU
     work_on: ClassVar[Work] = Work.ROWS
+    offline: ClassVar[bool] = True  # a source that a plan may read, because it needs no network
 
     def work(self, stage: StageSpec[P], pipeline: Pipeline) -> Work:
         """Return how the stage works with these parameters."""
@@ -271,7 +268,7 @@ class Stage(ABC, Generic[P]):
         return dumped
 
     def uses(self, stage: StageSpec[P], pipeline: Pipeline) -> Mapping[str, Any]:
-        """Return what decides the rows besides the parameters: digests of prompts, filters, files, models used.
+        """Return what decides the rows in addition to the parameters: digests of prompts, filters, files, models used.
 
         Versions of code (a verifier's, a pruner's) are under "versions": they change with this package and not with
         what the user wrote.
@@ -324,7 +321,7 @@ class Stage(ABC, Generic[P]):
         return None
 
     def at_most(self, stage: StageSpec[P], pipeline: Pipeline, batch: Batch) -> Mapping[str, AtMost]:
-        """Return, by model, the most the stage asks about some rows; empty where it asks nothing or nobody can say."""
+        """Return, by model, the most the stage asks about some rows; empty where it asks nothing or it is unknown."""
         return {}
 
     def facts(self, stage: StageSpec[P], numbers: Mapping[str, float]) -> Facts:
@@ -332,7 +329,7 @@ class Stage(ABC, Generic[P]):
         return Facts()
 
     def rows_made(self, stage: StageSpec[P], rows: int) -> int | None:
-        """Return how many rows the stage makes of `rows` rows; None if nobody can say."""
+        """Return how many rows the stage makes of `rows` rows; None if it is unknown."""
         return None
 
     async def run(self, stage: StageSpec[P], batch: Batch, services: Services) -> Result:
@@ -340,7 +337,7 @@ class Stage(ABC, Generic[P]):
         raise TypeError(f"{stage.op} does not work on rows")
 
     def reads(self, stage: StageSpec[P], pipeline: Pipeline) -> frozenset[str]:
-        """Return the columns that `decide` looks at, besides problem_id and id."""
+        """Return the columns that `decide` looks at, in addition to problem_id and id."""
         return frozenset()
 
     def decide(self, stage: StageSpec[P], frame: pl.DataFrame, pipeline: Pipeline) -> Decided:
@@ -350,10 +347,6 @@ class Stage(ABC, Generic[P]):
     def read(self, stage: StageSpec[P], pipeline: Pipeline, environment: Environment) -> Iterator[Made]:
         """Yield the rows of a source (`Work.SOURCE`) in its own order."""
         raise TypeError(f"{stage.op} is no source")
-
-    def offline(self, stage: StageSpec[P]) -> bool:
-        """Tell whether a source can be read without the network, so that a plan may read it."""
-        return True
 
     def ranges(self, stage: StageSpec[P], rows: RowReader) -> Sequence[Span]:
         """Return the ranges in which a dataset is written (`Work.RELEASE`), independently of each other."""

@@ -96,7 +96,7 @@ def made_table(table: Table, made: Sequence[Made]) -> pa.Table:
     """Return the text of rows that a stage made, sorted; what was decided about them is in `judged_table`."""
     ordered = sorted(made, key=lambda one: (problem_id_of(one.row), one.row.id))
     rows = [one.row for one in ordered]
-    arrays = _keys([problem_id_of(row) for row in rows], [row.id for row in rows])
+    arrays = {"problem_id": pa.array(map(problem_id_of, rows), _S), "id": pa.array([row.id for row in rows], _S)}
     for field in _OWN[table]:
         if field.name == REJECTED.name:
             values: list[Any] = [one.rejected for one in ordered]
@@ -119,9 +119,10 @@ def judged_table(
         declared: the columns the values belong to; a `*` column gives one column for each name that has a value.
     """
     ordered = sorted(judgements, key=lambda one: (problem_ids[one.id], one.id))
-    arrays = _keys([problem_ids[one.id] for one in ordered], [one.id for one in ordered])
     decisions = [one.decision for one in ordered]
-    arrays |= {
+    arrays = {
+        "problem_id": pa.array([problem_ids[one.id] for one in ordered], _S),
+        "id": pa.array([one.id for one in ordered], _S),
         "kept": pa.array([one.keep for one in decisions], _B),
         "failed": pa.array([one.failed for one in decisions], _B),
         "owed": pa.array([one.owed for one in decisions], _B),
@@ -169,10 +170,6 @@ def traces_from(frame: pl.DataFrame, problems: Mapping[str, Problem]) -> list[Tr
     """Return the traces of a frame with their problems, which are given by id."""
     sort, owner = _sorter(frame.columns, Trace), frame.columns.index("problem_id")
     return [Trace.model_validate({**sort(row), "problem": problems[row[owner]]}) for row in frame.iter_rows()]
-
-
-def _keys(problem_ids: list[str], ids: list[str]) -> dict[str, pa.Array]:
-    return {"problem_id": pa.array(problem_ids, _S), "id": pa.array(ids, _S)}
 
 
 def _plain_all(values: list[Any], kind: pa.DataType) -> list[Any]:

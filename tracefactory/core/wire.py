@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 
+@dataclass(frozen=True)
 class Wire:
-    """The OpenAI chat protocol: the key is a bearer token, and nothing is mapped."""
+    """A chat protocol; by default OpenAI's, in which the key is a bearer token and nothing is mapped.
 
-    path = "/chat/completions"
-    """Where chat requests are sent, below the base URL."""
+    Attributes:
+        path: where chat requests are sent, below the base URL.
+        headers: returns the headers of every request for a key; None leaves one out that the HTTP client would send.
+        answer: returns the JSON of an answer in the form of the OpenAI protocol.
+    """
 
-    def headers(self, secret: str) -> dict[str, str | None]:
-        """Return the headers of every request; None leaves one out that the HTTP client would send."""
-        return {}
-
-    def answer(self, answer: Any) -> Any:
-        """Return the JSON of an answer in the form of the OpenAI protocol."""
-        return answer
+    path: str = "/chat/completions"
+    headers: Callable[[str], Mapping[str, str | None]] = lambda secret: {}
+    answer: Callable[[Any], Any] = lambda answer: answer

@@ -79,7 +79,8 @@ def open_pair(teacher: str, student: str, services: Services, *, one_server: boo
         served = ServedModel(student, services.client(student, (f"with-{teacher}", fused)), checkpoints[1])
         return FusedPair(served, (teacher, checkpoints[0]), fused.draft_length)
     # Managed servers draft with the random numbers that will decide.
-    drafting = ("drafting", DraftingSpec.of(teacher_spec)) if teacher_spec.runs_plugins else None
+    managed = teacher_spec.runs_plugins
+    drafting = ("drafting", DraftingSpec.model_validate(teacher_spec.model_dump())) if managed else None
     return ServedPair(
         ServedModel(teacher, services.client(teacher, drafting), checkpoints[0]),
         ServedModel(student, services.client(student), checkpoints[1]),

@@ -312,13 +312,9 @@ async def server_limit(served: ServedModel) -> int:
     Raises:
         UserError: when the server is not vLLM.
     """
-
-    def read(answer: Any) -> tuple[str, int | None]:
-        listed = {model["id"]: model for model in answer["data"]}
-        model = listed.get(served.client.spec.model) or answer["data"][0]
-        return str(model.get("owned_by")), model.get("max_model_len")
-
-    owner, limit = await served.client.ask("/v1/models", None, read)
+    listed = await served.client.ask("/v1/models", None, lambda answer: {one["id"]: one for one in answer["data"]})
+    model: Any = listed.get(served.client.spec.model) or next(iter(listed.values()), {})
+    owner, limit = model.get("owned_by"), model.get("max_model_len")
     if owner != "vllm" or limit is None:
         raise UserError(
             f"{served.name}: decoding by two models needs vLLM servers, but this server reports {owner!r}; "

@@ -17,11 +17,6 @@ _PROCESSOR = "tracefactory_vllm.draft_noise:DraftNoise"
 class DraftingSpec(VLLMSpec):
     """A `use: vllm` model whose servers run the plugin `noise`. Servers of `tracefactory serve` lack it."""
 
-    @classmethod
-    def of(cls, spec: ModelSpec) -> DraftingSpec:
-        """Return the spec of the same model with the plugin."""
-        return cls.model_validate(spec.model_dump())
-
     def sharing_key(self, environment: Environment) -> str:
         """Return the key by which runs may share servers; it includes the plugin."""
         return digest({"servers": super().sharing_key(environment), "plugin": "noise"})

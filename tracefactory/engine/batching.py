@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from tracefactory.core.stage import Completer, Record
 from tracefactory.store.requests import RequestStore
 
 if TYPE_CHECKING:
+    from tracefactory.serving.batches.ledger import Ledger
     from tracefactory.serving.batches.runner import BatchRunner
 
 Keep = Callable[[str, ChatRequest, Completion], Awaitable[None]]
@@ -31,12 +33,25 @@ class Batches:
         run_id: the run.
         requests: the request store of the worker.
         keep: stores a completion that nobody waits for.
+        client: returns the client of a model, by its name.
+        environment: returns the surroundings of the run.
     """
 
-    def __init__(self, pipeline: Pipeline, root: Path, run_id: str, requests: RequestStore, keep: Keep) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        root: Path,
+        run_id: str,
+        requests: RequestStore,
+        keep: Keep,
+        client: Callable[[str], Completer],
+        environment: Callable[[], Environment],
+    ) -> None:
         self.pipeline, self.root, self.run_id, self.requests, self._keep = pipeline, root, run_id, requests, keep
+        self._client, self._environment = client, environment
         self._runners: dict[str, BatchRunner] = {}
         self._checked: set[str] = set()
+        self._ledger: Ledger | None = None
 
     def completer(self, model: str, online: Completer, environment: Environment) -> Completer:
         """Return what answers the requests of a model: its batches if it has some, else its client.
@@ -65,6 +80,40 @@ class Batches:
         self.completer(model, online, environment)
         return _AtOnce(self._runners[model])
 
+    def holds(self, model: str, key: str) -> bool:
+        """Return whether a request of a model is in a batch that was submitted, or was about to be.
+
+        Raises:
+            RunError: when the ledger cannot be read.
+        """
+        if self.pipeline.models[model].batching is None:
+            return False
+        if self._ledger is None:
+            from tracefactory.serving.batches.ledger import Ledger
+
+            self._ledger = Ledger(self.root)
+        return self._ledger.holds(key)
+
+    async def fetch(self) -> bool:
+        """Wait for all batches of the models of this pipeline, and see their results stored.
+
+        Returns:
+            Whether there were any.
+
+        Raises:
+            RunStopped: when batches cannot go on.
+            Interrupted: when the run is being drained.
+        """
+        if not (self.root / "batches").is_dir():
+            return False
+        from tracefactory.serving.batches.ledger import Ledger
+
+        named = {entry.place.model for entry in Ledger(self.root).entries() if entry.is_open}
+        for model, spec in self.pipeline.models.items():
+            if spec.batching is not None and spec.model in named:
+                self.completer(model, self._client(model), self._environment())
+        return any(await asyncio.gather(*(runner.fetch() for runner in self._runners.values())))
+
     def notice(self, model: str) -> str:
         """Return what waits, until when; empty where nothing does."""
         return self._runners[model].notice if model in self._runners else ""
@@ -75,9 +124,17 @@ class Batches:
             runner.drain()
 
     async def close(self) -> None:
-        """Close the connections."""
-        for runner in self._runners.values():
-            await runner.close()
+        """Finish what is being stored, and close the connections of all models.
+
+        Raises:
+            RunError: when something went wrong of which nobody was told.
+        """
+        found = await asyncio.gather(*(runner.close() for runner in self._runners.values()), return_exceptions=True)
+        faults = [fault for fault in found if isinstance(fault, BaseException)]
+        if len(faults) > 1:
+            raise RunStopped("\n".join(map(str, faults))) from faults[0]
+        if faults:
+            raise faults[0]
 
     def _check_left(self, model: str, spec: ModelSpec, environment: Environment) -> None:
         """Raise RunStopped when a batch of this model was submitted before `batch:` was removed from it."""

@@ -50,8 +50,6 @@ class Canaries:
             RunStopped: when a check finds a fault; it says what was seen and what to change.
         """
         name = digest({"model": requests[0].model_identity, "stage": stage[1]})[:32]
-        if name in self._passed:
-            return
         file = self.folder / f"{name}.json"
         async with self._locks[name]:
             if name in self._passed or file.exists():
@@ -69,8 +67,7 @@ class Canaries:
             ]
             if not answers:
                 return  # failures have their own rules; the next batch is the canary
-            found = faults(answers, spec, CHECKS if samples else OF_ANY_STAGE)
-            if found:
+            if found := faults(answers, spec, CHECKS if samples else OF_ANY_STAGE):
                 seen = "; ".join(f"{one.seen} ({one.remedy})" for one in found)
                 skipped = ", ".join(dict.fromkeys(one.check for one in found))
                 raise RunStopped(

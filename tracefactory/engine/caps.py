@@ -9,27 +9,36 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
-from tracefactory.core.budget import WARN_AT, Cap
+from tracefactory.core.budget import WARN_AT
 from tracefactory.core.errors import BudgetReached, Interrupted
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.engine.plan import Plan, make_plan
 from tracefactory.engine.runs import SpendLine
 from tracefactory.engine.spending import prices_of
+from tracefactory.store.damage import REPAIR, Damage
 from tracefactory.store.spend import Ledger
 
 
 class BudgetWatch:
-    """Says once for every cap that most of it is spent. `started` is when the run began, in Unix seconds."""
+    """Says once for every cap that most of it is spent, and without caps, which lines of the ledger are damaged.
+
+    `started` is when the run began, in Unix seconds.
+    """
 
     def __init__(self, pipeline: Pipeline, root: Path, started: float) -> None:
         self.pipeline, self.started = pipeline, started
         self._caps = pipeline.caps
         self._ledger = Ledger(root, pipeline.ledger_name) if self._caps else None
+        self._damage: list[Damage] = []
+        if self._ledger is None:
+            Ledger(root, pipeline.ledger_name, met=self._damage.append).close()
         self._prices = prices_of(pipeline) if self._caps else {}
         self._wall_s = pipeline.budget.wall_s
 
     def warnings(self) -> Iterator[str]:
         """Yield a sentence for every cap of which 80% or more are spent, and that no call has named before."""
+        while self._damage:
+            yield f"{self._damage.pop(0)}. `{REPAIR}` keeps the lines that can be read"
         if self._wall_s is not None and (seconds := time.time() - self.started) >= WARN_AT * self._wall_s:
             share, self._wall_s = seconds / self._wall_s, None
             yield f"budget: {share:.0%} of the time of this run are over (wall {self.pipeline.budget.wall})"
@@ -40,7 +49,8 @@ class BudgetWatch:
             spent = self._ledger.spent(cap, self._prices, reserved=False)
             if spent >= WARN_AT * cap.limit:
                 self._caps.remove(cap)
-                yield f"budget: {_share(spent, cap)} of the cap {cap} are spent ({cap.amount(spent)})"
+                most = f"{spent / cap.limit:.0%}" if cap.limit else "all"
+                yield f"budget: {most} of the cap {cap} are spent ({cap.amount(spent)})"
 
     def close(self) -> None:
         """Close the ledger."""
@@ -85,9 +95,9 @@ async def ended_at_wall(flow: Stoppable, started: float) -> AsyncIterator[None]:
         await asyncio.gather(task, return_exceptions=True)
 
 
-def ended(pipeline: Pipeline, root: Path, reached: BudgetReached) -> BudgetReached:
+def ended(pipeline: Pipeline, root: Path, reached: BudgetReached, retry_kind: str | None = None) -> BudgetReached:
     """Return the end of a run at a cap with what is missing and how to go on."""
-    plan, command = make_plan(pipeline, root), f"tracefactory run pipelines/{pipeline.file.name}"
+    plan, command = make_plan(pipeline, root, retry_kind=retry_kind), f"tracefactory run pipelines/{pipeline.file.name}"
     raised = (f" {cap.option(2 * cap.limit)}" for cap in pipeline.caps if str(cap) in str(reached))
     return BudgetReached(
         f"{reached}. What was paid for is stored. {_missing(plan)}. To go on: {command}{next(raised, '')}. To publish "
@@ -98,7 +108,7 @@ def ended(pipeline: Pipeline, root: Path, reached: BudgetReached) -> BudgetReach
 
 def spend_of(pipeline: Pipeline, root: Path, run: str) -> tuple[SpendLine, ...]:
     """Return what one run has spent, by model."""
-    ledger, prices = Ledger(root, pipeline.ledger_name), prices_of(pipeline)
+    ledger, prices = Ledger(root, pipeline.ledger_name, met=lambda damage: None), prices_of(pipeline)
     found = {model: amount for (model, of), amount in sorted(ledger.totals().items()) if of == run}
     ledger.close()
     return tuple(
@@ -122,7 +132,3 @@ def _missing(plan: Plan) -> str:
     parts += [f"{one.id} not known yet" for one in plan.stages if one.unknown]
     at_most = "At most " if plan.bound else ""
     return f"{at_most}{plan.requests:,} requests are missing" + (f" ({', '.join(parts)})" if parts else "")
-
-
-def _share(spent: float, cap: Cap) -> str:
-    return f"{spent / cap.limit:.0%}" if cap.limit else "all"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tracefactory.core.prices import INSTALL, Price, has_price_list
 from tracefactory.core.rows import Frozen
 from tracefactory.core.stage import AtMost
 from tracefactory.engine.spending import prices_of
+from tracefactory.store.damage import Damage
 from tracefactory.store.spend import Ledger
 
 
@@ -54,10 +55,30 @@ class Due(Frozen):
         return due.model_copy(update={"tokens_expected": prompt + answer, "cost_expected": cost})
 
 
+class GpuTime(Frozen):
+    """The GPU-hours that requests to one model may take, and their cost in US dollars; None where that is unknown.
+
+    They are estimated from `basis` earlier requests of the pipeline to the model.
+    """
+
+    model: str
+    requests: int
+    basis: int
+    hours: float | None
+    cost: float | None
+
+    def __str__(self) -> str:
+        if self.hours is None:
+            return f"{self.model}: the GPU-hours to pay are unknown, as no earlier run has counted them"
+        cost = "unknown" if self.cost is None else f"{self.cost:,.4f}"
+        estimate = f"about {self.hours:,.4f} GPU-hours ({cost} $) are to pay"
+        return f"{self.model}: {estimate}, estimated from {self.basis:,} earlier requests"
+
+
 class PlannedCap(Frozen):
     """One cap of a pipeline: what its runs have spent, and what is still to pay, in units of the cap.
 
-    `expected` and `at_most` are None where a price is unknown, or requests are not known yet.
+    `expected` and `at_most` are None where a price is unknown, or requests are not known yet; GPU-hours have no bound.
     """
 
     what: str
@@ -70,6 +91,8 @@ class PlannedCap(Frozen):
     def __str__(self) -> str:
         cap = Cap(self.what, self.limit, self.model)  # type: ignore[arg-type]  # it was one
         spent = f"cap {cap}: {cap.amount(self.spent)} are spent"
+        if self.at_most is None and self.expected is not None:
+            return f"{spent}, and about {cap.amount(self.expected)} are to pay"
         if self.at_most is None:
             return f"{spent}, and what is still to pay is unknown"
         expected = "" if self.expected is None else f"about {cap.amount(self.expected)} and "
@@ -78,35 +101,54 @@ class PlannedCap(Frozen):
         return f"{spent}, {expected}at most {cap.amount(self.at_most)} are to pay: {end}"
 
 
-def planned_caps(pipeline: Pipeline, root: Path, dues: Iterable[Mapping[str, Due]], *, whole: bool) -> list[PlannedCap]:
-    """Return every cap with what counts against it.
+def planned_caps(
+    pipeline: Pipeline,
+    root: Path,
+    dues: Iterable[Mapping[str, Due]],
+    met: Callable[[Damage], None],
+    *,
+    whole: bool,
+) -> tuple[tuple[PlannedCap, ...], tuple[GpuTime, ...]]:
+    """Return every cap with what counts against it, and the GPU-hours to pay of every model that holds GPUs.
 
     Args:
         pipeline: the pipeline.
         root: the folder of the project's state.
         dues: what each stage has to pay, by model.
+        met: is told of damage of the ledger.
         whole: whether all requests of the pipeline are known.
     """
-    if not pipeline.caps:
-        return []
-    ledger = Ledger(root, pipeline.ledger_name)
-    prices, dues = prices_of(pipeline), list(dues)
-    found = []
+    ledger, prices = Ledger(root, pipeline.ledger_name, met=met), prices_of(pipeline)
+    ledger.close()
+    due = [(name, one) for by_model in dues for name, one in by_model.items() if one.requests]
+    gpus = {name: _gpu_time(name, due, pipeline, ledger) for name, _ in due if pipeline.models[name].gpus_held}
+    caps = []
     for cap in pipeline.caps:
-        own = [due for by_model in dues for name, due in by_model.items() if cap.model in ("", name)]
-        counted = whole and cap.what != "gpu_hours"
-        found.append(
+        numbers = [_numbers(one, cap) for name, one in due if cap.model in ("", name)]
+        if cap.what in ("usd", "gpu_hours"):
+            held = [one for name, one in gpus.items() if cap.model in ("", name)]
+            numbers += [(one.cost if cap.what == "usd" else one.hours, None) for one in held]
+        caps.append(
             PlannedCap(
                 what=cap.what,
                 model=cap.model,
                 limit=cap.limit,
                 spent=ledger.spent(cap, prices),
-                expected=total(_numbers(one, cap)[0] for one in own) if counted else None,
-                at_most=total(_numbers(one, cap)[1] for one in own) if counted else None,
+                expected=total(one[0] for one in numbers) if whole else None,
+                at_most=total(one[1] for one in numbers) if whole else None,
             )
         )
-    ledger.close()
-    return found
+    return tuple(caps), tuple(gpus.values())
+
+
+def _gpu_time(model: str, due: Iterable[tuple[str, Due]], pipeline: Pipeline, ledger: Ledger) -> GpuTime:
+    counted = [one for (name, _), one in ledger.totals().items() if name == model and one.gpu_hours > 0]
+    requests, basis = sum(one.requests for name, one in due if name == model), sum(one.requests for one in counted)
+    hours = requests * sum(one.gpu_hours for one in counted) / basis if basis else None
+    price = pipeline.models[model].price
+    rate = None if price is None else price.gpu_hour
+    cost = None if hours is None or rate is None else hours * rate
+    return GpuTime(model=model, requests=requests, basis=basis, hours=hours, cost=cost)
 
 
 def unpriced(pipeline: Pipeline, names: Iterable[str]) -> list[Mistake]:
@@ -135,6 +177,8 @@ def unpriced(pipeline: Pipeline, names: Iterable[str]) -> list[Mistake]:
 
 def _numbers(due: Due, cap: Cap) -> tuple[float | None, float | None]:
     """Return what is expected and the most, in units of a cap."""
+    if cap.what == "gpu_hours":
+        return 0.0, 0.0
     if cap.what == "requests":
         return due.requests, due.requests
     if cap.what == "tokens":

@@ -141,7 +141,9 @@ class Flow:
         if run.folder.record() is not None and await self._reuse(run):
             return
         layouts = await self._layouts(run)
-        whole = self._is_whole(run)
+        work = run.op.work(run.stage, self.pipeline)
+        inputs_are_done = all(self.stages[source].record.done() for source in run.stage.inputs)
+        whole = inputs_are_done if work is Work.COLUMNS else work is not Work.ROWS
         if whole:
             await self._inputs(run)
         async with Lease(self.root, run.folder.path, self.run.id, lambda text: self._wait(run, text)):
@@ -153,12 +155,6 @@ class Flow:
             records = await (self._run_whole(run) if whole else self._run_shards(run, max(layouts.values())))
             run.finish(self._write_record(run, records, await self._inputs(run)))
             run.paid["seconds"] = time.time() - run.started
-
-    def _is_whole(self, run: StageRun) -> bool:
-        work = run.op.work(run.stage, self.pipeline)
-        if work is Work.COLUMNS:
-            return all(self.stages[source].record.done() for source in run.stage.inputs)
-        return work is not Work.ROWS
 
     async def _reuse(self, run: StageRun) -> bool:
         """Reuse a finished stage if its inputs have not changed."""

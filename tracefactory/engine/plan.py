@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from pydantic import Field, computed_field
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.pipeline import Pipeline, StageSpec
-from tracefactory.core.rows import Frozen, Kind, Problem
+from tracefactory.core.rows import Frozen, Kind
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import AtMost, Batch, Wanted, Work, kinds_of, stage_of
-from tracefactory.engine.costs import Due, PlannedCap, planned_caps, total
+from tracefactory.engine.costs import Due, GpuTime, PlannedCap, planned_caps, total
 from tracefactory.engine.identity import Identity, identities
+from tracefactory.engine.retry import FailedRow, failed_rows
 from tracefactory.engine.shards import combined_inputs
 from tracefactory.engine.spending import prices_of
 from tracefactory.store.damage import Damage
@@ -74,7 +75,7 @@ class Plan(Frozen):
     """The plan of a run. `rebuilt` is the number of stages stored by an earlier version in an unsupported layout.
 
     `damage` are sentences about damaged files that planning has met; `tracefactory fsck` reads everything. `caps` are
-    those of the budget, with what counts against them.
+    those of the budget, with what counts against them, and `gpus` the GPU-hours to pay.
     """
 
     pipeline: str
@@ -83,6 +84,7 @@ class Plan(Frozen):
     rebuilt: int = 0
     damage: tuple[str, ...] = ()
     caps: tuple[PlannedCap, ...] = ()
+    gpus: tuple[GpuTime, ...] = ()
 
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
     @property
@@ -142,17 +144,19 @@ def make_plan(pipeline: Pipeline, root: Path, *, count: bool = True, retry_kind:
     done: dict[str, StageRecord] = {}
     stages = tuple(planner.stage(stage, done) for stage in pipeline.stages)
     rebuilt = sum(planner.former_layout(stage) for stage in pipeline.stages if stage.id not in done)
-    damage = tuple(dict.fromkeys(map(str, (*planner.damage, *planner.store.damage))))
     planner.store.close()
     dues = [stage.to_pay.models for stage in stages if stage.to_pay is not None]
-    caps = planned_caps(pipeline, root, dues, whole=not any(stage.unknown for stage in stages)) if count else ()
+    whole = not any(stage.unknown for stage in stages)
+    caps, gpus = planned_caps(pipeline, root, dues, planner.damage.append, whole=whole) if count else ((), ())
+    damage = tuple(dict.fromkeys(map(str, (*planner.damage, *planner.store.damage))))
     return Plan(
         pipeline=pipeline.name,
         version=pipeline.version,
         stages=stages,
         rebuilt=rebuilt,
         damage=damage,
-        caps=tuple(caps),
+        caps=caps,
+        gpus=gpus,
     )
 
 
@@ -191,8 +195,9 @@ class _Planner:
         ):
             done[stage.id] = record
             return self._planned(stage, State.CACHED, f"{record.tally.kept:,} rows")
-        to_pay, unknown = self._to_pay(stage, complete)
-        begun = record is not None or folder.shards_done() or (to_pay is not None and to_pay.paid)
+        is_retry = record is not None and record.inputs == {source: one.digest for source, one in inputs.items()}
+        to_pay, unknown = self._to_pay(stage, complete, is_retry=is_retry)
+        begun = record is not None or folder.finished_shards() or (to_pay is not None and to_pay.paid)
         why = self._why(stage, folder, record, done)
         return self._planned(stage, State.PARTIAL if begun else State.NEW, why, to_pay, unknown)
 
@@ -221,8 +226,8 @@ class _Planner:
             return f"{failed} failed rows to retry"
         if record is not None:
             return f"input {', '.join(waiting)} is not complete" if waiting else "its inputs or outputs have changed"
-        if shards := folder.shards_done():
-            return f"interrupted after {shards} shards"
+        if shards := folder.finished_shards():
+            return f"interrupted after {len(shards)} shards"
         others = self._other_identities(stage.id)
         if not others:
             return "never run"
@@ -238,38 +243,46 @@ class _Planner:
         found = ((path, read_record(path, "it is left out", self.damage.append)) for path in files)
         return [(path.stat().st_mtime, one) for path, one in found if one is not None and path.parent.name != own]
 
-    def _to_pay(self, stage: StageSpec[Any], complete: bool) -> tuple[ToPay | None, bool]:
-        """Return the requests that a stage still has to pay, and whether they are unknown before a run."""
-        op = stage_of(stage)
+    def _to_pay(self, stage: StageSpec[Any], complete: bool, *, is_retry: bool) -> tuple[ToPay | None, bool]:
+        """Return the requests that a stage still has to pay, and whether they are unknown before a run.
+
+        With `is_retry`, the stage is finished, and only its failed rows are asked about again.
+        """
+        op, folder = stage_of(stage), self.folder(stage.id)
         model = op.asks(stage, self.pipeline)
         if model is None or not self.count:
             return None, False
         batches = self._batches(stage, complete)
         if batches is None:
             return None, True
+        failed = [row for shard in folder.finished_shards() for row in failed_rows(folder, *shard)]
         first = next(batches, Batch())
-        wanted = op.wanted(stage, self.pipeline, first)
-        if wanted is None:
-            bound = self._bound(stage, first, batches)
-            return bound, bound is None
-        return self._count_requests(stage, model, first, batches), False
+        batches = chain([first], batches)
+        if op.wanted(stage, self.pipeline, first) is not None:
+            left = {row.request_key for row in failed if not row.is_retried(self.retry)}
+            return self._count_requests(stage, model, batches, left), False
+        if is_retry:
+            retried = [row for row in failed if row.is_retried(self.retry)]
+            batches = (_about(retried, batch, judged=op.judges) for batch in batches)
+        bound = self._bound(stage, batches)
+        return bound, bound is None
 
-    def _count_requests(self, stage: StageSpec[Any], model: str, first: Batch, batches: Iterator[Batch]) -> ToPay:
-        """Count the requests of a stage whose requests are determined by its rows."""
+    def _count_requests(
+        self, stage: StageSpec[Any], model: str, batches: Iterable[Batch], left: Container[str]
+    ) -> ToPay:
+        """Count the requests of a stage whose requests are determined by its rows; those `left` are not sent again."""
         op, spec = stage_of(stage), self.pipeline.models[model]
         missing = paid = prompt_bytes = longest = 0
         seen: list[str] = []
-        batch: Batch | None = first
-        while batch is not None:
+        for batch in batches:
             wanted = {one.key: one for one in op.wanted(stage, self.pipeline, batch) or ()}
             present = self._present(wanted)
             paid += len(present)
-            missing += len(wanted) - len(present)
             # Bytes are an upper bound on the tokens of a prompt for every tokenizer.
-            sizes = [one.prompt_bytes for key, one in wanted.items() if key not in present]
+            sizes = [one.prompt_bytes for key, one in wanted.items() if key not in present and key not in left]
+            missing += len(sizes)
             prompt_bytes, longest = prompt_bytes + sum(sizes), max(longest, *sizes, 0)
             seen += list(present.values())[: _SAMPLE - len(seen)]
-            batch = next(batches, None)
         records = [record["completion"] for record in self.store.get(seen).values()]
         most = AtMost(missing, prompt_bytes, missing * stage.params.max_tokens)
         price = spec.price_used(Environment(root=self.pipeline.project.root), longest)
@@ -283,15 +296,13 @@ class _Planner:
             present |= {older[key_v1]: key_v1 for key_v1 in self.store.present(older)}
         return present
 
-    def _bound(self, stage: StageSpec[Any], first: Batch, batches: Iterator[Batch]) -> ToPay | None:
+    def _bound(self, stage: StageSpec[Any], batches: Iterable[Batch]) -> ToPay | None:
         """Return an upper bound on the requests for the rows of a stage, None when it has no bound."""
         op = stage_of(stage)
         by_model: dict[str, AtMost] = {}
-        batch: Batch | None = first
-        while batch is not None:
+        for batch in batches:
             for name, most in op.at_most(stage, self.pipeline, batch).items():
                 by_model[name] = by_model.get(name, AtMost()) + most
-            batch = next(batches, None)
         if not by_model:
             return None
         prices = prices_of(self.pipeline)
@@ -306,24 +317,26 @@ class _Planner:
             rows = StageRows(self.folder(stage.id), 1, self.kinds[stage.id], op.makes, op.judges, inputs)
             return combined_inputs(rows).batches(Span.all(), _BATCH_PROBLEMS)
         origins = [self.pipeline.stage(source) for source in stage.inputs]
-        if all(self._is_local_source(one) for one in origins):
-            return _in_batches(problem for one in origins for problem in self._problems(one))
-        return None
+        for origin in origins:
+            op = stage_of(origin)
+            if op.work(origin, self.pipeline) is not Work.SOURCE or op.makes is not Kind.PROBLEMS or not op.offline:
+                return None
+        return self._problems(origins)
 
-    def _is_local_source(self, stage: StageSpec[Any]) -> bool:
-        op = stage_of(stage)
-        return op.work(stage, self.pipeline) is Work.SOURCE and op.makes is Kind.PROBLEMS and op.offline(stage)
-
-    def _problems(self, stage: StageSpec[Any]) -> Iterator[Problem]:
+    def _problems(self, sources: Sequence[StageSpec[Any]]) -> Iterator[Batch]:
+        """Yield the problems of sources that can be read without the network."""
         environment = Environment(root=self.pipeline.project.root)
-        for made in stage_of(stage).read(stage, self.pipeline, environment):
-            if made.decision.keep:
-                yield made.row
+        made = (one for source in sources for one in stage_of(source).read(source, self.pipeline, environment))
+        problems = (one.row for one in made if one.decision.keep)
+        while batch := list(islice(problems, _BATCH_PROBLEMS)):
+            yield Batch(problems=batch)
 
 
-def _in_batches(problems: Iterator[Problem]) -> Iterator[Batch]:
-    while batch := list(islice(problems, _BATCH_PROBLEMS)):
-        yield Batch(problems=batch)
+def _about(failed: Sequence[FailedRow], batch: Batch, *, judged: bool) -> Batch:
+    """Return the rows of a batch that failed, or whose problems have failed rows that the stage made."""
+    ids = {row.id if judged else row.problem_id for row in failed}
+    problems = [one for one in batch.problems if one.id in ids]
+    return Batch(problems, [one for one in batch.traces if (one.id if judged else one.problem_id) in ids])
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

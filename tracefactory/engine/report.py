@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -13,7 +14,7 @@ from rich.text import Text
 from tracefactory.core.prices import dollars
 from tracefactory.core.stage import UNCHANGED
 from tracefactory.engine.lengths import LengthLine
-from tracefactory.engine.runs import SpendLine
+from tracefactory.engine.runs import RunLine, SpendLine
 from tracefactory.store.stages import Tally
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -47,7 +48,10 @@ def funnel(title: str, lines: Iterable[FunnelLine]) -> Group:
     reasons: list[Text] = []
     for line in lines:
         table.add_row(*_cells(line))
-        if why := _reasons(line.tally):
+        found = sorted(line.tally.reasons.items(), key=lambda one: -one[1])
+        dropped = ", ".join(f"{name} {count:,}" for name, count in found)
+        told = (f"dropped {dropped}" if dropped else "", _unchanged(line.tally))
+        if why := "; ".join(text for text in told if text):
             reasons.append(Text(f"• {line.id}: {why}"))
     return Group(table, *reasons)
 
@@ -59,12 +63,6 @@ def _cells(line: FunnelLine) -> list[str]:
     cost = dollars(paid.get("cost", 0.0), paid.get("unpriced", 0), paid.get("requests", 0))
     spent = [f"{paid.get('requests', 0):,.0f}", f"{tokens:,.0f}", cost.replace("at least ", "≥ ")]
     return [line.id, *counts, *(spent if "requests" in tally.numbers else [""] * 3), line.state]
-
-
-def _reasons(tally: Tally) -> str:
-    found = [f"{name} {count:,}" for name, count in sorted(tally.reasons.items(), key=lambda one: -one[1])]
-    dropped = f"dropped {', '.join(found)}" if found else ""
-    return "; ".join(text for text in (dropped, _unchanged(tally)) if text)
 
 
 def _unchanged(tally: Tally) -> str:
@@ -86,6 +84,19 @@ def spending(lines: Sequence[SpendLine]) -> RenderableType:
         cost = dollars(one.cost, one.unpriced, one.requests).replace("at least ", "≥ ")
         tokens, hours = one.prompt_tokens + one.completion_tokens, f"{one.gpu_hours:.4f}" if one.gpu_hours else ""
         table.add_row(one.model, f"{one.requests:,}", f"{tokens:,}", cost, hours, one.price)
+    return table
+
+
+def run_list(lines: Sequence[RunLine]) -> RenderableType:
+    """Return a list of runs: how they ended and what they spent. It fits 80 columns for names up to 32 characters."""
+    table = plain_table("runs")
+    for name in ("run", "state", "requests", "cost $"):
+        table.add_column(name, justify="left" if name in ("run", "state") else "right", no_wrap=True)
+    table.add_column("why")
+    for one in lines:
+        cost = "" if one.cost is None else dollars(one.cost, one.unpriced, one.requests or 0).replace("at least ", "≥ ")
+        requests = "" if one.requests is None else f"{one.requests:,}"
+        table.add_row(one.run, one.state, requests, cost, shorten(one.reason, 60, placeholder=" ..."))
     return table
 
 

@@ -9,17 +9,18 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from pydantic import SecretStr
 
 from tracefactory.config.model import resolved
-from tracefactory.core.errors import BudgetReached, UserError
+from tracefactory.core.errors import BudgetReached, Interrupted, RunError, UserError
 from tracefactory.core.model import env_names
 from tracefactory.core.pipeline import Pipeline
-from tracefactory.core.stage import stage_of
+from tracefactory.core.rows import Kind
+from tracefactory.core.stage import kinds_of, stage_of
 from tracefactory.engine.caps import ended, ended_at_wall, spend_of
 from tracefactory.engine.costs import unpriced
 from tracefactory.engine.executors import open_executor
@@ -27,9 +28,10 @@ from tracefactory.engine.executors.base import Executor
 from tracefactory.engine.flow import Flow, StageRun
 from tracefactory.engine.identity import identities
 from tracefactory.engine.plan import Plan, State, asked_models, make_plan, retry_of
-from tracefactory.engine.runs import RunFolder, RunOutcome, StageOutcome
+from tracefactory.engine.runs import End, RunFolder, RunOutcome, StageOutcome
 from tracefactory.engine.worker import WorkerSetup
 from tracefactory.store.requests import compact
+from tracefactory.store.spend import Ledger
 
 COMPACT_EVERY_S = 15.0
 
@@ -57,46 +59,76 @@ async def run_pipeline(
     plan = make_plan(pipeline, root, count=False, retry_kind=retry_kind)
     refuse(pipeline, plan)
     run = RunFolder(root, pipeline.name)
+    flow: Flow | None = None
     try:
         run.begin(resolved(pipeline), plan)
         found = identities(pipeline)
-        setup = WorkerSetup(
-            pipeline=pipeline,
-            keys={stage: identity.key for stage, identity in found.items()},
-            root=root,
-            run_id=run.id,
-            environ=_environ(pipeline),
-            retry=retry_of(pipeline, retry_kind) if sends else "",  # failed rows keep their cause
-            sends=sends,
-        )
-        executor = open_executor(setup)
-        flow = Flow(pipeline, root, found, executor, run, setup.retry)
-        try:
-            async with watch(flow, executor), _compacting(root), ended_at_wall(flow, run.started):
-                await flow()
-        finally:
-            await executor.close()
-            flow.budget.close()
+        keys = {stage: identity.key for stage, identity in found.items()}
+        retry = retry_of(pipeline, retry_kind) if sends else ""  # failed rows keep their cause
+        executor = open_executor(WorkerSetup(pipeline, keys, root, run.id, _environ(pipeline), retry, sends))
+        flow = Flow(pipeline, root, found, executor, run, retry)
+        await _drive(flow, executor, watch)
         await asyncio.to_thread(compact, root)
-        outcome = _outcome(flow, run)
+        outcome = _outcome(pipeline, run, flow)
         run.finish(outcome)
         return outcome
     except BudgetReached as reached:
-        stopped = await asyncio.to_thread(ended, pipeline, root, reached)
+        stopped = await asyncio.to_thread(ended, pipeline, root, reached, retry_kind)
         run.log("budget_reached", text=str(stopped))
+        run.finish(_outcome(pipeline, run, flow, stopped))
         raise stopped from reached
+    except BaseException as error:
+        with suppress(OSError, RunError):  # e.g. on a full disk, which `error` is about
+            run.finish(_outcome(pipeline, run, flow, error))
+        raise
     finally:
         run.close()
 
 
+async def _drive(flow: Flow, executor: Executor, watch: Watch) -> None:
+    """Run the stages, with everything that goes on beside them."""
+    run = flow.run
+    try:
+        async with (
+            _closed(executor, run),
+            watch(flow, executor),
+            _compacting(flow.root),
+            ended_at_wall(flow, run.started),
+        ):
+            await flow()
+    finally:
+        flow.budget.close()
+
+
 def refuse(pipeline: Pipeline, plan: Plan) -> None:
-    """Raise UserError with all problems that would make the run fail after requests were paid."""
+    """Refuse what would make the run fail after requests were paid.
+
+    Raises:
+        UserError: with all problems.
+        RunError: when there are caps, and what was spent cannot be read.
+    """
+    if pipeline.caps:
+        Ledger(pipeline.project.state_dir, pipeline.ledger_name).close()
     states = {stage.id: stage.state for stage in plan.stages}
     to_run = [stage for stage in pipeline.stages if states[stage.id] is not State.CACHED]
     refusals = [stage_of(stage).refusal(stage, pipeline) for stage in to_run]
     no_prices = [replace(one, file=pipeline.file) for one in unpriced(pipeline, asked_models(pipeline, plan))]
     if mistakes := [*no_prices, *(one for one in refusals if one is not None)]:
         raise UserError(mistakes)
+
+
+@asynccontextmanager
+async def _closed(executor: Executor, run: RunFolder) -> AsyncIterator[None]:
+    """Close an executor in the end. A run that was ended by something else logs what is wrong with its batches."""
+    try:
+        yield
+    except BaseException:
+        try:
+            await executor.close()
+        except RunError as fault:
+            run.log("batches_differ", text=str(fault))
+        raise
+    await executor.close()
 
 
 @asynccontextmanager
@@ -123,27 +155,33 @@ def _environ(pipeline: Pipeline) -> Mapping[str, SecretStr]:
     return {name: SecretStr(os.environ[name]) for name in sorted(names) if name in os.environ}
 
 
-def _outcome(flow: Flow, run: RunFolder) -> RunOutcome:
+def _outcome(pipeline: Pipeline, run: RunFolder, flow: Flow | None, error: BaseException | None = None) -> RunOutcome:
+    """Return how a run has ended; `error` is what it raised."""
+    reason = "" if error is None or isinstance(error, Interrupted) else str(error) or repr(error)
+    kinds = kinds_of(pipeline)
     return RunOutcome(
         run=run.id,
-        pipeline=flow.pipeline.name,
-        version=flow.pipeline.version,
+        pipeline=pipeline.name,
+        version=pipeline.version,
         started=run.started,
         finished=time.time(),
-        stages=tuple(_stage_outcome(one) for one in flow.stages.values()),
-        spend=spend_of(flow.pipeline, flow.root, run.id),
+        stages=() if flow is None else tuple(_stage_outcome(one, kinds) for one in flow.stages.values()),
+        spend=spend_of(pipeline, pipeline.project.state_dir, run.id),
+        state=End.of(error),
+        reason=reason,
     )
 
 
-def _stage_outcome(run: StageRun) -> StageOutcome:
-    record = run.record.result()
+def _stage_outcome(run: StageRun, kinds: Mapping[str, Kind]) -> StageOutcome:
+    done = run.record.done() and run.record.exception() is None
     return StageOutcome(
         id=run.stage.id,
         op=f"{run.stage.verb}: {run.stage.name}",
-        key=record.key,
-        gives=record.gives,
-        digest=record.digest,
+        key=run.folder.key,
+        gives=kinds[run.stage.id],
+        digest=run.record.result().digest if done else "",
         cached=run.cached,
-        tally=record.tally,
+        done=done,
+        tally=run.tally,
         paid=run.paid,
     )

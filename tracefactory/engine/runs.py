@@ -5,26 +5,52 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
 
-from tracefactory.core.errors import RunError, UserError, nearest
+from tracefactory.core.errors import BudgetReached, Interrupted, RunError, RunStopped, UserError, nearest
 from tracefactory.core.files import write_json, write_text
 from tracefactory.core.rows import Frozen, Kind
 from tracefactory.engine.plan import Plan
+from tracefactory.store.check import is_locked
 from tracefactory.store.damage import Damage
-from tracefactory.store.leases import RunLock
+from tracefactory.store.leases import RunLock, alive_file
 from tracefactory.store.records import read_record, write_record
 from tracefactory.store.rows import StageRows, stored_rows
 from tracefactory.store.stages import Tally
 
 
+class End(StrEnum):
+    """How a run has ended. STOPPED: it could not go on for a reason outside of it, such as no credit."""
+
+    FINISHED = "finished"
+    CAP = "cap"
+    STOPPED = "stopped"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+
+    @classmethod
+    def of(cls, error: BaseException | None) -> End:
+        """Return the end of a run that raised `error`."""
+        if error is None:
+            return cls.FINISHED
+        kinds = {BudgetReached: cls.CAP, RunStopped: cls.STOPPED, Exception: cls.FAILED}
+        if isinstance(error, Interrupted):
+            return cls.INTERRUPTED
+        return next((end for kind, end in kinds.items() if isinstance(error, kind)), cls.INTERRUPTED)
+
+
 class StageOutcome(Frozen):
-    """One stage of a finished run: its key, its funnel, and what this run paid."""
+    """One stage of a run: its key, its funnel, and what this run paid.
+
+    A stage that is not `done` has no digest, and the funnel of its finished shards.
+    """
 
     id: str
     op: str
@@ -32,6 +58,7 @@ class StageOutcome(Frozen):
     gives: Kind
     digest: str
     cached: bool
+    done: bool = True
     tally: Tally
     paid: Mapping[str, float] = Field(default_factory=dict)
 
@@ -57,7 +84,10 @@ class SpendLine(Frozen):
 
 
 class RunOutcome(Frozen):
-    """A finished run. Times are Unix seconds; `spend` is by model, in runs since version 0.3."""
+    """A run that has ended. Times are Unix seconds; `spend` is by model, in runs since version 0.3.
+
+    `reason` is the sentence with which an unfinished run ended.
+    """
 
     run: str
     pipeline: str
@@ -66,6 +96,22 @@ class RunOutcome(Frozen):
     finished: float
     stages: tuple[StageOutcome, ...]
     spend: tuple[SpendLine, ...] = ()
+    state: End = End.FINISHED
+    reason: str = ""
+
+
+class RunLine(Frozen):
+    """One run in a list: `state` is an `End`, `running`, or `killed` when it left no outcome.
+
+    `requests`, and `cost` in US dollars, are what it spent; None where that is not known.
+    """
+
+    run: str
+    state: str
+    requests: int | None = None
+    cost: float | None = None
+    unpriced: int = 0
+    reason: str = ""
 
 
 class RunFolder:
@@ -84,33 +130,73 @@ class RunFolder:
         write_json(self.path / "plan.json", plan.model_dump(mode="json"))
 
     def log(self, event: str, **what: Any) -> None:
-        self._log.write(json.dumps({"time": time.time(), "event": event, **what}, ensure_ascii=False) + "\n")
-        self._log.flush()
+        """Add a line to the log. On a full disk it is written later, or left out: the run goes on without it."""
+        with suppress(OSError):
+            self._log.write(json.dumps({"time": time.time(), "event": event, **what}, ensure_ascii=False) + "\n")
+            self._log.flush()
 
     def finish(self, outcome: RunOutcome) -> None:
         write_record(self.path / "outcome.json", outcome.model_dump(mode="json"))
 
     def close(self) -> None:
-        self._log.close()
+        with suppress(OSError):
+            self._log.close()
         self._lock.close()
 
 
-def load_outcome(root: Path, run: str | None = None) -> RunOutcome:
-    """Return the outcome of the named run, or of the newest finished run.
+def load_outcome(root: Path, run: str | None = None, *, finished: bool = True) -> RunOutcome:
+    """Return the outcome of the named run, or of the newest one.
+
+    Args:
+        root: the folder of the project's state.
+        run: the name of a run.
+        finished: whether it must have finished.
 
     Raises:
         UserError: when there is no such run.
         RunError: when its record is damaged.
     """
     names = sorted(path.parent.name for path in (root / "runs").glob("*/outcome.json"))
-    if run is None and names:
-        run = names[-1]
-    if run not in names:
-        hint = nearest(run, names) if run else None
-        raise UserError(f"no finished run {run or ''} under {root / 'runs'}" + (f" ({hint})" if hint else ""))
+    if run is not None and run in names:
+        found = _read_outcome(root, run)
+        if finished and found.state is not End.FINISHED:
+            raise UserError(f"run {run} has not finished ({found.state}): {found.reason}")
+        return found
+    newest = (_read_outcome(root, name) for name in reversed(names if run is None else []))
+    for found in newest:
+        if found.state is End.FINISHED or not finished:
+            return found
+    hint = nearest(run, names) if run else None
+    what = "finished run" if finished else "run that has ended"
+    raise UserError(f"no {what} {run or ''} under {root / 'runs'}" + (f" ({hint})" if hint else ""))
+
+
+def runs_of(root: Path) -> list[RunLine]:
+    """Return all runs of a project, the oldest first."""
+    found = []
+    for path in sorted((root / "runs").glob("*/plan.json")):
+        name = path.parent.name
+        try:
+            outcome = _read_outcome(root, name)
+        except FileNotFoundError:
+            alive = alive_file(root, name)
+            found.append(RunLine(run=name, state="running" if alive.exists() and is_locked(alive) else "killed"))
+        except RunError as error:
+            found.append(RunLine(run=name, state="damaged", reason=str(error)))
+        else:
+            requests = sum(one.requests for one in outcome.spend)
+            cost, unpriced = sum(one.cost for one in outcome.spend), sum(one.unpriced for one in outcome.spend)
+            line = RunLine(run=name, state=outcome.state, requests=requests, cost=cost, unpriced=unpriced)
+            found.append(line.model_copy(update={"reason": outcome.reason}))
+    return found
+
+
+def _read_outcome(root: Path, run: str) -> RunOutcome:
     path = root / "runs" / run / "outcome.json"
     damage: list[Damage] = []
     found = read_record(path, "name another run, or run the pipeline again: nothing is paid again", damage.append)
+    if found is None and not damage:
+        raise FileNotFoundError(path)
     try:
         return RunOutcome.model_validate(found)
     except ValidationError as error:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tracefactory.core.budget import ON_LOST_ATTEMPT
 from tracefactory.core.environment import Environment
@@ -31,13 +31,40 @@ _TOKENS_PER_MESSAGE = 16
 _LONGEST = 131_072  # tokens of an answer that nothing limits
 
 
+class Submitted(Protocol):
+    """Batches at providers, see `engine.batching.Batches`."""
+
+    def holds(self, model: str, key: str) -> bool:
+        """Return whether a request is in a batch that was submitted, or was about to be."""
+        ...
+
+    async def fetch(self) -> bool:
+        """Wait for all batches and see them stored; return whether there were any."""
+        ...
+
+
 class Spending:
-    """What one worker spends. `claims` tells which processes live, `is_draining` whether nothing more is sent."""
+    """What one worker spends.
+
+    Args:
+        pipeline: the pipeline.
+        root: the state folder.
+        run: the run.
+        claims: tells which processes live.
+        is_draining: whether nothing more is sent.
+        batches: the batches of the worker, whose requests are paid for already.
+    """
 
     def __init__(
-        self, pipeline: Pipeline, root: Path, run: str, claims: Callable[[], Claims], is_draining: Callable[[], bool]
+        self,
+        pipeline: Pipeline,
+        root: Path,
+        run: str,
+        claims: Callable[[], Claims],
+        is_draining: Callable[[], bool],
+        batches: Submitted | None = None,
     ) -> None:
-        self.pipeline, self.root, self.run = pipeline, root, run
+        self.pipeline, self.root, self.run, self._batches = pipeline, root, run, batches
         self.caps = pipeline.caps
         self._claims, self._is_draining = claims, is_draining
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -47,7 +74,9 @@ class Spending:
     def ledger(self) -> Ledger:
         """The ledger; made by the first request that is sent."""
         claims = self._claims()
-        return Ledger(self.root, self.pipeline.ledger_name, Writer(claims.writer, self.run, claims.is_alive))
+        writer = Writer(claims.writer, self.run, claims.is_alive)
+        met = None if self.caps else (lambda damage: None)  # without caps, the driver of the run warns of damage
+        return Ledger(self.root, self.pipeline.ledger_name, writer, met)
 
     @cached_property
     def prices(self) -> Mapping[str, Price]:
@@ -68,7 +97,8 @@ class Spending:
         try:
             yield paid
         except (RequestFailed, RunError, Interrupted):
-            paid.release()
+            if not self._is_submitted(model, request.key):
+                paid.release()
             raise  # after any other exception it is not known whether the server bills it: it stays reserved
         finally:
             ON_LOST_ATTEMPT.reset(before)
@@ -84,7 +114,13 @@ class Spending:
         return cost, price
 
     async def reserve(self, model: str, worst: Amount, key: str) -> int:
-        """Reserve an amount, as soon as requests in flight leave room for it; return the number of the reservation."""
+        """Reserve an amount, as soon as requests in flight leave room for it; return the number of the reservation.
+
+        A request in a batch that was submitted has to be paid for whatever the caps say, and is not submitted again. At
+        a cap, all such batches are waited for before the run ends: what they took is less than what was reserved.
+        """
+        if self._is_submitted(model, key):
+            return self.ledger.renew(model, worst, key)
         async with self._turns[model]:  # those that wait look into the ledger one after another
             while True:
                 if self._is_draining():
@@ -92,9 +128,13 @@ class Spending:
                 found = self.ledger.reserve(model, worst, self.caps, self.prices, key)
                 if not isinstance(found, Refusal):
                     return found
-                if found.final:
+                if found.final and (self._batches is None or not await self._batches.fetch()):
                     raise BudgetReached(_reached(found))
-                await asyncio.sleep(_POLL_S)
+                if not found.final:
+                    await asyncio.sleep(_POLL_S)
+
+    def _is_submitted(self, model: str, key: str) -> bool:
+        return self._batches is not None and self._batches.holds(model, key)
 
     def meter(self, gpus: Callable[[], Mapping[str, int]], stop: Callable[[BudgetReached], None]) -> None:
         """Count the hours of GPUs from now on.
@@ -163,16 +203,19 @@ class PaidRequest:
         """Spend nothing: there is no answer."""
         self._settle(Amount())
 
-    def settle(self, completion: Completion) -> tuple[float | None, Price]:
-        """Spend what the completion took; return its cost, None if unknown, and the price that was used."""
+    def cost(self, completion: Completion) -> tuple[float | None, Price]:
+        """Return what the completion costs, None if unknown, and the price that was used."""
         price = self.price_for(completion.prompt_tokens)
-        cost = self.spec.cost(completion, price)
+        return self.spec.cost(completion, price), price
+
+    def settle(self, completion: Completion) -> None:
+        """Spend what the completion took."""
+        cost, _ = self.cost(completion)
         tokens = (completion.prompt_tokens, completion.completion_tokens)
         # Where the server does not report its tokens, a cap counts the worst case.
         amount = Amount.of(*tokens, cost) if completion.prompt_tokens else self.worst
         # A batch is billed once, also when a process that died had submitted it.
         self._settle(amount, replaces=self.key if completion.batched else "")
-        return cost, price
 
     def _settle(self, amount: Amount, replaces: str = "") -> None:
         number, self._number = self._number, None
@@ -185,6 +228,13 @@ def prices_of(pipeline: Pipeline) -> dict[str, Price]:
     environment = Environment(root=pipeline.project.root)
     used = sorted({name for stage in pipeline.stages for name in stage.model_names})
     return {name: pipeline.models[name].price_used(environment) for name in used}
+
+
+def bytes_at_most(request: ChatRequest) -> int:
+    """Return a bound on the size of a request's record in the store."""
+    prompt = sum(len(str(message.get("content"))) for message in request.messages)
+    per_token = 120 if request.params.get("logprobs") else 12
+    return 4096 + 4 * prompt + per_token * int(request.params.get("max_tokens", 4096))
 
 
 def _worst_case(params: Mapping[str, Any], request: ChatRequest, price_for: Callable[[int], Price]) -> Amount:

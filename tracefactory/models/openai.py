@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tracefactory.core.batching import BatchSettings
 from tracefactory.core.checkpoint import Checkpoint, local_path
 from tracefactory.core.environment import Environment, EnvStr
-from tracefactory.core.errors import UserError
-from tracefactory.core.model import MODELS, ChatRequest, Endpoint, ModelSpec
-from tracefactory.core.prices import Price, looked_up
-from tracefactory.serving.managed import FixedEndpoint
+from tracefactory.core.model import MODELS, ChatRequest
+from tracefactory.models._hosted import HostedSpec
 from tracefactory.serving.reasoning_levels import Reasoning, reasoning_body
 
 LONG_TOKENS = 4096
@@ -20,14 +18,13 @@ LONG_TOKENS = 4096
 
 
 @MODELS.register("openai")
-class OpenAISpec(ModelSpec):
+class OpenAISpec(HostedSpec):
     """A model behind one or more base URLs that serve it alike."""
 
     use: Literal["openai"] = Field(default="openai", description="The kind of model.")
     base_url: EnvStr | tuple[EnvStr, ...] = Field(
         description="The address of the server, or several of them, usually ending in /v1; env:NAME works."
     )
-    api_key: EnvStr = Field(default=EnvStr(""), description="The key for the server, as env:NAME.")
     provider: str = Field(
         default="",
         description="Who serves the model: elsewhere the same name may mean other weights or another quantisation.",
@@ -41,10 +38,6 @@ class OpenAISpec(ModelSpec):
         default="plain",
         description="How the server continues a beginning of its own turn: plain takes a last assistant message as it "
         "is, vllm needs flags for it, llama.cpp repeats it in its answer, from which it is removed.",
-    )
-    batch: BatchSettings | None = Field(
-        default=None,
-        description="Get completions by the provider's batch API, at its discount: {window: 24h, max_wait: 30h}.",
     )
     tokenizer: EnvStr = Field(
         default=EnvStr(""),
@@ -63,19 +56,11 @@ class OpenAISpec(ModelSpec):
                 raise ValueError("a base URL starts with http:// or https://, or is env:NAME")
         return value
 
-    @field_validator("api_key")
-    @classmethod
-    def _key_from_environment(cls, value: EnvStr) -> EnvStr:
-        if value and value.env_name is None:
-            raise ValueError("a key is never written into a file: set an environment variable and write env:NAME")
-        return value
-
     @model_validator(mode="after")
     def _has_reasoning_parameter(self) -> Self:
-        if self.reasoning is not None:
-            taken = reasoning_body(self.provider, self.reasoning).keys() & self.extra.keys()
-            if taken:
-                raise ValueError(f"reasoning: sets {', '.join(sorted(taken))}, which extra: sets too")
+        taken = reasoning_body(self.provider, self.reasoning).keys() & self.extra.keys()
+        if taken:
+            raise ValueError(f"reasoning: sets {', '.join(sorted(taken))}, which extra: sets too")
         return self
 
     @model_validator(mode="after")
@@ -95,11 +80,6 @@ class OpenAISpec(ModelSpec):
         return batch
 
     @property
-    def batching(self) -> BatchSettings | None:
-        """How its completions are got by batches, as declared."""
-        return self.batch
-
-    @property
     def provider_label(self) -> str:
         """The declared provider."""
         return self.provider
@@ -112,11 +92,7 @@ class OpenAISpec(ModelSpec):
     def identity(self, environment: Environment | None = None) -> dict[str, Any]:
         """Return what decides completions; see `ModelSpec.identity`."""
         found = {**super().identity(environment), "prefill": self.prefill}
-        return found | ({"reasoning": self._reasoning_body} if self.reasoning is not None else {})
-
-    @property
-    def _reasoning_body(self) -> dict[str, Any]:
-        return {} if self.reasoning is None else reasoning_body(self.provider, self.reasoning)
+        return found | ({} if self.reasoning is None else {"reasoning": reasoning_body(self.provider, self.reasoning)})
 
     @property
     def expects_reasoning(self) -> bool | None:
@@ -124,20 +100,6 @@ class OpenAISpec(ModelSpec):
         if self.reasoning is None or self.provider.lower() == "openai":
             return None
         return self.reasoning != "off"
-
-    def endpoint(self, environment: Environment) -> Endpoint:
-        """Return the resolved addresses."""
-        urls = (self.base_url,) if isinstance(self.base_url, EnvStr) else self.base_url
-        return FixedEndpoint([url.resolve(environment.environ) for url in urls])
-
-    def looked_up_price(self, environment: Environment, prompt_tokens: int) -> Price:
-        """Return the price at the declared provider, or at the provider whose address this is."""
-        urls = (self.base_url,) if isinstance(self.base_url, EnvStr) else self.base_url
-        try:
-            url = urls[0].resolve(environment.environ)
-        except UserError:
-            url = ""  # somebody else's to report
-        return looked_up(self.model, self.provider, url, prompt_tokens)
 
     @property
     def exchanges_tokens(self) -> bool:
@@ -153,18 +115,13 @@ class OpenAISpec(ModelSpec):
         if not self.tokenizer:
             return None
         name = self.tokenizer.resolve(environment.environ)
-        path = local_path(name)
-        model = name if path is None else str(environment.root / path)
-        return Checkpoint(model=model, revision=self.tokenizer_revision or None)
+        path = local_path(name, environment.root)
+        return Checkpoint(model=name if path is None else str(path), revision=self.tokenizer_revision or None)
 
     def token_identity(self, environment: Environment) -> dict[str, Any]:
         """Return the identity with that of the named tokenizer."""
         named = self.checkpoint(environment)
         return self.identity(environment) | ({} if named is None else {"tokens": named.identity()})
-
-    def secret(self, environment: Environment) -> SecretStr | None:
-        """Return the key from the environment, None when the server asks for none."""
-        return SecretStr(self.api_key.resolve(environment.environ)) if self.api_key else None
 
     def streams(self, request: ChatRequest) -> bool:
         """Return whether the answer is read as a stream: as declared, or if it may be long."""
@@ -172,7 +129,7 @@ class OpenAISpec(ModelSpec):
 
     def body(self, request: ChatRequest) -> dict[str, Any]:
         """Return the JSON body, with vLLM's flags for a prefill where they are needed."""
-        body = {**self._reasoning_body, **super().body(request)}
+        body = {**reasoning_body(self.provider, self.reasoning), **super().body(request)}
         if request.has_prefill and self.prefill == "vllm":
             body |= {"continue_final_message": True, "add_generation_prompt": False}
         return body

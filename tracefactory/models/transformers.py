@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,7 @@ class TransformersSpec(ModelSpec):
     serves this model over HTTP, so `sample: chat` cannot use it.
     """
 
+    provider_label: ClassVar[str] = "transformers"
     in_process = scores_tokens = True
     sends_bills = False
 
@@ -63,11 +64,6 @@ class TransformersSpec(ModelSpec):
         if self.tokenizer and local_path(self.tokenizer) is None and not self.tokenizer_revision:
             raise ValueError(f"tokenizer {self.tokenizer!r} needs a tokenizer_revision")
         return self
-
-    @property
-    def provider_label(self) -> str:
-        """The engine."""
-        return "transformers"
 
     @property
     def workers(self) -> int:
@@ -111,7 +107,7 @@ class TransformersSpec(ModelSpec):
         return {**_identity(student, stamp), "provider": self.provider_label}
 
     def check(self, environment: Environment) -> list[Mistake]:
-        """Return whether the checkpoint is missing; an unset variable is somebody else's to report."""
+        """Return whether the checkpoint is missing; unset variables are checked elsewhere."""
         if self.model.env_name is not None and self.model.env_name not in environment.environ:
             return []
         path = local_path(self.checkpoint(environment).model)
@@ -132,8 +128,8 @@ _SHARED = ("tokenizer_revision", "reasoning", "dtype", "device", "max_batch_toke
 def _placed(name: str, environment: Environment) -> str:
     if name.startswith(PACKAGED):
         return str(packaged_weights(name.removeprefix(PACKAGED)))
-    path = local_path(name)
-    return name if path is None else str(environment.root / path)
+    path = local_path(name, environment.root)
+    return name if path is None else str(path)
 
 
 @lru_cache(maxsize=64)

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, field_validator
 
 from tracefactory.core.checkpoint import Checkpoint, local_path
 from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import Mistake, UserError
-from tracefactory.core.fingerprint import digest, digest_all, digest_file
+from tracefactory.core.fingerprint import digest, digest_all, digest_file, digest_weights
 from tracefactory.core.model import MODELS, ChatRequest, ModelSpec
 from tracefactory.serving.vllm.endpoint import VLLMEndpoint
 from tracefactory.serving.vllm.placement import LocalPlacement
@@ -59,6 +59,8 @@ class VLLMSpec(ModelSpec):
     """A model served by vLLM in processes of our own."""
 
     scores_tokens = runs_plugins = True
+    provider_label: ClassVar[str] = "vllm"
+    digests_weights = True
     sends_bills = False
 
     use: Literal["vllm"] = Field(default="vllm", description="The kind of model.")
@@ -107,11 +109,6 @@ class VLLMSpec(ModelSpec):
         return value
 
     @property
-    def provider_label(self) -> str:
-        """The engine."""
-        return "vllm"
-
-    @property
     def gpus_held(self) -> int:
         """The GPUs of one server."""
         return self.gpus
@@ -123,7 +120,7 @@ class VLLMSpec(ModelSpec):
         """
         environment = environment or Environment()
         name = self.model.resolve(environment.environ)
-        folder = _folder(name, environment)
+        folder = local_path(name, environment.root)
         arguments = {**_DEFAULTS, **self.engine_args}
         return {
             **super().identity(environment),
@@ -138,10 +135,6 @@ class VLLMSpec(ModelSpec):
         """Return what servers must have in common to be shared: what decides completions, and the name they serve."""
         return digest({"identity": self.identity(environment), "name": str(self.model)})
 
-    def recorded_revision(self, environment: Environment) -> str:
-        """Return the revision as declared, or else the digest of the checkpoint."""
-        return self.revision or str(self.identity(environment)["model"])
-
     def checkpoint(self, environment: Environment) -> Checkpoint:
         """Return whose tokenizer and chat template render traces for this model.
 
@@ -149,7 +142,7 @@ class VLLMSpec(ModelSpec):
             UserError: for an unset environment variable.
         """
         name = self.model.resolve(environment.environ)
-        folder = _folder(name, environment)
+        folder = local_path(name, environment.root)
         return Checkpoint(
             model=name if folder is None else str(folder),
             revision=self.revision or None,
@@ -168,7 +161,7 @@ class VLLMSpec(ModelSpec):
         return limit - 1 if isinstance(limit, int) else None
 
     def check(self, environment: Environment) -> list[Mistake]:
-        """Return what is missing, and whether the revision may move; an unset variable is somebody else's to report."""
+        """Return what is missing, and whether the revision may move; unset variables are checked elsewhere."""
         looks = {self._check_model: self.model, self._python: self.env, self._template: EnvStr("")}
         mistakes: list[Mistake] = []
         for look, value in looks.items():
@@ -194,7 +187,7 @@ class VLLMSpec(ModelSpec):
         """Return how one server is started; raises what `endpoint` raises."""
         self._check_model(environment)
         name = self.model.resolve(environment.environ)
-        folder = _folder(name, environment)
+        folder = local_path(name, environment.root)
         defaults = _DEFAULTS if self.gpus else {**_DEFAULTS, **_CPU_DEFAULTS}
         fields: dict[str, JsonValue] = {**defaults, **self.engine_args, "model": str(folder or name)}
         if folder is None:
@@ -226,7 +219,9 @@ class VLLMSpec(ModelSpec):
 
     def _check_model(self, environment: Environment) -> None:
         name = self.model.resolve(environment.environ)
-        folder = _folder(name, environment)
+        if not name:
+            raise UserError("`model:` is empty")
+        folder = local_path(name, environment.root)
         if folder is not None and not (folder / "config.json").is_file():
             raise UserError(f"{folder} is no checkpoint folder: it holds no config.json")
         if folder is None and (not self.revision or self.revision in _MOVING):
@@ -270,14 +265,6 @@ def command_line(fields: Mapping[str, JsonValue]) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _folder(name: str, environment: Environment) -> Path | None:
-    """Return the checkpoint folder that `name` means, None for a Hugging Face id."""
-    if not name:
-        raise UserError("`model:` is empty")
-    path = local_path(name)
-    return None if path is None else environment.root / path
-
-
 @lru_cache(maxsize=16)
 def _has_vllm(python: str) -> bool:
     find = "import importlib.util, sys; sys.exit(importlib.util.find_spec('vllm') is None)"
@@ -289,11 +276,4 @@ def _digest_folder(folder: Path) -> str:
     if not folder.is_dir():
         raise UserError(f"there is no checkpoint folder {folder}")
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    return digest_all(
-        part for path in files for part in (path.name, _sha256(path, path.stat().st_size, path.stat().st_mtime_ns))
-    )
-
-
-@lru_cache(maxsize=1024)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    return digest_file(path)
+    return digest_all(part for path in files for part in (path.name, digest_weights(path)))

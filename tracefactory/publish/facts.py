@@ -132,7 +132,7 @@ def _bill_lines(records: Iterable[StageRecord], services: Services) -> Iterator[
             cost=bill.cost,
             unpriced=bill.unpriced,
         )
-    ledger = Ledger(services.state_dir, services.pipeline.ledger_name)
+    ledger = Ledger(services.state_dir, services.pipeline.ledger_name, met=lambda damage: None)
     hours: defaultdict[str, float] = defaultdict(float)
     for (model, _), amount in ledger.totals().items():
         hours[model] += amount.gpu_hours

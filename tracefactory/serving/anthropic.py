@@ -26,18 +26,6 @@ def headers_of(secret: str) -> dict[str, str]:
     return {"anthropic-version": VERSION, **({"x-api-key": secret} if secret else {})}
 
 
-class Messages(Wire):
-    """The messages protocol."""
-
-    path = "/messages"
-
-    def headers(self, secret: str) -> dict[str, str | None]:
-        return {**headers_of(secret), "Authorization": None}
-
-    def answer(self, answer: Any) -> Any:
-        return chat_answer(answer)
-
-
 def messages_body(body: Mapping[str, Any]) -> dict[str, Any]:
     """Return the body of a messages request for the body of a chat request.
 
@@ -75,3 +63,9 @@ def chat_answer(message: Any) -> dict[str, Any]:
             "prompt_tokens_details": {"cached_tokens": cached},
         },
     }
+
+
+MESSAGES = Wire(
+    path="/messages", headers=lambda secret: {**headers_of(secret), "Authorization": None}, answer=chat_answer
+)
+"""The messages protocol."""

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -26,7 +27,7 @@ from pydantic import SecretStr
 from tracefactory.core.budget import attempt_lost
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Interrupted, RunStopped
-from tracefactory.core.model import ChatRequest, Completion, Endpoint, ModelSpec, endpoint_for
+from tracefactory.core.model import ChatRequest, Completion, Endpoint, ModelSpec
 from tracefactory.serving.dispatch import Dispatcher
 from tracefactory.serving.failures import (
     IN_A_ROW,
@@ -86,7 +87,7 @@ class ChatClient:
             UserError: for an unset environment variable or missing weights.
         """
         environment = environment or Environment()
-        return cls(spec, endpoint_for(spec, environment), log_dir, spec.secret(environment))
+        return cls(spec, spec.endpoint(environment), log_dir, spec.secret(environment))
 
     async def complete(self, request: ChatRequest) -> Completion:
         """Return the completion of `request`, with retries.
@@ -97,12 +98,10 @@ class ChatClient:
             RunError: when a managed server process cannot be kept running.
             Interrupted: when the run is being drained.
         """
-
-        def read(answer: object, attempt: int, seconds: float) -> Completion:
-            return self._completion(request, answer, attempt, seconds)
-
         body, streams = self.spec.body(request), self.spec.streams(request)
-        return await self._send(lambda url: url + self.spec.wire.path, body, read, streams=streams)
+        return await self._send(
+            lambda url: url + self.spec.wire.path, body, partial(self._completion, request), streams=streams
+        )
 
     async def ask(self, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], T], *, near: str = "") -> T:
         """Return `read` of the JSON response of another endpoint of the same servers, with the retries of `complete`.
@@ -114,14 +113,9 @@ class ChatClient:
         Raises:
             RequestFailed, RunError, Interrupted: as `complete` does.
         """
-
-        def checked(answer: object, attempt: int, seconds: float) -> T:
-            try:
-                return read(answer)
-            except _UNREADABLE as error:
-                raise _unreadable(error) from error
-
-        return await self._send(lambda url: url.removesuffix("/v1") + path, body, checked, near)
+        return await self._send(
+            lambda url: url.removesuffix("/v1") + path, body, lambda answer, attempt, seconds: read(answer), near
+        )
 
     async def _send(
         self,
@@ -142,7 +136,11 @@ class ChatClient:
                     answer = await (
                         self._stream(url, body or {}) if streams else self._attempt(url, address(url), body)
                     )
-                    result = read(answer, attempt, time.monotonic() - sent_at)
+                    try:
+                        result = read(answer, attempt, time.monotonic() - sent_at)
+                    except _UNREADABLE as error:
+                        message = f"the response has an unexpected format: {type(error).__name__}"
+                        raise AttemptFailed("bad_response", message) from error
                 except AttemptFailed as failed:
                     try:
                         self._note_failure(url, sent_at, tries, failed)
@@ -155,7 +153,9 @@ class ChatClient:
                         await attempt_lost()
                     if self._has_no_try_left(tries, failed, time.monotonic() - first_s):
                         raise failed.failed(attempt, others_answered=self.has_answered) from None
-                    delay_s = 0.0 if failed.kind.retries == "free" else self._delay_s(tries.total())
+                    # Full jitter: clients that failed at the same time do not retry at the same time.
+                    longest_s = min(_MAX_BACKOFF_S, self._backoff_s * 2.0 ** (tries.total() - 1))
+                    delay_s = 0.0 if failed.kind.retries == "free" else random.uniform(0, longest_s)
                 else:
                     self.has_answered, self._refused_in_a_row = True, 0
                     self._dispatcher.answered(url)
@@ -199,7 +199,7 @@ class ChatClient:
 
     @property
     def gpus(self) -> int:
-        """The GPUs that servers of its own hold now."""
+        """The GPUs that its own servers hold now."""
         return self._endpoint.gpus
 
     @property
@@ -214,17 +214,14 @@ class ChatClient:
         self._clients.clear()
         await self._endpoint.stop()
 
-    @property
-    def _headers(self) -> Mapping[str, str | openai.Omit]:
-        named = self.spec.wire.headers("" if self._key is None else self._key.get_secret_value())
-        return {name: openai.omit if value is None else value for name, value in named.items()}
-
     async def _attempt(self, url: str, address: str, body: Mapping[str, Any] | None) -> object:
         client = self._client(url)
         with self._failures():
             if body is None:
                 return await client.get(address, cast_to=object)
-            return await client.post(address, cast_to=object, body=body, options={"headers": self._headers})
+            named = self.spec.wire.headers("" if self._key is None else self._key.get_secret_value())
+            headers = {name: openai.omit if value is None else value for name, value in named.items()}
+            return await client.post(address, cast_to=object, body=body, options={"headers": headers})
 
     async def _stream(self, url: str, body: Mapping[str, Any] | None) -> object:
         """Return the answer to a chat request that is streamed, unless the server does not stream.
@@ -285,30 +282,20 @@ class ChatClient:
             )
         return client
 
-    def _delay_s(self, tries: int) -> float:
-        # Full jitter: clients that failed at the same time do not retry at the same time.
-        return random.uniform(0, min(_MAX_BACKOFF_S, self._backoff_s * 2.0 ** (tries - 1)))
-
     def _from_status(self, status: int, body: object, headers: Mapping[str, str]) -> AttemptFailed:
         error = body.get("error", body) if isinstance(body, dict) else body
         detail = error if isinstance(error, dict) else {"message": error}
-        kind, message = kind_of_status(status, detail), self._message(status, detail)
-        return AttemptFailed(kind, message, retry_after_s=retry_after_seconds(headers))
-
-    def _message(self, status: int, detail: Mapping[str, object]) -> str:
         message = " ".join(str(detail.get("message") or "").split())[:_MESSAGE_CHARS]
         if self._key is not None:
             message = message.replace(self._key.get_secret_value(), "***")
-        return clean(f"HTTP {status}: {message}" if message else f"HTTP {status}")
+        shown = clean(f"HTTP {status}: {message}" if message else f"HTTP {status}")
+        return AttemptFailed(kind_of_status(status, detail), shown, retry_after_s=retry_after_seconds(headers))
 
     def _completion(self, request: ChatRequest, answer: object, attempt: int, seconds: float) -> Completion:
         if isinstance(answer, dict) and answer.get("error"):  # some gateways report errors with status 200
             code = answer["error"].get("code") if isinstance(answer["error"], dict) else None
             raise self._from_status(code if isinstance(code, int) else 500, answer, {})
-        try:
-            return read_completion(request, self.spec.wire.answer(answer), self.spec.echoes_prefill, attempt, seconds)
-        except _UNREADABLE as error:
-            raise _unreadable(error) from error
+        return read_completion(request, self.spec.wire.answer(answer), self.spec.echoes_prefill, attempt, seconds)
 
 
 def read_completion(
@@ -341,10 +328,6 @@ def read_completion(
         seconds=seconds,
         attempts=attempt,
     )
-
-
-def _unreadable(error: Exception) -> AttemptFailed:
-    return AttemptFailed("bad_response", f"the response has an unexpected format: {type(error).__name__}")
 
 
 def clean(text: str) -> str:

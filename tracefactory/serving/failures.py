@@ -151,8 +151,6 @@ def from_connection(error: Exception, timeout_s: float) -> AttemptFailed:
     import aiohttp  # takes long, and only a failed connection needs it
 
     unconnected = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ConnectionRefusedError)
-    import aiohttp  # takes long, and only a failed connection needs it
-
     # The transport reports a connection lost before the headers as a time-out; only the innermost cause differs.
     deepest: BaseException = error
     connected = True

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -97,7 +98,8 @@ class Jobs:
     def advance(self) -> None:
         """End the batches whose time has come."""
         for job in self.jobs.values():
-            if not job.outcome and (job.cancelled or time.time() - job.created >= self.script.delay_s):
+            is_due = not self.script.stuck and time.time() - job.created >= self.script.delay_s
+            if not job.outcome and (job.cancelled or is_due):
                 self._end(job)
 
     def _end(self, job: Job) -> None:
@@ -107,7 +109,7 @@ class Jobs:
                 number == self.script.refused_line and len(self.jobs) == 1
             ):
                 job.outcome = "failed"
-            too_late = job.cancelled and time.time() - job.created < self.script.delay_s
+            too_late = job.cancelled and (self.script.stuck or time.time() - job.created < self.script.delay_s)
             if too_late or drawn < self.script.unfinished:
                 job.results[key] = None
             elif drawn < self.script.unfinished + self.script.failing:
@@ -161,6 +163,7 @@ class FakeBatches(Jobs):
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Add the routes."""
         router.add_post("/v1/files", self._upload)
+        router.add_post("/v1/files/upload", self._upload)
         router.add_get("/v1/files/{id}/content", self._content)
         router.add_delete("/v1/files/{id}", self._delete)
         router.add_post("/v1/batches", self._create)
@@ -182,8 +185,10 @@ class FakeBatches(Jobs):
     async def _upload(self, request: web.Request) -> web.Response:
         form = await request.post()
         file = form["file"]
-        if form.get("purpose") != "batch" or not isinstance(file, web.FileField):
-            return error(400, "invalid_purpose", "the purpose of a batch's file is batch")
+        copy = self.script.dialect == "together"
+        expected = ("/v1/files/upload", "batch-api") if copy else ("/v1/files", "batch")
+        if (request.path, form.get("purpose")) != expected or not isinstance(file, web.FileField):
+            return error(400, "invalid_purpose", f"the purpose of a batch's file is {expected[1]}, at {expected[0]}")
         name = self.add_file(file.file.read())
         return web.json_response({"id": name, "object": "file", "purpose": "batch"})
 
@@ -210,11 +215,13 @@ class FakeBatches(Jobs):
             tag=json.dumps(body.get("metadata") or {}),
             file=body["input_file_id"],
         )
-        return await answered(request, await self.create(job), lambda: self._described(job))
+        return await answered(request, await self.create(job), lambda: self._created(job))
 
     async def _list(self, request: web.Request) -> web.Response:
         self.advance()
         jobs = self.listed()
+        if self.script.dialect == "together":
+            return web.json_response([self._described(job) for job in jobs])
         after = request.query.get("after")
         start = next((number + 1 for number, job in enumerate(jobs) if job.id == after), 0)
         page = jobs[start : start + 2]  # small, so that pages are turned
@@ -233,14 +240,32 @@ class FakeBatches(Jobs):
         job.cancelled = True
         return web.json_response(self._described(job))
 
+    def _created(self, job: Job) -> dict[str, Any]:
+        described = self._described(job)
+        return {"job": described} if self.script.dialect == "together" else described
+
     def _described(self, job: Job) -> dict[str, Any]:
+        described = self._described_by_openai(job)
+        dated: dict[str, Any] = {"created_at": datetime.fromtimestamp(job.created, UTC).isoformat()}
+        if self.script.dialect == "together":
+            kept = ("id", "input_file_id", "output_file_id", "error_file_id", "status")
+            states = {"status": described["status"].upper(), "job_deadline": dated["created_at"], "error": ""}
+            return {name: described[name] for name in kept} | dated | states
+        if self.script.dialect == "novita":
+            status = "PROGRESS" if not job.outcome else job.outcome.upper()
+            files = {name: described[name] or "" for name in ("output_file_id", "error_file_id")}
+            told = {name: described[name] for name in ("id", "input_file_id", "request_counts")}
+            return told | files | dated | {"errors": "", "expires_at": None, "metadata": None, "status": status}
+        return described
+
+    def _described_by_openai(self, job: Job) -> dict[str, Any]:
         output, errors = self._result_files(job)
         answers = job.answers.values()
         used = {name: sum(one["usage"][name] for one in answers) for name in ("prompt_tokens", "completion_tokens")}
         counts = {
             "total": 0 if job.outcome == "failed" else len(job.lines),
             "completed": len(job.answers) + (self.script.miscounted if job.outcome else 0),
-            "failed": len(job.failures),
+            "failed": len(job.failures) + (self.script.misfailed if job.outcome else 0),
         }
         usage = {
             "input_tokens": used["prompt_tokens"],

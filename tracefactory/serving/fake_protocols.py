@@ -96,6 +96,8 @@ class FakeAnthropic:
         }
         if ended and (more := self.jobs.script.miscounted):
             counts |= {"succeeded": counts["succeeded"] + more, "errored": counts["errored"] - more}
+        if ended and (more := self.jobs.script.misfailed):
+            counts |= {"errored": counts["errored"] + more, "expired": counts["expired"] - more}
         created = datetime.fromtimestamp(job.created, UTC)
         return {
             "id": job.id,
@@ -176,6 +178,8 @@ class FakeGemini:
         stats = {"requestCount": str(len(job.lines))}
         if job.outcome and (succeeded := len(job.answers) + self.jobs.script.miscounted):
             stats["successfulRequestCount"] = str(succeeded)  # int64 is a string, and 0 is left out
+        if job.outcome and (failed := len(job.failures) + self.jobs.script.misfailed):
+            stats["failedRequestCount"] = str(failed)
         found: dict[str, Any] = {
             "name": job.id,
             "metadata": {

@@ -29,6 +29,7 @@ from aiohttp import web
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.processes import end_with_parent, report_ready
 from tracefactory.serving.fake_batches import FakeBatches
+from tracefactory.serving.fake_fireworks import FakeFireworks
 from tracefactory.serving.fake_protocols import FakeAnthropic, FakeGemini
 from tracefactory.serving.fake_script import FakeScript, answer, chance, chat_body, pieces
 
@@ -83,9 +84,11 @@ class FakeServer:
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/health", self._health)
         app.router.add_get("/stats", self._stats)
-        for api in (self.batches, FakeAnthropic(self.batches), FakeGemini(self.batches)):
+        apis = (FakeAnthropic(self.batches), FakeGemini(self.batches), FakeFireworks(self.batches))
+        for api in (self.batches, *apis):
             api.add_routes(app.router)
         app.router.add_post("/v1beta/openai/chat/completions", self._chat)
+        app.router.add_post("/inference/v1/chat/completions", self._chat)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()

@@ -45,14 +45,8 @@ def load_model(spec: Checkpoint) -> Any:
         model.hf_quantizer = None
         model.is_quantized = False
         del model.config.quantization_config
-    return model.eval().requires_grad_(False).to(resolve_device(spec.device))
-
-
-def resolve_device(device: str) -> str:
-    """Replace "auto" by "cuda" if it is available, else by "cpu"."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return model.eval().requires_grad_(False).to(automatic if spec.device == "auto" else spec.device)
 
 
 def _pretrained(factory: Any, name: str, revision: str | None, **options: Any) -> Any:

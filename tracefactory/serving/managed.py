@@ -15,7 +15,10 @@ from tracefactory.core.processes import Child
 
 
 class FixedEndpoint:
-    """Servers that are not managed by this package."""
+    """Servers that are not managed by this package, so that their state is unknown."""
+
+    gpus = 0
+    notice = ""
 
     def __init__(self, base_urls: Sequence[str]) -> None:
         self.base_urls = [url.rstrip("/") for url in base_urls]
@@ -27,16 +30,6 @@ class FixedEndpoint:
     async def stop(self) -> None:
         """Do nothing: the servers are not managed here."""
 
-    @property
-    def gpus(self) -> int:
-        """None: servers that hold GPUs of ours are vLLM's."""
-        return 0
-
-    @property
-    def notice(self) -> str:
-        """Empty: the state of the servers is unknown."""
-        return ""
-
 
 class ManagedEndpoint:
     """One managed server process, `python -m module`, that serves the OpenAI protocol on a free loopback port.
@@ -44,6 +37,8 @@ class ManagedEndpoint:
     The options become `--name value` arguments. The process ends with this one. A server that died is restarted by the
     next `start`, at most `restarts` times in total.
     """
+
+    gpus = 0  # only vLLM servers of ours hold GPUs
 
     def __init__(
         self,
@@ -91,11 +86,6 @@ class ManagedEndpoint:
             finally:
                 self._starting = False
             return [f"http://127.0.0.1:{self._child.facts['port']}/v1"]
-
-    @property
-    def gpus(self) -> int:
-        """None: servers that hold GPUs of ours are vLLM's."""
-        return 0
 
     @property
     def notice(self) -> str:

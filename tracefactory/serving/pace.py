@@ -1,6 +1,6 @@
 """How fast one server is asked: limits that adapt to what it refuses, and a circuit breaker.
 
-`Pace` holds the state of one server and knows no clock of its own; `serving.dispatch` waits by it.
+`Pace` holds the state of one server and has no clock; `serving.dispatch` waits by it.
 
 - Concurrency: additive increase, multiplicative decrease (Chiu and Jain, 1989) while more than `BUSY` of the requests
   fail; single faults do not slow a run down. Failures that were sent before the last decrease do not count again.

@@ -25,27 +25,18 @@ Reasoning = Literal["off", "low", "medium", "high"] | ReasoningTokens
 _Body = Mapping[str, Any]
 
 
-def _effort(level: str) -> _Body:
-    return {"reasoning_effort": "none" if level == "off" else level}
-
-
-def _switch(level: str) -> _Body:
-    return {"chat_template_kwargs": {"enable_thinking": level != "off"}}
-
-
 _LEVELS: Mapping[str, Callable[[str], _Body]] = {
-    "openai": _effort,
-    "gemini": _effort,
-    "groq": _effort,
-    "together": _effort,
-    "fireworks": _effort,
-    "deepinfra": _effort,
+    **dict.fromkeys(
+        ("openai", "gemini", "groq", "together", "fireworks", "deepinfra"),
+        lambda level: {"reasoning_effort": "none" if level == "off" else level},
+    ),
     "openrouter": lambda level: {"reasoning": {"effort": "none" if level == "off" else level}},
     "deepseek": lambda level: {"thinking": {"type": "disabled" if level == "off" else "enabled"}},
     # Servers of open models: the chat template has a switch and no levels.
-    "vllm": _switch,
-    "sglang": _switch,
-    "llama.cpp": _switch,
+    **dict.fromkeys(
+        ("vllm", "sglang", "llama.cpp"),
+        lambda level: {"chat_template_kwargs": {"enable_thinking": level != "off"}},
+    ),
 }
 _TOKENS: Mapping[str, Callable[[int], _Body]] = {
     "openrouter": lambda tokens: {"reasoning": {"max_tokens": tokens}},
@@ -55,16 +46,18 @@ _SWITCHES = frozenset({"vllm", "sglang", "llama.cpp", "deepseek"})
 """Providers that can only turn reasoning on and off: every level but `off` is the same."""
 
 
-def reasoning_body(provider: str, reasoning: Reasoning) -> dict[str, Any]:
+def reasoning_body(provider: str, reasoning: Reasoning | None) -> dict[str, Any]:
     """Return the fields of a request that ask for an amount of reasoning.
 
     Args:
         provider: the provider, by its name in the table; any other name is taken for one that copies OpenAI.
-        reasoning: the level, or a budget of tokens.
+        reasoning: the level, or a budget of tokens; without it, the model decides and there are no fields.
 
     Raises:
         ValueError: when the provider has no parameter for it.
     """
+    if reasoning is None:
+        return {}
     known = provider.lower() if provider.lower() in _LEVELS else "openai"
     if isinstance(reasoning, ReasoningTokens):
         if known not in _TOKENS:

@@ -24,13 +24,27 @@ async def read_stream(chunks: AsyncIterator[bytes], token_came: Callable[[], Non
     Raises:
         ValueError: when an event is no JSON.
     """
-    answer = _Answer()
+    fields: dict[str, Any] = {}
+    texts: dict[str, list[str]] = {}
+    logprobs: list[Any] = []
+    finish_reason: str | None = None
     async for line in _lines(chunks):
         if line == b"[DONE]":
             break
-        answer.add(orjson.loads(line))
+        chunk = orjson.loads(line)
+        fields |= {name: value for name, value in chunk.items() if value is not None and name != "choices"}
+        for choice in chunk.get("choices") or ():
+            delta = choice.get("delta") or {}
+            for name in _TEXTS:
+                if delta.get(name) is not None:
+                    texts.setdefault(name, []).append(delta[name])
+            logprobs += (choice.get("logprobs") or {}).get("content") or ()
+            finish_reason = choice.get("finish_reason") or finish_reason
         token_came()
-    return answer.whole()
+    message = {"role": "assistant", **{name: "".join(parts) for name, parts in texts.items()}}
+    scored = {"content": logprobs} if logprobs else None
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason, "logprobs": scored}
+    return {**fields, "choices": [choice]}
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -43,29 +57,3 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 yield line[5:].strip()
     if rest.startswith(b"data:"):
         yield rest[5:].strip()
-
-
-class _Answer:
-    """Puts the chunks of a stream together."""
-
-    def __init__(self) -> None:
-        self.fields: dict[str, Any] = {}
-        self.texts: dict[str, list[str]] = {}
-        self.logprobs: list[Any] = []
-        self.finish_reason: str | None = None
-
-    def add(self, chunk: Any) -> None:
-        self.fields |= {name: value for name, value in chunk.items() if value is not None and name != "choices"}
-        for choice in chunk.get("choices") or ():
-            delta = choice.get("delta") or {}
-            for name in _TEXTS:
-                if delta.get(name) is not None:
-                    self.texts.setdefault(name, []).append(delta[name])
-            self.logprobs += (choice.get("logprobs") or {}).get("content") or ()
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
-
-    def whole(self) -> dict[str, Any]:
-        message = {"role": "assistant", **{name: "".join(parts) for name, parts in self.texts.items()}}
-        logprobs = {"content": self.logprobs} if self.logprobs else None
-        choice = {"index": 0, "message": message, "finish_reason": self.finish_reason, "logprobs": logprobs}
-        return {**self.fields, "choices": [choice]}

@@ -57,10 +57,6 @@ def _why(name: str, known: Iterable[str], pipeline: Pipeline) -> tuple[str, str 
     if alike:
         return f"no stage above measures {rest!r} of {owner!r}", f"measured are: {', '.join(alike)}"
     if there:
-        return f"no stage above measures {name!r}", nearest(name, there) or _some(there)
+        listed = ", ".join(sorted(there)[:12]) + (" ..." if len(there) > 12 else "")
+        return f"no stage above measures {name!r}", nearest(name, there) or f"there are: {listed}"
     return f"no stage above measures {rest!r} of {owner!r}", "a `measure:` or `verify:` stage before it does"
-
-
-def _some(names: Iterable[str]) -> str:
-    some = sorted(names)
-    return f"there are: {', '.join(some[:12])}" + (" ..." if len(some) > 12 else "")

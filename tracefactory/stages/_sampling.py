@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
@@ -40,7 +41,7 @@ class SampleParams(Frozen):
     prompt: PromptName = Field(description="The prompt, by its file name in prompts/.")
     samples: int = Field(default=4, ge=1, description="Completions for each row.")
     max_tokens: int = Field(default=4096, ge=1, description="Tokens of one completion, reasoning and answer together.")
-    seed: int = Field(default=0, ge=0, description="Start of the seed that each sample has of its own.")
+    seed: int = Field(default=0, ge=0, description="Start of the seeds of the samples.")
     role: ParentRole = Field(
         default=ParentRole.REVISES, description="What the new traces are to the traces they are sampled from."
     )
@@ -70,6 +71,10 @@ class Draw:
         of = self.row.id if isinstance(self.row, Trace) else self.row.id_v1
         return seed_of(self.start, self.row, of, self.index)
 
+    def key_v1(self, identity: Mapping[str, Any]) -> str:
+        """Return the key that version 1 gave the request to a model with this identity."""
+        return request_key_v1(identity, self.messages, {**self.params, "seed": self.seed_v1}, self.index)
+
     def request(self, identity: Mapping[str, Any]) -> ChatRequest:
         return ChatRequest(
             model_identity=dict(identity),
@@ -88,6 +93,7 @@ class SampleStage(Stage[S]):
     takes, makes, judges = frozenset({Kind.PROBLEMS, Kind.TRACES}), Kind.TRACES, False
     host = Host.MODEL
     completion: ClassVar[type[Completion]] = Completion
+    identity_name: ClassVar[str] = "model"  # of `model_identity` in what the stage uses
 
     @abstractmethod
     def billed_model(self, stage: StageSpec[S]) -> str:
@@ -95,7 +101,7 @@ class SampleStage(Stage[S]):
 
     @abstractmethod
     def model_identity(self, stage: StageSpec[S], pipeline: Pipeline, environment: Environment) -> dict[str, Any]:
-        """Return what decides a completion besides messages and sampling parameters: part of the request's key."""
+        """Return what decides a completion apart from messages and sampling parameters: part of the request's key."""
 
     @abstractmethod
     def sampling(self, stage: StageSpec[S], seed: int) -> dict[str, Any]:
@@ -113,6 +119,12 @@ class SampleStage(Stage[S]):
         """Return what completes the requests."""
         client: Completer = services.client(self.billed_model(stage))
         return client
+
+    def uses(self, stage: StageSpec[S], pipeline: Pipeline) -> Mapping[str, Any]:
+        return {
+            self.identity_name: self.model_identity(stage, pipeline, Environment(root=pipeline.project.root)),
+            "prompt": pipeline.prompts[stage.params.prompt].digest,
+        }
 
     def asks(self, stage: StageSpec[S], pipeline: Pipeline) -> str | None:
         return self.billed_model(stage)
@@ -152,7 +164,7 @@ class SampleStage(Stage[S]):
                 messages = messages_digest(draw.messages)
                 size = prompt_bytes(draw.messages)
             key = request_key(model, messages, draw.params, draw.index)
-            yield Wanted(key, _KeyV1(identity, draw), size)
+            yield Wanted(key, partial(draw.key_v1, identity), size)
 
     async def sample(self, stage: StageSpec[S], batch: Batch, services: Services) -> tuple[list[Made], list[Record]]:
         """Take the samples of one batch: a trace or a failed row for each, and the completions they came from."""
@@ -175,13 +187,10 @@ class SampleStage(Stage[S]):
         if isinstance(answer, RequestFailed):
             trace = self._trace(draw, request, stage, services, {"finish_reason": "error"})
             return Made(trace, fail(answer.kind, str(answer), owed=answer.retryable))
-        return Made(self._trace(draw, request, stage, services, self._written(stage, services, answer), answer), KEEP)
-
-    def _written(self, stage: StageSpec[S], services: Services, record: Record) -> dict[str, Any]:
-        """Return the fields of a trace that its completion decides."""
-        completion = self.completion.model_validate(record["completion"])
-        prompt = services.pipeline.prompts[stage.params.prompt]
-        return {**reply_fields(completion, prompt), "cost": record["cost"], **self.fields(stage, completion)}
+        completion = self.completion.model_validate(answer["completion"])
+        reply = reply_fields(completion, services.pipeline.prompts[stage.params.prompt])
+        written = {**reply, "cost": answer["cost"], **self.fields(stage, completion)}
+        return Made(self._trace(draw, request, stage, services, written, answer), KEEP)
 
     def _trace(
         self,
@@ -271,33 +280,20 @@ def turns_after(trace: Trace, messages: Sequence[Mapping[str, Any]]) -> tuple[Tu
     return (*written, *(Turn(role=one["role"], content=one["content"]) for one in (asked[:-1] if prefill else asked)))
 
 
-@dataclass(frozen=True)
-class _KeyV1:
-    """The key that version 1 gave a request, computed where it is asked for."""
-
-    identity: Mapping[str, Any]
-    draw: Draw
-
-    def __call__(self) -> str:
-        params = {**self.draw.params, "seed": self.draw.seed_v1}
-        return request_key_v1(self.identity, self.draw.messages, params, self.draw.index)
-
-
 def spent(records: Sequence[Record], run_id: str) -> dict[str, float]:
     """Add up what completions took, in all and by model and price, and under `paid_...` what this run paid of it."""
+    numbers: dict[str, float] = {}
     paid = [record for record in records if record["run"] == run_id]
-    return _spent(records) | billed(records) | {f"paid_{name}": number for name, number in _spent(paid).items()}
-
-
-def _spent(records: Sequence[Record]) -> dict[str, float]:
-    costs = [cost_of(record) for record in records]
-    return {
-        "requests": len(records),
-        "prompt_tokens": sum(record["completion"]["prompt_tokens"] for record in records),
-        "completion_tokens": sum(record["completion"]["completion_tokens"] for record in records),
-        "cost": sum(cost for cost in costs if cost is not None),
-        "unpriced": costs.count(None),
-    }
+    for prefix, counted in (("", records), ("paid_", paid)):
+        costs = [cost_of(record) for record in counted]
+        numbers |= {
+            f"{prefix}requests": len(counted),
+            f"{prefix}prompt_tokens": sum(record["completion"]["prompt_tokens"] for record in counted),
+            f"{prefix}completion_tokens": sum(record["completion"]["completion_tokens"] for record in counted),
+            f"{prefix}cost": sum(cost for cost in costs if cost is not None),
+            f"{prefix}unpriced": costs.count(None),
+        }
+    return numbers | billed(records)
 
 
 def seed_of(start: int, row: Row, row_id: str, index: int) -> int:

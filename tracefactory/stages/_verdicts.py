@@ -31,21 +31,25 @@ async def verdicts_by_rule(
 
 
 def task_of(trace: Trace, policy: str = "{}", verifier: str | None = None) -> VerifyTask:
-    """Return what a verifier looks at in a trace."""
+    """Return what a verifier looks at in a trace.
+
+    Args:
+        trace: the trace.
+        policy: the parameters of the stage, as JSON.
+        verifier: the verifier to use instead of the one that the problem names. The parameters in the problem are left
+            out, because they are those of the verifier that it names.
+    """
+    problem = trace.problem
+    if verifier is not None and verifier != problem.verifier:
+        problem = problem.model_copy(update={"verifier": verifier, "spec": "{}"})
     return VerifyTask(
-        problem=trace.problem if verifier is None else with_verifier(trace, verifier),
+        problem=problem,
         answer_text=trace.answer_text,
         reasoning=trace.reasoning,
         thinking=trace.thinking,
         finish_reason=trace.finish_reason,
         policy=policy,
     )
-
-
-def with_verifier(trace: Trace, verifier: str) -> Any:
-    """Return the problem of a trace as another verifier takes it: the source's parameters are for the source's own."""
-    spec = trace.problem.spec if trace.problem.verifier == verifier else "{}"
-    return trace.problem.model_copy(update={"verifier": verifier, "spec": spec})
 
 
 def judgements(

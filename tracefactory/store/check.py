@@ -11,9 +11,10 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import orjson
 import pyarrow.parquet as pq
 
 from tracefactory.core.digests import combined_digest, table_digest
@@ -22,11 +23,12 @@ from tracefactory.core.keys import KEY_VERSION, stage_key
 from tracefactory.core.tables import Table
 from tracefactory.store.damage import Damage, reading
 from tracefactory.store.indexes import prefixes_of
-from tracefactory.store.journals import PREFIX, SUFFIX, Line, read_lines
+from tracefactory.store.journals import PREFIX, SUFFIX, Line, check_request, read_lines
 from tracefactory.store.leases import owner_in
 from tracefactory.store.records import read_record
 from tracefactory.store.requests import OWED
 from tracefactory.store.segments import V1_PREFIX, Segment, content_name
+from tracefactory.store.spend import Ledger
 from tracefactory.store.stages import PART, StageFolder, StageRecord, damage_of_part, stage_digest
 
 _UNUSED = "it is not used"
@@ -75,6 +77,18 @@ def check(root: Path, progress: Callable[[Path], None] = lambda path: None) -> R
         for name in ("outcome.json", "plan.json"):
             report.files += 1
             read_record(folder / name, "the run cannot be shown; nothing is owed", report.damage.append)
+    for path in sorted(_files(root / "spend")):
+        progress(path)
+        report.files += 1
+        if path.suffix == ".ledger":
+            report.damage += _damage_of_ledger(root, path)
+        elif path.suffix != ".lock":
+            report.damage.append(Damage(path, "the whole file", "not a file of the store", _UNUSED))
+    for path in sorted(_files(root / "batches")):
+        if path.suffix == ".json":
+            progress(path)
+            report.files += 1
+            report.damage += _damage_of_batch(path)
     for folder in sorted(_folders(root / "scores")):
         for path in sorted(_files(folder)):
             progress(path)
@@ -145,6 +159,41 @@ def _check_segment(path: Path, report: Report) -> None:
     if len(report.damage) == before and name != path.stem and not path.name.startswith(V1_PREFIX):
         what = "its content is not that which its name says"
         report.damage.append(Damage(path, "the whole file", what, "its completions may have been changed"))
+
+
+def _damage_of_ledger(root: Path, path: Path) -> list[Damage]:
+    found: list[Damage] = []
+    ledger = Ledger(root, path.stem, met=found.append)
+    ledger.close()
+    spent = ledger.totals().values()
+    requests, usd = sum(one.requests for one in spent), sum(one.usd for one in spent)
+    counted = f"what was spent counts as at least {requests:,} requests and {usd:,.4f} US dollars"
+    return [replace(one, consequence=counted) for one in found]
+
+
+def _damage_of_batch(path: Path) -> list[Damage]:
+    """Return the damage of an entry of the ledger of batches, see `serving.batches.ledger`."""
+    place = "the whole file"
+    try:
+        entry = orjson.loads(path.read_bytes())
+        if not isinstance(entry, dict) or entry.get("id") != path.stem or "state" not in entry:
+            raise ValueError("it is not the entry of this batch")
+        if entry["state"] == "stored":
+            return []
+        path = path.with_name(f"{path.stem}.requests.jsonl")
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                place = f"line {number}"
+                stored = orjson.loads(line)
+                check_request(stored["key"], stored)
+    except FileNotFoundError:
+        return [Damage(path, "the whole file", "it is missing", _BATCH)]
+    except (ValueError, KeyError, TypeError) as error:
+        return [Damage(path, place, str(error), _BATCH)]
+    return []
+
+
+_BATCH = "no request goes to its model: restore it, or delete the entry of the batch to pay for its requests again"
 
 
 class _StageCheck:

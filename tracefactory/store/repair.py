@@ -22,6 +22,7 @@ from tracefactory.store.check import is_locked
 from tracefactory.store.damage import Damage
 from tracefactory.store.journals import PREFIX, SUFFIX, Line, closed_journals, read_lines
 from tracefactory.store.segments import Segment, write_segment
+from tracefactory.store.spend import rewrite
 from tracefactory.store.stages import PART
 
 
@@ -50,7 +51,10 @@ def _repair(root: Path, path: Path, aside: Path) -> None:
         _repair_journal(path, _copied(root, path, aside))
     elif place[0] == "requests" and path.suffix == ".parquet":
         _repair_segment(root, path, aside)
-    else:
+    elif place[0] == "spend" and path.suffix == ".ledger":
+        _copied(root, path, aside)
+        rewrite(root, path.stem)
+    elif place[0] != "batches":  # without its entry, the requests of a batch would be paid for again
         _move(root, path, aside)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,8 +28,10 @@ from tracefactory.core.budget import Cap, What
 from tracefactory.core.errors import RunError
 from tracefactory.core.files import write_text
 from tracefactory.core.prices import Price
+from tracefactory.store.damage import REPAIR, Damage
 
 COMPACT_BYTES = 4 << 20
+SYNC_EVERY_S = 1.0
 KEY_DIGITS = 16
 """The digits of a request's key that its reservation keeps."""
 _CRC_DIGITS = 8
@@ -94,11 +97,21 @@ class Writer:
 
 
 class Ledger:
-    """The ledger of one version of a pipeline; use it from one thread. Without a `writer` it is only read."""
+    """The ledger of one version of a pipeline; use it from one thread. Without a `writer` it is only read.
 
-    def __init__(self, root: Path, name: str, writer: Writer | None = None) -> None:
+    `met` is told of damaged lines, which are left out; without it they are a RunError.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        writer: Writer | None = None,
+        met: Callable[[Damage], None] | None = None,
+    ) -> None:
         self.path = root / "spend" / f"{name}.ledger"
         self.writer = writer
+        self._met = met
         self.settled: defaultdict[tuple[str, str], Amount] = defaultdict(Amount)  # by model and run
         self._open: dict[tuple[str, int], tuple[str, str, Amount, str]] = {}  # by writer and number
         self._by_key: defaultdict[str, set[tuple[str, int]]] = defaultdict(set)  # the places in `_open`
@@ -106,6 +119,7 @@ class Ledger:
         self._file: IO[bytes] | None = None
         self._read_to = 0
         self._rewritten = 0
+        self._synced = 0.0
         self._number = 0
         if writer is None:
             try:
@@ -141,10 +155,25 @@ class Ledger:
             for cap in caps:
                 if cap.model in ("", model) and (refused := self._refusal(cap, model, amount, prices or {})):
                     return refused
-            self._number += 1
-            said = {"w": self._own.id, "n": self._number, "m": model, "run": self._own.run, "k": key[:KEY_DIGITS]}
-            self._add({**said, "r": list(amount)})
-            return self._number
+            return self._reserve(model, amount, key)
+
+    def renew(self, model: str, amount: Amount, key: str) -> int:
+        """Reserve for a request that was sent already, in place of what processes that died have reserved for it.
+
+        Args:
+            model: the name of the model in the pipeline.
+            amount: the worst case.
+            key: the key of the request.
+
+        Returns:
+            The number of the reservation.
+
+        Raises:
+            RunError: when the ledger is damaged or cannot be written.
+        """
+        with self._locked():
+            self._release_dead(key)
+            return self._reserve(model, amount, key)
 
     def settle(self, number: int, amount: Amount, replaces: str = "") -> None:
         """Replace a reservation by what the request took: nothing, if it was not sent.
@@ -195,8 +224,10 @@ class Ledger:
         return self._settled(cap, prices) + (sum(in_flight) if reserved else 0.0)
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files; what was written is on disk."""
         if self._file is not None:
+            if self.writer is not None:
+                os.fdatasync(self._file.fileno())
             self._file.close()
         if self.writer is not None:
             self._lock.close()
@@ -225,6 +256,12 @@ class Ledger:
             if cap.model in ("", model) and amount.requests and self._lives(writer) == alive
         )
 
+    def _reserve(self, model: str, amount: Amount, key: str) -> int:
+        self._number += 1
+        said = {"w": self._own.id, "n": self._number, "m": model, "run": self._own.run, "k": key[:KEY_DIGITS]}
+        self._add({**said, "r": list(amount)})
+        return self._number
+
     def _release_dead(self, key: str) -> None:
         """Take back what processes that died have reserved for a request."""
         for writer, number in tuple(self._by_key.get(key[:KEY_DIGITS], ())) if key else ():
@@ -241,7 +278,10 @@ class Ledger:
             self._read()
             yield
         except OSError as error:
-            raise RunError(f"{self.path}: what is spent could not be written: {error.strerror}") from error
+            raise RunError(
+                f"{self.path}: what is spent could not be written ({error.strerror}); free space or make it writable, "
+                "and run the same command again"
+            ) from error
         finally:
             fcntl.flock(self._lock, fcntl.LOCK_UN)
 
@@ -256,9 +296,9 @@ class Ledger:
         self._file.seek(self._read_to)
         data = self._file.read()
         whole = data[: data.rfind(b"\n") + 1]
-        for line in whole.splitlines():
-            self._note(line)
-        self._read_to += len(whole)
+        for line in whole.split(b"\n")[:-1]:
+            self._note(line, self._read_to)
+            self._read_to += len(line) + 1
         if len(whole) < len(data) and self.writer is not None:  # a line that a kill or a full disk has cut off
             os.ftruncate(self._file.fileno(), self._read_to)
 
@@ -272,7 +312,7 @@ class Ledger:
         self._by_key.clear()
         self._reserved.clear()
 
-    def _note(self, line: bytes) -> None:
+    def _note(self, line: bytes, start: int) -> None:
         try:
             said = orjson.loads(line[_CRC_DIGITS:])
             if int(line[:_CRC_DIGITS], 16) != zlib.crc32(line[_CRC_DIGITS:]):
@@ -284,6 +324,9 @@ class Ledger:
                 self._reserved[said["m"], said["w"]] = self._reserved[said["m"], said["w"]].plus(amount)
             elif "n" in said:
                 place = (said["w"], said["n"])
+                if place not in self._open and self._met is not None:  # the line with its reservation is damaged
+                    self.settled["", ""] = self.settled["", ""].plus(Amount(*said["s"]))
+                    return
                 model, run, reserved, key = self._open.pop(place)
                 self._by_key[key].discard(place)
                 if not self._by_key[key]:
@@ -293,10 +336,12 @@ class Ledger:
             else:
                 self.settled[said["m"], said["run"]] = self.settled[said["m"], said["run"]].plus(Amount(*said["s"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"{self.path} is damaged, so that it is not known what was spent: {line[:80]!r}. Nothing is sent. "
-                "Remove the file to count from zero, or lower the caps by what is missing"
-            ) from error
+            if self._met is None:
+                raise RunError(
+                    f"{self.path} is damaged at byte {start}, so that it is not known what was spent. Nothing is sent. "
+                    f"`{REPAIR}` keeps the lines that can be read; lower the caps by what is missing"
+                ) from error
+            self._met(Damage(self.path, f"byte {start}", "not a line of a ledger", "what it says is not counted"))
 
     def _add(self, said: Mapping[str, object]) -> None:
         if self._file is None:
@@ -307,8 +352,11 @@ class Ledger:
         if os.pwrite(self._file.fileno(), line, self._read_to) < len(line):
             os.ftruncate(self._file.fileno(), self._read_to)
             raise OSError(28, "the disk is full")
-        self._note(line[:-1])
+        self._note(line[:-1], self._read_to)
         self._read_to += len(line)
+        if time.monotonic() - self._synced > SYNC_EVERY_S:
+            os.fdatasync(self._file.fileno())
+            self._synced = time.monotonic()
 
     def _rewrite(self) -> None:
         """Write the file anew: the sums, and what is reserved."""
@@ -320,6 +368,14 @@ class Ledger:
         write_text(self.path, b"".join(map(_line, lines)).decode())
         self._read()
         self._rewritten = self._read_to
+
+
+def rewrite(root: Path, name: str) -> None:
+    """Write a ledger anew without its damaged lines: the sums, and what is reserved. No run may use it."""
+    ledger = Ledger(root, name, Writer("", "", lambda writer: False), met=lambda damage: None)
+    with ledger._locked():
+        ledger._rewrite()
+    ledger.close()
 
 
 def _line(said: Mapping[str, object]) -> bytes:

@@ -173,7 +173,12 @@ class StageFolder:
     def reopen(self, shards: int) -> None:
         """Prepare the folder for writing: remove the record, incomplete files and parts of another shard layout."""
         (self.path / "record.json").unlink(missing_ok=True)
-        remove_matching(self.path, lambda name: name.startswith(TEMPORARY) or _other_layout(name, shards))
+
+        def is_left_over(name: str) -> bool:
+            match = PART.match(name)
+            return name.startswith(TEMPORARY) or (match is not None and int(match[3]) != shards)
+
+        remove_matching(self.path, is_left_over)
 
     def part(self, table: Table, index: int, count: int) -> Path:
         return self.path / f"{table.value}-{index:05d}-of-{count:05d}.parquet"
@@ -192,9 +197,10 @@ class StageFolder:
             self._met(Damage(path, "footer", what, "the shard is not done: it is made again without paying"))
             return None
 
-    def shards_done(self) -> int:
-        """Return the number of finished shards."""
-        return sum(1 for _ in self.path.glob(f"{Table.JUDGED.value}-*.parquet"))
+    def finished_shards(self) -> list[tuple[int, int]]:
+        """Return the number of every finished shard, with the number of shards of its layout."""
+        matches = (PART.match(path.name) for path in self.path.glob(f"{Table.JUDGED.value}-*.parquet"))
+        return sorted((int(match[2]), int(match[3])) for match in matches if match is not None)
 
     def write_shard(self, index: int, count: int, tables: Tables, run: str, inputs: Mapping[str, str]) -> ShardRecord:
         """Commit a shard; its `judged` table with the record is written last."""
@@ -368,11 +374,6 @@ def stage_digest(own: Iterable[str], inputs: Mapping[str, str]) -> str:
 
 def _sum_numbers(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float]:
     return {name: one.get(name, 0) + two.get(name, 0) for name in sorted({*one, *two})}
-
-
-def _other_layout(name: str, shards: int) -> bool:
-    match = PART.match(name)
-    return match is not None and int(match[3]) != shards
 
 
 def damage_of_part(path: Path) -> list[Damage]:

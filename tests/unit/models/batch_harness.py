@@ -17,6 +17,7 @@ from typing import Any
 from tracefactory.core.environment import Environment
 from tracefactory.core.model import MODELS, ChatRequest, Completion, RequestFailed
 from tracefactory.serving.batches.apis import api_of
+from tracefactory.serving.batches.fireworks import FireworksBatches
 from tracefactory.serving.batches.ledger import Ledger
 from tracefactory.serving.batches.runner import BatchRunner
 from tracefactory.serving.batches.tending import Times
@@ -25,10 +26,16 @@ from tracefactory.store.requests import RequestStore
 
 FAST = Times(quiet=0.05, first_poll=0.05, longest_poll=0.2, settle=0.3, again=0.05)
 FURTHER = 1000
+FireworksBatches.ready_s = 0.05
 SPECS: dict[str, dict[str, Any]] = {
     "openai": {"use": "openai", "path": "/v1"},
     "anthropic": {"use": "anthropic", "path": "/v1", "api_key": ""},
     "gemini": {"use": "openai", "path": "/v1beta/openai", "batch": {"protocol": "gemini"}},
+    "fireworks": {
+        "use": "openai",
+        "path": "/inference/v1",
+        "batch": {"protocol": "fireworks", "account": "acme"},
+    },
 }
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import UserError
 from tracefactory.core.fingerprint import canonical
-from tracefactory.core.model import MODELS, ChatRequest, Completion, RequestFailed, endpoint_for, env_names
+from tracefactory.core.model import MODELS, ChatRequest, Completion, RequestFailed, env_names
 from tracefactory.models.fake import FakeSpec
 from tracefactory.models.local import LocalSpec
 from tracefactory.models.openai import OpenAISpec
@@ -110,7 +110,7 @@ def test_secrets_are_names_until_they_are_needed_and_are_never_shown():
     assert secret is not None
     assert secret.get_secret_value() == "sk-very-secret"
     shown = (
-        repr((spec, secret, environment, endpoint_for(spec, environment)))
+        repr((spec, secret, environment, spec.endpoint(environment)))
         + spec.model_dump_json()
         + str(spec.identity(environment))
     )
@@ -121,7 +121,7 @@ def test_secrets_are_names_until_they_are_needed_and_are_never_shown():
 
 def test_an_unset_variable_is_the_users_mistake():
     with pytest.raises(UserError, match="TEACHER_URL is not set"):
-        endpoint_for(hosted(), Environment(environ={}))
+        hosted().endpoint(Environment(environ={}))
     with pytest.raises(UserError, match="TEACHER_KEY is not set"):
         hosted().secret(Environment(environ={"TEACHER_KEY": ""}))
 

@@ -9,16 +9,22 @@ from pathlib import Path
 import pytest
 
 from tests.unit.models.batch_harness import FURTHER, STEPS, asking, failures, requests_of, spec_of, until
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Interrupted, RunStopped
+from tracefactory.core.model import env_names
 from tracefactory.serving.anthropic import chat_answer, messages_body
-from tracefactory.serving.batches.openai import _state
+from tracefactory.serving.batches.apis import api_of
+from tracefactory.serving.batches.fireworks import FireworksBatches
+from tracefactory.serving.batches.http import Http
+from tracefactory.serving.batches.ledger import Ledger
+from tracefactory.serving.batches.openai import _DIALECTS, _OPENAI, _state
 from tracefactory.serving.batches.protocol import Limits
 from tracefactory.serving.fake_script import FakeScript
 from tracefactory.serving.fake_server import FakeServer
 from tracefactory.serving.gemini import generate_body
 
 ROOT = Path(__file__).parents[3]
-PROTOCOLS = ["openai", "anthropic", "gemini"]
+PROTOCOLS = ["openai", "anthropic", "gemini", "fireworks"]
 
 # Where the protocols differ; the other steps are the same code.
 OWN_STEPS = ("after the intent", "after the create", "after a few puts", "before the receipt", "during the deletion")
@@ -176,6 +182,7 @@ async def test_results_that_have_expired_are_told_and_never_paid_again_unasked(t
     [
         ({"miscounted": 1}, r"it counts 11 answered requests, and its results hold 10"),
         ({"missing": 2}, r"it counts 10 answered requests, and its results hold 8"),
+        ({"misfailed": 2}, r"it counts 2 failed requests, and its results hold 0"),
         (
             {"misbilled": 7},
             r"it bills [\d,]+ tokens of prompts and [\d,]+ of completions, and the completions that came",
@@ -183,8 +190,8 @@ async def test_results_that_have_expired_are_told_and_never_paid_again_unasked(t
     ],
 )
 async def test_a_difference_is_an_error_with_the_numbers_and_costs_no_completion(tmp_path, protocol, trap, says):
-    if protocol != "openai" and "misbilled" in trap:
-        pytest.skip("only OpenAI tells the usage of a batch")
+    if protocol in {"anthropic", "gemini"} and "misbilled" in trap:
+        pytest.skip("it does not tell the usage of a batch")
     async with serve(**trap) as server:
         spec = spec_of(server.base_url, protocol)
         requests = requests_of(spec, 10)
@@ -214,14 +221,76 @@ async def test_an_output_file_that_shows_late_is_waited_for(tmp_path):
 async def test_limits_split_batches(tmp_path, protocol, monkeypatch):
     async with serve() as server:
         spec = spec_of(server.base_url, protocol)
+        made = type(api_of(spec, Environment())[0])
+        monkeypatch.setattr(made, "limits", Limits(7, 10**6))
         async with asking(tmp_path, spec) as asked:
-            monkeypatch.setattr(asked.runner.tender, "most", Limits(7, 10**6))
             assert failures(await asked.ask(requests_of(spec, 20))) == []
             assert sorted(server.batches.stats()["sizes"]) == [6, 7, 7]
-            monkeypatch.setattr(asked.runner.tender, "most", Limits(1000, 1500))
+        monkeypatch.setattr(made, "limits", Limits(1000, 1500))
+        async with asking(tmp_path, spec) as asked:
             assert failures(await asked.ask(requests_of(spec, 20, start=100))) == []
-            assert all(size < 20 for size in server.batches.stats()["sizes"][3:])
+            lines = [len(json.dumps(job.lines)) for job in list(server.batches.jobs.values())[3:]]
+            assert len(lines) > 1
+            assert max(lines) < 3000
+        assert server.batches.by_custom_id.total() == 40
         assert not paid_twice(server)
+
+
+async def test_a_dataset_that_is_too_large_for_one_request_goes_to_a_signed_address(tmp_path, monkeypatch):
+    monkeypatch.setattr(FireworksBatches, "most_direct", 100)
+    async with serve() as server:
+        spec = spec_of(server.base_url, "fireworks")
+        async with asking(tmp_path, spec) as asked:
+            assert failures(await asked.ask(requests_of(spec, 5))) == []
+        assert server.batches.by_custom_id.total() == 5
+
+
+async def test_a_dataset_that_was_declared_or_uploaded_before_is_gone_on_with(tmp_path):
+    async with serve() as server:
+        api, _ = api_of(spec_of(server.base_url, "fireworks"), Environment())
+        file = tmp_path / "input.jsonl"
+        file.write_bytes(api.request_line("k", {"model": "fake", "messages": []}) + b"\n")
+        assert await api.upload(file, "t") == await api.upload(file, "t") == "tracefactory-t-in"
+        await api.http.json(
+            "POST", "/datasets", json={"datasetId": "tracefactory-u-in", "dataset": {"exampleCount": 1}}
+        )
+        assert await api.upload(file, "u") == "tracefactory-u-in"
+        await api.http.close()
+
+
+async def test_a_job_that_somebody_else_has_deleted_is_not_paid_for_again_unasked(tmp_path):
+    async with serve(stuck=True) as server:
+        spec = spec_of(server.base_url, "fireworks")
+        async with asking(tmp_path, spec) as asked:
+            waits = asyncio.ensure_future(asked.ask(requests_of(spec, 3)))
+            await until(lambda: any(one.state == "submitted" for one in asked.ledger.entries()))
+            server.batches.jobs[asked.ledger.entries()[0].batch].deleted = True
+            with pytest.raises(
+                RunStopped, match=r"not_found.*gone for good, delete .*\.json in the ledger of batches to pay"
+            ):
+                failures(await waits)
+        assert server.batches.stats()["created"] == 1
+
+
+def test_a_line_of_fireworks_is_read_in_both_forms():
+    answer = {"choices": [{"message": {"content": "4"}}]}
+    line = FireworksBatches(Http("http://a", {}, "", 1.0), "m", "24h").line
+    assert line({"custom_id": "k", "response": answer}).answer == answer
+    assert line({"custom_id": "k", "response": {"status_code": 200, "body": answer}, "error": None}).answer == answer
+    refused = {"custom_id": "k", "response": {"status_code": 400, "body": {"error": {"message": "no"}}}}
+    assert line(refused).failure.kind.name == "bad_request"
+    assert line({"custom_id": "k", "error": "out of memory"}).failure.kind.name == "server_error"
+
+
+def test_batches_of_fireworks_name_the_account_that_pays():
+    with pytest.raises(ValueError, match="need the `account:`"):
+        spec_of("http://a/v1", batch={"protocol": "fireworks"})
+    with pytest.raises(ValueError, match="`protocol: fireworks` alone"):
+        spec_of("http://a/v1", batch={"account": "acme"})
+    named = spec_of("http://a/v1", batch={"protocol": "fireworks", "account": "env:FIREWORKS_ACCOUNT"})
+    assert env_names(named) == ["FIREWORKS_ACCOUNT"]
+    _, place = api_of(named, Environment(environ={"FIREWORKS_ACCOUNT": "acme"}))
+    assert place.base_url == "http://a/v1/accounts/acme"
 
 
 async def test_a_batch_that_is_too_much_for_the_queue_is_halved(tmp_path):
@@ -246,7 +315,7 @@ async def test_a_line_for_which_a_batch_is_refused_fails_alone(tmp_path):
 
 
 async def test_after_max_wait_a_batch_is_cancelled_and_the_rest_is_sent_online(tmp_path, protocol):
-    async with serve(delay_s=60) as server:
+    async with serve(stuck=True) as server:
         spec = spec_of(server.base_url, protocol, batch={"max_wait": "1s"})
         requests = requests_of(spec, 8)
         async with asking(tmp_path, spec) as asked:
@@ -341,6 +410,72 @@ async def test_a_batch_at_another_address_is_not_submitted_again(tmp_path):
         assert other.batches.stats()["created"] == 0
 
 
+async def test_batches_of_others_in_the_account_are_not_taken_for_ours(tmp_path):
+    async with serve(delay_s=0.3) as server:
+        spec = spec_of(server.base_url, "anthropic")
+        code, said = await run_harness(tmp_path, server, "anthropic", 9, "after the create")
+        assert code == 9, said
+        others = []
+        for start in (100, 200):  # of the same model and size, by another program, one before ours and one after it
+            api, _ = api_of(spec, Environment())
+            file = tmp_path / f"{start}.jsonl"
+            requests = requests_of(spec, 9, start=start)
+            file.write_bytes(b"".join(api.request_line(one.key, spec.body(one)) + b"\n" for one in requests))
+            others.append((await api.create(file, "", "")).id)
+            await api.http.close()
+        jobs = server.batches.jobs
+        jobs[others[0]].created = next(iter(jobs.values())).created - 1
+        code, said = await run_harness(tmp_path, server, "anthropic", 9)
+        assert code == 0, said
+        assert [jobs[one].deleted for one in others] == [False, False]
+        (mine,) = [entry for entry in Ledger(tmp_path).entries() if entry.requests == 9]
+        assert mine.batch not in others
+        assert mine.rejected == (others[0],)
+        async with asking(tmp_path, spec) as asked:
+            keys = [one.key for one in requests_of(spec, 9)]
+            assert asked.store.present(keys) == set(keys)
+            theirs = [one.key for start in (100, 200) for one in requests_of(spec, 9, start=start)]
+            assert asked.store.present(theirs) == set()
+        assert not paid_twice(server)
+
+
+@pytest.mark.parametrize("dialect", ["together", "novita"])
+async def test_the_copies_of_the_openai_protocol_are_spoken(tmp_path, dialect, monkeypatch):
+    monkeypatch.setitem(_DIALECTS, "127.0.0.1", _DIALECTS.get(dialect, _OPENAI))
+    async with serve(dialect=dialect, delay_s=0.3, lose_creates=1) as server:
+        spec = spec_of(server.base_url)
+        async with asking(tmp_path, spec) as asked:
+            assert failures(await asked.ask(requests_of(spec, 5))) == []
+            await until(lambda: all(one.deleted for one in asked.ledger.entries()))
+        server.batches.script = server.script.batch.model_copy(update={"refused": 1.0, "lose_creates": 0})
+        async with asking(tmp_path, spec) as asked:
+            assert failures(await asked.ask(requests_of(spec, 3, start=50))) == ["bad_request"] * 3
+        assert server.batches.stats()["sizes"] == [5, 3]
+        assert server.batches.stats()["files"] == []
+        assert not paid_twice(server)
+
+
+async def test_the_ledger_tells_what_is_in_a_batch(tmp_path):
+    async with serve(stuck=True) as server:
+        spec = spec_of(server.base_url)
+        ledger, (one, other) = Ledger(tmp_path), requests_of(spec, 2)
+        assert not ledger.holds(one.key)
+        async with asking(tmp_path, spec) as asked:
+            waits = asyncio.ensure_future(asked.ask([one]))
+            await until(lambda: any(entry.state == "submitted" for entry in asked.ledger.entries()))
+            assert ledger.holds(one.key)
+            assert not ledger.holds(other.key)
+            asked.runner.drain()
+            await waits
+        assert ledger.holds(one.key), "it is at the provider"
+        server.batches.script = server.script.batch.model_copy(update={"stuck": False})
+        async with asking(tmp_path, spec) as asked:
+            assert await asked.runner.fetch()
+            assert not await asked.runner.fetch()
+            assert asked.kept == [one.key]
+        assert not ledger.holds(one.key)
+
+
 async def run_harness(root, server, protocol, count, step=""):
     command = [sys.executable, "-m", "tests.unit.models.batch_harness", str(root), server.base_url]
     process = await asyncio.create_subprocess_exec(
@@ -354,7 +489,8 @@ async def run_harness(root, server, protocol, count, step=""):
 @pytest.mark.parametrize(
     ("protocol", "step"),
     [("openai", step) for step in STEPS]
-    + [(one, step) for one in PROTOCOLS[1:] for step in STEPS if step in OWN_STEPS],
+    + [(one, step) for one in PROTOCOLS[1:] for step in STEPS if step in OWN_STEPS]
+    + [("fireworks", step) for step in STEPS if "upload" in step or "file id" in step],
 )
 async def test_kill_9_at_each_step(tmp_path, protocol, step):
     async with serve(delay_s=0.3) as server:
@@ -397,6 +533,9 @@ def test_the_copies_of_the_openai_protocol_are_read():
     novita = {"id": "b2", "status": "COMPLETED", "output_file_id": "", "error_file_id": "", "errors": ""}
     assert _state(novita).outcome == "completed"
     assert _state(novita).results == ()
+    assert _state(novita).refusals == (), "an empty sentence is no refusal"
+    (refusal,) = _state({**together["job"], "status": "FAILED", "error": "no such model"}).refusals
+    assert refusal.message == "no such model"
     assert (_state(novita).succeeded, _state(novita).usage) == (None, None)
 
 

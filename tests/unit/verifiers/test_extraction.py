@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tracefactory.answers.extract import extract, loops, split_thinking
+from tracefactory.answers.sentences import is_value
 from tracefactory.core.rows import Outcome
 from tracefactory.verification.single import verify_one
 
@@ -217,3 +218,13 @@ def test_answers_of_real_long_traces_are_extracted() -> None:
             stated += 1
             assert (verdict.outcome is Outcome.CORRECT) is row["label"], row["id"]
     assert stated > 60
+
+
+@pytest.mark.parametrize("piece", [r"\frac{1}{2}", r"y = \frac{1}{2}", r"y = 3\cdot ab", r"y = \theta xy"])
+def test_commands_of_latex_are_no_words(piece: str) -> None:
+    assert is_value(piece)
+
+
+@pytest.mark.parametrize("piece", ["y = three apples", r"y = \text{three apples}", "the total = 12"])
+def test_words_are_no_value(piece: str) -> None:
+    assert not is_value(piece)

@@ -38,7 +38,13 @@ class Executor(Protocol):
         """Send no further requests; those in flight are finished and stored."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """End all workers, when what came is stored.
+
+        Raises:
+            RunError: when something went wrong of which no shard was told.
+        """
+        ...
 
 
 MODEL_SHARDS = 8

@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from tracefactory.core.errors import UserError
+from tracefactory.core.errors import RunError, UserError
 from tracefactory.core.pipeline import StageSpec
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import stage_of
@@ -94,10 +94,13 @@ class RayExecutor:
             await asyncio.gather(*(member.actor.drain.remote() for member in members), return_exceptions=True)
 
     async def close(self) -> None:
-        for members in self._members.values():
-            await asyncio.gather(*(member.actor.close.remote() for member in members), return_exceptions=True)
+        actors = [member.actor for members in self._members.values() for member in members]
+        ends = await asyncio.gather(*(actor.close.remote() for actor in actors), return_exceptions=True)
         if ray.is_initialized():
             ray.shutdown()
+        for end in ends:  # of an actor that died, nothing is left to close
+            if isinstance(end, RayTaskError) and isinstance(end.cause, RunError):
+                raise end.cause from end
 
     async def _call(self, stage: StageSpec[Any], method: str, *arguments: Any) -> Any:
         members = self._hosts(stage)

@@ -2,6 +2,7 @@
 
 A batch carries no tag of ours and does not tell its custom ids before it has ended. After a kill, a batch of the same
 size that is not older than the intent may be the one; if its results show other requests, the next one is tried.
+Counts of every outcome come with a batch and are reconciled; what it bills in tokens is told nowhere but in its lines.
 """
 
 from __future__ import annotations
@@ -121,6 +122,7 @@ def _state(answer: Any) -> BatchState:
             outcome=("cancelled" if counts["canceled"] else expired) if ended else "",
             total=sum(counts.values()),
             succeeded=counts["succeeded"],
+            failed=counts["errored"] if ended else None,
             results=(answer["results_url"],) if answer.get("results_url") else (),
             ends_at=_time(answer["expires_at"]),
         )

@@ -7,6 +7,7 @@ from tracefactory.core.environment import Environment
 from tracefactory.core.errors import UserError
 from tracefactory.core.model import ModelSpec
 from tracefactory.serving.batches.anthropic import AnthropicBatches
+from tracefactory.serving.batches.fireworks import FireworksBatches
 from tracefactory.serving.batches.gemini import GeminiBatches
 from tracefactory.serving.batches.http import Http
 from tracefactory.serving.batches.ledger import Place
@@ -18,6 +19,7 @@ _APIS: dict[BatchProtocol, type[BatchApi]] = {
     "openai": OpenAIBatches,
     "anthropic": AnthropicBatches,
     "gemini": GeminiBatches,
+    "fireworks": FireworksBatches,
 }
 _IDLE_S = 120.0  # without data, after which a connection counts as lost
 
@@ -32,6 +34,9 @@ def api_of(spec: ModelSpec, environment: Environment) -> tuple[BatchApi, Place]:
     if settings is None or not isinstance(endpoint, FixedEndpoint):
         raise UserError(f"the `use: {spec.use}` model {spec.model!r} has no batch API")
     made = _APIS[settings.protocol or "openai"]
-    secret, url = "" if key is None else key.get_secret_value(), made.root(endpoint.base_urls[0])
+    secret, url = (
+        "" if key is None else key.get_secret_value(),
+        made.root(endpoint.base_urls[0], settings.account.resolve(environment.environ)),
+    )
     http = Http(url, made.headers(secret), secret, _IDLE_S)
     return made(http, spec.model, settings.window), Place(protocol=made.name, base_url=url, model=spec.model)

@@ -1,4 +1,7 @@
-"""Google's batches of Gemini models, in file mode alone: large results that came inline were billed and never seen."""
+"""Google's batches of Gemini models, in file mode alone: large results that came inline were billed and never seen.
+
+`batchStats` of a batch counts requests, which is reconciled; what it bills in tokens is told nowhere but in its lines.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class GeminiBatches(BatchApi):
     limits = Limits(100_000, 2_000_000_000)
 
     @classmethod
-    def root(cls, base_url: str) -> str:
+    def root(cls, base_url: str, account: str) -> str:
         """Return Google's own address, from that of the OpenAI-compatible one, which ends in /openai."""
         return base_url.removesuffix("/openai")
 
@@ -129,6 +132,7 @@ def _state(answer: Any) -> BatchState:
             total=None if total is None else int(total),
             # Numbers that are 0 are left out.
             succeeded=None if total is None or not outcome else int(succeeded or 0),
+            failed=int(counts.get("failedRequestCount") or 0) if total is not None and state == "SUCCEEDED" else None,
             results=(output["responsesFile"],) if output.get("responsesFile") else (),
             refusals=(Refusal(str(error.get("code") or ""), str(error.get("message") or "")),)
             if outcome == "failed"

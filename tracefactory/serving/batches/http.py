@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
+from yarl import URL
 
 from tracefactory.serving.failures import AttemptFailed, from_connection, kind_of_status, retry_after_seconds
 
@@ -87,11 +88,11 @@ class Http:
             await self._session.close()
             self._session = None
 
-    def _address(self, path: str) -> tuple[str, dict[str, str]]:
+    def _address(self, path: str) -> tuple[str | URL, dict[str, str]]:
         if not path.startswith("http"):
             return self.base_url + path, self._headers
-        # A file may lie on a storage host, which must not see the key.
-        return path, self._headers if urlsplit(path).netloc == self.host else {}
+        # A file may lie on a storage host, which must not see the key; a signed address is not written anew.
+        return URL(path, encoded=True), self._headers if urlsplit(path).netloc == self.host else {}
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:

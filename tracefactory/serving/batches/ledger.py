@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from tracefactory.core.model import ChatRequest
 from tracefactory.core.rows import Frozen
 
 _LOOK_S = 0.05
+_CLOCK_NS = 100_000_000  # the coarsest clock of a file system that times of change are told apart with
 
 
 class Place(Frozen):
@@ -72,6 +74,8 @@ class Ledger:
     def __init__(self, root: Path) -> None:
         self.folder = root / "batches"
         self._read: dict[str, tuple[tuple[int, int], Entry]] = {}
+        self._held: frozenset[str] = frozenset()
+        self._held_at = -1  # when the folder had last changed as they were read
 
     @asynccontextmanager
     async def locked(self) -> AsyncIterator[None]:
@@ -103,6 +107,22 @@ class Ledger:
         paths = self.folder.glob(f"[!{TEMPORARY[0]}]*.json") if self.folder.is_dir() else ()
         found = [entry for path in paths if (entry := self._entry(path)) is not None]
         return sorted(found, key=lambda one: (one.made, one.id))
+
+    def holds(self, key: str) -> bool:
+        """Return whether a request is in a batch whose completions may still come.
+
+        Raises:
+            RunError: when an entry cannot be read.
+        """
+        try:
+            changed = self.folder.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        if changed != self._held_at:
+            settled = time.time_ns() - changed > _CLOCK_NS  # else a change might bear the same time
+            self._held_at = changed if settled else -1
+            self._held = frozenset(key for entry in self.entries() if entry.is_open for key in entry.keys)
+        return key in self._held
 
     def entry(self, entry_id: str) -> Entry | None:
         """Return an entry as it is now; None when it was given up."""

@@ -7,7 +7,8 @@ window, 48h. A batch is therefore found by the id of its input file, which is in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,8 +121,14 @@ def _id(answer: Any) -> str:
 
 
 def _created(batch: Mapping[str, Any]) -> float:
+    """Return when a batch was made: copies write a date."""
     created = batch.get("created_at")
-    return float(created) if isinstance(created, int | float) else 0.0
+    if isinstance(created, int | float):
+        return float(created)
+    try:
+        return datetime.fromisoformat(str(created)).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _state(answer: Any) -> BatchState:
@@ -129,25 +136,29 @@ def _state(answer: Any) -> BatchState:
     try:
         one = answer.get("job") or answer
         counts, usage = one.get("request_counts") or {}, one.get("usage") or {}
-        errors = (one.get("errors") or {}) if isinstance(one.get("errors"), dict | None) else {"data": [one["errors"]]}
-        refusals = tuple(
-            Refusal(str(error.get("code") or ""), str(error.get("message") or ""), error.get("line"))
-            if isinstance(error, dict)
-            else Refusal("", str(error))
-            for error in errors.get("data") or ()
-        )
-        ends_at = one.get("expires_at")
+        outcome, ends_at = _ENDED.get(str(one["status"]).lower(), ""), one.get("expires_at")
         return BatchState(
             id=_id(one),
-            outcome=_ENDED.get(str(one["status"]).lower(), ""),
+            outcome=outcome,
             total=counts.get("total"),
             succeeded=counts.get("completed"),
+            failed=counts.get("failed") if outcome == "completed" else None,
             usage=(usage["input_tokens"], usage["output_tokens"]) if "input_tokens" in usage else None,
             # Either may be missing, null or "", whatever the state is.
             results=tuple(file for name in ("output_file_id", "error_file_id") if (file := one.get(name))),
             ends_at=float(ends_at) if isinstance(ends_at, int | float) else None,
-            refusals=refusals,
+            refusals=tuple(_refusals(one)) if outcome == "failed" else (),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         unexpected = f"the batch is described in an unexpected form ({type(error).__name__})"
         raise AttemptFailed("bad_response", unexpected) from error
+
+
+def _refusals(batch: Mapping[str, Any]) -> Iterator[Refusal]:
+    """Yield why a batch failed: OpenAI lists errors, Novita has one sentence in `errors`, Together one in `error`."""
+    told = batch.get("errors") or batch.get("error") or {}
+    for error in (told.get("data") or ()) if isinstance(told, dict) else (told,):
+        if isinstance(error, dict):
+            yield Refusal(str(error.get("code") or ""), str(error.get("message") or ""), error.get("line"))
+        else:
+            yield Refusal("", str(error))

@@ -46,6 +46,7 @@ class BatchState:
         outcome: empty while the batch is worked on; else completed, expired, cancelled or failed.
         total: how many requests the provider counts; None where it does not say.
         succeeded: how many were answered; None where it does not say.
+        failed: how many were refused or failed, of a completed batch; None where it does not say.
         usage: the tokens of all prompts and of all completions; None where it does not say.
         results: the files to read, by what `BatchApi.read` takes.
         ends_at: Unix time when the window ends; None where the provider does not say.
@@ -56,6 +57,7 @@ class BatchState:
     outcome: str = ""
     total: int | None = None
     succeeded: int | None = None
+    failed: int | None = None
     usage: tuple[int, int] | None = None
     results: tuple[str, ...] = ()
     ends_at: float | None = None
@@ -95,8 +97,8 @@ class BatchApi(ABC):
         self.http, self.model, self.window = http, model, window
 
     @classmethod
-    def root(cls, base_url: str) -> str:
-        """Return the address of the API, from that of the model."""
+    def root(cls, base_url: str, account: str) -> str:
+        """Return the address of the API, from that of the model and the account that pays, where there is one."""
         return base_url
 
     @classmethod

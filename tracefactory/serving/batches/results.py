@@ -16,6 +16,7 @@ from tracefactory.serving.client import read_completion
 from tracefactory.serving.failures import AttemptFailed
 
 _HANDED = 256  # completions that were handed over and are not seen in the store yet
+_UNDONE = {"batch_expired", "batch_cancelled"}
 _STORED_S = 10.0  # after which they are stored here
 
 
@@ -137,8 +138,13 @@ def difference(entry: Entry, state: BatchState, read: Results) -> str:
     if state.total and state.total != entry.requests:
         found.append(f"{entry.requests:,} requests were submitted, and it counts {state.total:,}")
     billed = len(read.answered) + len(read.unreadable - read.answered)
-    if state.succeeded is not None and not billed <= state.succeeded <= billed + len(read.malformed):
+    # A prompt that a filter refused has a response, which a provider may count as an answer.
+    unclear = len(read.malformed) + sum(one.kind.name == "content_filter" for one in read.failed.values())
+    if state.succeeded is not None and not billed <= state.succeeded <= billed + unclear:
         found.append(f"it counts {state.succeeded:,} answered requests, and its results hold {billed:,}")
+    refused = sum(one.kind.name not in _UNDONE for key, one in read.failed.items() if key not in read.unreadable)
+    if state.failed is not None and not refused - unclear <= state.failed <= refused:
+        found.append(f"it counts {state.failed:,} failed requests, and its results hold {refused:,}")
     if read.foreign:
         found.append(f"its results hold {len(read.foreign):,} lines of requests that were not in it")
     used = (read.prompt_tokens, read.completion_tokens)

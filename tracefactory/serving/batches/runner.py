@@ -120,6 +120,23 @@ class BatchRunner:
                 waiting.answer.set_exception(failed)
                 waiting.answer.exception()  # mark as retrieved: its waiter may have been cancelled
 
+    async def fetch(self) -> bool:
+        """Wait for the end of all batches of this model, and see their results stored; return whether there were any.
+
+        Raises:
+            RunStopped: when batches cannot go on.
+            Interrupted: when the run is being drained.
+        """
+        await asyncio.sleep(self.times.quiet)  # those who ask for what is in them come first
+        await self._submit([])
+        fetched = any(entry.is_open for entry in self._tended.values())
+        while self._tasks and self._ended is None:
+            await asyncio.wait(self._tasks)
+        if self._ended is not None:
+            self._told = True
+            raise self._ended
+        return fetched
+
     def drain(self) -> None:
         """Submit and wait for nothing further; batches that were submitted stay at the provider and in the ledger."""
         self._end(Interrupted())
@@ -173,11 +190,15 @@ class BatchRunner:
         try:
             while self._new:
                 left_s = self._last + self.times.quiet - time.monotonic()
-                if left_s > 0 and len(self._new) < self.tender.most.requests:
+                # While further ones come, only full batches are submitted.
+                rest = len(self._new) % self.tender.most.requests if left_s > 0 else 0
+                if rest == len(self._new):
                     await asyncio.sleep(min(left_s, 0.2))
                     continue
-                new, self._new = self._new, {}
-                await self._submit([key for key in new if key in self._waiting])
+                keys = list(self._new)[: len(self._new) - rest]
+                for key in keys:
+                    del self._new[key]
+                await self._submit([key for key in keys if key in self._waiting])
         finally:
             self._planning = False
 

@@ -128,7 +128,7 @@ class Tender:
                 await asyncio.sleep(self.times.first_poll)
             state = await self._try(f"look at batch {entry.batch}", self.api.state, entry.batch)
             entry = self._ended(entry, state)
-            if state.refusals and not state.succeeded:
+            if state.outcome == "failed" and state.refusals and not state.succeeded:
                 await self._refused(entry, state.refusals)
                 return None
             with self.ledger.requests(entry.id) as requests:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tracefactory.core.errors import UserError
-from tracefactory.serving.vllm.replica import PlacedReplica, Replica, ReplicaState, ServerPlan
+from tracefactory.serving.vllm.replica import PlacedReplica, Replica, ServerPlan
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -34,21 +34,21 @@ class LocalPlacement:
             raise UserError(
                 f"{plan.name} needs {plan.gpus} GPUs, but only {len(self._free)} GPUs of this machine are free"
             )
-        gpus, self._free = self._free[: plan.gpus], self._free[plan.gpus :]
-        return _GpuReplica(Replica(plan, log_file, environ={_VISIBLE: ",".join(gpus)}), gpus, self._free)
+        gpus = self._free[: plan.gpus]
+        del self._free[: plan.gpus]
+        return _GpuReplica(plan, log_file, gpus, self._free)
 
 
-class _GpuReplica:
-    """A replica that releases its GPUs when it stops."""
+class _GpuReplica(Replica):
+    """A replica that returns its GPUs to `free` when it stops."""
 
-    def __init__(self, replica: Replica, gpus: list[str], free: list[str]) -> None:
-        self._replica, self._gpus, self._free = replica, gpus, free
-
-    async def state(self) -> ReplicaState:
-        return await self._replica.state()
+    def __init__(self, plan: ServerPlan, log_file: Path, gpus: list[str], free: list[str]) -> None:
+        super().__init__(plan, log_file, environ={_VISIBLE: ",".join(gpus)})
+        self._gpus, self._free = gpus, free
 
     async def stop(self) -> None:
-        await self._replica.stop()
+        """Stop the server and every process it started; a second call returns no GPUs."""
+        await super().stop()
         self._free += self._gpus
         self._gpus = []
 

@@ -128,11 +128,16 @@ class MeasureStudent(Stage[MeasureStudentParams]):
         return columns + ([] if params.divergence is None else divergence_columns(params.student, params.divergence))
 
     def check(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> list[Mistake]:
-        model = pipeline.models[stage.params.student]
-        if model.scores_tokens:
-            return _check_divergence(stage, pipeline)
-        message = f"student: {stage.params.student!r} is `use: {model.use}`; scores need `use: transformers` or `vllm`"
-        return [Mistake(message)]
+        name = stage.params.student
+        model = pipeline.models[name]
+        if not model.scores_tokens:
+            message = f"student: {name!r} is `use: {model.use}`; scores need `use: transformers` or `vllm`"
+            return [Mistake(message)]
+        reported = {stage_of(one).reports_logprobs(one) for one in pipeline.above(stage)} - {None}
+        if stage.params.divergence is not None and reported == {False}:
+            hint = "set it there: it costs nothing"
+            return [Mistake("divergence: no stage above samples with `logprobs: true`", hint=hint)]
+        return []
 
     def scored_by(self, stage: StageSpec[MeasureStudentParams]) -> frozenset[str]:
         return frozenset({stage.params.student})
@@ -150,7 +155,9 @@ class MeasureStudent(Stage[MeasureStudentParams]):
         params, traces = stage.params, batch.traces
         student = services.keep(f"student:{params.student}", lambda: _open(stage, services))
         rendered, failed = _rendered(traces, student)
-        scores, computed = await student.scores(rendered)
+        left = {row_id: services.left_failure(stage.id, row_id) for row_id in rendered}
+        scores, computed = await student.scores({row_id: one for row_id, one in rendered.items() if not left[row_id]})
+        scores |= {row_id: failure for row_id, failure in left.items() if failure is not None}
         scored = [one for one in traces if isinstance(scores.get(one.id), TokenScores)]
         natural: dict[str, float | RequestFailed | None] = {}
         if params.window is not None:
@@ -204,14 +211,6 @@ def _divergence(
         else:
             found[trace.id] = came
     return found, why_not
-
-
-def _check_divergence(stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> list[Mistake]:
-    """Refuse to compare with teachers of whom none reports its log-probabilities."""
-    reported = {stage_of(one).reports_logprobs(one) for one in pipeline.above(stage)} - {None}
-    if stage.params.divergence is None or not reported or True in reported:
-        return []
-    return [Mistake("divergence: no stage above samples with `logprobs: true`", hint="set it there: it costs nothing")]
 
 
 def _open(stage: StageSpec[MeasureStudentParams], services: Services) -> ScoredStudent:

@@ -145,7 +145,7 @@ def _notes(
     longs: pl.DataFrame,
     shorts: pl.DataFrame,
 ) -> tuple[str, ...]:
-    """Say what was asked for and what is in the mix, exactly."""
+    """Return sentences with the requested and the actual shares."""
     styles = best.group_by("place").agg(pl.len().alias("styles"), pl.col("style").first())
     counts = {
         "both": styles.filter(pl.col("styles") == 2).height,

@@ -51,7 +51,7 @@ class RolloutStage(Stage[Rollout]):
         verifiers = {"verifiers": verifier_versions(stage, pipeline)} if stage.params.verifies else {}
         return {
             "versions": {"rollout": stage.params.version, **verifiers},
-            "models": identities_of(stage, pipeline, environment),
+            "models": {name: pipeline.models[name].identity(environment) for name in sorted(stage.model_names)},
             "prompts": {name: pipeline.prompts[name].digest for name in prompts_of(stage)},
         }
 
@@ -86,7 +86,8 @@ class RolloutStage(Stage[Rollout]):
         return found
 
     async def run(self, stage: Spec, batch: Batch, services: Services) -> Result:
-        identities = identities_of(stage, services.pipeline, services.environment)
+        models = services.pipeline.models
+        identities = {name: models[name].identity(services.environment) for name in sorted(stage.model_names)}
         samples = range(stage.params.samples)
         asked = [RowAsk(stage, services, identities, row, index) for row in batch.rows for index in samples]
         outcomes = await asyncio.gather(*map(_roll, asked), return_exceptions=True)
@@ -96,11 +97,6 @@ class RolloutStage(Stage[Rollout]):
         made = [one for outcome in outcomes if not isinstance(outcome, BaseException) for one in outcome]
         records = {key: record for one in asked for key, record in one.records.items()}
         return Result(made=made, numbers=spent(list(records.values()), services.run_id))
-
-
-def identities_of(stage: Spec, pipeline: Pipeline, environment: Environment) -> dict[str, dict[str, Any]]:
-    """Return what decides the completions of the models that the parameters of a rollout refer to, by name."""
-    return {name: pipeline.models[name].identity(environment) for name in sorted(stage.model_names)}
 
 
 def prompts_of(stage: Spec) -> list[str]:
@@ -197,8 +193,11 @@ class RowAsk:
 async def _roll(ask: RowAsk) -> list[Made]:
     """Run one rollout of one row; return its traces, or one failed row."""
     stage, failure = ask.stage, None
+    row_id = digest({"stage": stage.id, "row": ask.row.id, "rollout": ask.index})[:ID_DIGITS]  # of a failed one
     traces: list[Trace] = []
     try:
+        if (left := ask.services.left_failure(stage.id, row_id)) is not None:
+            raise left
         returned = await stage.params.run(ask.row, ask)
         traces = [returned] if isinstance(returned, Trace) else list(returned)
         _check_traces(traces, ask)
@@ -213,7 +212,6 @@ async def _roll(ask: RowAsk) -> list[Made]:
         raise RunError(f"{message}{type(error).__name__}: {error} ({at})") from error
     failure = ask.owed or failure  # a rollout that catches a failure would give other traces when it succeeds
     if failure is not None:
-        row_id = digest({"stage": stage.id, "row": ask.row.id, "rollout": ask.index})[:ID_DIGITS]
         trace = Trace(
             id=row_id,
             problem=ask.problem,
@@ -243,6 +241,5 @@ def _check_traces(traces: Sequence[Trace], ask: RowAsk) -> None:
         raise ValueError("it returned one reply twice; number equal requests with `sample=`")
 
 
-def make(name: str) -> RolloutStage:
-    """Return the operation of one rollout."""
-    return RolloutStage(name)
+make = RolloutStage
+"""Returns the operation of one rollout."""

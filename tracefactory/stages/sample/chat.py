@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import Field
@@ -36,12 +35,6 @@ class SampleChat(SampleStage[ChatParams]):
 
     def billed_model(self, stage: StageSpec[ChatParams]) -> str:
         return stage.params.model
-
-    def uses(self, stage: StageSpec[ChatParams], pipeline: Pipeline) -> Mapping[str, Any]:
-        return {
-            "model": self.model_identity(stage, pipeline, Environment(root=pipeline.project.root)),
-            "prompt": pipeline.prompts[stage.params.prompt].digest,
-        }
 
     def model_identity(
         self, stage: StageSpec[ChatParams], pipeline: Pipeline, environment: Environment

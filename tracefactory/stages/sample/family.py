@@ -45,6 +45,7 @@ class SampleDecoded(SampleStage[D]):
     """Sample with one decoder; every trace is passed on."""
 
     completion = Decoded
+    identity_name = "models"
     decoder: ClassVar[type[Decoder]]
 
     def billed_model(self, stage: StageSpec[D]) -> str:
@@ -53,12 +54,6 @@ class SampleDecoded(SampleStage[D]):
     def one_server(self, stage: StageSpec[D]) -> bool:
         """Tell whether both models decode inside of one server."""
         return False
-
-    def uses(self, stage: StageSpec[D], pipeline: Pipeline) -> Mapping[str, Any]:
-        return {
-            "models": self.model_identity(stage, pipeline, Environment(root=pipeline.project.root)),
-            "prompt": pipeline.prompts[stage.params.prompt].digest,
-        }
 
     def model_identity(self, stage: StageSpec[D], pipeline: Pipeline, environment: Environment) -> dict[str, Any]:
         params = stage.params
@@ -103,9 +98,13 @@ class SampleDecoded(SampleStage[D]):
         """Say how much of the traces is the student's."""
         if not numbers.get("tokens_of_all"):
             return Facts()
+        shares = {}
+        for of in ("all", "kept"):
+            tokens = numbers[f"tokens_of_{of}"]
+            shares[of] = f"{numbers[f'student_tokens_of_{of}'] / tokens:.1%}" if tokens else "none"
         note = (
-            f"{stage.id}: {stage.params.student} wrote {_share(numbers, 'all')} of the tokens of all traces, and "
-            f"{_share(numbers, 'kept')} of those that were kept; {stage.params.teacher} wrote the others"
+            f"{stage.id}: {stage.params.student} wrote {shares['all']} of the tokens of all traces, and "
+            f"{shares['kept']} of those that were kept; {stage.params.teacher} wrote the others"
         )
         return Facts(notes=[note])
 
@@ -128,11 +127,6 @@ def token_counts(runs: Sequence[Trace], kept: Sequence[Trace], stage: StageSpec[
         numbers[f"student_tokens_of_{name}"] = float(student)
         numbers[f"tokens_of_{name}"] = float(sum(trace.completion_tokens for trace in traces))
     return numbers
-
-
-def _share(numbers: Mapping[str, float], of: str) -> str:
-    tokens = numbers[f"tokens_of_{of}"]
-    return f"{numbers[f'student_tokens_of_{of}'] / tokens:.1%}" if tokens else "none"
 
 
 def make(name: str) -> SampleDecoded[Any]:

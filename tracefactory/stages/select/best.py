@@ -44,7 +44,7 @@ class SelectBest(Stage[SelectParams]):
     def check(self, stage: StageSpec[SelectParams], pipeline: Pipeline) -> list[Mistake]:
         name, kind = stage.params.measure, kind_taken(stage, pipeline)
         if kind is Kind.PROBLEMS and stage.params.per == "problem":
-            return [Mistake("per: a problem is one row of its own", stage.file, stage.line, hint="write `per: all`")]
+            return [Mistake("per: every problem is a single row", stage.file, stage.line, hint="write `per: all`")]
         if mistakes := list(not_measured("measure: ", (name,), stage, pipeline)):
             return mistakes
         own = {one.name: one.type for one in schema_of(TABLE_OF[kind])} if kind in TABLE_OF else {}

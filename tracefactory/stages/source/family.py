@@ -29,6 +29,7 @@ class SourceStage(Stage[Any]):
         # One operation for every registered source: what is a class attribute elsewhere is decided here.
         self.name = name  # type: ignore[misc]
         self.Params = source.Params  # type: ignore[misc]
+        self.offline = source.offline  # type: ignore[misc]
         self.source = source
 
     def uses(self, stage: StageSpec[Any], pipeline: Pipeline) -> Mapping[str, Any]:
@@ -42,9 +43,6 @@ class SourceStage(Stage[Any]):
             Column(name=name, description=f"The field {field} of the source.", about="problem")
             for name, field in named.items()
         ]
-
-    def offline(self, stage: StageSpec[Any]) -> bool:
-        return self.source.offline
 
     def facts(self, stage: StageSpec[Any], numbers: Mapping[str, float]) -> Facts:
         return Facts(source=self.source.describe(stage.params), revision=getattr(stage.params, "revision", "") or "")
@@ -63,27 +61,18 @@ class SourceStage(Stage[Any]):
         first: dict[int, str] = {}  # by 64 bits of the question's digest: a million of them are 100 MB
         for number, row in enumerate(self.source.read(located, base_dir=environment.root, limit=pipeline.limit)):
             if isinstance(row, Rejected):
-                yield rejected(row, number)
+                key = digest({"row": number, "content": row.row})[:ID_DIGITS]
+                nothing = Problem(id=key, question="", answer=None)
+                yield Made(nothing, drop(row.reason, row.detail), rejected=row.row)
                 continue
             question = int(digest(normalised_question(row))[:ID_DIGITS], 16)
             if question in first:
-                yield repeated(row, first[question], number)
+                # Identical rows share one id; the row number tells the repeats apart.
+                own = digest({"row": number, "problem": row.id})[:ID_DIGITS]
+                yield Made(row.model_copy(update={"id": own}), drop("duplicate", f"repeats {first[question]}"))
             else:
                 first[question] = row.id
                 yield Made(row)
-
-
-def rejected(row: Rejected, number: int) -> Made:
-    """Describe what could not become a row at all; `number` is its place in the source."""
-    key = digest({"row": number, "content": row.row})[:ID_DIGITS]
-    return Made(Problem(id=key, question="", answer=None), drop(row.reason, row.detail), rejected=row.row)
-
-
-def repeated(row: Problem, first_id: str, number: int) -> Made:
-    """Describe a problem that repeats one that came before; `number` is its place in the source."""
-    # Identical rows share one id; the row number tells the repeats apart.
-    own = digest({"row": number, "problem": row.id})[:ID_DIGITS]
-    return Made(row.model_copy(update={"id": own}), drop("duplicate", f"repeats {first_id}"))
 
 
 def make(name: str) -> SourceStage:

@@ -1,4 +1,4 @@
-"""`source: traces`: traces that somebody sampled before, each with its problem, without exact duplicates."""
+"""`source: traces`: traces that were sampled before, each with its problem, without exact duplicates."""
 
 from __future__ import annotations
 
@@ -27,19 +27,15 @@ class SourceTraces(SourceStage):
         seen: set[int] = set()
         for number, row in enumerate(self.source.traces(located, base_dir=environment.root, limit=pipeline.limit)):
             if isinstance(row, Rejected):
-                yield _rejected(row, number)
+                key = digest({"row": number, "content": row.row})[:ID_DIGITS]
+                nothing = Trace(id=key, problem=Problem(id=key, question="", answer=None), op="import")
+                yield Made(nothing, drop(row.reason, row.detail), rejected=row.row)
             elif int(row.id, 16) in seen:
                 own = digest({"row": number, "problem": row.id})[:ID_DIGITS]
                 yield Made(row.model_copy(update={"id": own}), drop("duplicate", f"repeats {row.id}"))
             else:
                 seen.add(int(row.id, 16))
                 yield Made(row.model_copy(update={"stage": stage.id}))
-
-
-def _rejected(row: Rejected, number: int) -> Made:
-    key = digest({"row": number, "content": row.row})[:ID_DIGITS]
-    nothing = Trace(id=key, problem=Problem(id=key, question="", answer=None), op="import")
-    return Made(nothing, drop(row.reason, row.detail), rejected=row.row)
 
 
 STAGES.register("source:traces")(SourceTraces("traces", TraceFiles()))

@@ -31,7 +31,7 @@ from tracefactory.core.stage import (
 from tracefactory.stages._sampling import spent
 from tracefactory.stages._verdicts import judgements, outcome_counts, verdict_columns, verdicts_by_rule
 from tracefactory.text.reasoning import split_reasoning
-from tracefactory.verification.judge import JudgedPair, judge
+from tracefactory.verification.judge import judge
 
 LONGEST_ANSWER = 2000  # characters of an answer text from which the rules could extract nothing
 VOTES = Column(name="judge/votes", type=Type.NUMBER, description="Times the judge was asked.", unit="votes")
@@ -51,7 +51,7 @@ class JudgeParams(Frozen):
     )
     temperature: float = Field(default=0.7, ge=0, description="Sampling temperature of a vote.")
     max_tokens: int = Field(default=512, ge=1, description="Tokens of one vote.")
-    seed: int = Field(default=0, ge=0, description="Start of the seed that each vote has of its own.")
+    seed: int = Field(default=0, ge=0, description="Start of the seeds of the votes.")
 
 
 class VerifyJudge(Stage[JudgeParams]):
@@ -102,7 +102,7 @@ class VerifyJudge(Stage[JudgeParams]):
         for (trace, rules), outcome in zip(ruled, outcomes, strict=True):
             if isinstance(outcome, RequestFailed):
                 failed |= {trace.id: outcome} if outcome.retryable else {}
-                verdicts.append(_failed(rules, outcome, stage.params))
+                verdicts.append(_by_judge(rules, stage.params, Outcome.VERIFIER_ERROR, str(outcome)))
             elif isinstance(outcome, BaseException):
                 raise outcome
             else:
@@ -135,6 +135,8 @@ class _Asked:
         nothing_to_ask = trace.problem.answer is None or not answer or rules.outcome is Outcome.VERIFIER_ERROR
         if nothing_to_ask or (self.params.ask == "unverifiable" and rules.outcome is not Outcome.UNVERIFIABLE):
             return rules, {}
+        if (left := self.services.left_failure(self.stage.id, trace.id)) is not None:
+            raise left
 
         async def ask(vote: int) -> str:
             (given,) = await self.services.complete(
@@ -150,7 +152,9 @@ class _Asked:
         measures = {VOTES.name: float(found.same + found.different + found.unclear)}
         if found.agrees is not None:
             measures[AGREES.name] = float(found.agrees)
-        return _verdict(rules, found, self.params), measures
+        votes = f"{found.same} same, {found.different} different, {found.unclear} unclear"
+        by_rules = f"the rules said {rules.outcome} by {rules.method} ({rules.verifier} {rules.version})"
+        return _by_judge(rules, self.params, found.outcome, f"{votes}; {by_rules}"), measures
 
     def _request(self, trace: Trace, answer: str, vote: int) -> ChatRequest:
         pipeline, params = self.services.pipeline, self.params
@@ -173,22 +177,17 @@ def _values(trace: Trace, answer: str) -> dict[str, str | None]:
     return {"question": trace.problem.question, "gold": trace.problem.answer, "answer": answer}
 
 
-def _verdict(rules: Verdict, found: JudgedPair, params: JudgeParams) -> Verdict:
-    votes = f"{found.same} same, {found.different} different, {found.unclear} unclear"
+def _by_judge(rules: Verdict, params: JudgeParams, outcome: Outcome, detail: str) -> Verdict:
+    """Return the verdict of the judge in place of the one by rules."""
     return rules.model_copy(
         update={
-            "outcome": found.outcome,
+            "outcome": outcome,
             "method": "judge",
             "verifier": f"judge/{params.model}",
             "version": VerifyJudge.version,
-            "detail": f"{votes}; the rules said {rules.outcome} by {rules.method} ({rules.verifier} {rules.version})",
+            "detail": detail,
         }
     )
-
-
-def _failed(rules: Verdict, failure: RequestFailed, params: JudgeParams) -> Verdict:
-    changed = {"outcome": Outcome.VERIFIER_ERROR, "method": "judge", "verifier": f"judge/{params.model}"}
-    return rules.model_copy(update={**changed, "version": VerifyJudge.version, "detail": str(failure)})
 
 
 STAGES.register("verify:judge")(VerifyJudge())

@@ -1,0 +1,58 @@
+"""What the kinds of model behind an address have in common: the key, the price list and the batch API."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, SecretStr
+
+from tracefactory.core.batching import BatchSettings
+from tracefactory.core.environment import Environment, EnvStr
+from tracefactory.core.errors import UserError
+from tracefactory.core.model import Endpoint, ModelSpec
+from tracefactory.core.prices import Price, looked_up
+from tracefactory.serving.managed import FixedEndpoint
+
+
+def _from_environment(key: EnvStr) -> EnvStr:
+    if key and key.env_name is None:
+        raise ValueError("a key is never written into a file: set an environment variable and write env:NAME")
+    return key
+
+
+KeyName = Annotated[EnvStr, AfterValidator(_from_environment)]
+"""The name of an environment variable with a key, as env:NAME; empty for no key."""
+
+
+class HostedSpec(ModelSpec):
+    """A model behind an address, which is not started by this package."""
+
+    base_url: EnvStr | tuple[EnvStr, ...] = Field(description="The address of the server.")
+    api_key: KeyName = Field(default=EnvStr(""), description="The key for the server, as env:NAME.")
+    batch: BatchSettings | None = Field(
+        default=None,
+        description="Get completions by the provider's batch API, at its discount: {window: 24h, max_wait: 30h}.",
+    )
+
+    @property
+    def batching(self) -> BatchSettings | None:
+        """How its completions are got by batches, as declared."""
+        return self.batch
+
+    def endpoint(self, environment: Environment) -> Endpoint:
+        """Return the resolved addresses."""
+        urls = (self.base_url,) if isinstance(self.base_url, EnvStr) else self.base_url
+        return FixedEndpoint([url.resolve(environment.environ) for url in urls])
+
+    def looked_up_price(self, environment: Environment, prompt_tokens: int) -> Price:
+        """Return the price at the declared provider, or at the provider whose address this is."""
+        first = self.base_url if isinstance(self.base_url, EnvStr) else self.base_url[0]
+        try:
+            url = first.resolve(environment.environ)
+        except UserError:
+            url = ""  # an unset variable is reported where the address is used
+        return looked_up(self.model, self.provider_label, url, prompt_tokens)
+
+    def secret(self, environment: Environment) -> SecretStr | None:
+        """Return the key from the environment, None where none is named."""
+        return SecretStr(self.api_key.resolve(environment.environ)) if self.api_key else None
