@@ -35,7 +35,7 @@ stages:
   - {{id: checked, verify: auto}}
   - {{id: right, filter: [verdict]}}
   - {{id: cut, prune: binary_cut, with: {{model: student}}}}
-  - {{id: rest, prune: after_answer, from: cut, with: {{evidence: result}}}}
+  - {{id: rest, prune: after_answer, from: cut, with: {{evidence: result, check: answer}}}}
   - {{id: dataset, publish: dataset, from: cut, with: {{views: [sft, raw, masked, preference]}}}}
 run: {{executor: {executor}}}
 """

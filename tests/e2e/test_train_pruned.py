@@ -21,7 +21,7 @@ version: "1"
 stages:
   - {id: raw, source: traces, with: {paths: traces.jsonl, question: q, answer: a, model: someone}}
   - {id: checked, verify: auto}
-  - {id: cut, prune: verification_steps}
+  - {id: cut, prune: verification_steps, with: {check: answer}}
   - {id: dataset, publish: dataset, with: {views: [masked, preference], licence: mit}}
 run: {executor: inline}
 """

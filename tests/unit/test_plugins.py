@@ -127,7 +127,7 @@ stages:
   - {{id: problems, source: files, with: {{paths: problems.jsonl, verifier: slow}}}}
   - {{id: sampled, sample: chat, with: {{model: teacher, prompt: math_long, samples: 1}}}}
   - {{id: checked, verify: auto}}
-  - {{id: pruned, prune: first_step}}
+  - {{id: pruned, prune: first_step, with: {{check: answer}}}}
   - {{id: trimmed, trim: short}}
 run: {{executor: {executor}, shards: 1, workers: 1}}
 """
@@ -246,11 +246,11 @@ def test_a_broken_plugin_is_refused_with_its_file_and_line(name: str, tmp_path: 
 
 
 def test_all_broken_plugins_are_reported_and_register_nothing(tmp_path: Path) -> None:
-    before = {kind: registry(kind).registered() for kind in plugins.kinds()}
+    before = {kind: set(registry(kind).registered) for kind in plugins.kinds()}
     files = {name: source for name, (source, _) in BROKEN.items()}
     assert len(mistakes(project_with(tmp_path, files))) == len(BROKEN)
     for kind, names in before.items():  # besides what loading them imported of the package itself
-        assert registry(kind).registered() - names <= set(registry(kind).built_in()), kind
+        assert registry(kind).registered.keys() - names <= set(registry(kind).built_in()), kind
     for name in files:
         (tmp_path / name).unlink()
     project_with(tmp_path, {"pruners/first_step.py": PRUNER})
@@ -539,7 +539,7 @@ def test_a_pruner_that_needs_a_student_has_its_parameters_and_asks_it(tmp_path: 
             stage = {"prune": "asking", "with": parameters}
             return await run_stage(stage, [trace], models={"student": student.entry}, project=tmp_path)
 
-    run = asyncio.run(prune(model="student", prompt="prune_conclude"))
+    run = asyncio.run(prune(model="student", prompt="prune_conclude", check="answer"))
     assert [(one.reasoning, one.answer_text) for one in run.made] == [("3 + 4 is 7.", "The answer is 7.")]
     assert run.numbers["requests"] == 1
     with pytest.raises(UserError, match="model is missing"):

@@ -2,39 +2,41 @@
 
 Source: Efficient Long CoT Reasoning in Small Language Models (arXiv 2505.18440): binary cutting with backtracking, with
 the student that will be trained. The paper assumes that the whole trace is valid; here the whole trace is tested if no
-shorter prefix passed. Prefixes that end with a doubt, a question or an announcement ("Wait, ...") are not candidates:
-with a conclusion directly after them, they would teach the student to doubt and then to answer regardless.
+shorter prefix passed. Unlike in the paper, prefixes that end with a doubt, a question or an announcement ("Wait, ...")
+are not candidates by default: with a conclusion directly after them, they teach the student to doubt and then to answer
+regardless. `stops: any` is the paper's search.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from tracefactory.core.rows import Outcome, Thinking
+from tracefactory.core.keys import Later
+from tracefactory.core.rows import Thinking
 from tracefactory.pruning.base import (
     CONTEXT_LENGTH,
     PRUNERS,
     Asks,
-    ConcludeItem,
     Cost,
     PruneItem,
     Pruner,
     PruneResult,
+    Stops,
     Tools,
-    correct,
     keep,
     parent,
 )
+from tracefactory.pruning.conclusion import Sampling, Text, vote
 from tracefactory.pruning.search import Search, Test, max_calls, shortest_prefixes
 from tracefactory.text.steps.ending import leaves_open
 
 
 @PRUNERS.register("binary_cut")
-class BinaryCut(Pruner):
+class BinaryCut(Sampling, Pruner):
     """Keep the shortest prefix found from which the student gives the correct answer.
 
     A truncated answer does not count, because its last number can be correct by chance.
@@ -42,21 +44,19 @@ class BinaryCut(Pruner):
 
     version: ClassVar[str] = "3"
     needs: ClassVar[frozenset[str]] = frozenset({"verify", "student"})
+    concludes: ClassVar[bool] = True
 
-    samples: int = Field(default=1, ge=1, description="Answers of the student to each prefix; one is greedy.")
-    valid: int = Field(default=1, ge=1, description="How many of the answers must be correct.")
-    temperature: float = Field(default=0.6, ge=0, description="Sampling temperature, where several are drawn.")
     conclusion: Literal["student", "original"] = Field(
         default="student",
         description="The answer text of the pruned trace: the student's first correct answer, or the original answer "
         "text; a trace with unclosed thinking always gets the student's.",
     )
 
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.valid > self.samples:
-            raise ValueError(f"valid: {self.valid} of {self.samples} samples cannot be correct")
-        return self
+    stops: Annotated[Stops, Later()] = Field(
+        default="closed",
+        description="Where a prefix may end: not after a doubt, a question or an announcement (`closed`), or after "
+        "every step (`any`), as in the paper.",
+    )
 
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
         """Search all traces in parallel; each round sends one batch of requests to the student."""
@@ -68,13 +68,13 @@ class BinaryCut(Pruner):
 
     def asks_at_most(self, item: PruneItem) -> Asks:
         """Return the maximum number of tests of the search, times the samples."""
-        return Asks(answers=max_calls(len(prefix_ends(item))) * self.samples if item.steps else 0)
+        return Asks(answers=max_calls(len(self.ends(item))) * self.samples if item.steps else 0)
 
-
-def prefix_ends(item: PruneItem) -> list[int]:
-    """Return the numbers of steps of the candidate prefixes. The whole reasoning is always a candidate."""
-    count = len(item.steps)
-    return [*(end for end in range(1, count) if not leaves_open(item.step(end - 1))), count]
+    def ends(self, item: PruneItem) -> list[int]:
+        """Return the numbers of steps of the candidate prefixes. The whole reasoning is always a candidate."""
+        count = len(item.steps)
+        stops = (end for end in range(1, count) if self.stops == "any" or not leaves_open(item.step(end - 1)))
+        return [*stops, count]
 
 
 class _Run:
@@ -82,49 +82,29 @@ class _Run:
 
     def __init__(self, params: BinaryCut, items: list[PruneItem], tools: Tools) -> None:
         self.params, self.items, self.tools = params, items, tools
-        self.ends = [prefix_ends(item) for item in items]
+        self.ends = [params.ends(item) for item in items]
         self.student = tools.require_student("binary_cut")
         self.right: dict[tuple[int, int], str] = {}
         self.unsure: defaultdict[int, int] = defaultdict(int)
         self.errors: dict[int, str] = {}
 
     async def ask(self, asking: Sequence[tuple[int, int]]) -> list[Test]:
-        """Test one prefix of each trace: sample `samples` answers of the student and verify them."""
-        many = self.params.samples
-        replies = await self.student.conclude(
-            [
-                ConcludeItem(
-                    id=self.items[number].trace.id,
-                    question=self.items[number].trace.problem.question,
-                    reasoning=self.items[number].prefix(self.ends[number][count - 1]),
-                    sample=sample,
-                    temperature=self.params.temperature if many > 1 else 0.0,
-                )
-                for number, count in asking
-                for sample in range(many)
-            ]
-        )
-        owners = [owner for owner in asking for _ in range(many)]
-        finished = [reply.error is None and reply.closed for reply in replies]
-        answered = [one for one, whole in zip(zip(owners, replies, strict=True), finished, strict=True) if whole]
-        pairs = [(self.items[number].trace.problem, reply.text) for (number, _), reply in answered]
-        verdicts = await self.tools.verify(pairs) if pairs else []
-        votes: defaultdict[tuple[int, int], int] = defaultdict(int)
-        for (owner, reply), verdict in zip(answered, verdicts, strict=True):
-            self.unsure[owner[0]] += verdict.outcome is Outcome.VERIFIER_ERROR
-            if correct(verdict):
-                votes[owner] += 1
-                self.right.setdefault(owner, reply.text)
-        failures = {owner: reply.error for owner, reply in zip(owners, replies, strict=True) if reply.error}
+        """Test one prefix of each trace."""
+        texts = []
+        for number, count in asking:
+            item = self.items[number]
+            prefix = item.prefix(self.ends[number][count - 1])
+            texts.append(Text(id=item.trace.id, problem=item.trace.problem, reasoning=prefix))
         outcomes: list[Test] = []
-        for owner in asking:
-            error = failures.get(owner)
-            if votes[owner] >= self.params.valid:
+        for owner, votes in zip(asking, await vote(texts, self.params, self.student, self.tools.verify), strict=True):
+            self.unsure[owner[0]] += votes.unsure
+            if votes.answer is not None and votes.correct >= self.params.valid:
+                self.right[owner] = votes.answer
                 outcomes.append(Test.PASSED)
-            elif error == CONTEXT_LENGTH:
+            elif votes.error == CONTEXT_LENGTH:
                 outcomes.append(Test.TOO_LONG)
-            elif error:
-                self.errors[owner[0]] = error
+            elif votes.error:
+                self.errors[owner[0]] = votes.error
                 outcomes.append(Test.BROKEN)
             else:
                 outcomes.append(Test.FAILED)
@@ -143,4 +123,4 @@ class _Run:
             return parent(item, "no_shorter_prefix", cost)
         own = self.params.conclusion == "original" and item.trace.thinking is Thinking.CLOSED
         answer = item.trace.answer_text if own else self.right[number, search.best]
-        return keep(item, range(kept), answer, cost=cost)
+        return keep(item, range(kept), answer, cost=cost, stops=self.params.stops)

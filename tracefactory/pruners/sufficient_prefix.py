@@ -37,6 +37,7 @@ class SufficientPrefix(Pruner):
     """Keep the shortest prefix that the student judges sufficient, and let the student continue it."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"judge"})
+    concludes: ClassVar[bool] = True
 
     temperature: float = Field(
         default=0.6, ge=0, description="Sampling temperature of the continuation; the judgement is greedy."

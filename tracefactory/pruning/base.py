@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from tracefactory.core.errors import UserError
 from tracefactory.core.registry import Registry, registry
@@ -63,6 +63,9 @@ class PruneItem(Frozen):
         return self.trace.reasoning[: self.steps[count - 1].end] if count else ""
 
 
+Stops = Literal["closed", "any"]
+
+
 class PruneResult(Frozen):
     """The result for one parent: the kept steps, the text added after them, and the answer text.
 
@@ -70,6 +73,7 @@ class PruneResult(Frozen):
     end of a cut. With a `reason`, the parent trace is kept with all of its steps; `detail` has more information.
     `calls` is the number of prefixes or texts sent to a model for this trace, `samples` the number of completions,
     `unsure` the number of answers on which the verifier failed. `closed` is false when the thinking was not closed.
+    `stops` is `any` where the kept text may end with a doubt, a question or an announcement.
     """
 
     id: str
@@ -81,6 +85,7 @@ class PruneResult(Frozen):
     samples: int = 0
     unsure: int = 0
     closed: bool = True
+    stops: Stops = "closed"
     reason: str | None = None
     detail: str | None = None
 
@@ -110,6 +115,7 @@ def keep(
     *,
     added: str = "",
     closed: bool = True,
+    stops: Stops = "closed",
     cost: Cost = FREE,
 ) -> PruneResult:
     """Return a result that keeps some steps of a parent.
@@ -120,6 +126,7 @@ def keep(
         answer_text: the answer text of the result.
         added: text after the kept steps that is not from the parent.
         closed: whether the thinking is closed.
+        stops: whether the kept text may end with a doubt, a question or an announcement (`any`).
         cost: the costs of the result.
     """
     indices = tuple(kept)
@@ -133,6 +140,7 @@ def keep(
         answer_text=answer_text,
         added=added,
         closed=closed,
+        stops=stops,
         **cost.model_dump(),
     )
 
@@ -223,11 +231,15 @@ Verify = Callable[[list[tuple[Problem, str]]], Awaitable[list[Verdict]]]
 
 @dataclass(frozen=True)
 class Tools:
-    """The services for pruners. The stage provides those in the pruner's `needs`."""
+    """The services for pruners. The stage provides those in the pruner's `needs`.
+
+    `count` returns the length of a text: in the student's tokens where the stage names a student, else in characters.
+    """
 
     verify: Verify
     student: Student | None = None
     writer: Writer | None = None
+    count: Callable[[str], int] = len
 
     def require_student(self, pruner: str) -> Student:
         """Return the student.
@@ -251,9 +263,14 @@ class Tools:
 
 
 class Pruner(Frozen, ABC):
-    """A registered pruner; its fields are its parameters. `needs` names the services and measures that it requires."""
+    """A registered pruner; its fields are its parameters. `needs` names the services and measures that it requires.
+
+    `concludes` is whether the student concludes from the pruned reasoning in the pruner itself, so that its stage does
+    not have it checked by default.
+    """
 
     version: ClassVar[str] = "1"
+    concludes: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()  # of: verify, student, judge, writer, scores
 
     @abstractmethod

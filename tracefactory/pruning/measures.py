@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from tracefactory.core.columns import Column
+from tracefactory.core.columns import Column, Type
 from tracefactory.pruning.base import PruneItem, PruneResult
+from tracefactory.pruning.conclusion import Evidence
 from tracefactory.pruning.derivation import LengthCounter, Unit
 
+CHECK = "prune_check"
 COLUMNS = (
     Column(name="prune_kept_share", description="Characters of the reasoning that are kept.", unit="share"),
     Column(name="prune_kept_steps", description="Steps of the reasoning that are kept.", unit="steps"),
@@ -29,6 +31,34 @@ COLUMNS = (
     ),
     Column(name="prune_calls", description="Prefixes or texts that were sent to a model.", unit="calls"),
     Column(name="prune_samples", description="Completions that these calls sampled.", unit="completions"),
+    Column(
+        name=CHECK,
+        type=Type.TEXT,
+        description="What was checked of the pruned text in addition to its form. concluded: a student reached the "
+        "right answer from the reasoning without the sentences that state it, and not without the reasoning; "
+        "uncontrolled: the same, without a control; known: it reached it without the reasoning too, which proves "
+        "nothing; searched: the pruner kept what the student concluded from; answer: only the answer text was "
+        "verified, which says nothing of the reasoning.",
+    ),
+    Column(
+        name="prune_concluded",
+        description="Answers of the student that are right, given the pruned reasoning without its statements of the "
+        "answer.",
+        unit="share",
+        direction="higher",
+    ),
+    Column(
+        name="prune_control_empty",
+        description="Answers of the same student that are right without the reasoning.",
+        unit="share",
+        direction="lower",
+    ),
+    Column(
+        name="prune_control_shuffled",
+        description="Answers of the same student that are right given the sentences of the reasoning in random order.",
+        unit="share",
+        direction="lower",
+    ),
 )
 _SAVED: dict[Unit, str] = {
     "student_tokens": "prune_tokens_saved",
@@ -54,3 +84,27 @@ def measures(item: PruneItem, result: PruneResult, counter: LengthCounter) -> di
         "prune_calls": float(result.calls),
         "prune_samples": float(result.samples),
     }
+
+
+def what_was_checked(evidence: Evidence | None, *, searched: bool) -> str:
+    """Return the value of the column `prune_check` for a pruned trace.
+
+    Args:
+        evidence: what the student concluded, None where no student was asked.
+        searched: whether the pruner itself keeps what the student concludes from.
+    """
+    if evidence is None:
+        return "searched" if searched else "answer"
+    if evidence.known:
+        return "known"
+    return "concluded" if "empty" in evidence.controls else "uncontrolled"
+
+
+def evidence_measures(evidence: Evidence | None) -> dict[str, float]:
+    """Return the shares of right answers of the student that concluded, none where no student was asked."""
+    if evidence is None or evidence.votes is None:
+        return {}
+    shares = {"prune_concluded": evidence.votes} | {
+        f"prune_control_{name}": votes for name, votes in evidence.controls.items()
+    }
+    return {name: votes.correct / votes.samples for name, votes in shares.items()}

@@ -46,12 +46,17 @@ class BatchScript(Frozen):
     results_expired: bool = Field(default=False, description="Whether results are gone.")
     broken_downloads: int = Field(default=0, ge=0, description="Downloads of results that break off in the middle.")
     miscounted: int = Field(default=0, description="Added to the number of answered lines that the batch counts.")
+    misfailed: int = Field(default=0, description="Added to the number of failed lines that the batch counts.")
     misbilled: int = Field(default=0, description="Added to the tokens of completions that the batch counts.")
     most_enqueued: int = Field(default=0, ge=0, description="A larger batch fails as a whole; 0: none does.")
     refused_line: int = Field(
         default=0, ge=0, description="The number of a line for which the first batch fails; 0: none."
     )
     forbidden: bool = Field(default=False, description="Whether creates get status 403.")
+    stuck: bool = Field(default=False, description="Whether batches wait until they are cancelled.")
+    dialect: Literal["openai", "together", "novita"] = Field(
+        default="openai", description="Whose copy of OpenAI's batch API is spoken."
+    )
 
 
 class FakeScript(Frozen):
@@ -73,6 +78,10 @@ class FakeScript(Frozen):
     rate_empty: float = _rate("Share of answers that are empty.")
     rate_refuse: float = _rate("Share of requests that are refused.")
     reply: str | None = Field(default=None, description="A fixed reply to every request, for example a judge's.")
+    replies: dict[str, str] = Field(
+        default_factory=dict,
+        description="Fixed replies by a text that the last message of the user contains; the first one that fits.",
+    )
     seed: int = Field(default=0, description="A different seed gives a different model with the same behaviour.")
     rate_429: float = _rate("Share of attempts that get status 429.")
     rate_500: float = _rate("Share of attempts that get status 500.")
@@ -111,9 +120,8 @@ class FakeScript(Frozen):
 
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide answers, without faults and latency."""
-        return self.model_dump(
-            include={"accuracy", "style", "reasoning", "rate_truncate", "rate_empty", "rate_refuse", "reply", "seed"}
-        )
+        fields = {"accuracy", "style", "reasoning", "rate_truncate", "rate_empty", "rate_refuse", "reply", "seed"}
+        return self.model_dump(include=fields | ({"replies"} if self.replies else set()))
 
 
 @dataclass(frozen=True)
@@ -201,8 +209,9 @@ def answer(body: Mapping[str, Any], script: FakeScript) -> Answer:
 def _write(messages: Sequence[Mapping[str, Any]], key: str, script: FakeScript) -> tuple[str, str]:
     users = [str(message.get("content") or "") for message in messages if message.get("role") == "user"]
     question = users[-1] if users else ""
-    if script.reply is not None:
-        return "", script.reply
+    fixed = next((reply for part, reply in script.replies.items() if part in question), script.reply)
+    if fixed is not None:
+        return "", fixed
     expression = find_expression(question)
     value = evaluate(expression) if expression is not None else None
     right = int(chance("answer", question) * 1000) if value is None else value

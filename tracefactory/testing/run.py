@@ -73,7 +73,7 @@ async def run_stage(
     """Run one stage in this process, by the inline executor.
 
     Args:
-        stage: the stage as in a pipeline file: `{"prune": "shorter", "with": {"share": 0.5}}`.
+        stage: the stage as in a pipeline file: `{"prune": "shorter", "with": {"check": "answer"}}`.
         rows: its input, problems or traces; none for a source.
         models: the models that it can use, as under `models:` of a pipeline; see `fake_teacher`.
         project: a project whose prompts, filters, plugins and other files the stage can use; by default it can use the

@@ -192,6 +192,7 @@ def test_all_pruners_are_registered_and_an_unknown_one_is_named() -> None:
         "low_information",
         "rewrite",
         "sufficient_prefix",
+        "truncate",
         "verification_steps",
     ]
     with pytest.raises(UserError, match="did you mean 'binary_cut'"):

@@ -56,10 +56,10 @@ def told(tmp_path: Path):  # type: ignore[no-untyped-def]
         BOTH + "  - {id: clean, filter: [rank_surprisal: {student: pupil, max: 5}]}",
         BOTH + "  - {id: clean, filter: [local_naturalness: {student: pupil, window: 3, max: 5}]}",
         BOTH + "  - {id: clean, filter: [pass_rate: {max: 0.9}, pass_rate: {model: teacher, min: 0.1}]}",
-        BOTH
-        + "  - {id: cut, prune: after_answer}\n  - {id: clean, filter: [student_tokens: {student: pupil, max: 5}]}",
+        BOTH + "  - {id: cut, prune: after_answer, with: {check: answer}}\n"
+        "  - {id: clean, filter: [student_tokens: {student: pupil, max: 5}]}",
         BOTH + "  - {id: best, select: best, with: {measure: pupil/p_q0.05, best: highest}}",
-        BOTH + "  - {id: cut, prune: after_answer}\n"
+        BOTH + "  - {id: cut, prune: after_answer, with: {check: answer}}\n"
         "  - {id: best, select: best, with: {measure: prune_kept_share, best: lowest}}",
     ],
 )

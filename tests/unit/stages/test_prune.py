@@ -60,14 +60,15 @@ def project(tmp_path: Path, stages: str) -> Path:
 
 def test_every_pruner_is_an_operation() -> None:
     assert [name for name in STAGES if name.startswith("prune:")] == [f"prune:{name}" for name in PRUNERS]
-    assert len(list(PRUNERS)) == 6
+    assert len(list(PRUNERS)) == 7
 
 
 async def test_rules_alone_prune_what_comes_after_the_answer(run_stages: RunStages) -> None:
     unclosed = line(f"<think>\n{THOUGHT}\n\nWait, maybe I should try another way. Is it 43")
     wrong = trace(THOUGHT.replace("42", "41"), "It is \\boxed{41}.")
     made = await run_stages(
-        SOURCE + "  - {id: cut, prune: after_answer}\n  - {id: checks, prune: verification_steps, from: checked}",
+        SOURCE + "  - {id: cut, prune: after_answer, with: {check: answer}}\n"
+        "  - {id: checks, prune: verification_steps, from: checked, with: {check: answer}}",
         trace() + unclosed + wrong,
     )
     whole, cut_off, lost = (row.id for row in made.traces("raw"))
@@ -145,7 +146,7 @@ async def test_a_request_that_may_yet_succeed_is_an_error_row_and_one_that_will_
 
 
 async def test_a_rewrite_is_asked_for_in_words_and_verified(run_stages: RunStages) -> None:
-    stages = SOURCE + "  - {id: new, prune: rewrite, with: {model: writer, target: 0.5}}"
+    stages = SOURCE + "  - {id: new, prune: rewrite, with: {model: writer, target: 0.5, check: answer}}"
     made = await run_stages(stages, trace(), writer={"reply": "<thinking>\nSix times seven is 42.\n</thinking>"})
     (row,) = made.traces("new")
     assert (row.reasoning, row.answer_text, bool(row.parents)) == ("Six times seven is 42.", RIGHT, True)
@@ -155,9 +156,9 @@ async def test_a_rewrite_is_asked_for_in_words_and_verified(run_stages: RunStage
 
 async def test_stages_follow_each_other_and_every_parent_comes_back(run_stages: RunStages) -> None:
     stages = """\
-  - {id: first, prune: after_answer}
+  - {id: first, prune: after_answer, with: {check: answer}}
   - {id: second, prune: binary_cut, with: {model: student}}
-  - {id: third, prune: verification_steps}
+  - {id: third, prune: verification_steps, with: {check: answer}}
 """
     made = await run_stages(SOURCE + stages, trace(), student={"reply": "It is \\boxed{42}."})
     (raw,), (first,), (second,), (third,) = (made.traces(name) for name in ("checked", "first", "second", "third"))
@@ -173,7 +174,7 @@ async def test_stages_follow_each_other_and_every_parent_comes_back(run_stages: 
 
 
 async def test_a_model_may_say_what_the_steps_are(run_stages: RunStages) -> None:
-    stages = SOURCE + "  - {id: cut, prune: verification_steps, with: {types: {model: typist}}}\n"
+    stages = SOURCE + "  - {id: cut, prune: verification_steps, with: {check: answer, types: {model: typist}}}\n"
     made = await run_stages(stages, trace(), typist={"reply": "4: derivation"})
     (row,) = made.traces("cut")
     numbers = made.stage("cut").tally.numbers
@@ -188,7 +189,7 @@ async def test_a_model_may_say_what_the_steps_are(run_stages: RunStages) -> None
 
 
 async def test_steps_that_could_not_be_typed_are_tried_again(run_stages: RunStages) -> None:
-    stages = SOURCE + "  - {id: cut, prune: verification_steps, with: {types: {model: typist}}}\n"
+    stages = SOURCE + "  - {id: cut, prune: verification_steps, with: {check: answer, types: {model: typist}}}\n"
     made = await run_stages(stages, trace(), typist={"rate_500": 1.0, "max_faults": 99})
     stage = made.stage("cut")
     assert (stage.tally.kept, stage.tally.errors, stage.tally.owed) == (0, 1, 1)
@@ -248,10 +249,10 @@ async def test_a_plan_bounds_what_pruning_asks(run_stages: RunStages, tmp_path: 
     stages = f"""\
   - {{id: cut, prune: binary_cut, with: {{{ask}, samples: 2}}}}
   - {{id: enough, prune: sufficient_prefix, from: checked, with: {{{ask}, continue_max_tokens: 100}}}}
-  - {{id: new, prune: rewrite, from: checked, with: {{{ask}}}}}
-  - {{id: free, prune: after_answer, from: checked}}
-  - {{id: typed, prune: after_answer, from: checked, with: {{types: {{{ask}}}}}}}
-  - {{id: after, prune: rewrite, from: cut, with: {{{ask}}}}}
+  - {{id: new, prune: rewrite, from: checked, with: {{check: answer, {ask}}}}}
+  - {{id: free, prune: after_answer, from: checked, with: {{check: answer}}}}
+  - {{id: typed, prune: after_answer, from: checked, with: {{check: answer, types: {{{ask}}}}}}}
+  - {{id: after, prune: rewrite, from: cut, with: {{check: answer, {ask}}}}}
 """
     fake = "  student: {use: fake, price: {input: 0, output: 1.0}}\n"
     await run_stages(SOURCE, trace(), more_models=fake)

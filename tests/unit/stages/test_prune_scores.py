@@ -14,7 +14,7 @@ from tests.unit.stages.test_prune import SOURCE, THOUGHT, parent_of, project, tr
 from tests.unit.students.conftest import gguf
 from tracefactory.config import load_pipeline
 from tracefactory.core.errors import UserError
-from tracefactory.core.rows import Outcome, Problem, Trace, Verdict
+from tracefactory.core.rows import Outcome, Problem, Verdict
 from tracefactory.core.token_scores import TokenScores
 from tracefactory.pruners.low_information import LowInformation
 from tracefactory.pruning import PruneItem, Tools
@@ -45,13 +45,15 @@ def scores(text: str, surprisal: Callable[[str], float]) -> TokenScores:
     )
 
 
-def rendered(row: Trace) -> Rendered:
-    """Write a trace as `scores` takes it to be written: one token a line, told apart by what the line says."""
-    text, known = row.reasoning, scores(row.reasoning, lambda line: 0.0)
-    ids = known.token_ids
-    return Rendered(
-        ids=ids, first=0, stop=len(ids), text=text, starts=known.starts, ends=known.ends, body_start=8, lead=None
-    )
+class LineRenderer:
+    """Writes a trace as `scores` takes it to be written: one token a line, told apart by what the line says."""
+
+    def render(self, question: str, reasoning: str, answer_text: str) -> Rendered:
+        known = scores(reasoning, lambda line: 0.0)
+        ids, starts, ends = known.token_ids, known.starts, known.ends
+        return Rendered(
+            ids=ids, first=0, stop=len(ids), text=reasoning, starts=starts, ends=ends, body_start=8, lead=None
+        )
 
 
 async def test_steps_that_say_little_go_by_the_stored_scores_of_their_own_text(run_stages: RunStages) -> None:
@@ -60,9 +62,9 @@ async def test_steps_that_say_little_go_by_the_stored_scores_of_their_own_text(r
     thought = scored.trace.reasoning
     store = ScoreStore(made.root, "key")
     store.put({scored.trace.id: scores("Something\nelse.", lambda line: 9.0)})
-    assert with_scores([scored], store, rendered)[0].scores is None
+    assert with_scores([scored], store, LineRenderer())[0].scores is None
     store.put({scored.trace.id: scores(thought, lambda line: 0.1 if line.startswith("And") else 2.0)})
-    one, two = with_scores([scored, other], store, rendered)
+    one, two = with_scores([scored, other], store, LineRenderer())
     assert two.scores is None
     assert one.scores is not None
     assert min(one.scores.surprisal) == one.scores.surprisal[2]
@@ -82,24 +84,20 @@ async def test_a_stage_prunes_by_what_a_measure_stage_stored(
 ) -> None:
     """The student is a stub that is sure of one step; everything between the two stages is real."""
 
-    class Stub:
+    class Stub(LineRenderer):
         max_tokens = None
-
-        def render(self, question: str, reasoning: str, answer: str) -> Rendered:
-            (row,) = made.traces("checked")
-            return rendered(row.model_copy(update={"reasoning": reasoning}))
 
         async def score(self, items: Sequence[Rendered]) -> list[TokenScores]:
             return [scores(item.text, lambda line: 0.1 if line.startswith("Let me check") else 2.0) for item in items]
 
-    made = await run_stages(SOURCE, trace())
+    await run_stages(SOURCE, trace())
     stub = Stub()
     monkeypatch.setattr(measuring, "open_student", lambda spec: None)
     monkeypatch.setattr(measuring, "InProcess", lambda student: stub)
     monkeypatch.setattr(measuring, "check_template", lambda spec: None)
     monkeypatch.setattr(family, "renderer", lambda spec: stub)
     monkeypatch.setattr(family, "token_counter", lambda spec: lambda text: len(text.split()))
-    stages = MEASURED + "  - {id: low, prune: low_information, with: {student: pupil, drop: 0.3}}"
+    stages = MEASURED + "  - {id: low, prune: low_information, with: {student: pupil, drop: 0.3, check: answer}}"
     (row,) = (await run_stages(stages, trace(), more_models=PUPIL)).traces("low")
     assert row.reasoning == THOUGHT.replace("Let me check: 42 / 6 = 7, which fits.\n\n", "")
     assert row.op == "prune:low_information"
@@ -119,7 +117,8 @@ async def test_real_students_say_which_steps_say_little(run_stages: RunStages, n
     pupil = f"  pupil: {{use: transformers, model: {gguf(name)}}}\n"
     said = "And 35 + 7 = 42."
     said_again = THOUGHT.replace(said, f"{said}\n\n{said}")
-    low = "  - {{id: {0}, prune: low_information, from: scored, with: {{student: pupil, drop: {1}, score: {2}}}}}\n"
+    given = "{{student: pupil, check: answer, drop: {1}, score: {2}}}"
+    low = f"  - {{{{id: {{0}}, prune: low_information, from: scored, with: {given}}}}}\n"
     ways = {"by_mean": (0.3, "surprisal"), "by_first": (0.3, "first_surprisal"), "by_sum": (0.5, "entropy")}
     stages = MEASURED + "".join(low.format(way, *with_) for way, with_ in ways.items())
     made = await run_stages(stages, trace() + trace(said_again), more_models=pupil)
@@ -141,7 +140,7 @@ async def test_real_students_say_which_steps_say_little(run_stages: RunStages, n
 
 def test_scores_must_be_measured_above_and_of_the_traces_themselves(tmp_path: Path) -> None:
     model = 'models: {student: {use: transformers, model: "packaged:smollm2-135m"}}'
-    low = "  - {id: low, prune: low_information, with: {student: student}}"
+    low = "  - {id: low, prune: low_information, with: {student: student, check: answer}}"
     measured = "  - {id: scored, measure: student, with: {student: student}}\n"
     for stages, right in (
         (measured + low, True),
@@ -163,7 +162,7 @@ def test_scores_must_be_measured_above_and_of_the_traces_themselves(tmp_path: Pa
 
 def test_a_served_student_has_no_entropies_to_go_by(tmp_path: Path) -> None:
     measured = "  - {id: scored, measure: student, with: {student: student}}\n"
-    low = "  - {id: low, prune: low_information, with: {student: student, score: entropy}}"
+    low = "  - {id: low, prune: low_information, with: {student: student, check: answer, score: entropy}}"
     file = project(tmp_path, measured + low)
     served = "models: {student: {use: vllm, model: org/name, revision: 0123456789abcdef}}"
     file.write_text(file.read_text().replace("models: {student: {use: fake}}", served))

@@ -55,7 +55,7 @@ AFTER_NO_TRACES = [
     "  - {id: best, select: best, with: {measure: pass_rate, best: highest}}\n",
     "  - {id: voted, verify: consensus}\n",
     "  - {id: judged, verify: judge, with: {model: teacher}}\n",
-    "  - {id: cut, prune: after_answer}\n",
+    "  - {id: cut, prune: after_answer, with: {check: answer}}\n",
     "  - {id: cut, prune: binary_cut, with: {model: teacher}}\n",
     "  - {id: again, sample: chat, with: {model: teacher, prompt: math_short}}\n",
     "  - {id: some, filter: [verdict, repetition, thinking_closed]}\n",

@@ -6,19 +6,19 @@ import importlib.util
 import inspect
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, create_model
 
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake, UserError
-from tracefactory.core.model import ModelSpec
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.rows import Frozen
 from tracefactory.core.stage import ModelName, PromptName
 from tracefactory.pruning import PRUNERS, Pruner
-from tracefactory.text.prompts import Prompt
+from tracefactory.pruning.conclusion import Check
 from tracefactory.text.steps import Granularity
 
 
@@ -38,6 +38,27 @@ class TypesParams(AskParams):
     max_tokens: int = Field(default=1024, ge=1, description="Tokens of one answer.")
 
 
+class CheckParams(Check):
+    """Have a student conclude from the pruned reasoning, to check that it leads to the answer."""
+
+    model: ModelName | None = Field(
+        default=None,
+        description="The student that concludes, by its name under models:; null means the model that the pruner asks "
+        "to conclude, or else `student:`.",
+    )
+    prompt: PromptName = Field(default="prune_conclude", description="The prompt that shows the pruned reasoning.")
+    max_tokens: int = Field(default=256, ge=1, description="Tokens of one answer.")
+    top_p: float = Field(default=0.95, gt=0, le=1, description="Nucleus sampling, where answers are sampled.")
+    seed: int = Field(default=0, ge=0, description="Start of the seed that each sampled answer has of its own.")
+
+
+CHECK = (
+    "What is checked of a pruned trace, besides its form and its answer text. conclude: a student concludes to the "
+    "right answer from the question and the pruned reasoning, without the sentences that state the answer. answer: "
+    "nothing, and the card says so."
+)
+
+
 class StageParams(Frozen):
     """What every `prune:` stage has besides the parameters of its pruner."""
 
@@ -50,6 +71,8 @@ class StageParams(Frozen):
         description="The model in whose tokens lengths are counted, and by whose stored scores `low_information` goes; "
         "without it, lengths are the server's count for the parent, shared out by characters.",
     )
+    check: Literal["conclude", "answer"] = Field(default="conclude", description=CHECK)
+    conclude: CheckParams | None = Field(default=None, description="How `check: conclude` asks the student.")
 
 
 class ConcludeParams(AskParams):
@@ -78,6 +101,8 @@ class RewriteParams(AskParams):
 _BY_NEED: dict[str, type[AskParams]] = {"student": ConcludeParams, "judge": JudgeParams, "writer": RewriteParams}
 """The parameters of the model that a pruner asks, by what the pruner needs."""
 
+_ASKING = {"prompt", "max_tokens", "top_p", "seed"}
+
 # What a prompt may use. The gold answer is in none: a student that is shown it proves nothing.
 _VALUES = {
     "student": frozenset({"question", "reasoning"}),
@@ -91,7 +116,10 @@ def params_of(name: str) -> type[Frozen]:
     _check_needs(name, pruner)
     asked = tuple(_BY_NEED[need] for need in sorted(pruner.needs) if need in _BY_NEED)
     bases: tuple[type[Frozen], ...] = (StageParams, *asked, pruner)
-    return create_model(f"{pruner.__name__}Params", __base__=bases, __doc__=pruner.__doc__)
+    # A pruner that keeps what the student concludes from has made the check itself.
+    check = Field(default="answer" if pruner.concludes else "conclude", description=CHECK)
+    fields: dict[str, Any] = {"check": (Literal["conclude", "answer"], check)}
+    return create_model(f"{pruner.__name__}Params", __base__=bases, __doc__=pruner.__doc__, **fields)
 
 
 def _check_needs(name: str, pruner: type[Pruner]) -> None:
@@ -115,19 +143,34 @@ def asked_model(params: Any) -> str | None:
     return found
 
 
+def concluder(params: Any) -> ConcludeParams | None:
+    """Return how the student is asked to conclude; None where it is not checked, or where no student is named."""
+    if params.check != "conclude":
+        return None
+    given = params.conclude or CheckParams()
+    model = given.model or (asked_model(params) if params.needs & {"student", "judge"} else None) or params.student
+    return None if model is None else ConcludeParams(model=model, **given.model_dump(include=_ASKING))
+
+
 def prompts_of(params: Any) -> dict[str, str]:
     """Return the names of the prompts that the parameters name, by the parameter."""
     named = {key: getattr(params, key) for key in ("prompt", "continue_prompt") if hasattr(params, key)}
-    return named if params.types is None else {**named, "types": params.types.prompt}
+    if params.types is not None:
+        named["types"] = params.types.prompt
+    asked = concluder(params)
+    return named if asked is None else {**named, "conclude": asked.prompt}
 
 
 def mistakes(params: Any, pipeline: Pipeline) -> Iterator[Mistake]:
     """Yield what is wrong with prompts, models and files, which the types of the parameters cannot say."""
     yield from _wrong_prompts(params, pipeline)
+    yield from _wrong_check(params, pipeline)
     if params.student is not None:
-        if not _has_tokenizer(pipeline.models[params.student], pipeline):
-            hint = "a model with `use: local` or `use: transformers` has"
-            yield Mistake(f"student: {params.student!r} has no tokenizer at hand", hint=hint)
+        # Weights that are missing, or a variable that is not set, are reported where they are written.
+        with suppress(UserError):
+            if pipeline.models[params.student].checkpoint(Environment(root=pipeline.project.root)) is None:
+                hint = "a model with `use: local` or `use: transformers` has"
+                yield Mistake(f"student: {params.student!r} has no tokenizer at hand", hint=hint)
         if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
             yield Mistake("student: counting its tokens needs: pip install 'tracefactory[student]'")
     asked = asked_model(params)
@@ -135,11 +178,21 @@ def mistakes(params: Any, pipeline: Pipeline) -> Iterator[Mistake]:
         yield Mistake(f"model: {asked!r} is `use: transformers`, which is not served: use `local` or `vllm`")
 
 
-def _has_tokenizer(model: ModelSpec, pipeline: Pipeline) -> bool:
-    try:
-        return model.checkpoint(Environment(root=pipeline.project.root)) is not None
-    except UserError:  # weights that are missing, or a variable that is not set, are reported where they are written
-        return True
+def _wrong_check(params: Any, pipeline: Pipeline) -> Iterator[Mistake]:
+    """Yield what is wrong with `check:` and `conclude:`."""
+    asked = concluder(params)
+    if params.check == "answer":
+        if params.conclude is not None:
+            yield Mistake("conclude: has no effect with `check: answer`")
+    elif asked is None:
+        hint = (
+            "name a student: conclude: {model: NAME}; or write check: answer, and the card says that the reasoning of "
+            "pruned traces was not checked"
+        )
+        yield Mistake("no student checks that the pruned reasoning leads to the answer", hint=hint)
+    elif pipeline.models[asked.model].in_process:
+        hint = "conclude: {model: NAME} with a model that is `use: local` or `vllm`, or check: answer"
+        yield Mistake(f"conclude: {asked.model!r} is `use: transformers`, which is not served", hint=hint)
 
 
 def _wrong_prompts(params: Any, pipeline: Pipeline) -> Iterator[Mistake]:
@@ -149,9 +202,6 @@ def _wrong_prompts(params: Any, pipeline: Pipeline) -> Iterator[Mistake]:
         for variable in sorted(prompt.variables - known):
             given = ", ".join(sorted(known))
             yield Mistake(f"{key}: {name!r} uses {variable!r}, which has no value here", hint=f"there are: {given}")
-        if key == "continue_prompt" and not _continues(prompt):
+        continues = prompt.opened_in_prompt and (prompt.prefill or "").rstrip().endswith("{{ reasoning }}")
+        if key == "continue_prompt" and not continues:
             yield Mistake(f"{key}: {name!r} must have a prefill that opens <think> and ends in the reasoning")
-
-
-def _continues(prompt: Prompt) -> bool:
-    return prompt.opened_in_prompt and (prompt.prefill or "").rstrip().endswith("{{ reasoning }}")

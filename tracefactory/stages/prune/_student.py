@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from tracefactory.core.rows import Trace
 from tracefactory.core.token_scores import TokenScores
 from tracefactory.pruning import PruneItem, StepScores
 from tracefactory.store.scores import ScoreStore
-from tracefactory.students.render import Rendered
+from tracefactory.students.render import Renderer
 from tracefactory.students.steps import step_curves
 
 
-def with_scores(items: Sequence[PruneItem], store: ScoreStore, render: Callable[[Trace], Rendered]) -> list[PruneItem]:
+def with_scores(items: Sequence[PruneItem], store: ScoreStore, renderer: Renderer) -> list[PruneItem]:
     """Return the items with the scores of their steps; one whose text was never scored stays without.
 
-    `render` writes a trace in the student's tokens: scores of the same trace with other tokens are of a text it had
-    once.
+    Args:
+        items: the traces in steps.
+        store: the token scores of the student.
+        renderer: writes a trace in the student's tokens. Stored scores of other tokens are of an earlier text.
     """
     stored = store.get(item.trace.id for item in items)
     found = []
     for item in items:
         known = stored.get(item.trace.id, ())
-        rendered = render(item.trace) if known else None
-        own = [one for one in known if rendered and np.array_equal(one.token_ids, _supervised(rendered))]
-        found.append(_scored(item, own[0]) if own else item)
+        if known:
+            trace = item.trace
+            rendered = renderer.render(trace.problem.question, trace.reasoning, trace.answer_text)
+            tokens = rendered.ids[rendered.first : rendered.stop]
+            known = [one for one in known if np.array_equal(one.token_ids, tokens)]
+        found.append(_scored(item, known[0]) if known else item)
     return found
-
-
-def _supervised(rendered: Rendered) -> np.ndarray:
-    return rendered.ids[rendered.first : rendered.stop]
 
 
 def _scored(item: PruneItem, scores: TokenScores) -> PruneItem:

@@ -11,9 +11,9 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.columns import DERIVATION, VERDICT, Column
 from tracefactory.core.decisions import KEEP, REPLACED, Decision, Judgement, Made, fail
 from tracefactory.core.environment import Environment
@@ -22,14 +22,25 @@ from tracefactory.core.fingerprint import digest
 from tracefactory.core.keys import pinned
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import ID_DIGITS, Kind, Parent, ParentRole, Problem, Thinking, Trace, Verdict
-from tracefactory.core.stage import UNCHANGED, AtMost, Batch, Host, Result, Services, Stage, stage_of, verify
-from tracefactory.pruning import PRUNERS, LengthCounter, PruneItem, PruneResult, Tools, derive, measures, reverify
-from tracefactory.pruning.measures import COLUMNS
+from tracefactory.core.stage import UNCHANGED, AtMost, Batch, Facts, Host, Result, Services, Stage, stage_of, verify
+from tracefactory.pruning import (
+    PRUNERS,
+    Checked,
+    LengthCounter,
+    PruneItem,
+    PruneResult,
+    Tools,
+    derive,
+    measures,
+    reverify,
+)
+from tracefactory.pruning.conclusion import Check
+from tracefactory.pruning.measures import CHECK, COLUMNS, evidence_measures, what_was_checked
 from tracefactory.stages._sampling import spent
 from tracefactory.stages._verdicts import verifier_versions
 from tracefactory.stages.prune._bounds import bounds
 from tracefactory.stages.prune._models import ServedModel
-from tracefactory.stages.prune._params import asked_model, mistakes, params_of, prompts_of
+from tracefactory.stages.prune._params import asked_model, concluder, mistakes, params_of, prompts_of
 from tracefactory.stages.prune._student import with_scores
 from tracefactory.store.scores import ScoreStore
 from tracefactory.students.tokens import renderer, token_counter
@@ -43,7 +54,7 @@ _NO_ANSWER = ("student_error", "writer_error")
 class Prune(Stage[Any]):
     """One registered pruner as an operation. Only a request that may yet succeed makes a failed row, not a fallback."""
 
-    verb, version = "prune", "4"
+    verb, version = "prune", "5"
     makes, judges = Kind.TRACES, True
     host = Host.MODEL
 
@@ -54,23 +65,35 @@ class Prune(Stage[Any]):
 
     def asks(self, stage: StageSpec[Any], pipeline: Pipeline) -> str | None:
         types = stage.params.types
-        return asked_model(stage.params) or (None if types is None else types.model)
+        checks = concluder(stage.params)
+        return (
+            asked_model(stage.params)
+            or (None if types is None else types.model)
+            or (None if checks is None else checks.model)
+        )
 
     def uses(self, stage: StageSpec[Any], pipeline: Pipeline) -> Mapping[str, Any]:
         environment = Environment(root=pipeline.project.root)
-        named = [one for one in _models(stage.params) if one is not None]
+        params = stage.params
+        asked = (asked_model(params), params.types and params.types.model, params.student)
         return {
             "versions": {
                 "pruner": PRUNERS.get(self.name).version,
                 "steps": STEPS_VERSION,
                 "verifiers": verifier_versions(stage, pipeline),
             },
-            "models": {name: pipeline.models[name].identity(environment) for name in sorted(set(named))},
+            "models": {
+                name: pipeline.models[name].identity(environment) for name in sorted({name for name in asked if name})
+            },
             "prompts": {key: pipeline.prompts[name].digest for key, name in prompts_of(stage.params).items()},
         }
 
     def columns(self, stage: StageSpec[Any], pipeline: Pipeline) -> Sequence[Column]:
         return [*COLUMNS, VERDICT, DERIVATION]
+
+    def facts(self, stage: StageSpec[Any], numbers: Mapping[str, float]) -> Facts:
+        """Say what was checked of the pruned traces."""
+        return Facts(notes=[f"{stage.id}: {_checked(stage.params, numbers)}"])
 
     def check(self, stage: StageSpec[Any], pipeline: Pipeline) -> list[Mistake]:
         found = list(mistakes(stage.params, pipeline))
@@ -97,43 +120,49 @@ class Prune(Stage[Any]):
     async def run(self, stage: StageSpec[Any], batch: Batch, services: Services) -> Result:
         params = stage.params
         owners = {trace.id: trace.problem_id for trace in batch.traces}
-        items = [PruneItem.of(trace, params.granularity) for trace in batch.traces]
-        if self._goes_by_scores:
-            items = await _scored(items, params, services)
+        left = {
+            trace.id: failure
+            for trace in batch.traces
+            if (failure := services.left_failure(stage.id, trace.id)) is not None
+        }
+        items = [PruneItem.of(trace, params.granularity) for trace in batch.traces if trace.id not in left]
+        spec = None if params.student is None else services.pipeline.models[params.student]
+        student = None if spec is None else spec.require_checkpoint(services.environment)
+        if spec is not None and student is not None and self._goes_by_scores:
+            scores = ScoreStore(services.state_dir, spec.scores_key(services.environment))
+            items = with_scores(items, scores, await asyncio.to_thread(renderer, student))
         labeller = None if params.types is None else ServedModel(params.types, stage.id, services, owners)
         if labeller is not None:
             items = await _typed(items, labeller)
         model = None if asked_model(params) is None else ServedModel(params, stage.id, services, owners)
-        check = _verifier(services)
-        results = await params.prune(items, Tools(verify=check, student=model, writer=model))
-        checked = await reverify(items, results, check)
-        rows = _Rows(stage, params, await _tokenizer(params, services), _problem_columns(stage, services.pipeline))
-        judged: list[Judgement] = []
+        # A tokenizer takes seconds to read, so other shards go on.
+        tokenizer = None if student is None else await asyncio.to_thread(token_counter, student)
+        verified = partial(_verified, services)
+        tools = Tools(verify=verified, student=model, writer=model, count=tokenizer or len)
+        results = await params.prune(items, tools)
+        checks = concluder(params)
+        by_problem = {problem: problem for problem in owners.values()}  # the control without reasoning is a problem's
+        checker = None if checks is None else ServedModel(checks, stage.id, services, owners | by_problem)
+        checked = await reverify(items, results, verified, params.conclude or Check(), checker)
+        rows = _Rows(stage, params, tokenizer, _problem_columns(stage, services.pipeline))
+        judged = [Judgement(row_id, fail(one.kind, str(one), owed=one.retryable)) for row_id, one in left.items()]
         made: list[Made] = []
         for item, one in zip(items, checked, strict=True):
             failure = labeller.failed.get(item.trace.id) if labeller else None
             if failure is None and model and one.result.reason in _NO_ANSWER:
                 failure = model.failed.get(item.trace.id)
+            if failure is None and checker and one.evidence is not None:
+                failure = checker.failed.get(item.trace.id) or checker.failed.get(item.trace.problem_id)
             if failure is not None:
                 judged.append(Judgement(item.trace.id, fail(failure.kind, str(failure), owed=True)))
                 continue
-            judgement, pruned = rows.of(item, one.result, one.verdict)
+            judgement, pruned = rows.of(item, one)
             judged.append(judgement)
             made += [] if pruned is None else [Made(pruned)]
-        return Result(
-            made=made,
-            judged=judged,
-            numbers={
-                **_outcomes(results, checked_results=[one.result for one in checked]),
-                **(_typed_steps(items) if labeller else {}),
-                **_spent([one for one in (labeller, model) if one], services),
-            },
-        )
-
-
-def make(name: str) -> Prune:
-    """Return the operation of one pruner."""
-    return Prune(name)
+        numbers = _numbers(results, checked, items if labeller else ())
+        if asking := [one for one in (labeller, model, checker) if one is not None]:
+            numbers |= spent([record for one in asking for record in one.records.values()], services.run_id)
+        return Result(made=made, judged=judged, numbers=numbers)
 
 
 @dataclass(frozen=True)
@@ -145,17 +174,21 @@ class _Rows:
     tokenizer: Callable[[str], int] | None
     inherited: Sequence[Column]
 
-    def of(self, item: PruneItem, result: PruneResult, verdict: Verdict | None) -> tuple[Judgement, Trace | None]:
+    def of(self, item: PruneItem, checked: Checked) -> tuple[Judgement, Trace | None]:
         """Return what is said of the parent, and the pruned trace where there is one."""
+        result, evidence = checked.result, checked.evidence
         trace, counter = item.trace, LengthCounter.of(item.trace, self.tokenizer)
         name, granularity = self.stage.name, self.params.granularity
         derivation = derive(item, result, pruner=name, granularity=granularity, counter=counter)
         derived, found = derivation.model_dump_json(exclude_defaults=True), measures(item, result, counter)
+        found |= evidence_measures(evidence)
         if derivation.edit is None:
             return Judgement(trace.id, KEEP, {DERIVATION.name: derived, **found}), None
         lengths = derivation.edit.lengths
         share = lengths.pruned / lengths.parent if lengths.parent else 1.0
-        made_by = {"parent": trace.id, "pruner": name, "with": pinned(self.params)}
+        # What is checked does not change the text.
+        params = {key: value for key, value in pinned(self.params).items() if key not in ("check", "conclude")}
+        made_by = {"parent": trace.id, "pruner": name, "with": params}
         kept = {
             name: value for name, value in trace.measures.items() if any(one.covers(name) for one in self.inherited)
         }
@@ -170,17 +203,37 @@ class _Rows:
                 "thinking": Thinking.CLOSED,
                 "finish_reason": "stop",
                 "completion_tokens": round(trace.completion_tokens * share),
-                "verdict": verdict,
+                "verdict": checked.verdict,
                 "derivation": derived,
                 "measures": {**kept, **found},
+                "fields": {**trace.fields, CHECK: what_was_checked(evidence, searched=self.params.concludes)},
                 "steps": (),
             }
         )
         return Judgement(trace.id, Decision(REPLACED, pruned.id)), pruned
 
 
-def _models(params: Any) -> list[str | None]:
-    return [asked_model(params), None if params.types is None else params.types.model, params.student]
+def _checked(params: Any, numbers: Mapping[str, float]) -> str:
+    """Return a sentence that says what was checked of the pruned traces of a stage."""
+    pruned, asked = f"{numbers.get('pruned', 0):,.0f} traces were pruned", concluder(params)
+    if asked is None and params.concludes:
+        return f"{pruned}; the student {params.model} concluded to the right answer from each of them"
+    if asked is None:
+        return f"{pruned}; their answer texts were verified, but not whether their reasoning leads to the answer"
+    check = params.conclude or Check()
+    checked, concluded, known, mixed = (
+        f"{numbers.get(name, 0):,.0f}" for name in ("checked", "concluded", "concluded_known", "control_shuffled")
+    )
+    told = (
+        f"{pruned}. Given the reasoning of {checked} candidates without the sentences that state the answer, the "
+        f"student {asked.model} concluded to the right answer from {concluded}, in at least {check.valid} of "
+        f"{check.samples} samples; from the others nothing was cut"
+    )
+    if "empty" in check.controls:
+        told += f". Without any reasoning it did so for {known} of these, for which the check proves nothing"
+    if "shuffled" in check.controls:
+        told += f". With the sentences in random order it did so for {mixed} of {checked}"
+    return told
 
 
 def _problem_columns(stage: StageSpec[Any], pipeline: Pipeline) -> list[Column]:
@@ -196,32 +249,6 @@ async def _typed(items: Sequence[PruneItem], labeller: ServedModel) -> list[Prun
     return [item.model_copy(update={"steps": steps}) for item, steps in zip(items, typed, strict=True)]
 
 
-def _verifier(services: Services) -> Callable[[list[tuple[Problem, str]]], Any]:
-    async def check(pairs: list[tuple[Problem, str]]) -> list[Verdict]:
-        return await verify([VerifyTask(problem=problem, answer_text=text) for problem, text in pairs], services)
-
-    return check
-
-
-async def _scored(items: Sequence[PruneItem], params: Any, services: Services) -> list[PruneItem]:
-    """Return the items with the scores of their steps under the measured student."""
-    model = services.pipeline.models[params.student]
-    store = ScoreStore(services.state_dir, model.scores_key(services.environment))
-    written = await asyncio.to_thread(renderer, _student(params, services))
-    return with_scores(items, store, lambda one: written.render(one.problem.question, one.reasoning, one.answer_text))
-
-
-async def _tokenizer(params: Any, services: Services) -> Callable[[str], int] | None:
-    """Return what counts in the student's tokens; a tokenizer takes seconds to read, so other shards go on."""
-    if params.student is None:
-        return None
-    return await asyncio.to_thread(token_counter, _student(params, services))
-
-
-def _student(params: Any, services: Services) -> Checkpoint:
-    return services.pipeline.models[params.student].require_checkpoint(services.environment)
-
-
 def _measured(stage: StageSpec[Any], pipeline: Pipeline) -> frozenset[str]:
     """Return the students under which every trace that reaches the stage was scored."""
     ways = []
@@ -233,22 +260,31 @@ def _measured(stage: StageSpec[Any], pipeline: Pipeline) -> frozenset[str]:
     return frozenset.intersection(*ways) if ways else frozenset()
 
 
-def _outcomes(results: Sequence[PruneResult], checked_results: Sequence[PruneResult]) -> Mapping[str, float]:
-    """Count what became of the rows, and the questions that were asked."""
+async def _verified(services: Services, pairs: list[tuple[Problem, str]]) -> list[Verdict]:
+    """Return the verdicts on answer texts to problems."""
+    return await verify([VerifyTask(problem=problem, answer_text=text) for problem, text in pairs], services)
+
+
+def _numbers(
+    results: Sequence[PruneResult], checked: Sequence[Checked], typed: Sequence[PruneItem]
+) -> dict[str, float]:
+    """Count the results, the calls, the texts that the student concluded from, and the rules that typed steps."""
     found: Counter[str] = Counter()
-    for one in checked_results:
-        found["pruned" if one.reason is None else UNCHANGED + one.reason] += 1
+    for one in checked:
+        found["pruned" if one.result.reason is None else UNCHANGED + one.result.reason] += 1
+        if one.evidence is not None:
+            found["checked"] += 1
+            found["concluded"] += one.evidence.passed
+            found["concluded_known"] += one.evidence.passed and one.evidence.known
+            for name, votes in one.evidence.controls.items():
+                found[f"control_{name}"] += votes.correct >= one.evidence.check.valid
     found["calls"] = sum(one.calls for one in results)
+    if typed:
+        rules = [step.rule for item in typed for step in item.steps]
+        found["steps_typed_by_model"] = rules.count(MODEL_RULE)
+        found["steps_typed_by_rules"] = len(rules) - rules.count(MODEL_RULE)
     return {name: float(count) for name, count in found.items()}
 
 
-def _typed_steps(items: Sequence[PruneItem]) -> dict[str, float]:
-    """Count the steps that the model typed, and those it said nothing of, which are typed by rules."""
-    steps = [step for item in items for step in item.steps]
-    by_model = sum(step.rule == MODEL_RULE for step in steps)
-    return {"steps_typed_by_model": float(by_model), "steps_typed_by_rules": float(len(steps) - by_model)}
-
-
-def _spent(models: Sequence[ServedModel], services: Services) -> dict[str, float]:
-    records = [record for model in models for record in model.records.values()]
-    return spent(records, services.run_id) if models else {}
+make = Prune
+"""Returns the operation of one pruner."""
