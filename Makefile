@@ -44,7 +44,7 @@ types: dev ## check the types of the package, strictly
 .PHONY: test
 test: dev ## run the tests
 	$(BIN)/pytest -q --durations=20 --numprocesses 2 --dist load tests/contract tests/e2e
-	$(BIN)/pytest -q --durations=20 --numprocesses 2 --dist loadfile tests/unit tests/filters
+	$(BIN)/pytest -q --durations=20 --numprocesses 2 --dist loadfile tests/unit tests/filters tests/trainers
 
 .PHONY: check
 check: lint types test ## everything that must pass before a change lands: what CI runs
@@ -66,6 +66,36 @@ $(VLLM_VENV)/vllm.stamp:
 test-vllm: dev $(VLLM_VENV)/vllm.stamp ## run the tests against a real vLLM on the CPU
 	TRACEFACTORY_TEST_VLLM=$(abspath $(VLLM_VENV)) $(BIN)/pytest -q -m vllm
 
+# LLaMA-Factory and verl, and axolotl, in two environments: their pins differ from each other's and from ours. They are
+# installed without what they need for GPUs; loading and tokenizing data needs none of it.
+TRAINERS_VENV ?= .venv-trainers
+$(TRAINERS_VENV)-a/trainers.stamp:
+	$(PYTHON) -m venv $(TRAINERS_VENV)-a
+	$(TRAINERS_VENV)-a/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.5.4 \
+		datasets==4.0.0 peft==0.18.1 accelerate==1.11.0 trl==0.24.0 omegaconf fire pyyaml hydra-core codetiming dill pandas \
+		pyarrow "tensordict>=0.8,<=0.10.0" torchdata==0.11.0 "ray[default]" pylatexenc sentencepiece protobuf scipy einops \
+		matplotlib tiktoken av
+	$(TRAINERS_VENV)-a/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llamafactory==0.9.5 verl==0.9.1
+	@touch $@
+
+$(TRAINERS_VENV)-b/trainers.stamp:
+	$(PYTHON) -m venv $(TRAINERS_VENV)-b
+	$(TRAINERS_VENV)-b/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 transformers==5.16.1 \
+		datasets==4.8.4 peft==0.20.0 accelerate==1.13.0 trl==1.9.0 addict fire colorama einops numba python-dotenv zstandard \
+		fastcore posthog mistral-common==1.11.5 schedulefree typer evaluate scipy pydantic==2.12.5
+	$(TRAINERS_VENV)-b/bin/python -m pip install --quiet --disable-pip-version-check --no-deps axolotl==0.19.0 \
+		axolotl-contribs-lgpl axolotl-contribs-mit
+	@touch $@
+
+TRAINERS_ENV = TRACEFACTORY_TEST_TRAINERS_A=$(abspath $(TRAINERS_VENV))-a TRACEFACTORY_TEST_TRAINERS_B=$(abspath $(TRAINERS_VENV))-b
+.PHONY: test-trainers
+test-trainers: dev $(TRAINERS_VENV)-a/trainers.stamp $(TRAINERS_VENV)-b/trainers.stamp ## read every view with the code of LLaMA-Factory, verl, axolotl and TRL
+	$(TRAINERS_ENV) $(BIN)/pytest -q tests/trainers
+
+.PHONY: trainers-table
+trainers-table: dev $(TRAINERS_VENV)-a/trainers.stamp $(TRAINERS_VENV)-b/trainers.stamp ## write the table of docs/trainers.md from the same code
+	$(TRAINERS_ENV) $(BIN)/python -m tests.trainers.table
+
 .PHONY: bench
 bench: dev ## measure speed, as ratios within one run
 	$(BIN)/pytest -q -m bench -s
@@ -83,6 +113,10 @@ agreement: dev ## compare verdicts with labels, ours and math-verify's: PAIRS="p
 student-table: dev ## measure traces under two students: TRACES=file.jsonl STUDENT_MODEL=model.gguf [SETS="--limit 8"]
 	$(BIN)/tracefactory run pipelines/traces_fit.yaml $(SETS)
 	$(BIN)/tracefactory measures
+
+.PHONY: templates-table
+templates-table: dev ## write docs/templates.md: which chat template of TRL can be used for what
+	$(BIN)/python -m tracefactory.testing.templates
 
 .PHONY: wheel
 wheel: dev ## build the wheel

@@ -14,7 +14,8 @@ LAYERS = [
     {"text", "maths", "answers", "sandbox", "sampling"},
     {"serving"},
     {"models"},
-    {"filters", "reading", "verification", "pruning", "students", "decoding"},  # what the methods below are made of
+    # What the methods below are made of.
+    {"filters", "reading", "verification", "pruning", "students", "decoding", "trainers"},
     {"sources", "verifiers", "pruners", "decoders", "rollouts", "config"},
     {"stages"},
     {"engine"},

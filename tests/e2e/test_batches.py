@@ -113,6 +113,7 @@ def test_a_killed_run_at_its_cap_gets_what_is_in_its_batches(teacher_of: Teacher
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_on_ray_a_killed_run_at_its_cap_stores_all_and_tells_a_bill_that_differs(
     teacher_of: Teachers, project_of: Projects
 ) -> None:
@@ -128,6 +129,7 @@ def test_on_ray_a_killed_run_at_its_cap_stores_all_and_tells_a_bill_that_differs
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_at_a_cap_batches_that_were_submitted_are_waited_for(teacher_of: Teachers, project_of: Projects) -> None:
     teacher = teacher_of(accuracy=0.8, batch={"delay_s": 4.0})
     project = with_batches(project_of(teacher.url, size=10))

@@ -38,7 +38,7 @@ def _record(said: Any) -> Any:
     return next((found for value in values if (found := _record(value))), None)
 
 
-@pytest.mark.parametrize("executor", ["inline", "ray"])
+@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_cap_on_requests_is_never_exceeded_and_the_result_can_be_published(
     teacher_of: Teachers, project_of: Projects, executor: str
 ) -> None:

@@ -206,9 +206,9 @@ def test_the_raw_and_the_pruned_traces_can_be_published_and_trained_on(
         assert row["chosen_length"] < row["rejected_length"]
     masked = {row["id"]: row for row in views["masked"]}
     for row in views["sft"]:
-        text = masked[row["id"]]["completion"][0]["content"]
-        for span in reversed(masked[row["id"]]["masked"]):
-            text = text[: span["start"]] + text[span["end"] :]
+        last = masked[row["id"]]["masked_messages"][-1]
+        kept_parts = [one for one in last["train_detail"] if one["train"]]
+        text = "".join(last["content"][one["begin_offset"] : one["end_offset"] + 1] for one in kept_parts)
         assert text.split() == row["completion"][0]["content"].split()
     others = ["--set", "stages.dataset.from=right", "--set", "version=raw"]
     raw = by_id(project.make(*others))["dataset"]["tally"]
@@ -238,7 +238,12 @@ def test_the_papers_profile_starts_from_traces_and_samples_nothing(
     monkeypatch.setenv("OPENR1_MATH", "traces.jsonl")
     paper = ("--profile", "paper", "--set", "run.executor=inline")
     outcome = by_id(project.make(*paper))
-    assert list(outcome) == ["problems", "checked", "right", "cut", "pruned", "dataset"]
+    assert list(outcome) == ["problems", "checked", "right", "cut", "pruned", "dataset", "raw"]
+    card = (project.root / "out" / "efficient-long-cot" / "2026.11.1" / "README.md").read_text()
+    assert "SFT loss of the chosen completion with weight 0.3" in card
+    assert 'loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.3]' in card
+    assert "pref_ftx: 0.3" in card
+    assert "`efficient-long-cot-raw` (stage `raw`)" in card
     (pruned,) = rows(project, outcome["pruned"])
     assert pruned.reasoning == "We add."
     assert (pruned.model, pruned.answer_text) == ("deepseek-ai/DeepSeek-R1", "So it is \\boxed{42}.")

@@ -49,7 +49,10 @@ def tally(project: Project, stage_id: str) -> Tally:
     return record.tally
 
 
-@pytest.mark.parametrize(("stage", "reply"), [(JUDGE, "[SAME]"), (ROLLOUT, None), (PRUNE, None)])
+@pytest.mark.parametrize(
+    ("stage", "reply"),
+    [(JUDGE, "[SAME]"), *(pytest.param(stage, None, marks=pytest.mark.slow) for stage in (ROLLOUT, PRUNE))],
+)
 def test_one_kind_of_failure_is_tried_again(
     teacher_of: Teachers, project_of: Projects, stage: str, reply: str | None
 ) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 import pytest
-from datasets import Dataset, load_dataset
+from datasets import load_dataset, load_from_disk
 
 from tests.e2e.conftest import Project
 from tests.e2e.embedded import embedded
-from tracefactory.pruning import loss_mask
+from tracefactory.trainers import TRAINERS, Data, snippet
 
 PIPELINE = """\
 name: pruned
@@ -22,7 +23,7 @@ stages:
   - {id: raw, source: traces, with: {paths: traces.jsonl, question: q, answer: a, model: someone}}
   - {id: checked, verify: auto}
   - {id: cut, prune: verification_steps, with: {check: answer}}
-  - {id: dataset, publish: dataset, with: {views: [masked, preference], licence: mit}}
+  - {id: dataset, publish: dataset, with: {views: [masked, preference], sft_weight: 0.3, licence: mit}}
 run: {executor: inline}
 """
 CHECK = "Let me check: {p} / {b} = {a}, which fits."
@@ -46,25 +47,24 @@ def release(project_of: Callable[..., Project]) -> str:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
-def test_the_masked_form_trains_on_what_was_kept_alone(release: str, tmp_path: Path) -> None:
+def test_the_masked_form_trains_on_what_was_kept_alone(
+    release: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trl = pytest.importorskip("trl")
     model, tokenizer = embedded()
-    rows = load_dataset(release, "masked", split="train", cache_dir=str(tmp_path / "c"))
-
-    def encoded(row: dict[str, Any]) -> dict[str, list[int]]:
-        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
-        before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        text = tokenizer(row["completion"][0]["content"], add_special_tokens=False, return_offsets_mapping=True)
-        mask = loss_mask(text["offset_mapping"], [(span["start"], span["end"]) for span in row["masked"]])
-        labels = [token if counts else -100 for token, counts in zip(text["input_ids"], mask, strict=True)]
-        return {"input_ids": before + text["input_ids"], "labels": [-100] * len(before) + labels}
-
-    made = Dataset.from_list([encoded(row) for row in rows])
-    for row, one in zip(rows, made, strict=True):
+    student = tmp_path / "student"
+    model.save_pretrained(student)
+    tokenizer.save_pretrained(student)
+    monkeypatch.chdir(tmp_path)
+    label, _ = snippet(TRAINERS["trl"], "masked", Data(release, student=str(student)))
+    Path(label.name).write_text(label.text)
+    runpy.run_path(label.name)
+    made = load_from_disk("masked-labels")["train"]
+    for one in made:
         whole, trained = tokenizer.decode(one["input_ids"]), tokenizer.decode([t for t in one["labels"] if t != -100])
         assert "Let me check" in whole
         assert "Let me check" not in trained
-        assert row["completion"][0]["content"].split("\n\n")[1] in trained
+        assert "Take " in trained
     options = {"max_steps": 2, "per_device_train_batch_size": 2, "report_to": [], "use_cpu": True}
     config = trl.SFTConfig(output_dir=str(tmp_path / "model"), max_length=512, **options)
     trainer = trl.SFTTrainer(model=model, processing_class=tokenizer, train_dataset=made, args=config)
@@ -83,6 +83,11 @@ def test_the_pairs_train_with_an_sft_term(release: str, tmp_path: Path) -> None:
     model, tokenizer = embedded()
     rows = load_dataset(release, "preference", split="train", cache_dir=str(tmp_path / "c"))
     assert rows.num_rows == 8
+    card = Path(release, "README.md").read_text()
+    assert "SFT loss of the chosen completion with weight 0.3" in card
+    (told,) = re.findall(r"loss_type=(\[.*?\]), loss_weights=(\[.*?\])", card)  # as the card's configuration has them
+    loss_type, loss_weights = map(json.loads, told)
+    assert dict(zip(loss_type, loss_weights, strict=True)) == {"sigmoid": 1.0, "sft": 0.3}
     config = trl.DPOConfig(
         output_dir=str(tmp_path / "model"),
         max_steps=2,
@@ -90,8 +95,8 @@ def test_the_pairs_train_with_an_sft_term(release: str, tmp_path: Path) -> None:
         report_to=[],
         use_cpu=True,
         max_length=512,
-        loss_type=["sigmoid", "sft"],
-        loss_weights=[1.0, 0.3],
+        loss_type=loss_type,
+        loss_weights=loss_weights,
     )
     before = deepcopy(model)  # weights out of a GGUF file cannot be loaded again by their path alone
     trainer = trl.DPOTrainer(model=model, ref_model=before, processing_class=tokenizer, train_dataset=rows, args=config)

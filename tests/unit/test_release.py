@@ -310,4 +310,4 @@ def test_the_digest_of_known_rows_does_not_change(tmp_path: Path) -> None:
     }
     assert pq.read_table(tmp_path / "1.0" / "data" / "sft" / "train-00000.parquet").to_pylist() == [expected]
     assert manifest.configs["sft"].digest == "777795bc39972622c5e479a1ec60bec6"
-    assert manifest.content == "e9b329adc7d65a0ff44620e9ef1c860e64219a0580f0249ca27ee116d071efb7"
+    assert manifest.content == "dc089a5aea305a10418278bc037ffc4bec79874b0d8a3bddbba70f72d054d277"

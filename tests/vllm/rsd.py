@@ -15,7 +15,7 @@ from tests.vllm.conftest import FIELDS
 from tracefactory.core.model import ChatRequest
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.decoding.decoder import DECODERS
-from tracefactory.decoding.prompts import decoder_of, encoded_prompt
+from tracefactory.decoding.prompts import decoder_of, rollout_spec
 from tracefactory.decoding.provenance import Decoded
 from tracefactory.students import Checkpoint
 
@@ -85,7 +85,7 @@ class Judge:
             at = next((i for i, (a, b) in enumerate(zip(*columns, strict=False)) if a != b), None)
             compared.tokens += min(map(len, columns)) if at is None else at + 1
             if at is not None:
-                sequence = [*encoded_prompt(self.tokenizer, request), *columns[1][:at]]
+                sequence = [*rollout_spec(self.tokenizer, request).prompt, *columns[1][:at]]
                 with torch.no_grad():
                     logits = [model(input_ids=torch.tensor([sequence])).logits[0, -1] for model in self.models]
                 decoder = decoder_of(request)

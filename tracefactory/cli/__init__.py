@@ -28,6 +28,7 @@ COMMANDS = {
     "show": "Print the funnel of a run with the lengths of its traces, or list all runs.",
     "explain": "Show where a row comes from: problem, request, verdict, stages.",
     "measures": "Print the measures of a run under its students.",
+    "render": "Print one row as the student is trained on it, and what is lost.",
     "teachers": "Try every teacher on a few problems and rank them for the student.",
     "diff": "Compare the rows of two published versions.",
     "fsck": "Read everything that is stored, list every damage, and repair it on request.",

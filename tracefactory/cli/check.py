@@ -13,12 +13,19 @@ from tracefactory.core.errors import UserError
 def check(
     path: Annotated[Path, typer.Argument(help="A pipeline, or a folder of the project.")] = Path(),
 ) -> None:
-    """Check one pipeline, or all pipelines, prompts, filters and plugins of a project, without sending requests."""
+    """Check one pipeline, or all pipelines, prompts, filters and plugins of a project, without sending requests.
+
+    Of one pipeline, the chat templates of its students are tried on its prompts and views.
+    """
     from tracefactory.config import check_project, load_pipeline
     from tracefactory.config.project import find_project, pipeline_files
+    from tracefactory.core.stage import stage_of
 
     if path.is_file():
         loaded = load_pipeline(path)
+        found = [one for stage in loaded.stages for one in stage_of(stage).template_mistakes(stage, loaded)]
+        if found:
+            raise UserError(found)
         print(f"{path}: {len(loaded.stages)} stages, {len(loaded.models)} models, no mistakes")
         return
     project = find_project(path)

@@ -80,17 +80,20 @@ def print_outcome(outcome: RunOutcome, root: Path, *, as_json: bool) -> None:
     console.print(with_notes(funnel(f"{outcome.pipeline} {outcome.version}", lines), notes), highlight=False)
     if outcome.spend:
         console.print(spending(outcome.spend), highlight=False)
-    if outcome.state is End.FINISHED and (by_style := _lengths(outcome.stages[-1], root)):
-        console.print(lengths(by_style), highlight=False)
+    if outcome.state is End.FINISHED:
+        releases = [one for one in outcome.stages if one.op.startswith("publish:")]
+        for one in releases or outcome.stages[-1:]:
+            if by_style := _lengths(one, root):
+                console.print(lengths(by_style, one.id if len(releases) > 1 else ""), highlight=False)
 
 
-def _lengths(last: StageOutcome, root: Path) -> dict[str, list[int]]:
+def _lengths(stage: StageOutcome, root: Path) -> dict[str, list[int]]:
     """Return the completion tokens of the traces of a stage, by style; empty when its rows cannot be read."""
     try:
-        frame = last.rows(root).frame(Span.all(), ("style", "completion_tokens"))
+        frame = stage.rows(root).frame(Span.all(), ("style", "completion_tokens"))
     except RunError:
         return {}  # stored by an earlier version, or removed since
-    if last.gives is not Kind.TRACES:
+    if stage.gives is not Kind.TRACES:
         return {}
     grouped = frame.sort("style").group_by("style", maintain_order=True).agg("completion_tokens")
     return {style or "unstyled": tokens for style, tokens in grouped.iter_rows()}

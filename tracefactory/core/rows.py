@@ -177,10 +177,11 @@ class Trace(Frozen):
     """One chain of thought for one problem, as sampled or as derived from other traces.
 
     `reasoning` and `answer_text` are the last turn of the assistant; `turns` are the turns between the question and
-    that last one (tool calls and their results, a critique, an earlier attempt), none for a single-turn trace. `system`
-    is the system message the teacher was given. `finish_reason` is the server's word (stop, length, content_filter);
-    `refusal` is the text of a refusal; token counts are the server's; `cost` is in US dollars, None where the
-    price is unknown (0 of a completion that version 0.2 stored without a price).
+    that last one (tool calls and their results, a critique, an earlier attempt), none for a single-turn trace.
+    `prompt_digest` is of the prompt's file, `messages_digest` of the rendered messages that were sent ("" for traces of
+    version 0.2 and those read from files), and `system` is the system message among them. `finish_reason` is the
+    server's word (stop, length, content_filter); `refusal` is the text of a refusal; token counts are the server's;
+    `cost` is in US dollars, None where the price is unknown (0 of a completion that 0.2 stored without a price).
     `derivation` says how a pruned trace came from its parent (JSON, "{}" for a sample).
     """
 
@@ -194,6 +195,7 @@ class Trace(Frozen):
     revision: str = ""
     prompt: str = ""
     prompt_digest: str = ""
+    messages_digest: str = ""
     system: str | None = None
     style: str = ""
     sample_index: int = 0

@@ -100,12 +100,16 @@ class Decided:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a stage tells the card of the dataset: its source, the requested shares, and sentences."""
+    """What a stage tells the card of the dataset: its source, the requested shares, and sentences.
+
+    `shares` are by the value of the column `shares_by`.
+    """
 
     source: str = ""
     revision: str = ""
     shares: Mapping[str, float] = field(default_factory=dict)
     unit: str = ""
+    shares_by: str = "style"
     notes: Sequence[str] = ()
 
 
@@ -286,6 +290,13 @@ class Stage(ABC, Generic[P]):
     def refusal(self, stage: StageSpec[P], pipeline: Pipeline) -> Mistake | None:
         """Return why a run that has to run this stage must not even begin."""
         return None
+
+    def template_mistakes(self, stage: StageSpec[P], pipeline: Pipeline) -> list[Mistake]:
+        """Return what chat templates would do to the texts of the stage, for models whose template is at hand.
+
+        Asked by `tracefactory check FILE` and before a run pays; may load the tokenizer of a student.
+        """
+        return []
 
     def missing_allowed(self, stage: StageSpec[P]) -> float:
         """Return the share of the rows of a stage above that may still be owed when a release is written."""

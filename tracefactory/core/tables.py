@@ -56,7 +56,7 @@ PROBLEM = [
 ]
 TRACE = [
     pa.field("parents", pa.list_(pa.struct([*_fields("id role"), pa.field("step", _I)]))),
-    *_fields("op stage teacher model revision prompt prompt_digest style request_key", "system"),
+    *_fields("op stage teacher model revision prompt prompt_digest style request_key", "system messages_digest"),
     *_fields("sample_index", "seed", _I),
     pa.field("temperature", _F),
     *_fields("reasoning answer_text"),

@@ -16,9 +16,9 @@ from tracefactory.core.errors import RunError, UserError
 from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import PartialTrace, Role
 from tracefactory.decoding.model_pair import ModelPair
-from tracefactory.decoding.prompts import decoder_of, encoded_prompt, served_stops
+from tracefactory.decoding.prompts import rollout_spec, served_stops
 from tracefactory.decoding.provenance import Decoded
-from tracefactory.decoding.rollout import Rollout, RolloutSpec
+from tracefactory.decoding.rollout import Rollout
 from tracefactory.decoding.served import ServedModel, server_limit
 from tracefactory.decoding.vocabulary import Vocabulary, compare
 from tracefactory.serving.loading import load_tokenizer
@@ -49,17 +49,15 @@ class FusedPair(ModelPair):
             RunError: when the server does not run the plugin, or cannot be kept running.
         """
         tokenizer, vocabulary, stops, positions = await self._open()
-        prompt = encoded_prompt(tokenizer, request)
-        max_tokens = request.params["max_tokens"]
+        spec = rollout_spec(tokenizer, request)
+        prompt, max_tokens = spec.prompt, spec.max_tokens
         # near the end of the context vLLM stops drafting, so a whole draft must fit
         if len(prompt) + max_tokens + self.draft_length + 1 > positions:
             lengths = f"prompt of {len(prompt)} + max_tokens {max_tokens} + draft of {self.draft_length}"
             message = f"{lengths} > context of {positions} tokens"
             raise RequestFailed("context_length", message, attempts=1, retryable=False)
         started = time.monotonic()
-        rollout = Rollout(
-            RolloutSpec(prompt, decoder_of(request), request.params["seed"], max_tokens), vocabulary, tokenizer
-        )
+        rollout = Rollout(spec, vocabulary, tokenizer)
         drawn = await self._drawn(rollout, stops, len(tokenizer), request.key)
         if drawn.rows[0].token_id != prompt[-1]:
             raise RunError(f"{self.student.name}: the server does not run the plugin for decoding by two models")

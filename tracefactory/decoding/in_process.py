@@ -14,9 +14,9 @@ from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.engine import Engine
 from tracefactory.decoding.kv_cache import CachedModel
 from tracefactory.decoding.model_pair import ModelPair
-from tracefactory.decoding.prompts import decoder_of, encoded_prompt, stops_of
+from tracefactory.decoding.prompts import rollout_spec, stops_of
 from tracefactory.decoding.provenance import Decoded
-from tracefactory.decoding.rollout import Rollout, RolloutSpec
+from tracefactory.decoding.rollout import Rollout
 from tracefactory.decoding.vocabulary import compare
 from tracefactory.serving.loading import load_model, load_tokenizer
 from tracefactory.students.student import check_head
@@ -54,14 +54,13 @@ class InProcessPair(ModelPair):
             UserError: when a model cannot be loaded, or the two cannot decode together.
         """
         loaded = await self._load()
-        prompt = encoded_prompt(loaded.tokenizer, request)
-        if len(prompt) + request.params["max_tokens"] > loaded.positions:
-            lengths = f"prompt of {len(prompt)} + max_tokens {request.params['max_tokens']}"
+        spec = rollout_spec(loaded.tokenizer, request)
+        if len(spec.prompt) + spec.max_tokens > loaded.positions:
+            lengths = f"prompt of {len(spec.prompt)} + max_tokens {spec.max_tokens}"
             message = f"{lengths} > context of {loaded.positions} tokens"
             raise RequestFailed("context_length", message, attempts=1, retryable=False)
         started = time.monotonic()
-        params = request.params
-        rollout = loaded.engine.add(RolloutSpec(prompt, decoder_of(request), params["seed"], params["max_tokens"]))
+        rollout = loaded.engine.add(spec)
         answer = self._answers[rollout] = asyncio.get_running_loop().create_future()
         if self._stepping is None or self._stepping.done():
             self._stepping = asyncio.create_task(self._run(loaded.engine))

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from tracefactory.core.checkpoint import Checkpoint, local_path
-from tracefactory.core.model import ChatRequest
+from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import DECODERS, Decoder
+from tracefactory.decoding.rollout import RolloutSpec
+from tracefactory.text.chat_templates import ChatTemplate, RenderError
+from tracefactory.text.prompt_rendering import continued
+from tracefactory.text.reasoning import opens_thinking
 
 
 def decoder_of(request: ChatRequest) -> Decoder:
@@ -15,17 +19,32 @@ def decoder_of(request: ChatRequest) -> Decoder:
     return kind.model_validate({name: request.params[name] for name in kind.model_fields if name in request.params})
 
 
-def encoded_prompt(tokenizer: Any, request: ChatRequest) -> tuple[int, ...]:
-    """Return the prompt in the student's tokens, rendered with its chat template; a prefill is continued.
+def rollout_spec(tokenizer: Any, request: ChatRequest) -> RolloutSpec:
+    """Return what determines the trace that a request asks for.
+
+    The prompt is in the student's tokens, rendered with its chat template; a prefill is continued.
 
     Args:
         tokenizer: the student's tokenizer.
         request: the request, whose last message may be a prefill.
+
+    Raises:
+        RequestFailed: when the student's chat template fails.
     """
-    messages = list(request.messages)
-    prefill = messages.pop()["content"] if request.has_prefill else ""
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + prefill
-    return tuple(tokenizer.encode(text, add_special_tokens=False))
+    template, params = ChatTemplate.of_tokenizer(tokenizer), request.params
+    try:
+        text = continued(template, request.messages)
+        turn = text[text.rfind(template.generation) :]
+    except RenderError as error:
+        message = f"the student's chat template: {error}"
+        raise RequestFailed(error.reason, message, attempts=1, retryable=False) from error
+    return RolloutSpec(
+        tuple(tokenizer.encode(text, add_special_tokens=False)),
+        decoder_of(request),
+        params["seed"],
+        params["max_tokens"],
+        opened_in_prompt=opens_thinking(turn),
+    )
 
 
 def stops_of(named: int | list[int] | None, tokenizer: Any) -> frozenset[int]:

@@ -76,9 +76,13 @@ class Provenance(Frozen):
 
 
 class Decoded(Completion):
-    """A completion that two models wrote."""
+    """A completion that two models wrote.
+
+    `opened_in_prompt` says that the student's chat template opened the thinking, so that the text starts in it.
+    """
 
     provenance: Provenance
+    opened_in_prompt: bool = False
 
     @classmethod
     def of(cls, rollout: Rollout, served: str, started: float) -> Decoded:
@@ -98,4 +102,5 @@ class Decoded(Completion):
             created=time.time(),
             seconds=time.monotonic() - started,
             provenance=Provenance.of(rollout),
+            opened_in_prompt=rollout.spec.opened_in_prompt,
         )

@@ -14,12 +14,16 @@ from tracefactory.decoding.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class RolloutSpec:
-    """What determines a trace: prompt (in the student's tokens), decoder, key of the noise (64 bits), token budget."""
+    """What determines a trace: prompt (in the student's tokens), decoder, key of the noise (64 bits), token budget.
+
+    `opened_in_prompt` says that the thinking is open at the end of the prompt, so that the trace starts in it.
+    """
 
     prompt: tuple[int, ...]
     decoder: Decoder
     key: int
     max_tokens: int
+    opened_in_prompt: bool = False
 
 
 @dataclass(eq=False)

@@ -28,9 +28,9 @@ from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import Role, Turn
 from tracefactory.decoding.draft_schedule import ServedDraftScheduler
 from tracefactory.decoding.model_pair import ModelPair
-from tracefactory.decoding.prompts import decoder_of, encoded_prompt, served_stops
+from tracefactory.decoding.prompts import rollout_spec, served_stops
 from tracefactory.decoding.provenance import Decoded
-from tracefactory.decoding.rollout import Rollout, RolloutSpec
+from tracefactory.decoding.rollout import Rollout
 from tracefactory.decoding.vocabulary import Vocabulary, compare
 from tracefactory.sampling.acceptance import decide
 from tracefactory.sampling.candidates import NO_TOKEN, Candidates, candidate_bounds
@@ -98,15 +98,13 @@ class ServedPair(ModelPair):
             RunError: when a managed server cannot be kept running.
         """
         setup = await self._open()
-        prompt = encoded_prompt(setup.tokenizer, request)
-        params = request.params
-        if len(prompt) + params["max_tokens"] > setup.positions:
+        spec = rollout_spec(setup.tokenizer, request)
+        if len(spec.prompt) + spec.max_tokens > setup.positions:
             message = (
-                f"prompt of {len(prompt)} + max_tokens {params['max_tokens']} > context of {setup.positions} tokens"
+                f"prompt of {len(spec.prompt)} + max_tokens {spec.max_tokens} > context of {setup.positions} tokens"
             )
             raise RequestFailed("context_length", message, attempts=1, retryable=False)
         started = time.monotonic()
-        spec = RolloutSpec(prompt, decoder_of(request), params["seed"], params["max_tokens"])
         trace = _ServedRollout(self, setup, Rollout(spec, setup.vocabulary, setup.tokenizer), request.key)
         while not trace.rollout.finish:
             await trace.round()

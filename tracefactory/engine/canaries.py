@@ -14,6 +14,7 @@ from tracefactory.core.fingerprint import digest
 from tracefactory.core.model import ChatRequest, Completion, ModelSpec, RequestFailed
 from tracefactory.core.stage import Record
 from tracefactory.serving.canary import CHECKS, OF_ANY_STAGE, Answered, chosen, faults
+from tracefactory.serving.logprobs_mode import Ask, logprobs_fault
 
 Pay = Callable[[ChatRequest], Awaitable[Record]]
 
@@ -33,6 +34,7 @@ class Canaries:
         stage: tuple[str, str],
         requests: Sequence[ChatRequest],
         pay: Pay,
+        ask: Ask,
         *,
         samples: bool,
     ) -> None:
@@ -44,6 +46,7 @@ class Canaries:
             stage: the id and the key of the stage.
             requests: requests that have no completion yet.
             pay: sends a request and stores its completion.
+            ask: sends a request whose completion is not stored.
             samples: whether the stage samples traces, so that all checks apply.
 
         Raises:
@@ -55,6 +58,8 @@ class Canaries:
             if name in self._passed or file.exists():
                 self._passed.add(name)
                 return
+            if requests[0].params.get("logprobs") and "logprobs" not in spec.skip_checks:
+                await _check_logprobs(model, stage[0], requests[0], ask)
             first = chosen(requests)
             outcomes: list[Any] = await asyncio.gather(*map(pay, first), return_exceptions=True)
             for outcome in outcomes:
@@ -76,3 +81,10 @@ class Canaries:
                 )
             write_json(file, {"model": model, "stage": stage[0], "requests": [one.key for one, _ in answers]})
             self._passed.add(name)
+
+
+async def _check_logprobs(model: str, stage_id: str, request: ChatRequest, ask: Ask) -> None:
+    """Raise RunStopped unless the server of a model reports the model's own log-probabilities."""
+    if (fault := await logprobs_fault(request, ask)) is not None:
+        seen, remedy = fault
+        raise RunStopped(f"{stage_id}: the server of {model}: {seen}; {remedy}. Nothing else was paid for")

@@ -17,6 +17,7 @@ from tracefactory.pruning import diff, restored
 from tracefactory.store.requests import RequestStore
 from tracefactory.store.rows import StageRows
 from tracefactory.store.scores import ScoreStore
+from tracefactory.students.over import Over, of_text
 from tracefactory.students.view import StudentView, view_of
 
 
@@ -101,7 +102,10 @@ def views_of(trace: Trace, outcome: RunOutcome, root: Path) -> Iterator[StudentV
         stored = ScoreStore(root, identity["uses"]["scores"]).get([trace.id], words=True).get(trace.id, [])
         fitting = [one for one in stored if one.text is None or body.strip() in one.text]
         if fitting:
-            yield view_of(trace.id, identity["with"]["student"], fitting[-1], body)
+            scores, over = fitting[-1], None
+            if scores.text is not None and identity["parameters"].get("over") == Over.TEXT:
+                over = of_text(scores, scores.text, trace.reasoning, trace.answer_text)
+            yield view_of(trace.id, identity["with"]["student"], scores, body, over=over)
 
 
 def _events(stage: StageOutcome, rows: StageRows, prefix: str) -> Iterator[tuple[Event, Row]]:

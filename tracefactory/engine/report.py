@@ -100,9 +100,12 @@ def run_list(lines: Sequence[RunLine]) -> RenderableType:
     return table
 
 
-def lengths(by_style: Mapping[str, Sequence[int]]) -> RenderableType:
-    """Return the distribution of completion tokens by style: quantiles, and histograms on a common scale."""
-    table = plain_table("completion tokens of the published traces")
+def lengths(by_style: Mapping[str, Sequence[int]], stage: str = "") -> RenderableType:
+    """Return the distribution of completion tokens by style: quantiles, and histograms on a common scale.
+
+    `stage` is the id of the stage that published the traces, where there are several.
+    """
+    table = plain_table(f"completion tokens of the published traces{f': {stage}' if stage else ''}")
     for name in ("style", "rows", "min", "p10", "median", "p90", "max"):
         table.add_column(name, justify="left" if name == "style" else "right")
     longest = max((max(found) for found in by_style.values()), default=0)

@@ -113,7 +113,8 @@ def refuse(pipeline: Pipeline, plan: Plan) -> None:
     to_run = [stage for stage in pipeline.stages if states[stage.id] is not State.CACHED]
     refusals = [stage_of(stage).refusal(stage, pipeline) for stage in to_run]
     no_prices = [replace(one, file=pipeline.file) for one in unpriced(pipeline, asked_models(pipeline, plan))]
-    if mistakes := [*no_prices, *(one for one in refusals if one is not None)]:
+    templates = [one for stage in to_run for one in stage_of(stage).template_mistakes(stage, pipeline)]
+    if mistakes := [*no_prices, *(one for one in refusals if one is not None), *templates]:
         raise UserError(mistakes)
 
 

@@ -168,7 +168,8 @@ def load_outcome(root: Path, run: str | None = None, *, finished: bool = True) -
             return found
     hint = nearest(run, names) if run else None
     what = "finished run" if finished else "run that has ended"
-    raise UserError(f"no {what} {run or ''} under {root / 'runs'}" + (f" ({hint})" if hint else ""))
+    named = f" {run}" if run else ""
+    raise UserError(f"no {what}{named} under {root / 'runs'}" + (f" ({hint})" if hint else ""))
 
 
 def runs_of(root: Path) -> list[RunLine]:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tracefactory.core.budget import ON_LOST_ATTEMPT
 from tracefactory.core.environment import Environment
@@ -21,6 +21,9 @@ from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.prices import Price
 from tracefactory.store.claims import Claims
 from tracefactory.store.spend import Amount, Ledger, Refusal, Writer
+
+if TYPE_CHECKING:
+    from tracefactory.serving.client import ChatClient
 
 GPU_PERIOD_S = 10.0
 """GPU-hours are charged for so many seconds in advance; what is left of them at the end is given back."""
@@ -102,6 +105,13 @@ class Spending:
             raise  # after any other exception it is not known whether the server bills it: it stays reserved
         finally:
             ON_LOST_ATTEMPT.reset(before)
+
+    async def answer(self, model: str, client: ChatClient, environment: Environment, request: ChatRequest) -> Any:
+        """Return the JSON of the answer to a request whose completion is not stored; what it costs is counted."""
+        async with self.request(model, request, environment) as paid:
+            completion, answer = await client.answer(request)
+            paid.settle(completion)
+        return answer
 
     def spent(
         self, model: str, request: ChatRequest, completion: Completion, environment: Environment

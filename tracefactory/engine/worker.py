@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -195,12 +195,12 @@ class Worker:
         op = stage_of(self.pipeline.stage(stage_id))
         spec, samples = self.pipeline.models[model], op.makes is Kind.TRACES and not op.judges
 
-        async def pay(request: ChatRequest) -> Record:
-            at_once = self._batches.at_once(model, self.client(model), self.environment)
-            return await self._pay(model, request, stage_id, at_once)
-
+        client, stage = self.client(model), (stage_id, self.keys[stage_id])
+        at_once = self._batches.at_once(model, client, self.environment)
+        pay = partial(self._pay, model, stage_id=stage_id, client=at_once)
+        ask = partial(self.spending.answer, model, client, self.environment)
         try:
-            await self._canaries.check(model, spec, (stage_id, self.keys[stage_id]), requests, pay, samples=samples)
+            await self._canaries.check(model, spec, stage, requests, pay, ask, samples=samples)
         except RunStopped as fault:
             self.stop(fault)
             raise

@@ -20,6 +20,8 @@ from pydantic import Field, model_validator
 from tracefactory.core.prices import dollars
 from tracefactory.core.rows import Frozen
 from tracefactory.engine.lengths import LengthLine
+from tracefactory.publish.training import trainers_of
+from tracefactory.trainers import Data
 
 # The `license:` identifiers of the Hub (https://huggingface.co/docs/hub/repositories-licenses) for data and models; any
 # other licence is written as `other` with a name.
@@ -161,18 +163,29 @@ class MissingLine(Frozen):
     reasons: Mapping[str, int]
 
 
+class SiblingLine(Frozen):
+    """Another dataset that the same pipeline publishes under the same version: its name, stage and repository."""
+
+    name: str
+    stage: str
+    repo: str | None = None
+
+
 class CardInputs(Frozen):
     """The content of a card, recorded by the run or written by its author.
 
     `licence` is the licence of the dataset that its author declares; `command` and `pipeline` reproduce it. `notes` are
-    sentences, such as the shortfall of a mix. `repo` is the Hub repository, if there is one. The limitations are made
-    from `decontaminated_against`, `near_duplicates_removed` and `reviewed_rows` (rows read by a person).
+    sentences, such as the shortfall of a mix. `repo` is the Hub repository, if there is one. `sft_weight` is the weight
+    of the SFT loss beside DPO in the recipe, 0 for none. The limitations are made from `decontaminated_against`,
+    `near_duplicates_removed` and `reviewed_rows` (rows read by a person).
     """
 
     title: str
     summary: str = ""
     licence: str | None = None
     repo: str | None = None
+    siblings: tuple[SiblingLine, ...] = ()
+    sft_weight: float = 0.0
     languages: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
     stages: tuple[StageLine, ...] = ()
@@ -248,6 +261,7 @@ def render(inputs: CardInputs, *, version: str, configs: tuple[ConfigLine, ...])
         rows=max((config.rows for config in configs), default=0),
         limits=limits(inputs),
         loading=_loading(inputs.repo, version, configs),
+        trainers=trainers_of([config.name for config in configs], _data(inputs, version)),
         mix_total={
             stage: sum(m.got for m in inputs.mix if m.stage == stage) for stage in {m.stage for m in inputs.mix}
         },
@@ -331,6 +345,13 @@ def _loading(repo: str | None, version: str, configs: tuple[ConfigLine, ...]) ->
     arguments = [json.dumps(repo or "PATH/TO/THIS/FOLDER"), *(json.dumps(config.name) for config in configs[:1])]
     arguments += [f"revision={json.dumps('v' + version)}"] if repo else []
     return f'from datasets import load_dataset\n\nrows = load_dataset({", ".join(arguments)}, split="train")'
+
+
+def _data(inputs: CardInputs, version: str) -> Data:
+    """Return the dataset and its student as trainers name them; without a student, a name to be replaced."""
+    place, revision = (inputs.repo, f"v{version}") if inputs.repo else ("PATH/TO/THIS/FOLDER", "")
+    student = next((one.model for one in inputs.models if one.role == "student"), "STUDENT")
+    return Data(place, hub=inputs.repo is not None, revision=revision, student=student, sft_weight=inputs.sft_weight)
 
 
 def escape(text: str) -> str:

@@ -1,30 +1,36 @@
-"""`publish: dataset`: write the release folder `out/<name>/<version>/`, and push it to the Hub if `hub:` is set."""
+"""`publish: dataset`: write the release folder `out/<name>/<version>/`, and push it to the Hub if `hub:` is set.
+
+A pipeline may publish several datasets, such as raw and pruned traces, each under a name of its own.
+"""
 
 from __future__ import annotations
 
 import math
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from pydantic import Field, field_validator
 
-from tracefactory.core.environment import EnvStr
+from tracefactory.config.model import NAME_PATTERN
+from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.files import write_json
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen
 from tracefactory.core.spans import Span
-from tracefactory.core.stage import STAGES, Decided, RowReader, Services, Stage, Work
+from tracefactory.core.stage import STAGES, Decided, ModelName, RowReader, Services, Stage, Work
 from tracefactory.engine.plan import make_plan
 from tracefactory.publish.facts import card_inputs
 from tracefactory.publish.loading import check_loads
 from tracefactory.publish.recipe import compare, recipe_of
 from tracefactory.publish.release import MANIFEST, Manifest, assemble, check_version, put_in_place, verify_release
 from tracefactory.publish.release import read_manifest as read
+from tracefactory.publish.students import student_check, unrendered, view_mistakes
 from tracefactory.publish.views import VIEWS
 from tracefactory.publish.writing import FILE_CHARACTERS, RangePart, write_range
 from tracefactory.store.leases import has_workers
@@ -40,10 +46,20 @@ class PublishParams(Frozen):
         min_length=1,
         description="The configurations of the dataset; the first one loads by default.",
     )
+    name: str | None = Field(
+        default=None,
+        pattern=NAME_PATTERN,
+        description="Name of the dataset, for out/NAME/VERSION; by default the name of the pipeline.",
+    )
+    student: ModelName | None = Field(
+        default=None,
+        description="The student that will be trained on it: views and rows that its chat template cannot render are "
+        "refused. Without it, such rows under the students of stages above are counted and told.",
+    )
     hub: str | None = Field(default=None, description="A dataset repository on the Hub to push to: owner/name.")
     private: bool = Field(default=True, description="Make a new repository private.")
     token: EnvStr | None = Field(default=None, description="The Hub token as env:NAME; null is the machine's login.")
-    title: str = Field(default="", description="Title of the card; by default the name of the pipeline.")
+    title: str = Field(default="", description="Title of the card; by default the name of the dataset.")
     summary: str = Field(default="", description="First words of the card; by default the pipeline's description.")
     allow_missing: float = Field(
         default=0.0,
@@ -51,6 +67,12 @@ class PublishParams(Frozen):
         le=1,
         description="The share of a stage's rows, as 0.5% or 0.005, that may be missing because requests failed; the "
         "card then says that the dataset is partial. Otherwise nothing is published while rows are owed.",
+    )
+    sft_weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="Weight of the SFT loss of the chosen completion that the recipe adds to DPO on the pairs; told on "
+        "the card and in its training configurations.",
     )
     licence: str | None = Field(default=None, description="Licence of the dataset, as the Hub names licences.")
     languages: tuple[str, ...] = Field(default=("en",), description="Languages of the texts, as ISO 639-1 codes.")
@@ -73,7 +95,7 @@ class PublishDataset(Stage[PublishParams]):
     work_on = Work.RELEASE
 
     def check(self, stage: Spec, pipeline: Pipeline) -> list[Mistake]:
-        """Return unknown or broken views, and a token that is not from an environment variable."""
+        """Return unknown or broken views, a token in the file, and what a publish stage above claims already."""
         mistakes: list[Mistake] = []
         for view in stage.params.views:
             try:
@@ -83,23 +105,33 @@ class PublishDataset(Stage[PublishParams]):
         token = stage.params.token
         if token is not None and token.env_name is None:
             mistakes.append(Mistake("token: write env:NAME; a secret must not be in the file"))
-        return mistakes
+        if stage.params.sft_weight is not None and not {"preference", "ranking"} & set(stage.params.views):
+            mistakes.append(Mistake("sft_weight: no view has pairs", hint="add `preference` or `ranking` to `views:`"))
+        return [*mistakes, *_claimed_twice(stage, pipeline)]
 
     def uses(self, stage: Spec, pipeline: Pipeline) -> Mapping[str, Any]:
-        """Return the versions of the views."""
-        return {"versions": {"views": {name: VIEWS.get(name).version for name in stage.params.views}}}
+        """Return the versions of the views, and the tokenizer of the student that rows are checked with."""
+        versions = {"versions": {"views": {name: VIEWS.get(name).version for name in stage.params.views}}}
+        if stage.params.student is None:
+            return versions
+        environment = Environment(root=pipeline.project.root)
+        return {**versions, "student": pipeline.models[stage.params.student].token_identity(environment)}
+
+    def template_mistakes(self, stage: Spec, pipeline: Pipeline) -> list[Mistake]:
+        """Return the views that the chat template of the named student does not render."""
+        return list(view_mistakes(stage, pipeline, stage.params.views))
 
     def refusal(self, stage: Spec, pipeline: Pipeline) -> Mistake | None:
         """Return a mistake when the run would pay for a different dataset under a published version."""
         check_version(release_version(pipeline))
-        folder = release_folder(pipeline)
+        folder = release_folder(stage, pipeline)
         manifest = published(folder)
         changed = () if manifest is None else compare(manifest, stage, pipeline).by_user
         if not changed or not make_plan(pipeline, pipeline.project.state_dir).may_pay:
             return None
         return Mistake(
-            f"version {release_version(pipeline)} of {pipeline.name} is published in {folder}, and this run would pay "
-            f"for a different one ({_summary(changed)}); a published version is never changed",
+            f"version {release_version(pipeline)} of {release_name(stage, pipeline)} is published in {folder}, and "
+            f"this run would pay for a different one ({_summary(changed)}); a published version is never changed",
             stage.file,
             stage.line,
             "raise `version:`, or try it with --set version=...",
@@ -111,13 +143,13 @@ class PublishDataset(Stage[PublishParams]):
 
     def is_settled(self, stage: Spec, pipeline: Pipeline) -> bool:
         """Return whether this version is published without rows that are still owed."""
-        manifest = published(release_folder(pipeline))
+        manifest = published(release_folder(stage, pipeline))
         return manifest is not None and bool(manifest.missing) and not compare(manifest, stage, pipeline).by_user
 
     def is_intact(self, stage: Spec, pipeline: Pipeline) -> bool:
         """Return whether the release, and the record of its push, exist."""
-        pushed = stage.params.hub is None or receipt_file(pipeline).exists()
-        return pushed and published(release_folder(pipeline)) is not None
+        pushed = stage.params.hub is None or receipt_file(stage, pipeline).exists()
+        return pushed and published(release_folder(stage, pipeline)) is not None
 
     def ranges(self, stage: Spec, rows: RowReader) -> Sequence[Span]:
         """Return a power of two of ranges, which limits the file size and lets ranges be written in parallel."""
@@ -129,9 +161,10 @@ class PublishDataset(Stage[PublishParams]):
     def write_range(self, stage: Spec, rows: RowReader, number: int, span: Span, services: Services) -> RangePart:
         """Write the files of one range to the temporary folder of the run."""
         batches = rows.batches(span, BATCH_PROBLEMS)
-        folder = scratch_folder(services.pipeline, services.run_id)
+        folder = scratch_folder(stage, services.pipeline, services.run_id)
         try:
-            return write_range(folder, number, stage.params.views, batches, list(rows.columns.values()))
+            check = student_check(stage, services.pipeline)
+            return write_range(folder, number, stage.params.views, batches, list(rows.columns.values()), check)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # there will be no release; other ranges may still write files
             raise
@@ -139,7 +172,7 @@ class PublishDataset(Stage[PublishParams]):
     def release(self, stage: Spec, rows: RowReader, reports: Sequence[RangePart], services: Services) -> Decided:
         """Assemble, check and place the release, push it if `hub` is set, and return the decisions on the traces."""
         pipeline, params = services.pipeline, stage.params
-        folder, scratch = release_folder(pipeline), scratch_folder(pipeline, services.run_id)
+        folder, scratch = release_folder(stage, pipeline), scratch_folder(stage, pipeline, services.run_id)
         leftovers = f".{folder.name}.tmp-"  # temporary folders of killed runs
         for leftover in folder.parent.glob(f"{leftovers}*"):
             run = leftover.name.removeprefix(leftovers)
@@ -151,7 +184,7 @@ class PublishDataset(Stage[PublishParams]):
             manifest = assemble(
                 scratch,
                 reports,
-                name=pipeline.name,
+                name=release_name(stage, pipeline),
                 version=release_version(pipeline),
                 card=card_inputs(stage, rows, frozenset(refused), services),
                 recipe=recipe_of(stage, pipeline),
@@ -162,13 +195,15 @@ class PublishDataset(Stage[PublishParams]):
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
         notes += _shorter_views(reports)
+        views = reports[0].views if reports else ()
+        notes += unrendered({name: sum((part.views[name].unrendered for part in reports), Counter()) for name in views})
         if params.hub is not None:
             token = None if params.token is None else services.secret(params.token)
             version = release_version(pipeline)
             from tracefactory.publish.hub import push  # imports the Hub's client, which most runs do not need
 
             receipt = push(folder, repo=params.hub, version=version, private=params.private, token=token)
-            write_json(receipt_file(pipeline), receipt.model_dump(mode="json"))
+            write_json(receipt_file(stage, pipeline), receipt.model_dump(mode="json"))
             notes.append(f"published: {receipt.url}")
         found = [(row_id, reason, detail) for row_id, (reason, detail) in refused.items()]
         schema = {"id": pl.String, "reason": pl.String, "detail": pl.String}
@@ -184,25 +219,50 @@ def release_version(pipeline: Pipeline) -> str:
     return pipeline.version if pipeline.limit is None else f"{pipeline.version}-limit{pipeline.limit}"
 
 
-def release_folder(pipeline: Pipeline) -> Path:
-    """Return the folder of the release of a pipeline."""
-    return pipeline.project.out_dir / pipeline.name / release_version(pipeline)
+def release_name(stage: Spec, pipeline: Pipeline) -> str:
+    """Return the name of the dataset that a stage publishes."""
+    return stage.params.name or pipeline.name
 
 
-def scratch_folder(pipeline: Pipeline, run_id: str) -> Path:
+def release_folder(stage: Spec, pipeline: Pipeline) -> Path:
+    """Return the folder of the release of a stage."""
+    return pipeline.project.out_dir / release_name(stage, pipeline) / release_version(pipeline)
+
+
+def scratch_folder(stage: Spec, pipeline: Pipeline, run_id: str) -> Path:
     """Return the folder in which a run writes a release before it is moved to the release folder."""
-    folder = release_folder(pipeline)
+    folder = release_folder(stage, pipeline)
     return folder.parent / f".{folder.name}.tmp-{run_id}"
 
 
-def receipt_file(pipeline: Pipeline) -> Path:
+def receipt_file(stage: Spec, pipeline: Pipeline) -> Path:
     """Return the file that records the push of a release to the Hub."""
-    return pipeline.project.state_dir / "published" / pipeline.name / f"{release_version(pipeline)}.json"
+    name = release_name(stage, pipeline)
+    return pipeline.project.state_dir / "published" / name / f"{release_version(pipeline)}.json"
 
 
 def published(folder: Path) -> Manifest | None:
     """Return the manifest of a release folder; None when the folder has none."""
     return read(folder) if (folder / MANIFEST).exists() else None
+
+
+def publishing(pipeline: Pipeline) -> list[Spec]:
+    """Return the stages of a pipeline that publish datasets."""
+    return [one for one in pipeline.stages if isinstance(one.params, PublishParams)]
+
+
+def _claimed_twice(stage: Spec, pipeline: Pipeline) -> Iterator[Mistake]:
+    """Yield a mistake for a name or repository that a publish stage above has; upper and lower case are the same."""
+    for other in takewhile(lambda one: one.id != stage.id, publishing(pipeline)):
+        where = f"stage {other.id!r} in line {other.line}"
+        names = [release_name(one, pipeline) for one in (stage, other)]
+        if names[0].casefold() == names[1].casefold():
+            message = f"{where} publishes {names[1]} {pipeline.version} too, and a version holds one dataset"
+            yield Mistake(message, hint=f"name one of them, as in `with: {{name: {pipeline.name}-{stage.id}}}`")
+        hub, taken = stage.params.hub, other.params.hub
+        if hub is not None and taken is not None and hub.casefold() == taken.casefold():
+            message = f"{where} pushes to hub: {taken} too, and a repository holds one dataset"
+            yield Mistake(message, hint="name another repository, or leave `hub:` out")
 
 
 def _place(scratch: Path, folder: Path, manifest: Manifest, stage: Spec, pipeline: Pipeline) -> list[str]:

@@ -23,6 +23,7 @@ from tracefactory.publish.card import (
     MixLine,
     ModelLine,
     PromptLine,
+    SiblingLine,
     SourceLine,
     StageLine,
     VerifierLine,
@@ -48,24 +49,22 @@ def card_inputs(stage: StageSpec[Any], rows: RowReader, refused: frozenset[str],
     folders = {one.id: StageFolder(services.state_dir, one.id, services.keys[one.id]) for one in above}
     records = {one: record for one, folder in folders.items() if (record := folder.record()) is not None}
     facts = {one.id: stage_of(one).facts(one, records[one.id].tally.numbers) for one in above}
-    frame = rows.frame(Span.all(), _COLUMNS).filter(
+    mixed_by = {found.shares_by for found in facts.values() if found.shares}
+    frame = rows.frame(Span.all(), {*_COLUMNS, *mixed_by}).filter(
         ~pl.col("id").is_in(pl.Series(sorted(refused), dtype=pl.String).implode())
     )
-    styles = dict(frame["style"].value_counts().iter_rows())
     return CardInputs(
-        title=params.title or pipeline.name,
+        title=params.title or params.name or pipeline.name,
         summary=params.summary or pipeline.description,
         licence=params.licence,
         repo=params.hub,
+        siblings=tuple(_sibling_lines(stage, pipeline)),
+        sft_weight=params.sft_weight or 0.0,
         languages=params.languages,
         tags=params.tags,
         stages=tuple(_stage_line(one, records[one.id], pipeline) for one in above),
         bills=tuple(_bill_lines(records.values(), services)),
-        mix=tuple(
-            MixLine(stage=one, part=part, unit=found.unit, asked=asked, got=styles.get(part, 0))
-            for one, found in facts.items()
-            for part, asked in found.shares.items()
-        ),
+        mix=tuple(_mix_lines(facts, frame)),
         missing=tuple(_missing_lines(records)),
         notes=(
             *(note for record in records.values() for note in record.tally.notes),
@@ -90,6 +89,21 @@ def card_inputs(stage: StageSpec[Any], rows: RowReader, refused: frozenset[str],
         command=f"tracefactory run pipelines/{pipeline.file.name}",
         pipeline=Path(pipeline.file).read_text(encoding="utf-8"),
     )
+
+
+def _mix_lines(facts: Mapping[str, Facts], frame: pl.DataFrame) -> Iterator[MixLine]:
+    for stage, found in facts.items():
+        if found.shares:
+            counts = dict(frame[found.shares_by].cast(pl.String).value_counts().iter_rows())
+            for part, asked in found.shares.items():
+                yield MixLine(stage=stage, part=part, unit=found.unit, asked=asked, got=counts.get(part, 0))
+
+
+def _sibling_lines(stage: StageSpec[Any], pipeline: Pipeline) -> Iterator[SiblingLine]:
+    """Yield the other datasets that the pipeline publishes."""
+    for one in pipeline.stages:
+        if one.op == stage.op and one.id != stage.id:
+            yield SiblingLine(name=one.params.name or pipeline.name, stage=one.id, repo=one.params.hub)
 
 
 def _missing_lines(records: Mapping[str, StageRecord]) -> Iterator[MissingLine]:

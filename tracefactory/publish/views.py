@@ -6,6 +6,7 @@ pydantic model: the types determine the Arrow schema, and the descriptions are p
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,6 +19,9 @@ from pydantic import BaseModel, Field
 from tracefactory.core.columns import ARROW, DERIVATION, MEASURED, VERDICT, Column
 from tracefactory.core.registry import Registry, registry
 from tracefactory.core.rows import Frozen, Problem, Thinking, Trace
+
+_CONTROL = re.compile(r"<\|[A-Za-z_]\w*\|>|<｜[^｜<>]{1,40}｜>|<(?:start|end)_of_turn>|\[/?INST\]")
+"""What chat templates delimit turns with: ChatML, Llama, Phi, GLM, DeepSeek, Gemma, Mistral."""
 
 Row = dict[str, Any]
 Refuse = Callable[[Trace, "ViewError"], object]
@@ -188,10 +192,12 @@ def require_trainable(trace: Trace) -> None:
     """Check that a trace is a complete answer that can be used for training.
 
     A student would learn to write unclosed, doubled or nested think tags, and chat templates split turns at
-    `</think>` (https://github.com/huggingface/transformers).
+    `</think>` (https://github.com/huggingface/transformers). Trainers turn the text of a control token, such as
+    `<|im_end|>`, into the real token, which ends the turn in the middle of a message.
 
     Raises:
-        ViewError: for a refusal, for reasoning that is not closed or an empty answer, and for think tags in the texts.
+        ViewError: for a refusal, for reasoning that is not closed or an empty answer, for think tags in what an
+            assistant wrote, and for control tokens in any message.
     """
     if trace.refusal is not None:
         raise ViewError("refused_sample", "the teacher refused")
@@ -199,9 +205,25 @@ def require_trainable(trace: Trace) -> None:
         raise ViewError("thinking_open", "the reasoning was never closed")
     if not trace.answer_text.strip():
         raise ViewError("answer_empty", "there is no answer text after the reasoning")
-    for part, text in (("reasoning", trace.reasoning), ("answer", trace.answer_text)):
-        if "<think>" in text or "</think>" in text:
-            raise ViewError("think_tag_inside", f"the {part} contains a think tag")
+    for number, turn in enumerate(trace.messages):
+        for part, text in (("reasoning", turn.reasoning), ("text", turn.content)):
+            if turn.role == "assistant" and ("<think>" in text or "</think>" in text):
+                raise ViewError("think_tag_inside", f"the {part} of message {number} contains a think tag")
+            require_uncontrolled(f"{part} of message {number}", text)
+
+
+def require_uncontrolled(part: str, text: str) -> None:
+    """Check that a text has no control token of a chat template.
+
+    Args:
+        part: what the text is, for the error.
+        text: the text.
+
+    Raises:
+        ViewError: when it has one.
+    """
+    if (found := _CONTROL.search(text)) is not None:
+        raise ViewError("control_token_inside", f"the {part} contains {found.group()}, which ends or starts a turn")
 
 
 def require_plain(trace: Trace) -> None:
@@ -214,9 +236,15 @@ def require_plain(trace: Trace) -> None:
         raise ViewError("has_tool_calls", "the trace calls tools; the view tool_use has such traces")
 
 
-def inline(reasoning: str, content: str) -> str:
-    """Return a turn's reasoning in think tags, followed by its text."""
-    return f"<think>\n{reasoning}\n</think>\n\n{content}" if reasoning else content
+def conversation(trace: Trace) -> list[dict[str, str]]:
+    """Return the whole conversation as roles and texts, with the reasoning of every turn inline in think tags."""
+    return [
+        {
+            "role": turn.role,
+            "content": f"<think>\n{turn.reasoning}\n</think>\n\n{turn.content}" if turn.reasoning else turn.content,
+        }
+        for turn in trace.messages
+    ]
 
 
 _SCALARS: dict[Any, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}

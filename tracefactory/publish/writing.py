@@ -20,6 +20,7 @@ from tracefactory.core.columns import Column
 from tracefactory.core.digests import combined_digest, table_digest
 from tracefactory.core.errors import RunError
 from tracefactory.core.stage import Batch
+from tracefactory.publish.students import StudentCheck
 from tracefactory.publish.views import VIEWS, Group, Row, View, ViewError
 
 FILE_CHARACTERS = 160 << 20
@@ -33,13 +34,15 @@ _CHUNKING = {"min_chunk_size": 256 * 2**10, "max_chunk_size": 2**20, "norm_level
 class ViewPart:
     """The part of a view in one range: the file (None without rows), its number of rows and their digest.
 
-    `left_out` counts by reason the traces that a partial view omits.
+    `left_out` counts by reason the traces that a partial view omits, and `unrendered` by student and reason the rows
+    that a chat template does not render as they were meant.
     """
 
     file: Path | None = None
     rows: int = 0
     digest: str = combined_digest([])
     left_out: Counter[str] = field(default_factory=Counter)
+    unrendered: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 @dataclass
@@ -52,7 +55,12 @@ class RangePart:
 
 
 def write_range(
-    folder: Path, number: int, views: Sequence[str], batches: Iterable[Batch], columns: Sequence[Column]
+    folder: Path,
+    number: int,
+    views: Sequence[str],
+    batches: Iterable[Batch],
+    columns: Sequence[Column],
+    check: StudentCheck | None = None,
 ) -> RangePart:
     """Write one range of a release.
 
@@ -62,16 +70,18 @@ def write_range(
         views: the names of the views.
         batches: the sorted traces of the range, in complete problems.
         columns: the declared columns of the traces.
+        check: the check of the rows with chat templates of students; None for none.
 
     Raises:
         RunError: for a duplicate row.
     """
+    check = check or StudentCheck({}, strict=False)
     part = RangePart(number, {name: ViewPart() for name in views})
     writers = {name: _Writer(folder / name / f"{number:05d}.parquet", VIEWS.get(name), columns) for name in views}
     for batch in batches:
         for traces in batch.groups():
             group = Group(traces[0].problem, traces)
-            made = {name: VIEWS.get(name).rows(group) for name in views}
+            made = {name: check.refuse(VIEWS.get(name).rows(group)) for name in views}
             # Without the traces that a view cannot represent, all views that are not partial have equal rows.
             refused: dict[str, ViewError] = {}
             for name, rows in made.items():
@@ -79,9 +89,10 @@ def write_range(
             if refused:
                 part.refused |= {trace_id: (error.reason, error.detail) for trace_id, error in refused.items()}
                 kept = Group(group.problem, [trace for trace in traces if trace.id not in refused])
-                made = {name: VIEWS.get(name).rows(kept) for name in views if kept.traces}
+                made = {name: check.refuse(VIEWS.get(name).rows(kept)) for name in views if kept.traces}
             for name, rows in made.items():
                 part.views[name].left_out.update(error.reason for error in rows.refused.values())
+                part.views[name].unrendered.update(check.count(rows.rows))
                 writers[name].add(rows.rows)
     for name, writer in writers.items():
         writer.close()

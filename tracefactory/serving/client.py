@@ -103,6 +103,18 @@ class ChatClient:
             lambda url: url + self.spec.wire.path, body, partial(self._completion, request), streams=streams
         )
 
+    async def answer(self, request: ChatRequest) -> tuple[Completion, Any]:
+        """Return the completion of `request`, and the JSON that it was read from, in the format of OpenAI's protocol.
+
+        Raises:
+            RequestFailed, RunError, Interrupted: as `complete` does.
+        """
+
+        def read(answer: object, attempt: int, seconds: float) -> tuple[Completion, Any]:
+            return self._completion(request, answer, attempt, seconds), self.spec.wire.answer(answer)
+
+        return await self._send(lambda url: url + self.spec.wire.path, self.spec.body(request), read)
+
     async def ask(self, path: str, body: Mapping[str, Any] | None, read: Callable[[Any], T], *, near: str = "") -> T:
         """Return `read` of the JSON response of another endpoint of the same servers, with the retries of `complete`.
 

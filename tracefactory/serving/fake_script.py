@@ -7,6 +7,7 @@ question. The error rate, the style and the place of the reasoning are scripted.
 from __future__ import annotations
 
 import ast
+import math
 import operator
 import re
 import time
@@ -98,6 +99,9 @@ class FakeScript(Frozen):
         description="An outage: `after` answers, the next `requests` requests get the HTTP `status`, e.g. "
         "{after: 88, requests: 1, status: 403}.",
     )
+    processed_logprobs: bool = Field(
+        default=False, description="Whether log-probabilities are those after the temperature, not the model's own."
+    )
     filtered: str | None = Field(default=None, description="Requests with this text get a 400, content_filter.")
     context: int = Field(default=0, ge=0, description="Tokens of the longest prompt; longer ones get a 400. 0: any.")
     token_s: float = Field(default=0.0, ge=0, description="Seconds between two tokens of a streamed answer.")
@@ -132,20 +136,29 @@ class Answer:
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
+    heat: float = 1.0
+    """The temperature that its log-probabilities are divided by."""
 
 
-def logprobs(reply: Answer) -> list[dict[str, Any]]:
+def logprobs(reply: Answer, likeliest: int = 0) -> list[dict[str, Any]]:
     """Return the log-probability of every token of an answer in the protocol's format; equal texts have equal values.
 
-    A separate reasoning comes first, in the tags that a server's parser removes.
+    `likeliest` is the number of likely tokens of every position, of which there are three. A separate reasoning comes
+    first, in the tags that a server's parser removes.
     """
     reasoning = reply.message.get("reasoning_content") or reply.message.get("reasoning")
     texts = ["<think>\n", *pieces(reasoning), "\n</think>\n\n"] if reasoning else []
     texts += pieces(reply.message.get("content") or "")
-    return [
-        {"token": text, "bytes": list(text.encode()), "logprob": -3.0 * chance("p", place, text), "top_logprobs": []}
-        for place, text in enumerate(texts)
-    ]
+    found = []
+    for place, text in enumerate(texts):
+        raw = -3.0 * chance("p", place, text)
+        values = {text: raw, " one": raw - 1.5, " two": raw - 4.0}
+        if reply.heat != 1.0:
+            total = math.log(sum(math.exp(value / reply.heat) for value in values.values()))
+            values = {token: value / reply.heat - total for token, value in values.items()}
+        entries = [{"token": one, "bytes": list(one.encode()), "logprob": value} for one, value in values.items()]
+        found.append({**entries[0], "top_logprobs": entries[:likeliest]})
+    return found
 
 
 def chat_body(key: str, body: Mapping[str, Any], reply: Answer) -> dict[str, Any]:
@@ -162,7 +175,9 @@ def chat_body(key: str, body: Mapping[str, Any], reply: Answer) -> dict[str, Any
                 "index": 0,
                 "message": {"role": "assistant", **reply.message},
                 "finish_reason": reply.finish_reason,
-                "logprobs": {"content": logprobs(reply)} if body.get("logprobs") else None,
+                "logprobs": {"content": logprobs(reply, body.get("top_logprobs") or 0)}
+                if body.get("logprobs")
+                else None,
             }
         ],
         "usage": {
@@ -203,7 +218,8 @@ def answer(body: Mapping[str, Any], script: FakeScript) -> Answer:
     message = _deliver(messages, reasoning_cut, final_cut, script, thought=bool(reasoning), whole=whole)
     content, stopped = _stop_at(message.get("content") or "", body.get("stop"))
     reason = "stop" if whole or stopped else "length"
-    return Answer({**message, "content": content}, reason, prompt_tokens, used)
+    heat = float(body.get("temperature", 1.0)) or 1.0 if script.processed_logprobs else 1.0
+    return Answer({**message, "content": content}, reason, prompt_tokens, used, heat)
 
 
 def _write(messages: Sequence[Mapping[str, Any]], key: str, script: FakeScript) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from tracefactory.core.errors import Mistake
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.keys import messages_digest, model_digest, request_key, request_key_v1
 from tracefactory.core.model import ChatRequest, Completion, RequestFailed, prompt_bytes
-from tracefactory.core.pipeline import Pipeline, PromptTemplate, StageSpec
+from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.prices import billed, cost_of
 from tracefactory.core.rows import ID_DIGITS, Frozen, Kind, Parent, ParentRole, Row, Trace, Turn
 from tracefactory.core.stage import (
@@ -32,6 +32,7 @@ from tracefactory.core.stage import (
     Wanted,
 )
 from tracefactory.stages._measured import kind_taken
+from tracefactory.stages._templates import prompt_mistakes
 from tracefactory.text.reasoning import split_reasoning
 
 
@@ -115,6 +116,10 @@ class SampleStage(Stage[S]):
         """Return the fields of a trace that are particular to this way of sampling."""
         return {}
 
+    def opened_in_prompt(self, completion: Completion) -> bool:
+        """Tell whether the completion starts inside of the thinking, whatever the prompt says."""
+        return False
+
     def completer(self, stage: StageSpec[S], services: Services) -> Completer:
         """Return what completes the requests."""
         client: Completer = services.client(self.billed_model(stage))
@@ -141,6 +146,9 @@ class SampleStage(Stage[S]):
         if stage.params.writes == "turn" and kind is Kind.PROBLEMS:
             mistakes.append(Mistake("writes: a problem has no conversation to go on with", hint="leave it out"))
         return mistakes
+
+    def template_mistakes(self, stage: StageSpec[S], pipeline: Pipeline) -> list[Mistake]:
+        return list(prompt_mistakes(stage, pipeline, stage.params.prompt, self.billed_model(stage)))
 
     def draws(self, stage: StageSpec[S], pipeline: Pipeline, rows: Sequence[Row]) -> Iterator[Draw]:
         """Yield every sample this stage takes of some rows: what `plan` counts and `run` pays for."""
@@ -188,7 +196,9 @@ class SampleStage(Stage[S]):
             trace = self._trace(draw, request, stage, services, {"finish_reason": "error"})
             return Made(trace, fail(answer.kind, str(answer), owed=answer.retryable))
         completion = self.completion.model_validate(answer["completion"])
-        reply = reply_fields(completion, services.pipeline.prompts[stage.params.prompt])
+        prompt = services.pipeline.prompts[stage.params.prompt]
+        opened = prompt.opened_in_prompt or self.opened_in_prompt(completion)
+        reply = reply_fields(completion, opened_in_prompt=opened)
         written = {**reply, "cost": answer["cost"], **self.fields(stage, completion)}
         return Made(self._trace(draw, request, stage, services, written, answer), KEEP)
 
@@ -238,15 +248,21 @@ def origin_fields(
         "revision": spec.recorded_revision(services.environment),
         "prompt": prompt,
         "prompt_digest": used.digest,
+        "messages_digest": messages_digest(messages),
         "system": first["content"] if first["role"] == "system" else None,
         "style": used.style,
     }
 
 
-def reply_fields(completion: Completion, prompt: PromptTemplate) -> dict[str, Any]:
-    """Return the fields of a trace that its completion decides, with the reasoning split from the answer."""
+def reply_fields(completion: Completion, *, opened_in_prompt: bool) -> dict[str, Any]:
+    """Return the fields of a trace that its completion decides, with the reasoning split from the answer.
+
+    Args:
+        completion: the completion.
+        opened_in_prompt: whether it starts inside of the thinking.
+    """
     reasoning, answer, thinking = split_reasoning(
-        completion.content, completion.reasoning, opened_in_prompt=prompt.opened_in_prompt
+        completion.content, completion.reasoning, opened_in_prompt=opened_in_prompt
     )
     return {
         "reasoning": reasoning,

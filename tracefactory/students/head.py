@@ -54,6 +54,11 @@ class ScoringHead:
             logprobs, ranks, entropies, likeliest = zip(*parts, strict=True)
             return torch.cat(logprobs), torch.cat(ranks), torch.cat(entropies), torch.cat(likeliest)
 
+    def logits(self, states: Any) -> Any:
+        """Return the logits after some hidden states, [n, vocabulary], all at once."""
+        found = states.float() @ self._weight.T
+        return found if self._bias is None else found + self._bias
+
     def _score_chunk(self, states: Any, wanted: Any, logits: Any, work: Any) -> tuple[Any, Any, Any, Any]:
         torch.mm(states, self._weight.T, out=logits)
         if self._bias is not None:

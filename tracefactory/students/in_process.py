@@ -11,13 +11,14 @@ from tracefactory.core.token_scores import TokenScores
 from tracefactory.students.render import Rendered
 
 if TYPE_CHECKING:
+    from tracefactory.students.contrast import Contrast
     from tracefactory.students.student import Student
 
 
 class InProcess:
     """Runs one pass of the student at a time, in a thread, so that the event loop is not blocked."""
 
-    def __init__(self, student: Student) -> None:
+    def __init__(self, student: Student | Contrast) -> None:
         self.student = student
         self.max_tokens = student.max_tokens
         self.render = student.render

@@ -1,7 +1,7 @@
 """Measures of traces, computed from stored token scores without another forward pass.
 
-All sums and means are over the supervised tokens: reasoning, answer and end-of-turn marker, as in training. p is the
-student's probability at temperature 1; surprisal is -ln p in nats.
+Sums and means are over the given tokens: by default those of the words, see `students.over`. p is the student's
+probability at temperature 1; surprisal is -ln p in nats.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tracefactory.core.columns import Column
 from tracefactory.core.rows import Frozen
 from tracefactory.core.token_scores import TokenScores
 from tracefactory.students.names import acceptance_name
+from tracefactory.students.over import Over
 
 RANK_CLIP = 100
 _LEAST_NLL = 1e-12
@@ -38,7 +39,7 @@ def trace_measures(scores: TokenScores, params: MeasureParams | None = None) -> 
     """Return every measure of one trace by name.
 
     Args:
-        scores: the token scores of the trace.
+        scores: the scores of the tokens to measure over.
         params: the cut-offs to measure at; None for the defaults.
 
     Returns:
@@ -47,7 +48,7 @@ def trace_measures(scores: TokenScores, params: MeasureParams | None = None) -> 
         no entropies; a served student does not report them.
 
     Raises:
-        ValueError: for a trace without supervised tokens.
+        ValueError: when there are no tokens to measure over.
     """
     params = params or MeasureParams()
     measures = {
@@ -69,14 +70,14 @@ def trace_measures(scores: TokenScores, params: MeasureParams | None = None) -> 
 
 _ABOUT: dict[str, tuple[str, str, Literal["lower", "higher", ""], str]] = {
     # stem: description, unit, better end, source
-    "tokens": ("Supervised tokens of the trace, in the student's tokenizer.", "tokens", "", ""),
-    "mean_surprisal": ("Mean of -ln p over the tokens.", "nats per token", "lower", ""),
+    "tokens": ("All supervised tokens of the trace, in the student's tokenizer.", "tokens", "", ""),
+    "mean_surprisal": ("Mean of -ln p.", "nats per token", "lower", ""),
     "perplexity": ("exp of the mean surprisal.", "", "lower", ""),
     "min_p": ("Smallest probability of a token.", "probability", "higher", ""),
-    "mean_clipped_rank": ("Mean over tokens of min(rank, 100).", "rank", "lower", "arXiv 2601.14249"),
+    "mean_clipped_rank": ("Mean of min(rank, 100).", "rank", "lower", "arXiv 2601.14249"),
     "rank_surprisal": ("Sum of clipped ranks over sum of surprisal.", "ranks per nat", "lower", "arXiv 2601.14249"),
     "mean_entropy": ("Mean entropy of the student's distribution.", "nats per token", "", ""),
-    "p_q": ("Quantile of p over the tokens.", "probability", "higher", ""),
+    "p_q": ("Quantile of p.", "probability", "higher", ""),
     "share_below_p": ("Share of tokens below a probability.", "share", "lower", ""),
     "share_outside_top": ("Share of tokens outside of the student's likeliest.", "share", "lower", ""),
     "acceptance_p": ("Share of tokens that reverse speculative decoding takes.", "share", "higher", "arXiv 2509.22230"),
@@ -84,12 +85,13 @@ _ABOUT: dict[str, tuple[str, str, Literal["lower", "higher", ""], str]] = {
 _STEMS = ("p_q", "share_below_p", "share_outside_top", "acceptance_p")  # followed by a cut-off in the name
 
 
-def measure_columns(student: str, params: MeasureParams, *, entropies: bool) -> list[Column]:
+def measure_columns(student: str, params: MeasureParams, over: Over, *, entropies: bool) -> list[Column]:
     """Return the columns of all measures that `trace_measures` gives under a student."""
     columns = []
     for name in measure_names(params, entropies=entropies):
         stem = name if name in _ABOUT else next(stem for stem in _STEMS if name.startswith(stem))
         about, unit, better, source = _ABOUT[stem]
+        about += "" if name == "tokens" else f" Over {over.about}."
         columns.append(Column(name=f"{student}/{name}", description=about, unit=unit, direction=better, source=source))
     return columns
 

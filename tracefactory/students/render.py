@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 
-from tracefactory.core.errors import UserError
+from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.token_scores import Ints
+from tracefactory.students.remedies import remedy
+from tracefactory.text.chat_templates import ChatTemplate, Message, RenderError
+from tracefactory.text.turns import rendered_turn
 
-_REMEDY = (
-    'use `reasoning: inline` ("<think>" text inside the message, which a plain chat template keeps) '
-    "or set `chat_template:` to a training template"
-)
-
-
-class RenderError(ValueError):
-    """A trace cannot be rendered without loss; `reason` is a stable snake_case identifier."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
+__all__ = ["RenderError", "Rendered", "Renderer", "assistant_message"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,12 +54,16 @@ class Renderer:
     """
 
     def __init__(self, tokenizer: Any, reasoning: Literal["inline", "field"]) -> None:
-        self._tokenizer = tokenizer
+        self.template = ChatTemplate.of_tokenizer(tokenizer)
+        self.tokenizer = tokenizer
         self._special = frozenset({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
         self._placement = reasoning
 
     def check(self, system: str | None = None) -> None:
-        """Check that the template keeps the reasoning and the answer.
+        """Check that the template keeps the reasoning and the answer of a trace that has both.
+
+        A template whose prompt for generation opens the thinking cannot render a trace without reasoning; such a trace
+        is refused by itself (`no_reasoning`).
 
         Args:
             system: the system prompt; None for none.
@@ -75,13 +71,14 @@ class Renderer:
         Raises:
             UserError: when it does not, with the problem and its fix.
         """
-        for reasoning in ("First, halve the 84 apples.\n\nThen add 3 pears.", ""):
-            try:
-                self.render("How many are left?", reasoning, "There are \\boxed{45}.", system)
-            except RenderError as error:
-                form = "with reasoning" if reasoning else "without reasoning"
-                message = f"the student's chat template cannot render a trace {form}: {error}; {_REMEDY}"
-                raise UserError(message) from error
+        try:
+            self.render(
+                "How many are left?", "First, halve the 84 apples.\n\nThen add 3 pears.", "There are 45.", system
+            )
+        except RenderError as error:
+            message = f"the student's chat template cannot render a trace: {error} ({error.reason})"
+            hint = remedy(self.tokenizer, self._placement, error.reason)
+            raise UserError(Mistake(message, hint=hint)) from error
 
     def render(self, question: str, reasoning: str, answer: str, system: str | None = None) -> Rendered:
         """Render one trace.
@@ -93,35 +90,49 @@ class Renderer:
             system: the system prompt; None for none.
 
         Raises:
-            RenderError: when the template fails, or its assistant turn lacks the reasoning or the answer.
+            RenderError: when the template fails, or its assistant turn is not whole (see `text.turns`).
         """
-        messages = [{"role": "system", "content": system}] if system is not None else []
-        messages.append({"role": "user", "content": question})
-        prompt = self._apply(messages, add_generation_prompt=True)
-        message = {"role": "assistant", "content": answer}
-        if reasoning and self._placement == "field":
-            message["reasoning_content"] = reasoning
-        elif reasoning:
-            message["content"] = f"<think>\n{reasoning}\n</think>\n\n{answer}"
-        whole = self._apply([*messages, message], add_generation_prompt=False)
-        if not whole.startswith(prompt):
-            detail = "the text for training does not begin with the prompt for generation"
-            raise RenderError("prompt_not_a_prefix", detail)
-        turn = whole[len(prompt) :]
-        body, end = _locate(turn, reasoning, answer)
-        return self._tokenize(whole, len(prompt), len(prompt) + end, body)
+        before = [{"role": "system", "content": system}] if system is not None else []
+        before.append({"role": "user", "content": question})
+        item = self.conversation(before, assistant_message(reasoning, answer, self._placement))
+        # White space at the start of the body is the body's where the template keeps it.
+        body = reasoning if reasoning.strip() else answer
+        leading = body[: len(body) - len(body.lstrip())]
+        kept = item.text[: item.body_start].endswith(leading)
+        return replace(item, body_start=item.body_start - len(leading)) if leading and kept else item
 
-    def _apply(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-        try:
-            text: str = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+    def conversation(self, before: Sequence[Message], last: Message, tools: Sequence[Any] | None = None) -> Rendered:
+        """Render a conversation whose last message is the assistant's.
+
+        Args:
+            before: the messages before the last one.
+            last: the assistant's message, with its reasoning in think tags or as `reasoning_content`.
+            tools: the function schemas of the tools.
+
+        Raises:
+            RenderError: when the template fails, or its assistant turn is not whole.
+        """
+        turn = rendered_turn(self.template, before, last, tools)
+        return self._tokenize(turn.text, turn.start, turn.end, turn.body - turn.start)
+
+    def check_mask(self, rendered: Rendered) -> None:
+        """Check that the supervised tokens are what the template writes for the assistant's turn, and nothing else.
+
+        Raises:
+            RenderError: when they are not, because a token lies across the start of the turn or characters are lost.
+        """
+        decoded = self.tokenizer.decode(
+            rendered.ids[rendered.first : rendered.stop].tolist(), clean_up_tokenization_spaces=False
+        )
+        if decoded != rendered.text:
+            at = next((n for n, (a, b) in enumerate(zip(decoded, rendered.text, strict=False)) if a != b), 0)
+            detail = (
+                f"the supervised tokens are {decoded[at : at + 20]!r} where the turn is {rendered.text[at : at + 20]!r}"
             )
-        except jinja2.TemplateError as error:
-            raise RenderError("template_failed", f"it fails with {error}") from error
-        return text
+            raise RenderError("mask_not_exact", detail)
 
     def _tokenize(self, whole: str, start: int, end: int, body: int) -> Rendered:
-        encoded = self._tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
         ids = np.asarray(encoded["input_ids"], dtype=np.int32)
         offsets = np.asarray(encoded["offset_mapping"], dtype=np.int32).reshape(-1, 2)
         inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
@@ -140,18 +151,9 @@ class Renderer:
         )
 
 
-def _locate(turn: str, reasoning: str, answer: str) -> tuple[int, int]:
-    """Return the start of the body in the assistant's turn, and the end of the supervised part of the turn.
-
-    Templates may trim whitespace around both parts; any other change is an error.
-    """
-    reasoning_at = turn.find(reasoning.strip())
-    if reasoning_at < 0:
-        raise RenderError("reasoning_not_rendered", "it drops or rewrites the reasoning")
-    answer_at = turn.find(answer.strip(), reasoning_at + len(reasoning.strip()))
-    if answer_at < 0:
-        raise RenderError("answer_not_rendered", "it drops or rewrites the answer")
-    body = reasoning if reasoning.strip() else answer
-    body_at = (reasoning_at if reasoning.strip() else answer_at) - (len(body) - len(body.lstrip()))
-    answer_end = answer_at + len(answer.strip())
-    return body_at, max(answer_end, len(turn.rstrip()))
+def assistant_message(reasoning: str, answer: str, placement: Literal["inline", "field"]) -> Mapping[str, str]:
+    """Return the assistant's message with its reasoning in think tags (inline) or as `reasoning_content` (field)."""
+    if reasoning and placement == "field":
+        return {"role": "assistant", "content": answer, "reasoning_content": reasoning}
+    content = f"<think>\n{reasoning}\n</think>\n\n{answer}" if reasoning else answer
+    return {"role": "assistant", "content": content}

@@ -58,4 +58,5 @@ class ServedStudent:
             logprobs=np.array([row.logprob for row in scored.rows], dtype=np.float32),
             entropies=np.full(len(scored.rows), np.nan, dtype=np.float32),
             body_start=item.body_start,
+            text=item.text,
         )

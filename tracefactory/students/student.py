@@ -62,7 +62,8 @@ class Student:
                 scores[index] = item
         return [item for item in scores if item is not None]
 
-    def _score_batch(self, batch: Sequence[Rendered]) -> Iterator[TokenScores]:
+    def states(self, batch: Sequence[Rendered]) -> tuple[Any, Any]:
+        """Return the hidden states before the supervised tokens of all renderings, [n, d], and these tokens, [n]."""
         device = self.model.device
         width = max(item.stop for item in batch)
         ids = torch.zeros((len(batch), width), dtype=torch.long)
@@ -73,8 +74,15 @@ class Student:
             # the state at position t predicts token t + 1
             states = torch.cat([hidden[row, item.first - 1 : item.stop - 1] for row, item in enumerate(batch)])
             del hidden
-            wanted = torch.cat([ids[row, item.first : item.stop] for row, item in enumerate(batch)]).to(device)
-            logprobs, ranks, entropies, likeliest = to_host(*self._head.score(states, wanted))
+            return states, torch.cat([ids[row, item.first : item.stop] for row, item in enumerate(batch)]).to(device)
+
+    def logits(self, states: Any) -> Any:
+        """Return the logits after some hidden states in float32, [n, vocabulary]."""
+        with torch.inference_mode():
+            return self._head.logits(states)
+
+    def _score_batch(self, batch: Sequence[Rendered]) -> Iterator[TokenScores]:
+        logprobs, ranks, entropies, likeliest = to_host(*self._head.score(*self.states(batch)))
         start = 0
         for item in batch:
             part = slice(start, start + item.supervised)

@@ -62,7 +62,14 @@ class StudentView(Frozen):
     steps: tuple[StepLine, ...]
 
 
-def view_of(trace_id: str, student: str, scores: TokenScores, body: str, threshold: float = UNLIKELY) -> StudentView:
+def view_of(
+    trace_id: str,
+    student: str,
+    scores: TokenScores,
+    body: str,
+    threshold: float = UNLIKELY,
+    over: TokenScores | None = None,
+) -> StudentView:
     """Return the view of a trace.
 
     Args:
@@ -71,6 +78,7 @@ def view_of(trace_id: str, student: str, scores: TokenScores, body: str, thresho
         scores: the student's token scores of the trace.
         body: the trace's reasoning (its answer, when it has none).
         threshold: the probability below which a token is marked.
+        over: the scores of the tokens that the means are over; None for all of them.
 
     Raises:
         ValueError: for a trace without supervised tokens.
@@ -87,8 +95,8 @@ def view_of(trace_id: str, student: str, scores: TokenScores, body: str, thresho
         threshold=threshold,
         tokens=len(scores),
         below=len(below),
-        mean_surprisal=mean_surprisal(scores),
-        rank_surprisal=rank_surprisal(scores),
+        mean_surprisal=mean_surprisal(over or scores),
+        rank_surprisal=rank_surprisal(over or scores),
         marked=_merged([_span(scores, index, shift, len(text)) for index in below or sorted(least)]),
         least=tuple(_token(scores, index, text, shift) for index in least),
         steps=step_lines(scores, body),

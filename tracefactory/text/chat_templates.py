@@ -1,98 +1,120 @@
-"""Check that a student's chat template renders the reasoning and the answers of a view's messages.
+"""Chat templates: the text that a model is given for a list of messages.
 
-Plain ChatML templates ignore `reasoning_content`; some templates of reasoning models remove everything before
-`</think>`, even in the turn to train on. A student trained with them never sees the reasoning, and there is no error.
+A `ChatTemplate` renders with a tokenizer of transformers, or (`ChatTemplate.of_source`) with the template's source
+alone, which needs no tokenizer and so can be checked at once. Both report every failure of a template as `RenderError`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from functools import cached_property, lru_cache
+from typing import Any
 
-from tracefactory.core.rows import Frozen
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = Mapping[str, Any]
-_OPEN, _CLOSE = "<think>", "</think>"
+_MARK = "mark of the question"
 
 
-class ChatTokenizer(Protocol):
-    """The two methods of a transformers tokenizer that are used here."""
+class RenderError(ValueError):
+    """A conversation cannot be rendered without loss; `reason` is a stable snake_case identifier."""
 
-    def apply_chat_template(self, conversation: list[dict[str, Any]], *, tokenize: bool) -> Any:
-        """Return the conversation as text if `tokenize` is false."""
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
 
-    def __call__(self, text: str, *, add_special_tokens: bool) -> Any:
-        """Return a mapping whose `input_ids` are the tokens of `text`."""
-
-
-class RenderReport(Frozen):
-    """The result of rendering one conversation with a chat template.
-
-    `missing` names the parts that are not in the rendered text, such as "reasoning of message 1". `tokens` is the
-    length of the rendered text; `over` is the number of tokens beyond the trainer's maximum, which would truncate it.
-    """
-
-    missing: tuple[str, ...]
-    tokens: int
-    over: int = 0
-
-    @property
-    def ok(self) -> bool:
-        """Whether no part is missing and nothing would be truncated."""
-        return not self.missing and not self.over
+    def __reduce__(self) -> tuple[type[RenderError], tuple[str, str]]:
+        return type(self), (self.reason, str(self))
 
 
-def check_rendering(
-    messages: Sequence[Message], tokenizer: ChatTokenizer, *, max_length: int | None = None
-) -> RenderReport:
-    """Render a conversation and report reasoning and answers that are missing in the result.
-
-    The conversation is rendered twice: unchanged, and with every part replaced by a marker, because a short answer such
-    as "4" could be found by accident.
+class ChatTemplate:
+    """A chat template.
 
     Args:
-        messages: the messages of the chat view, or `prompt + completion` of the sft view.
-        tokenizer: the student's tokenizer.
-        max_length: the trainer's limit in tokens; None for no limit.
+        apply: renders messages; it is called with `add_generation_prompt` and `tools` as keywords.
     """
-    marked = [_marked(index, message) for index, message in enumerate(messages)]
-    text = str(tokenizer.apply_chat_template([dict(message) for message in messages], tokenize=False))
-    marked_text = str(tokenizer.apply_chat_template(marked, tokenize=False))
-    missing = dict.fromkeys([*_missing(messages, text), *_missing(marked, marked_text)])
-    tokens = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    over = 0 if max_length is None else max(0, tokens - max_length)
-    return RenderReport(missing=tuple(missing), tokens=tokens, over=over)
+
+    def __init__(self, apply: Callable[..., str]) -> None:
+        self._apply = apply
+
+    @classmethod
+    def of_tokenizer(cls, tokenizer: Any) -> ChatTemplate:
+        """Return the template of a tokenizer of transformers."""
+        return cls(lambda messages, **options: str(tokenizer.apply_chat_template(messages, tokenize=False, **options)))
+
+    @classmethod
+    def of_source(cls, source: str, *, bos: str = "", eos: str = "") -> ChatTemplate:
+        """Return a template from its source, rendered in the environment that transformers gives to templates.
+
+        Args:
+            source: the Jinja text.
+            bos: the text of the token at the start of a conversation.
+            eos: the text of the stop token.
+
+        Raises:
+            RenderError: when the source is no valid template.
+        """
+        try:
+            compiled = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise RenderError("template_failed", f"it is no valid template: {error}") from error
+        return cls(
+            lambda messages, **options: compiled.render(messages=messages, bos_token=bos, eos_token=eos, **options)
+        )
+
+    def text(self, messages: Sequence[Message], *, generate: bool, tools: Sequence[Any] | None = None) -> str:
+        """Return messages as text.
+
+        Args:
+            messages: the conversation.
+            generate: whether the beginning of the assistant's turn follows.
+            tools: the function schemas of the tools.
+
+        Raises:
+            RenderError: when the template fails.
+        """
+        try:
+            copies = [dict(message) for message in messages]
+            return self._apply(copies, add_generation_prompt=generate, tools=list(tools) if tools else None)
+        except Exception as error:  # an expression in a template can raise any exception
+            raise RenderError("template_failed", f"it fails with {error or type(error).__name__}") from error
+
+    @cached_property
+    def generation(self) -> str:
+        """The text after the user's message that begins the assistant's turn, the end of the user's turn included."""
+        return self.text([{"role": "user", "content": _MARK}], generate=True).rpartition(_MARK)[2]
 
 
-def _parts(message: Message) -> tuple[str, str]:
-    """Return the reasoning and the answer of a message; the reasoning is in its own field or in tags."""
-    content = str(message["content"])
-    if message.get("reasoning_content"):
-        return str(message["reasoning_content"]).strip(), content.strip()
-    before, closed, after = content.partition(_CLOSE)
-    if closed and before.lstrip().startswith(_OPEN):
-        return before.lstrip().removeprefix(_OPEN).strip(), after.strip()
-    return "", content.strip()
+class _Generation(Extension):
+    """The tag of templates for training that marks what the assistant writes; it changes no text."""
+
+    tags = {"generation"}  # noqa: RUF012  # as jinja2 declares it
+
+    def parse(self, parser: Any) -> list[nodes.Node]:
+        """Return the body of the tag."""
+        next(parser.stream)
+        body: list[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return body
 
 
-def _marked(index: int, message: Message) -> dict[str, Any]:
-    """Return a message of the same form with unique markers as its parts."""
-    reasoning, _ = _parts(message)
-    thought, answer = f"mark-reasoning-{index}-end", f"mark-answer-{index}-end"
-    if message.get("reasoning_content"):
-        return {**message, "reasoning_content": thought, "content": answer}
-    return {**message, "content": f"{_OPEN}\n{thought}\n{_CLOSE}\n\n{answer}" if reasoning else answer}
+@lru_cache(maxsize=1)
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Return the environment of templates (https://huggingface.co/docs/transformers/chat_templating_writing)."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
 
+    def fail(message: str) -> None:
+        raise jinja2.TemplateError(message)
 
-def _missing(messages: Sequence[Message], text: str) -> list[str]:
-    """Return the parts of assistant messages that do not occur in `text` in their order."""
-    found: list[str] = []
-    position = 0
-    for index, message in enumerate(messages):
-        for part, wanted in zip(("reasoning", "answer"), _parts(message), strict=True):
-            start = text.find(wanted, position)
-            if start >= 0:
-                position = start + len(wanted)
-            elif message["role"] == "assistant":
-                found.append(f"{part} of message {index}")
-    return found
+    def as_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=ensure_ascii, **options)
+
+    environment.filters["tojson"] = as_json
+    environment.globals |= {"raise_exception": fail, "strftime_now": lambda form: datetime.now().strftime(form)}
+    return environment

@@ -152,6 +152,15 @@ class Prompt(Frozen):
             messages.append({"role": "assistant", "content": self._fill(self.prefill, values)})
         return messages
 
+    def outline(self) -> list[dict[str, str]]:
+        """Return the messages without values: marks for what is filled in, examples and prefill as they are written."""
+        messages = [{"role": "system", "content": "mark of the system message"}] if self.system else []
+        for example in self.examples:
+            messages.append({"role": "user", "content": example.user.strip()})
+            messages.append({"role": "assistant", "content": example.assistant.strip()})
+        messages.append({"role": "user", "content": "mark of the user's message"})
+        return [*messages, {"role": "assistant", "content": self.prefill}] if self.prefill else messages
+
     def _fill(self, template: str, values: Mapping[str, Any]) -> str:
         try:
             return _compiled(template).render(values)

@@ -46,7 +46,7 @@ class EquationVerifier(Verifier):
     """Solve the equations that an answer states: those in its last code block, or else every line that is one."""
 
     name = "equation"
-    version = "1"
+    version = "2"
     Params = EquationParams
 
     def quick(self, task: VerifyTask, params: EquationParams) -> Verdict | None:
@@ -75,10 +75,12 @@ class EquationVerifier(Verifier):
         if values is None:
             return self.verdict(Outcome.UNVERIFIABLE, "not_determined", shown)
         gold = number_in(gold_reading(task.problem.answer or "")) or Fraction(0)
-        close = [abs(value - gold) <= abs(gold) * Fraction(params.rel_tol) for value in values]
-        detail = ", ".join(str(value) for value in values) or "no solution"
-        if len(values) > 1 and any(close):
+        close = [abs(value - gold) <= abs(gold) * Fraction(params.rel_tol) for value in values.found]
+        detail = ", ".join(str(value) for value in values.found) or "no solution"
+        if len(values.found) > 1 and any(close):
             return self.verdict(Outcome.UNVERIFIABLE, "several_solutions", shown, detail)
+        if not any(close) and not values.complete:
+            return self.verdict(Outcome.UNVERIFIABLE, "not_all_solutions", shown, detail)
         return self.verdict(Outcome.CORRECT if any(close) else Outcome.INCORRECT, "solved", shown, detail)
 
 

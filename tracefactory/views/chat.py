@@ -24,12 +24,15 @@ class ChatRow(Tracked):
 
 @trace_view(
     name="chat",
-    version="1",
-    summary="`messages` with the reasoning in `reasoning_content`; check that your chat template renders that field.",
+    version="2",
+    summary="`messages` with the reasoning in `reasoning_content`; only for a chat template that renders that field.",
     row=ChatRow,
 )
 def chat(trace: Trace) -> Row:
-    """Return the conversation; `reasoning_content` is null where there is no reasoning."""
+    """Return the conversation; `reasoning_content` is null where there is no reasoning.
+
+    A chat template that does not know the field drops the reasoning without an error; `messages` has it inline.
+    """
     require_trainable(trace)
     require_plain(trace)
     messages = [

@@ -55,6 +55,7 @@ class RawRow(Frozen):
     revision: str = Field(description="Its revision.")
     prompt: str = Field(description="The prompt, by its name in the project.")
     prompt_digest: str = Field(description="The digest of the prompt's template.")
+    messages_digest: str = Field(description="The digest of the messages that were sent; empty where none were.")
     system: str | None = Field(description="The system message that the teacher was given.")
     style: str = Field(description="The style of the prompt.")
     sample_index: int = Field(description="The number of the sample, from 0.")
@@ -77,7 +78,7 @@ class RawRow(Frozen):
 
 @trace_view(
     name="raw",
-    version="2",
+    version="3",
     summary="Every field of the trace: problem, reasoning, answer text, verdict, provenance, tokens, cost, measures.",
     row=RawRow,
     columns_too=True,

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
+from tracefactory.core.fingerprint import digest
 from tracefactory.core.rows import Frozen
-from tracefactory.publish.views import Group, Message, Refuse, Row, ViewError, group_view
+from tracefactory.publish.views import Group, Message, Refuse, Row, ViewError, group_view, require_uncontrolled
 
 
 class Reward(Frozen):
@@ -20,6 +21,7 @@ class Reward(Frozen):
 class Extra(Frozen):
     """Other fields of the problem."""
 
+    index: int = Field(description="A number of the problem, from its id: verl reports samples by it.")
     verifier: str = Field(description="The verifier that the source names for the answer.")
     spec: str = Field(description="The verifier's parameters, a JSON object.")
     source: str = Field(description="Where the problem came from.")
@@ -41,16 +43,23 @@ class RlvrRow(Frozen):
 
 @group_view(
     name="rlvr",
-    version="1",
+    version="2",
     summary="One row per problem in verl's layout: `prompt`, `reward_model.ground_truth`, `data_source`, `extra_info`.",
     row=RlvrRow,
 )
 def rlvr(group: Group, refuse: Refuse) -> Iterator[Row]:
-    """Yield the problem (https://verl.readthedocs.io, preparation of data), unless it has no gold answer."""
+    """Yield the problem (https://verl.readthedocs.io, preparation of data), unless it has no gold answer.
+
+    A question with a control token is left out, as in the views for training: it would end the turn of the prompt.
+    """
     problem = group.problem
-    if problem.answer is None:
+    try:
+        if problem.answer is None:
+            raise ViewError("no_gold", "the problem has no gold answer")
+        require_uncontrolled("question", problem.question)
+    except ViewError as error:
         for trace in group.traces:
-            refuse(trace, ViewError("no_gold", "the problem has no gold answer"))
+            refuse(trace, error)
         return
     yield {
         "id": problem.id,
@@ -60,6 +69,7 @@ def rlvr(group: Group, refuse: Refuse) -> Iterator[Row]:
         "ability": problem.domain,
         "reward_model": {"style": "rule", "ground_truth": problem.answer},
         "extra_info": {
+            "index": int(digest(problem.id)[:13], 16),  # 52 bits, which JSON keeps exact
             "verifier": problem.verifier,
             "spec": problem.spec,
             "source": problem.source,

@@ -9,7 +9,7 @@ from tracefactory.publish.views import (
     Message,
     Row,
     Tracked,
-    inline,
+    conversation,
     require_plain,
     require_trainable,
     trace_view,
@@ -26,7 +26,7 @@ class SftRow(Tracked):
 
 @trace_view(
     name="sft",
-    version="1",
+    version="2",
     summary="`prompt` and `completion` as message lists; the reasoning is inline, between `<think>` and `</think>`.",
     row=SftRow,
 )
@@ -38,9 +38,5 @@ def sft(trace: Trace) -> Row:
     """
     require_trainable(trace)
     require_plain(trace)
-    before = [{"role": turn.role, "content": inline(turn.reasoning, turn.content)} for turn in trace.messages[:-1]]
-    return {
-        **tracking(trace),
-        "prompt": before,
-        "completion": [{"role": "assistant", "content": trace.text}],
-    }
+    *prompt, completion = conversation(trace)
+    return {**tracking(trace), "prompt": prompt, "completion": [completion]}

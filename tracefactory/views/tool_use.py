@@ -45,7 +45,7 @@ class ToolUseRow(Tracked):
 
 @trace_view(
     name="tool_use",
-    version="1",
+    version="2",
     summary="`messages` with tool calls and their results, and `tools` as JSON.",
     row=ToolUseRow,
 )

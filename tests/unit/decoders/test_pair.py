@@ -17,7 +17,7 @@ from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.decoding.decoder import Role
 from tracefactory.decoding.in_process import InProcessPair
-from tracefactory.decoding.prompts import encoded_prompt
+from tracefactory.decoding.prompts import rollout_spec
 from tracefactory.decoding.provenance import Decoded, Provenance
 from tracefactory.decoding.rollout import Rollout, RolloutSpec
 from tracefactory.decoding.vocabulary import compare
@@ -79,7 +79,9 @@ def test_the_prompt_uses_the_students_template_and_continues_a_prefill(tmp_path:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "student")
-    assert tokenizer.decode(encoded_prompt(tokenizer, request("1 + 1", 0))) == "<|user|>1 + 1\n<|assistant|><think>"
+    assert (
+        tokenizer.decode(rollout_spec(tokenizer, request("1 + 1", 0)).prompt) == "<|user|>1 + 1\n<|assistant|><think>"
+    )
 
 
 def test_spans_never_split_a_character() -> None:

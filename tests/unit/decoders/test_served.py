@@ -135,8 +135,7 @@ class Alternating(Decoder):
 async def test_a_draft_ends_where_another_rule_or_writer_begins(
     folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("in_process", "served"):
-        monkeypatch.setattr(f"tracefactory.decoding.{module}.decoder_of", lambda request: Alternating())
+    monkeypatch.setattr("tracefactory.decoding.prompts.decoder_of", lambda request: Alternating())
     requests = asked(3)
     alike = (folders[0], folders[0])  # so that drafts hold up to where the rule ends, and would hold on
     pair = served(alike, by_noise, 6)

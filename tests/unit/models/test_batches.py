@@ -489,8 +489,12 @@ async def run_harness(root, server, protocol, count, step=""):
 @pytest.mark.parametrize(
     ("protocol", "step"),
     [("openai", step) for step in STEPS]
-    + [(one, step) for one in PROTOCOLS[1:] for step in STEPS if step in OWN_STEPS]
-    + [("fireworks", step) for step in STEPS if "upload" in step or "file id" in step],
+    + [
+        pytest.param(one, step, marks=[] if step == "after the create" else pytest.mark.slow)
+        for one in PROTOCOLS[1:]
+        for step in STEPS
+        if step in OWN_STEPS or (one == "fireworks" and ("upload" in step or "file id" in step))
+    ],
 )
 async def test_kill_9_at_each_step(tmp_path, protocol, step):
     async with serve(delay_s=0.3) as server:

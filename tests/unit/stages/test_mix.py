@@ -1,16 +1,24 @@
-"""Mixing: exact shares, each problem once, a reason for every trace left out, and no silent shortfall."""
+"""Mixing: exact shares of any groups, each problem once, a reason for every trace left out, no silent shortfall."""
 
 from __future__ import annotations
 
+import json
+import re
+import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.stages.conftest import RunStages
+from tracefactory.core.errors import UserError
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.stage import Decided
+from tracefactory.stages.mix._shares import Draw, Unit, draw
 from tracefactory.stages.mix.long_short import MixParams, mix
 
 
@@ -19,15 +27,15 @@ def row_id(name: str) -> str:
 
 
 def frame(rows: list[tuple[str, str, int, str]]) -> pl.DataFrame:
-    """Rows of (problem, style, tokens, outcome); ids are made from their places."""
+    """Rows of (problem, group, tokens, outcome); ids are made from their places."""
     columns: dict[str, list[Any]] = {
         "problem_id": [row_id(row[0]) for row in rows],
         "id": [row_id(f"t{number}") for number in range(len(rows))],
-        "style": [row[1] for row in rows],
+        "group": [row[1] for row in rows],
         "tokens": [row[2] for row in rows],
         "outcome": [row[3] for row in rows],
     }
-    types = {"problem_id": pl.String, "id": pl.String, "style": pl.String, "tokens": pl.Int64, "outcome": pl.String}
+    types = {"problem_id": pl.String, "id": pl.String, "group": pl.String, "tokens": pl.Int64, "outcome": pl.String}
     return pl.DataFrame(columns, schema=types)
 
 
@@ -72,8 +80,8 @@ def test_every_trace_is_chosen_or_has_a_reason(
     assert picked["problem_id"].n_unique() == picked.height  # each problem once
     assert set(picked["outcome"]) <= {"correct"}
     solved = traces.filter(pl.col("outcome") == "correct")
-    both = set(solved.filter(pl.col("style") == "long")["problem_id"]) & set(
-        solved.filter(pl.col("style") == "short")["problem_id"]
+    both = set(solved.filter(pl.col("group") == "long")["problem_id"]) & set(
+        solved.filter(pl.col("group") == "short")["problem_id"]
     )
     assert picked.height == min(len(both), size or len(both))
 
@@ -84,14 +92,14 @@ def test_every_trace_is_chosen_or_has_a_reason(
 def test_the_share_is_exact(problems: int, long: float, expected: int) -> None:
     traces = solved_by_both(problems)
     picked = chosen(mix(traces, MixParams(long=long, short=1 - long)), traces)
-    assert picked.filter(pl.col("style") == "long").height == expected
+    assert picked.filter(pl.col("group") == "long").height == expected
     assert picked.height == problems
 
 
 def test_a_share_of_tokens() -> None:
     traces = solved_by_both(1000)  # a long trace has ten times the tokens of a short one
     picked = chosen(mix(traces, MixParams(unit="tokens")), traces)
-    long = picked.filter(pl.col("style") == "long")["tokens"].sum()
+    long = picked.filter(pl.col("group") == "long")["tokens"].sum()
     assert abs(long / picked["tokens"].sum() - 0.2) < 0.005
 
 
@@ -123,7 +131,7 @@ def test_problems_beyond_the_size_are_told_from_those_drawn_in_the_other_style()
     assert (len(in_the_mix), len(left_out)) == (4, 6)
     assert all(found == ["over_size"] for found in left_out)
     drawn = mixed.frame.filter(pl.col("reason").is_in(["drawn_long", "drawn_short"])).join(traces, on="id")
-    assert sorted(drawn.select("reason", "style").rows()) == 2 * [("drawn_long", "short")] + 2 * [
+    assert sorted(drawn.select("reason", "group").rows()) == 2 * [("drawn_long", "short")] + 2 * [
         ("drawn_short", "long")
     ]
 
@@ -142,3 +150,145 @@ def test_which_trace_stands_for_a_problem(pick: Any, tokens: int) -> None:
     rows = [("a", style, size, "correct") for style in ("long", "short") for size in (20, 10, 30)]
     traces = frame(rows)
     assert chosen(mix(traces, MixParams(pick=pick)), traces)["tokens"].to_list() == [tokens]
+
+
+GROUPS = st.lists(st.sampled_from(["7b", "32b", "72b", "Qwen/x"]), min_size=1, unique=True)
+MIXED = st.lists(
+    st.tuples(
+        st.sampled_from([f"p{n}" for n in range(8)]),
+        st.sampled_from(["7b", "32b", "72b", "Qwen/x", "other"]),
+        st.integers(1, 500),
+        st.sampled_from(["correct", "correct", "incorrect"]),
+    ),
+    max_size=80,
+)
+
+
+@given(MIXED, GROUPS, st.data(), st.sampled_from(list(Unit)), st.integers(1, 9) | st.none())
+def test_any_groups_are_mixed_whole_and_by_their_shares(
+    rows: list[tuple[str, str, int, str]], groups: list[str], data: st.DataObject, unit: Unit, size: int | None
+) -> None:
+    weights = [data.draw(st.integers(0, 5)) for _ in groups]
+    total = sum(weights) or len(groups)
+    shares = {group: (weight if sum(weights) else 1) / total for group, weight in zip(groups, weights, strict=True)}
+    traces = frame(rows)
+    wanted = Draw("teacher", shares, unit, size, "drawn", 4)
+    mixed = draw(traces, wanted)
+    assert mixed.frame.select("problem_id", "id").equals(traces.select("problem_id", "id"))
+    assert mixed.frame["kept"].equals(mixed.frame["reason"].is_null(), check_names=False)
+    assert all(re.fullmatch("[a-z0-9_]+", reason) for reason in mixed.frame["reason"].drop_nulls())
+    picked = chosen(mixed, traces)
+    assert picked["problem_id"].n_unique() == picked.height  # each problem once
+    assert set(picked["group"]) <= shares.keys()
+    solved = traces.filter(pl.col("outcome") == "correct")
+    by_group = [set(solved.filter(pl.col("group") == group)["problem_id"]) for group in groups]
+    by_all = set.intersection(*by_group)
+    assert picked.height == min(len(by_all), size or len(by_all))
+    if unit is Unit.PROBLEMS:
+        for group, share in shares.items():
+            assert abs(picked.filter(pl.col("group") == group).height - share * picked.height) <= 1
+    shuffled = traces.sample(fraction=1, shuffle=True, seed=3) if traces.height else traces
+    backwards = {group: shares[group] for group in reversed(groups)}
+    assert kept(draw(shuffled, wanted._replace(shares=backwards))) == kept(mixed)
+
+
+def of_three(problems: int) -> pl.DataFrame:
+    sizes = {"large": 400, "middle": 90, "small": 20}
+    return frame([(f"p{n}", name, size + n % 7, "correct") for n in range(problems) for name, size in sizes.items()])
+
+
+def test_three_groups_get_their_shares_of_problems_or_tokens() -> None:
+    traces, shares = of_three(2000), {"small": 0.5, "large": 0.2, "middle": 0.3}
+    picked = chosen(draw(traces, Draw("teacher", shares)), traces)
+    assert dict(picked["group"].value_counts().iter_rows()) == {"large": 400, "middle": 600, "small": 1000}
+    mixed = draw(traces, Draw("teacher", shares, Unit.TOKENS))
+    tokens = chosen(mixed, traces).group_by("group").agg(pl.col("tokens").sum())
+    found = dict(tokens.iter_rows())
+    assert sum(found.values()) > 0
+    for name, share in shares.items():
+        assert found[name] / sum(found.values()) == pytest.approx(share, abs=0.005)
+    assert "solved by all 3 teachers 2000" in mixed.notes[0]
+
+
+def test_one_group_alone_and_a_group_that_nobody_is_in() -> None:
+    traces = of_three(10)
+    alone = draw(traces, Draw("teacher", {"small": 1.0}, size=4))
+    assert chosen(alone, traces)["group"].to_list() == ["small"] * 4
+    assert set(alone.frame["reason"].drop_nulls()) == {"other_group", "over_size"}
+    missing = draw(traces, Draw("teacher", {"small": 0.5, "huge": 0.5}))
+    assert not kept(missing)
+    assert "shortfall: no problem was solved by both teachers, so the mix is empty" in missing.notes
+    assert "only_small_solved" in set(missing.frame["reason"])
+    none = draw(traces, Draw("teacher", {"small": 1.0, "large": 0.0}))
+    assert set(chosen(none, traces)["group"]) == {"small"}
+    without = traces.with_columns(group=pl.lit(None, pl.String))
+    assert set(draw(without, Draw("teacher", {"small": 1.0})).frame["reason"]) == {"other_group"}
+
+
+def test_long_and_short_are_two_groups_like_any_others() -> None:
+    traces = solved_by_both(100)
+    both = mix(traces, MixParams(seed=5)), draw(traces, Draw("style", {"short": 0.8, "long": 0.2}, seed=5))
+    assert both[0].frame.equals(both[1].frame)
+
+
+def test_a_million_traces_are_mixed_in_seconds() -> None:
+    many = np.arange(1_000_000, dtype=np.uint64)
+    ids = [f"{number:016x}" for number in (many * np.uint64(0x9E3779B97F4A7C15)).tolist()]
+    groups = ["large", "middle", "small"]
+    traces = pl.DataFrame(
+        {
+            "problem_id": [ids[number - number % 3] for number in range(len(ids))],
+            "id": ids,
+            "group": [groups[number % 3] for number in range(len(ids))],
+            "tokens": (many % np.uint64(900)).astype(np.int64) + 1,
+            "outcome": ["correct"] * len(ids),
+        }
+    )
+    shares = {"large": 0.2, "middle": 0.3, "small": 0.5}
+    started = time.process_time()
+    mixed = draw(traces, Draw("teacher", shares, Unit.TOKENS))
+    assert time.process_time() - started < 20
+    assert mixed.frame["kept"].sum() == 333_333
+
+
+STAGES = """\
+  - {id: problems, source: files, with: {paths: problems.jsonl, question: q, answer: a}}
+  - {id: big, sample: chat, from: problems, with: {model: large, prompt: math_short, samples: 1}}
+  - {id: little, sample: chat, from: problems, with: {model: small, prompt: math_short, samples: 1}}
+  - {id: checked, verify: auto, from: [big, little]}
+  - {id: mixed, mix: shares, with: {by: BY, shares: SHARES}}
+  - {id: dataset, publish: dataset, with: {views: [sft, raw]}}
+"""
+PROBLEMS = "".join(json.dumps({"q": f"What is {n} + 1?", "a": str(n + 1)}) + "\n" for n in range(20))
+
+
+async def test_teachers_of_one_style_are_mixed_and_the_card_counts_them(run_stages: RunStages, tmp_path: Path) -> None:
+    stages = STAGES.replace("BY", "teacher").replace("SHARES", "{large: 0.2, small: 0.8}")
+    made = await run_stages(stages, PROBLEMS, large={}, small={"seed": 1})
+    published = made.traces("dataset")
+    assert sorted(trace.teacher for trace in published) == ["large"] * 4 + ["small"] * 16
+    assert {trace.style for trace in published} == {"short"}  # nobody had to call a small teacher short
+    card = (tmp_path / "project" / "out" / "t" / "1" / "README.md").read_text()
+    assert "| `mixed` | `large` | problems | 20.0% | 20.0% | 4 |" in card
+    assert "| `mixed` | `small` | problems | 80.0% | 80.0% | 16 |" in card
+    again = await run_stages(
+        stages.replace("{large: 0.2, small: 0.8}", "{small: 0.8, large: 0.2}"), PROBLEMS, large={}, small={"seed": 1}
+    )
+    assert again.stage("mixed").cached
+
+
+@pytest.mark.parametrize(
+    ("by", "shares", "said"),
+    [
+        ("teacher", "{large: 0.2, smal: 0.8}", "shares: no stage above makes traces with teacher 'smal'.*'small'"),
+        ("teacher", "{large: 0.5, small: 0.6}", "add up to 1, not 1.1"),
+        ("teacher", "{large: 1.5, small: -0.5}", "small is negative"),
+        ("teacher", "{}", "shares"),
+        ("stage", "{big: 0.5, small: 0.5}", "stage 'small'"),
+        ("tacher", "{large: 0.2, small: 0.8}", "by: .*tacher.*teacher"),
+        ("parents", "{large: 0.2, small: 0.8}", "no single value"),
+    ],
+)
+async def test_groups_that_cannot_be_are_refused(run_stages: RunStages, by: str, shares: str, said: str) -> None:
+    with pytest.raises(UserError, match=f"t.yaml:.*{said}"):
+        await run_stages(STAGES.replace("BY", by).replace("SHARES", shares), PROBLEMS, large={}, small={})

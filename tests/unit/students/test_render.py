@@ -77,18 +77,22 @@ def test_token_characters_cover_the_supervised_text_in_order(smollm_tokenizer: A
 
 def test_a_token_across_the_border_of_the_turn_is_supervised(smollm_tokenizer: Any) -> None:
     template = (
-        "{% for m in messages %}{% if m.role == 'assistant' %} app{% endif %}{{ m.content }}{% endfor %}"
+        "{% for m in messages %}{% if m.role == 'assistant' %} app{% endif %}{{ m.content }}"
+        "{% if m.role == 'assistant' %}<|im_end|>{% endif %}{% endfor %}"
         "{% if add_generation_prompt %} app{% endif %}"
     )
     joined = with_template(smollm_tokenizer, template)
     rendered = Renderer(joined, "inline").render("How many", "", "les are left")
     assert joined.decode([int(rendered.ids[rendered.first])]) == " apples"
     assert (rendered.starts[0], rendered.ends[0]) == (0, 3)
+    with pytest.raises(RenderError) as info:
+        Renderer(joined, "inline").check_mask(rendered)
+    assert info.value.reason == "mask_not_exact"
 
 
 def test_a_template_that_drops_the_reasoning_field_is_refused_before_any_work(smollm_tokenizer: Any) -> None:
     Renderer(smollm_tokenizer, "inline").check()
-    with pytest.raises(UserError, match=r"drops or rewrites the reasoning.*reasoning: inline.*chat_template") as info:
+    with pytest.raises(UserError, match=r"drops or rewrites the reasoning.*reasoning: inline") as info:
         Renderer(smollm_tokenizer, "field").check()
     assert len(info.value.mistakes) == 1
 
@@ -120,8 +124,10 @@ def test_an_opening_tag_in_the_generation_prompt_is_prompt(smollm_tokenizer: Any
     rendered = renderer.render(QUESTION, REASONING, ANSWER)
     assert rendered.text == f"{REASONING}\n</think>\n\n{ANSWER}<|im_end|>"
     assert rendered.body_start == 0
-    with pytest.raises(UserError, match="without reasoning"):  # it cannot write a short answer as it would sample it
-        renderer.check()
+    renderer.check()
+    with pytest.raises(RenderError) as info:  # it cannot write a short answer as it would sample it
+        renderer.render(QUESTION, "", ANSWER)
+    assert info.value.reason == "no_reasoning"
 
 
 def test_a_template_without_a_system_role_raises_user_error(smollm_tokenizer: Any) -> None:
@@ -136,4 +142,4 @@ def test_a_trace_that_the_template_cannot_render_has_a_reason(smollm_tokenizer: 
     renderer.check()
     with pytest.raises(RenderError) as info:
         renderer.render(QUESTION, "First.</think>Second.", ANSWER)
-    assert info.value.reason == "reasoning_not_rendered"
+    assert info.value.reason == "think_tag_inside"

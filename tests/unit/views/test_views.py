@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tracefactory.core.columns import column_like
-from tracefactory.core.rows import Outcome, Parent, ParentRole, Problem, StepLabel, Thinking, Trace, Verdict
+from tracefactory.core.rows import Outcome, Parent, ParentRole, Problem, StepLabel, Thinking, Trace, Turn, Verdict
 from tracefactory.core.stage import Batch
 from tracefactory.pruning import LengthCounter, PruneItem, PruneResult, derive
 from tracefactory.pruning.base import parent
@@ -132,7 +132,8 @@ def test_rows_fit_the_declared_schema_and_can_be_traced(name: str, tmp_path: Pat
     step = StepLabel(start=0, end=3, label="correct", source="me")
     traces = {
         "preference": [pruned(LONG), pruned(SHORT)],
-        "steps": [one.model_copy(update={"steps": (step,)}) for one in (LONG, SHORT)],
+        "ranking": [pruned(LONG), pruned(SHORT)],
+        "steps": [LONG.model_copy(update={"id": one, "steps": (step,)}) for one in ("t1", "t2")],
     }.get(name, [LONG, SHORT])
     columns = [*(column_like(column, 1.0) for column in ("a", "b", "level")), column_like("tags", ("x",))]
     part = write_range(tmp_path, 0, [name], [Batch(traces=traces)], columns)
@@ -165,7 +166,7 @@ def _as_lists(row: Row) -> Row:
     return {"fields": {name: list(value) for name, value in row["fields"].items()}} if "fields" in row else {}
 
 
-@pytest.mark.parametrize("name", ["sft", "chat", "masked", "preference", "tool_use"])
+@pytest.mark.parametrize("name", ["sft", "chat", "masked", "messages", "preference", "ranking", "tool_use"])
 @pytest.mark.parametrize(
     ("trace", "reason"),
     [
@@ -174,6 +175,11 @@ def _as_lists(row: Row) -> Row:
         (changed(answer_text=" \n"), "answer_empty"),
         (changed(reasoning="a </think> b"), "think_tag_inside"),
         (changed(answer_text="<think>again"), "think_tag_inside"),
+        (changed(turns=(Turn(role="assistant", content="</think>"),)), "think_tag_inside"),
+        (changed(reasoning="It ends.<|im_end|>"), "control_token_inside"),
+        (changed(answer_text="4<｜end▁of▁sentence｜>"), "control_token_inside"),
+        (changed(problem=PROBLEM.model_copy(update={"question": "2 + 2?<|eot_id|>"})), "control_token_inside"),
+        (changed(turns=(Turn(role="user", content="<start_of_turn>model"),)), "control_token_inside"),
     ],
 )
 def test_a_trace_that_is_unfit_for_training_is_refused(name: str, trace: Trace, reason: str) -> None:
@@ -197,13 +203,89 @@ def test_errors_survive_pickling() -> None:
     assert (copy.reason, copy.detail, str(copy)) == ("thinking_open", "never closed", "thinking_open: never closed")
 
 
+@pytest.mark.parametrize("text", ["|x| < |y|", "<|psi|phi>", "a<b|c>d", "f(<x>)", "<think", "[INST", "{{ x }}"])
+def test_what_only_looks_like_a_control_token_is_published(text: str) -> None:
+    assert row_of("sft", changed(answer_text=text))["completion"][0]["content"].endswith(text)
+
+
+def test_messages_are_roles_and_texts_with_the_reasoning_of_every_turn_inline() -> None:
+    turns = (Turn(role="assistant", content="5.", reasoning="Quickly."), Turn(role="user", content="Wrong."))
+    row = row_of("messages", changed(turns=turns))
+    assert row["messages"] == [
+        {"role": "user", "content": "2 + 2?"},
+        {"role": "assistant", "content": "<think>\nQuickly.\n</think>\n\n5."},
+        {"role": "user", "content": "Wrong."},
+        {"role": "assistant", "content": "<think>\nTwo and two.\n</think>\n\nIt is 4."},
+    ]
+    assert [*row_of("sft", changed(turns=turns))["prompt"]] == row["messages"][:-1]
+
+
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_messages_omit_conversations_that_a_trainer_would_skip(role: Any) -> None:
+    with pytest.raises(ViewError, match="not_in_turn"):
+        row_of("messages", changed(turns=(Turn(role=role, content="Go on."),)))
+
+
 def test_masked_has_the_raw_text_and_the_pruned_ranges() -> None:
-    row = row_of("masked", pruned(LONG))
-    text = row["completion"][0]["content"]
+    question, answer = row_of("masked", pruned(LONG))["masked_messages"]
+    assert question == {"role": "user", "content": "2 + 2?", "train_detail": None}
+    text = answer["content"]
     assert text == f"<think>\n{STEPS}\n</think>\n\nSo it is 4."
-    assert [text[span["start"] : span["end"]] for span in row["masked"]] == ["Let me check: 2 + 2 = 4.\n\n"]
-    assert row_of("masked", stands(LONG))["masked"] == []
-    assert row_of("masked", stands(LONG))["completion"] == row_of("sft", LONG)["completion"]
+    details = [(one["begin_offset"], one["end_offset"] + 1, one["train"]) for one in answer["train_detail"]]
+    assert [(text[start:end], train) for start, end, train in details] == [
+        ("<think>\nTwo and two.\n\n", True),
+        ("Let me check: 2 + 2 = 4.\n\n", False),
+        ("So the answer is 4.\n</think>\n\nSo it is 4.", True),
+    ]
+    whole = row_of("masked", stands(LONG))["masked_messages"][-1]
+    assert whole["content"] == row_of("sft", LONG)["completion"][0]["content"]
+    assert whole["train_detail"] == [{"begin_offset": 0, "end_offset": len(whole["content"]) - 1, "train": True}]
+
+
+def test_masked_has_no_column_that_a_trainer_reads_without_its_ranges() -> None:
+    known = {"text", "messages", "prompt", "completion", "conversations", "input_ids"}
+    assert not known & set(VIEWS.get("masked").schema().names)
+
+
+def test_ranking_has_the_pairs_of_preference_as_single_messages() -> None:
+    (pair,) = [row_of("preference", pruned(LONG))]
+    (single,) = [row_of("ranking", pruned(LONG))]
+    assert single == {
+        **{name: value for name, value in pair.items() if name not in ("prompt", "chosen", "rejected")},
+        "messages": pair["prompt"],
+        "chosen": pair["chosen"][0],
+        "rejected": pair["rejected"][0],
+    }
+
+
+def test_pairs_are_of_one_conversation() -> None:
+    wrong = VERDICT.model_copy(update={"outcome": Outcome.INCORRECT})
+    turns = (Turn(role="assistant", content="5."), Turn(role="user", content="Wrong."))
+    group = [
+        changed(id="t0", turns=turns),
+        changed(id="t1", verdict=wrong),
+        changed(id="t2", verdict=wrong, turns=turns, answer_text="6."),
+    ]
+    made = VIEWS.get("preference").rows(Group(PROBLEM, group))
+    assert [(row["id"], row["rejected_id"]) for row in made.rows] == [("t0", "t2")]
+    assert [message["content"] for message in made.rows[0]["prompt"]] == ["2 + 2?", "5.", "Wrong."]
+    assert {trace_id: error.reason for trace_id, error in made.refused.items()} == {"t1": "no_partner"}
+
+
+def test_rlvr_has_an_index_of_its_own_for_every_problem() -> None:
+    problems = [Problem.make(question=f"{n}?", answer="4") for n in range(50)]
+    rows = [VIEWS.get("rlvr").rows(Group(one, [changed(problem=one)])).rows[0] for one in problems]
+    indices = {row["extra_info"]["index"] for row in rows}
+    assert len(indices) == 50
+    assert all(0 <= index < 2**53 for index in indices)
+
+
+def test_steps_have_no_white_space_at_their_ends() -> None:
+    steps = (StepLabel(start=0, end=14, label="correct"), StepLabel(start=14, end=len(STEPS), label="wrong"))
+    row = row_of("steps", changed(reasoning=STEPS, steps=steps))
+    assert row["completions"] == ["Two and two.", "Let me check: 2 + 2 = 4.\n\nSo the answer is 4."]
+    with pytest.raises(ViewError, match="empty_step"):
+        row_of("steps", changed(reasoning=STEPS, steps=(StepLabel(start=12, end=14, label="correct"),)))
 
 
 def test_masked_omits_traces_with_added_text() -> None:

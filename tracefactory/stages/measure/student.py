@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from pydantic import Field
@@ -25,22 +25,37 @@ from tracefactory.students.against_teacher import (
     divergence_measures,
     stored_logprobs,
 )
+from tracefactory.students.contrast import (
+    Contrast,
+    ContrastParams,
+    contrast_columns,
+    contrast_key,
+    contrast_measures,
+)
 from tracefactory.students.in_process import InProcess
 from tracefactory.students.local import local_naturalness
 from tracefactory.students.measures import MeasureParams, measure_columns, trace_measures
 from tracefactory.students.names import local_name
+from tracefactory.students.over import Over, of_text
 from tracefactory.students.render import Rendered, RenderError
 from tracefactory.students.steps import step_columns, step_measures
 from tracefactory.text.steps import Granularity, segment
 
 if TYPE_CHECKING:
     from tracefactory.students.served import ServedStudent
+    from tracefactory.students.student import Student
 
 
 class MeasureStudentParams(Frozen):
     """The student, and what to measure under it."""
 
     student: ModelName = Field(description="The student: a model with `use: transformers` or `use: vllm`.")
+    over: Over = Field(
+        default=Over.TEXT,
+        description="The tokens that measures are over: text leaves out think tags with their whitespace and end of "
+        "turn, so that the same words measure the same with and without tags; all is what training supervises. "
+        "Changing it takes no further pass.",
+    )
     measures: MeasureParams = Field(default=MeasureParams(), description="The cut-offs to measure at.")
     window: int | None = Field(
         default=None,
@@ -50,6 +65,11 @@ class MeasureStudentParams(Frozen):
     )
     steps: Granularity | None = Field(
         default=None, description="Cut steps this finely and add the mean surprisal of each; takes no further pass."
+    )
+    contrast: ContrastParams | None = Field(
+        default=None,
+        description="Compare the distributions of the student and a weaker model at every token; takes a forward pass "
+        "of both.",
     )
     divergence: DivergenceParams | None = Field(
         default=None,
@@ -97,7 +117,7 @@ class MeasureStudent(Stage[MeasureStudentParams]):
     scores for, is a failed row. A served student tells no entropies, so measures of them are left out.
     """
 
-    verb, name, version = "measure", "student", "2"
+    verb, name, version = "measure", "student", "3"
     Params = MeasureStudentParams
     host = Host.MODEL
 
@@ -105,7 +125,12 @@ class MeasureStudent(Stage[MeasureStudentParams]):
         model = pipeline.models[stage.params.student]
         environment = Environment(root=pipeline.project.root)
         student = {**model.identity(environment), "reasoning": model.require_checkpoint(environment).reasoning}
-        return {"student": student, "scores": model.scores_key(environment)}
+        used: dict[str, Any] = {"student": student, "scores": model.scores_key(environment)}
+        if (contrast := stage.params.contrast) is not None:
+            used["contrast"] = contrast_key(
+                used["scores"], pipeline.models[contrast.amateur].scores_key(environment), contrast
+            )
+        return used
 
     def asks(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> str | None:
         return stage.params.student
@@ -113,7 +138,7 @@ class MeasureStudent(Stage[MeasureStudentParams]):
     def columns(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> Sequence[Column]:
         params = stage.params
         entropies = pipeline.models[params.student].in_process
-        columns = measure_columns(params.student, params.measures, entropies=entropies)
+        columns = measure_columns(params.student, params.measures, params.over, entropies=entropies)
         if params.window is not None:
             columns.append(
                 Column(
@@ -125,6 +150,8 @@ class MeasureStudent(Stage[MeasureStudentParams]):
                 )
             )
         columns += [] if params.steps is None else step_columns(params.student)
+        if params.contrast is not None:
+            columns += contrast_columns(params.student, params.contrast, params.over)
         return columns + ([] if params.divergence is None else divergence_columns(params.student, params.divergence))
 
     def check(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> list[Mistake]:
@@ -133,6 +160,11 @@ class MeasureStudent(Stage[MeasureStudentParams]):
         if not model.scores_tokens:
             message = f"student: {name!r} is `use: {model.use}`; scores need `use: transformers` or `vllm`"
             return [Mistake(message)]
+        if (contrast := stage.params.contrast) is not None:
+            for one in (name, contrast.amateur):
+                if not pipeline.models[one].in_process:
+                    use = f"{one!r} is `use: {pipeline.models[one].use}`"
+                    return [Mistake(f"contrast: {use}; whole distributions need `use: transformers`")]
         reported = {stage_of(one).reports_logprobs(one) for one in pipeline.above(stage)} - {None}
         if stage.params.divergence is not None and reported == {False}:
             hint = "set it there: it costs nothing"
@@ -142,23 +174,30 @@ class MeasureStudent(Stage[MeasureStudentParams]):
     def scored_by(self, stage: StageSpec[MeasureStudentParams]) -> frozenset[str]:
         return frozenset({stage.params.student})
 
-    def refusal(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> Mistake | None:
-        """Refuse, before anything is paid for, a student whose chat template drops what it should be trained on."""
+    def template_mistakes(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> list[Mistake]:
+        """Return why the student's chat template cannot render what it should be trained on."""
         try:
             environment = Environment(root=pipeline.project.root)
             check_template(pipeline.models[stage.params.student].require_checkpoint(environment))
         except UserError as error:
-            return Mistake(f"stage {stage.id!r}: {error}", stage.file, stage.line)
-        return None
+            what = f"stage {stage.id!r}: "
+            return [Mistake(what + one.message, stage.file, stage.line, one.hint) for one in error.mistakes]
+        return []
 
     async def run(self, stage: StageSpec[MeasureStudentParams], batch: Batch, services: Services) -> Result:
         params, traces = stage.params, batch.traces
         student = services.keep(f"student:{params.student}", lambda: _open(stage, services))
         rendered, failed = _rendered(traces, student)
         left = {row_id: services.left_failure(stage.id, row_id) for row_id in rendered}
-        scores, computed = await student.scores({row_id: one for row_id, one in rendered.items() if not left[row_id]})
+        wanted = {row_id: one for row_id, one in rendered.items() if not left[row_id]}
+        scores, computed = await student.scores(wanted)
         scores |= {row_id: failure for row_id, failure in left.items() if failure is not None}
         scored = [one for one in traces if isinstance(scores.get(one.id), TokenScores)]
+        contrasts: dict[str, TokenScores | RequestFailed] = {}
+        if params.contrast is not None:
+            pair = services.keep(f"contrast:{stage.id}", lambda: _open_contrast(stage, student, services))
+            contrasts, more = await pair.scores({one.id: rendered[one.id] for one in scored})
+            computed += more
         natural: dict[str, float | RequestFailed | None] = {}
         if params.window is not None:
             values = await student.naturalness([(one, rendered[one.id]) for one in scored], params.window)
@@ -174,12 +213,12 @@ class MeasureStudent(Stage[MeasureStudentParams]):
             if failure is not None:
                 judged.append(Judgement(trace.id, fail(failure.kind, str(failure), owed=failure.retryable)))
                 continue
-            assert isinstance(known, TokenScores)
-            found: dict[str, Any] = {**trace_measures(known, params.measures), **diverging.get(trace.id, {})}
-            if params.window is not None and local is not None:
-                found[local_name(params.window)] = local
-            if params.steps is not None:
-                found |= step_measures(known, _body(trace), params.steps)
+            found = _measures(params, trace, rendered[trace.id], known, contrasts.get(trace.id))
+            if not found:
+                judged.append(Judgement(trace.id, fail("no_text", "it has no words to measure over", owed=False)))
+                continue
+            found |= {} if local is None else {local_name(params.window or 0): local}
+            found |= diverging.get(trace.id, {})
             judged.append(
                 Judgement(trace.id, KEEP, {f"{params.student}/{name}": value for name, value in found.items()})
             )
@@ -187,6 +226,23 @@ class MeasureStudent(Stage[MeasureStudentParams]):
         numbers |= {f"no_divergence_{name}": number for name, number in why_not.items()}
         notes = [f"{stage.id}: traces that were not compared with their teacher: {name}" for name in why_not]
         return Result(judged=judged, numbers=numbers, notes=notes)
+
+
+def _measures(params: MeasureStudentParams, trace: Trace, item: Rendered, scores: Any, contrast: Any) -> dict[str, Any]:
+    """Return the measures of a trace from its stored scores; none when there are no tokens to measure over."""
+
+    def over(every: TokenScores) -> TokenScores:
+        whole = params.over is Over.ALL
+        return every if whole else of_text(every, item.text, trace.reasoning, trace.answer_text)
+
+    if not len(over(scores)):
+        return {}
+    found: dict[str, Any] = {**trace_measures(over(scores), params.measures), "tokens": float(len(scores))}
+    if params.steps is not None:
+        found |= step_measures(scores, _body(trace), params.steps)
+    if params.contrast is not None:
+        found |= contrast_measures(over(contrast), params.contrast)
+    return found
 
 
 def _divergence(
@@ -222,6 +278,18 @@ def _open(stage: StageSpec[MeasureStudentParams], services: Services) -> ScoredS
         return ScoredStudent(InProcess(open_student(spec)), store)
     client = services.client(stage.params.student)
     return ScoredStudent(open_served(spec, client, model.longest_prompt), store)
+
+
+def _open_contrast(stage: StageSpec[MeasureStudentParams], student: ScoredStudent, services: Services) -> ScoredStudent:
+    """Return the pair of a stage's student, which is loaded already, and its amateur."""
+    params = stage.params.contrast
+    assert params is not None
+    assert isinstance(student.student, InProcess)
+    model, environment = services.pipeline.models[params.amateur], services.environment
+    expert = cast("Student", student.student.student)
+    pair = Contrast(expert, open_student(model.require_checkpoint(environment)), params)
+    key = contrast_key(student.store.student_key, model.scores_key(environment), params)
+    return ScoredStudent(InProcess(pair), ScoreStore(services.state_dir, key))
 
 
 def _rendered(traces: Sequence[Trace], student: ScoredStudent) -> tuple[dict[str, Rendered], dict[str, Decision]]:

@@ -37,6 +37,7 @@ from tracefactory.pruning import (
 from tracefactory.pruning.conclusion import Check
 from tracefactory.pruning.measures import CHECK, COLUMNS, evidence_measures, what_was_checked
 from tracefactory.stages._sampling import spent
+from tracefactory.stages._templates import prompt_mistakes
 from tracefactory.stages._verdicts import verifier_versions
 from tracefactory.stages.prune._bounds import bounds
 from tracefactory.stages.prune._models import ServedModel
@@ -105,6 +106,14 @@ class Prune(Stage[Any]):
         if entropy and student and not pipeline.models[student].in_process:
             hint = "go by `surprisal`, or measure it with `use: transformers`"
             found.append(Mistake(f"score: a served student ({student!r}) tells no entropies", hint=hint))
+        return found
+
+    def template_mistakes(self, stage: StageSpec[Any], pipeline: Pipeline) -> list[Mistake]:
+        params, checks = stage.params, concluder(stage.params)
+        models = {"types": params.types and params.types.model, "conclude": checks and checks.model}
+        found: list[Mistake] = []
+        for key, prompt in prompts_of(params).items():
+            found += prompt_mistakes(stage, pipeline, prompt, models.get(key) or params.model)
         return found
 
     def at_most(self, stage: StageSpec[Any], pipeline: Pipeline, batch: Batch) -> Mapping[str, AtMost]:

@@ -164,7 +164,7 @@ class RowAsk:
             request_key=request.key,
             cost=answer["cost"],
             **origin_fields(model, prompt, messages, self.services),
-            **reply_fields(completion, pipeline.prompts[prompt]),
+            **reply_fields(completion, opened_in_prompt=pipeline.prompts[prompt].opened_in_prompt),
         )
 
     async def verify(self, reply: Trace) -> Verdict:

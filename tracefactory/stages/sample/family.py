@@ -20,6 +20,7 @@ from tracefactory.decoding.decoder import DECODERS, Decoder
 from tracefactory.decoding.pairs import check_one_server, check_pair, open_pair
 from tracefactory.decoding.provenance import Decoded
 from tracefactory.stages._sampling import SampleParams, SampleStage
+from tracefactory.stages._templates import prompt_mistakes
 
 BLOCKS = Column(
     name="thinking_blocks", description="Times the trace closes its thinking.", unit="blocks", direction="lower"
@@ -79,9 +80,16 @@ class SampleDecoded(SampleStage[D]):
         checked = check_one_server if self.one_server(stage) else check_pair
         return [*super().check(stage, pipeline), *checked(teacher, student)]
 
+    def template_mistakes(self, stage: StageSpec[D], pipeline: Pipeline) -> list[Mistake]:
+        """Return what the student's chat template does to the prompt: both models continue its rendering."""
+        return list(prompt_mistakes(stage, pipeline, stage.params.prompt, stage.params.student, student=True))
+
     def completer(self, stage: StageSpec[D], services: Services) -> Completer:
         names, one = (stage.params.teacher, stage.params.student), self.one_server(stage)
         return services.keep(f"pair {names} {one}", lambda: open_pair(*names, services, one_server=one))
+
+    def opened_in_prompt(self, completion: Completion) -> bool:
+        return isinstance(completion, Decoded) and completion.opened_in_prompt
 
     def fields(self, stage: StageSpec[D], completion: Completion) -> dict[str, Any]:
         """Return the measures of a decoded trace: who wrote how much, and how often the thinking was closed."""
