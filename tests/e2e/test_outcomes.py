@@ -27,6 +27,8 @@ def listed(project: Project) -> list[dict[str, Any]]:
 def test_show_tells_how_every_run_has_ended(teacher_of: Teachers, project_of: Projects) -> None:
     teacher = teacher_of(latency_s=0.4)
     project = project_of(teacher.url)
+    # A few requests at once, so that a run can be stopped in the middle on a slow machine too.
+    project.pipeline.write_text(project.pipeline.read_text().replace("retries: 8", "retries: 8, concurrency: 4"))
     assert project.run("show", "--list", "--json").strip() == "[\n]".replace("\n", "")
     process = project.start()
     wait_until(lambda: teacher.stats()["received"] > 8)

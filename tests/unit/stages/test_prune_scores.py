@@ -76,7 +76,8 @@ async def test_steps_that_say_little_go_by_the_stored_scores_of_their_own_text(r
     assert result.reasoning == thought.replace("And 35 + 7 = 42.\n\n", "")
 
 
-MEASURED = SOURCE + "  - {id: scored, measure: student, with: {student: pupil}}\n"
+# The stub scores a text without the answer, which the default `over: text` looks for.
+MEASURED = SOURCE + "  - {id: scored, measure: student, with: {student: pupil, over: all}}\n"
 
 
 async def test_a_stage_prunes_by_what_a_measure_stage_stored(

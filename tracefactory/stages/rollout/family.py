@@ -20,6 +20,7 @@ from tracefactory.core.rows import ID_DIGITS, Kind, Parent, ParentRole, Row, Tra
 from tracefactory.core.stage import AtMost, Batch, Host, Record, Result, Services, Stage
 from tracefactory.stages._measured import kind_taken
 from tracefactory.stages._sampling import continued, origin_fields, reply_fields, seed_of, spent, turns_after
+from tracefactory.stages._templates import prompt_mistakes
 from tracefactory.stages._verdicts import verdicts_by_rule, verifier_versions
 
 Spec = StageSpec[Rollout]
@@ -68,6 +69,12 @@ class RolloutStage(Stage[Rollout]):
         for model in stage.params.requests_at_most().keys() - set(stage.model_names):
             found.append(Mistake(f"the rollout {self.name!r} bounds requests to {model!r}, no parameter of it"))
         return found
+
+    def template_mistakes(self, stage: Spec, pipeline: Pipeline) -> list[Mistake]:
+        """Return those of a rollout with one model; with several, its code decides which model gets a prompt."""
+        (model, *others) = sorted(set(stage.model_names))
+        names = () if others else prompts_of(stage)
+        return [one for name in names for one in prompt_mistakes(stage, pipeline, name, model)]
 
     def at_most(self, stage: Spec, pipeline: Pipeline, batch: Batch) -> Mapping[str, AtMost]:
         """Return a bound: every request shows its longest prompt and all earlier replies of the rollout."""

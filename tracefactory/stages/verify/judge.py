@@ -29,6 +29,7 @@ from tracefactory.core.stage import (
     Stage,
 )
 from tracefactory.stages._sampling import spent
+from tracefactory.stages._templates import prompt_mistakes
 from tracefactory.stages._verdicts import judgements, outcome_counts, verdict_columns, verdicts_by_rule
 from tracefactory.text.reasoning import split_reasoning
 from tracefactory.verification.judge import judge
@@ -73,6 +74,9 @@ class VerifyJudge(Stage[JudgeParams]):
     def check(self, stage: StageSpec[JudgeParams], pipeline: Pipeline) -> list[Mistake]:
         votes = stage.params.votes
         return [] if votes % 2 else [Mistake(f"votes: {votes} can tie; an odd number is needed")]
+
+    def template_mistakes(self, stage: StageSpec[JudgeParams], pipeline: Pipeline) -> list[Mistake]:
+        return list(prompt_mistakes(stage, pipeline, stage.params.prompt, stage.params.model))
 
     def at_most(self, stage: StageSpec[JudgeParams], pipeline: Pipeline, batch: Batch) -> Mapping[str, AtMost]:
         """Return every vote on every answer that the rules may leave undecided; a prompt is bounded by its bytes."""
