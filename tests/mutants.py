@@ -23,8 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 OWN_TESTS = {
     "tracefactory/core": "tests/unit/test_fingerprint.py tests/unit/test_digests.py tests/unit/test_yamlfile.py "
-    "tests/unit/test_yamlmodel.py tests/unit/test_plugins.py tests/unit/test_prices.py tests/unit/test_processes.py "
-    "tests/contract/test_golden_keys.py",
+    "tests/unit/test_yamlmodel.py tests/unit/test_prices.py tests/contract/test_golden_keys.py",
     "tracefactory/config": "tests/unit/test_config.py tests/unit/test_project.py",
     "tracefactory/store": "tests/unit/store tests/unit/test_store.py tests/unit/test_requests.py "
     "tests/unit/test_lease.py",

@@ -45,6 +45,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "quick"))
 
 
+@pytest.mark.slow
 def test_a_run_with_batches_makes_what_a_run_without_makes_for_less(
     teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
 ) -> None:
@@ -64,6 +65,7 @@ def test_a_run_with_batches_makes_what_a_run_without_makes_for_less(
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.slow
 def test_killed_and_stopped_runs_leave_their_batches_to_the_next_run(
     teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
 ) -> None:

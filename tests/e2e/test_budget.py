@@ -164,6 +164,7 @@ def test_a_cap_with_a_model_without_a_price_refuses_to_start(teacher_of: Teacher
     assert "| declared: input 0, output 2 |" in card.read_text()
 
 
+@pytest.mark.slow
 def test_the_time_of_a_run_is_a_cap(teacher_of: Teachers, project_of: Projects) -> None:
     teacher = teacher_of(latency_s=2.0)
     project = project_of(teacher.url, size=200)

@@ -94,7 +94,8 @@ def test_kill_9_of_the_whole_tree_at_random_moments(
     assert 0 <= again <= kills * 32  # only what was in flight when a kill came
 
 
-@pytest.mark.parametrize("victim", [pytest.param("driver", marks=pytest.mark.slow), "actor"])
+@pytest.mark.parametrize("victim", ["driver", "actor"])
+@pytest.mark.slow
 def test_kill_9_of_only_the_driver_or_only_an_actor(
     victim: str, teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
 ) -> None:

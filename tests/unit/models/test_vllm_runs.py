@@ -41,7 +41,7 @@ def project_of(stand_in, monkeypatch):
     end(made)
 
 
-@pytest.mark.parametrize("executor", ["inline", "ray"])
+@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_a_run_survives_its_servers_and_its_servers_end_with_it(executor, stand_in, project_of):
     project = project_of(executor, size=60, replicas=2, environ={"STAND_IN_LATENCIES": "0.4"})
     run = project.start()
@@ -61,7 +61,7 @@ def test_a_run_survives_its_servers_and_its_servers_end_with_it(executor, stand_
     assert sorted(path.name for path in (log_dir / "teacher").iterdir()) == ["replica-0.log", "replica-1.log"]
 
 
-@pytest.mark.parametrize("executor", ["inline", "ray"])
+@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_kill_9_of_the_driver_leaves_no_server(executor, stand_in, project_of):
     project = project_of(executor, size=60, environ={"STAND_IN_LATENCIES": "0.4"})
     run = project.start()

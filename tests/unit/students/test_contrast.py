@@ -99,6 +99,7 @@ STAGES = """\
 SMALL = PUPIL + PUPIL.replace("pupil", "small")
 
 
+@pytest.mark.slow
 async def test_a_stage_files_the_contrast_and_stores_it(run_stages: RunStages) -> None:  # noqa: F811
     problems = '{"q": "What is 1 + 3?", "a": "4"}\n'
     for kl, scored_now in (("0.4", 2.0), ("0", 0.0)):  # the student's own scores and the pair's
