@@ -51,7 +51,7 @@ class StandIn:
         pids = [pid for one in self.started for pid in (one["pid"], one["engine"])]
         return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
 
-    def all_gone(self, within_s=10.0):
+    def all_gone(self, within_s=30.0):
         end = time.monotonic() + within_s
         while self.living() and time.monotonic() < end:
             time.sleep(0.05)

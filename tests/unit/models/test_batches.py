@@ -485,7 +485,7 @@ async def run_harness(root, server, protocol, count, step=""):
 
 @pytest.mark.parametrize(
     ("protocol", "step"),
-    [("openai", step) for step in STEPS]
+    [pytest.param("openai", step, marks=[] if step in OWN_STEPS else pytest.mark.slow) for step in STEPS]
     + [
         pytest.param(one, step, marks=[] if step == "after the create" else pytest.mark.slow)
         for one in PROTOCOLS[1:]
