@@ -1,4 +1,4 @@
-"""The batches of a worker: which requests are answered by them, and what becomes of completions nobody waits for."""
+"""The batches of a worker: which requests are answered by them, and where completions go that no request waits for."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Batches:
         root: the state folder.
         run_id: the run.
         requests: the request store of the worker.
-        keep: stores a completion that nobody waits for.
+        keep: stores a completion that no request waits for.
         client: returns the client of a model, by its name.
         environment: returns the surroundings of the run.
     """
@@ -127,7 +127,7 @@ class Batches:
         """Finish what is being stored, and close the connections of all models.
 
         Raises:
-            RunError: when something went wrong of which nobody was told.
+            RunError: when something went wrong that no request has reported.
         """
         found = await asyncio.gather(*(runner.close() for runner in self._runners.values()), return_exceptions=True)
         faults = [fault for fault in found if isinstance(fault, BaseException)]

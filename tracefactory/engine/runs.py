@@ -18,9 +18,8 @@ from tracefactory.core.errors import BudgetReached, Interrupted, RunError, RunSt
 from tracefactory.core.files import write_json, write_text
 from tracefactory.core.rows import Frozen, Kind
 from tracefactory.engine.plan import Plan
-from tracefactory.store.check import is_locked
 from tracefactory.store.damage import Damage
-from tracefactory.store.leases import RunLock, alive_file
+from tracefactory.store.leases import RunLock, has_workers
 from tracefactory.store.records import read_record, write_record
 from tracefactory.store.rows import StageRows, stored_rows
 from tracefactory.store.stages import Tally
@@ -180,8 +179,7 @@ def runs_of(root: Path) -> list[RunLine]:
         try:
             outcome = _read_outcome(root, name)
         except FileNotFoundError:
-            alive = alive_file(root, name)
-            found.append(RunLine(run=name, state="running" if alive.exists() and is_locked(alive) else "killed"))
+            found.append(RunLine(run=name, state="running" if has_workers(root, name) else "killed"))
         except RunError as error:
             found.append(RunLine(run=name, state="damaged", reason=str(error)))
         else:

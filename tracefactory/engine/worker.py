@@ -291,7 +291,7 @@ class Worker:
         return record
 
     async def _keep(self, model: str, request: ChatRequest, completion: Completion) -> None:
-        """Store the completion of a batch that nobody waits for any more."""
+        """Store the completion of a batch that no request waits for any more."""
         cost, price = self.spending.spent(model, request, completion, self.environment)
         await self._put(request, completion, cost, price)
 
@@ -360,7 +360,7 @@ class Worker:
         """End everything that was started.
 
         Raises:
-            RunError: when something went wrong of which nobody was told, such as a difference in what a batch billed.
+            RunError: when something went wrong that no request has reported, e.g. a difference in a batch's bill.
         """
         try:
             await self._batches.close()

@@ -84,38 +84,37 @@ def _pruned(trace: Trace) -> Pair:
     found = pair(trace)
     if isinstance(found, Unpaired):
         raise ViewError(found.reason, found.detail)
-    return Pair(
-        before=tuple(Message(**one) for one in conversation(trace)[:-1]),
-        chosen=Message(role="assistant", content=found.chosen),
-        rejected=Message(role="assistant", content=found.rejected),
-        compared={
-            **tracking(trace),
-            "kind": "pruned",
-            "rejected_id": trace.parents[0].id,
-            "chosen_outcome": found.chosen_verdict.outcome.value,
-            "rejected_outcome": found.rejected_verdict.outcome.value,
-            "chosen_length": found.chosen_length,
-            "rejected_length": found.rejected_length,
-            "length_unit": found.unit,
-        },
-    )
+    compared = {
+        "kind": "pruned",
+        "rejected_id": trace.parents[0].id,
+        "chosen_outcome": found.chosen_verdict.outcome.value,
+        "rejected_outcome": found.rejected_verdict.outcome.value,
+        "chosen_length": found.chosen_length,
+        "rejected_length": found.rejected_length,
+        "length_unit": found.unit,
+    }
+    return _pair(trace, found.chosen, found.rejected, compared)
 
 
 def _by_verdict(chosen: Trace, rejected: Trace) -> Pair:
+    compared = {
+        "kind": "verdict",
+        "rejected_id": rejected.id,
+        "chosen_outcome": Outcome.CORRECT.value,
+        "rejected_outcome": Outcome.INCORRECT.value,
+        "chosen_length": chosen.completion_tokens,
+        "rejected_length": rejected.completion_tokens,
+        "length_unit": "completion_tokens",
+    }
+    return _pair(chosen, chosen.text, rejected.text, compared)
+
+
+def _pair(trace: Trace, chosen: str, rejected: str, compared: Row) -> Pair:
     return Pair(
-        before=tuple(Message(**one) for one in conversation(chosen)[:-1]),
-        chosen=Message(role="assistant", content=chosen.text),
-        rejected=Message(role="assistant", content=rejected.text),
-        compared={
-            **tracking(chosen),
-            "kind": "verdict",
-            "rejected_id": rejected.id,
-            "chosen_outcome": Outcome.CORRECT.value,
-            "rejected_outcome": Outcome.INCORRECT.value,
-            "chosen_length": chosen.completion_tokens,
-            "rejected_length": rejected.completion_tokens,
-            "length_unit": "completion_tokens",
-        },
+        before=tuple(Message(**one) for one in conversation(trace)[:-1]),
+        chosen=Message(role="assistant", content=chosen),
+        rejected=Message(role="assistant", content=rejected),
+        compared={**tracking(trace), **compared},
     )
 
 

@@ -6,8 +6,6 @@ of a segment are compared with the digest in its name, those of a shard with the
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -24,7 +22,7 @@ from tracefactory.core.tables import Table
 from tracefactory.store.damage import Damage, reading
 from tracefactory.store.indexes import prefixes_of
 from tracefactory.store.journals import PREFIX, SUFFIX, Line, check_request, read_lines
-from tracefactory.store.leases import owner_in
+from tracefactory.store.leases import is_locked, owner_in
 from tracefactory.store.records import read_record
 from tracefactory.store.requests import OWED
 from tracefactory.store.segments import V1_PREFIX, Segment, content_name
@@ -96,18 +94,6 @@ def check(root: Path, progress: Callable[[Path], None] = lambda path: None) -> R
             for one in damage_of_part(path):
                 report.damage.append(Damage(path, one.place, one.what, "its scores are measured again"))
     return report
-
-
-def is_locked(path: Path) -> bool:
-    """Return whether a process holds a lock on a file. Writes nothing."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
 
 
 def _check_request_file(path: Path, report: Report) -> None:

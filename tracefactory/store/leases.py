@@ -143,9 +143,10 @@ def has_workers(root: Path, run_id: str) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Return whether a process of this host holds a lock on a file; False when there is no such file."""
+    """Return whether a process of this host holds a lock on a file, which is not changed; False without such a file."""
     try:
-        with path.open("r+") as file:
+        # Network file systems lock only what is open for writing, read-only ones cannot open anything for it.
+        with path.open("r+" if os.access(path, os.W_OK) else "r") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

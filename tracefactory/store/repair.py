@@ -18,9 +18,9 @@ from pathlib import Path
 from tracefactory.core.errors import RunError, UserError
 from tracefactory.core.files import sync_folder, whole_file
 from tracefactory.core.tables import Table
-from tracefactory.store.check import is_locked
 from tracefactory.store.damage import Damage
 from tracefactory.store.journals import PREFIX, SUFFIX, Line, closed_journals, read_lines
+from tracefactory.store.leases import is_locked
 from tracefactory.store.segments import Segment, write_segment
 from tracefactory.store.spend import rewrite
 from tracefactory.store.stages import PART

@@ -58,7 +58,7 @@ class Amount(NamedTuple):
 
     def plus(self, other: Amount, sign: int = 1) -> Amount:
         """Return the sum, or the difference with the sign -1."""
-        sums: Iterator[Any] = (mine + sign * theirs for mine, theirs in zip(self, other, strict=True))
+        sums: Iterator[Any] = (own + sign * added for own, added in zip(self, other, strict=True))
         return Amount(*sums)
 
     def number(self, what: What, price: Price | None = None) -> float:

@@ -144,12 +144,12 @@ class Contrast:
         chunk, vocabulary = self._expert.spec.chunk, len(self._expert.tokenizer)
         found = [
             contrast_of(
-                self._expert.logits(mine)[:, :vocabulary],
-                self._amateur.logits(theirs)[:, :vocabulary],
+                self._expert.logits(expert)[:, :vocabulary],
+                self._amateur.logits(amateur)[:, :vocabulary],
                 tokens,
                 self._params.support,
             )
-            for mine, theirs, tokens in zip(
+            for expert, amateur, tokens in zip(
                 states.split(chunk), others.to(states.device).split(chunk), wanted.split(chunk), strict=True
             )
         ]

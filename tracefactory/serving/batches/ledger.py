@@ -59,7 +59,7 @@ class Entry(Frozen):
     ends_at: float | None = None
     outcome: str = ""
     results: tuple[str, ...] = ()
-    tally: dict[str, float] = Field(default_factory=dict)  # what became of it, when it is stored
+    tally: dict[str, float] = Field(default_factory=dict)  # the results, when it is stored
     deleted: bool = False  # whether the provider's files are deleted
 
     @property

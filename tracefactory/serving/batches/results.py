@@ -32,7 +32,7 @@ class Services(Protocol):
         ...
 
     async def keep(self, request: ChatRequest, completion: Completion) -> None:
-        """Store a completion that nobody waits for."""
+        """Store a completion that no request waits for."""
         ...
 
     async def sync(self) -> None:

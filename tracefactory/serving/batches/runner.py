@@ -164,7 +164,7 @@ class BatchRunner:
         """Finish what is being stored and written into the ledger, and leave the batches at the provider.
 
         Raises:
-            RunStopped: when something went wrong of which nobody was told, because every request was answered.
+            RunStopped: when something went wrong that no request could report, because every request was answered.
         """
         for task in self._tasks - self.tender.busy:
             task.cancel()

@@ -86,11 +86,11 @@ def _bounds(used: pl.DataFrame, best: pl.DataFrame, groups: Sequence[str], wante
         before = bounds.copy()
         for one, (group, following) in enumerate(pairwise(groups)):
             first, last = bounds[one], bounds[one + 2]
-            mine = sums[one][first : last + 1] - sums[one][first]
+            own = sums[one][first : last + 1] - sums[one][first]
             theirs = sums[one + 1][last] - sums[one + 1][first : last + 1]
             both = wanted.shares[group] + wanted.shares[following]
             share = wanted.shares[group] / both if both else 0.0
-            bounds[one + 1] = first + np.argmin(np.abs(mine / np.maximum(mine + theirs, 1) - share))
+            bounds[one + 1] = first + np.argmin(np.abs(own / np.maximum(own + theirs, 1) - share))
         if (bounds == before).all():
             break
     return bounds

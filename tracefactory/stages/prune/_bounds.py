@@ -10,7 +10,6 @@ from tracefactory.core.model import prompt_bytes
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.stage import AtMost
 from tracefactory.pruning import PruneItem
-from tracefactory.pruning.conclusion import Check
 from tracefactory.stages.prune._params import asked_model, concluder, prompts_of
 from tracefactory.text.steps.label import label_items
 
@@ -28,15 +27,14 @@ def bounds(params: Any, items: Sequence[PruneItem], pipeline: Pipeline) -> Mappi
     concludes = concluder(params)
     if concludes is None:
         return dict(found)
-    check = params.conclude or Check()
-    per_trace = check.samples * (1 + ("shuffled" in check.controls))
+    per_trace = concludes.samples * (1 + ("shuffled" in concludes.controls))
     render = pipeline.prompts[concludes.prompt].render
     for item in items:
         size = prompt_bytes(render(question=item.trace.problem.question, reasoning=item.trace.reasoning))
         found[concludes.model] += AtMost(per_trace, per_trace * size, per_trace * concludes.max_tokens)
-    if "empty" in check.controls:
+    if "empty" in concludes.controls:
         for question in {item.trace.problem_id: item.trace.problem.question for item in items}.values():
-            size, count = prompt_bytes(render(question=question, reasoning="")), check.samples
+            size, count = prompt_bytes(render(question=question, reasoning="")), concludes.samples
             found[concludes.model] += AtMost(count, count * size, count * concludes.max_tokens)
     return dict(found)
 

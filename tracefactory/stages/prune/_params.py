@@ -22,13 +22,18 @@ from tracefactory.pruning.conclusion import Check
 from tracefactory.text.steps import Granularity
 
 
-class AskParams(Frozen):
+class AnswerParams(Frozen):
+    """How a model answers."""
+
+    max_tokens: int = Field(default=256, ge=1, description="Tokens of one answer.")
+    top_p: float = Field(default=0.95, gt=0, le=1, description="Nucleus sampling, where answers are sampled.")
+    seed: int = Field(default=0, ge=0, description="Start of the seeds of sampled answers.")
+
+
+class AskParams(AnswerParams):
     """How a model is asked."""
 
     model: ModelName = Field(description="The model that is asked, by its name under models:.")
-    max_tokens: int = Field(default=256, ge=1, description="Tokens of one answer.")
-    top_p: float = Field(default=0.95, gt=0, le=1, description="Nucleus sampling, where answers are sampled.")
-    seed: int = Field(default=0, ge=0, description="Start of the seed that each sampled answer has of its own.")
 
 
 class TypesParams(AskParams):
@@ -38,7 +43,7 @@ class TypesParams(AskParams):
     max_tokens: int = Field(default=1024, ge=1, description="Tokens of one answer.")
 
 
-class CheckParams(Check):
+class CheckParams(Check, AnswerParams):
     """Have a student conclude from the pruned reasoning, to check that it leads to the answer."""
 
     model: ModelName | None = Field(
@@ -47,9 +52,12 @@ class CheckParams(Check):
         "to conclude, or else `student:`.",
     )
     prompt: PromptName = Field(default="prune_conclude", description="The prompt that shows the pruned reasoning.")
-    max_tokens: int = Field(default=256, ge=1, description="Tokens of one answer.")
-    top_p: float = Field(default=0.95, gt=0, le=1, description="Nucleus sampling, where answers are sampled.")
-    seed: int = Field(default=0, ge=0, description="Start of the seed that each sampled answer has of its own.")
+
+
+class Concluder(CheckParams, AskParams):
+    """The check of a stage with its student."""
+
+    model: ModelName = Field(description="The student that concludes.")
 
 
 CHECK = (
@@ -101,8 +109,6 @@ class RewriteParams(AskParams):
 _BY_NEED: dict[str, type[AskParams]] = {"student": ConcludeParams, "judge": JudgeParams, "writer": RewriteParams}
 """The parameters of the model that a pruner asks, by what the pruner needs."""
 
-_ASKING = {"prompt", "max_tokens", "top_p", "seed"}
-
 # What a prompt may use. The gold answer is in none: a student that is shown it proves nothing.
 _VALUES = {
     "student": frozenset({"question", "reasoning"}),
@@ -143,13 +149,13 @@ def asked_model(params: Any) -> str | None:
     return found
 
 
-def concluder(params: Any) -> ConcludeParams | None:
+def concluder(params: Any) -> Concluder | None:
     """Return how the student is asked to conclude; None where it is not checked, or where no student is named."""
     if params.check != "conclude":
         return None
     given = params.conclude or CheckParams()
     model = given.model or (asked_model(params) if params.needs & {"student", "judge"} else None) or params.student
-    return None if model is None else ConcludeParams(model=model, **given.model_dump(include=_ASKING))
+    return None if model is None else Concluder(**given.model_dump(exclude={"model"}), model=model)
 
 
 def prompts_of(params: Any) -> dict[str, str]:

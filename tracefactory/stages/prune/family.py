@@ -34,7 +34,6 @@ from tracefactory.pruning import (
     measures,
     reverify,
 )
-from tracefactory.pruning.conclusion import Check
 from tracefactory.pruning.measures import CHECK, COLUMNS, evidence_measures, what_was_checked
 from tracefactory.stages._sampling import spent
 from tracefactory.stages._templates import prompt_mistakes
@@ -152,7 +151,7 @@ class Prune(Stage[Any]):
         checks = concluder(params)
         by_problem = {problem: problem for problem in owners.values()}  # the control without reasoning is a problem's
         checker = None if checks is None else ServedModel(checks, stage.id, services, owners | by_problem)
-        checked = await reverify(items, results, verified, params.conclude or Check(), checker)
+        checked = await reverify(items, results, verified, checks, checker)
         rows = _Rows(stage, params, tokenizer, _problem_columns(stage, services.pipeline))
         judged = [Judgement(row_id, fail(one.kind, str(one), owed=one.retryable)) for row_id, one in left.items()]
         made: list[Made] = []
@@ -229,18 +228,17 @@ def _checked(params: Any, numbers: Mapping[str, float]) -> str:
         return f"{pruned}; the student {params.model} concluded to the right answer from each of them"
     if asked is None:
         return f"{pruned}; their answer texts were verified, but not whether their reasoning leads to the answer"
-    check = params.conclude or Check()
     checked, concluded, known, mixed = (
         f"{numbers.get(name, 0):,.0f}" for name in ("checked", "concluded", "concluded_known", "control_shuffled")
     )
     told = (
         f"{pruned}. Given the reasoning of {checked} candidates without the sentences that state the answer, the "
-        f"student {asked.model} concluded to the right answer from {concluded}, in at least {check.valid} of "
-        f"{check.samples} samples; from the others nothing was cut"
+        f"student {asked.model} concluded to the right answer from {concluded}, in at least {asked.valid} of "
+        f"{asked.samples} samples; from the others nothing was cut"
     )
-    if "empty" in check.controls:
+    if "empty" in asked.controls:
         told += f". Without any reasoning it did so for {known} of these, for which the check proves nothing"
-    if "shuffled" in check.controls:
+    if "shuffled" in asked.controls:
         told += f". With the sentences in random order it did so for {mixed} of {checked}"
     return told
 
