@@ -106,8 +106,12 @@ mutants: dev ## change a package in small ways and count what its tests notice: 
 	$(BIN)/python -m tests.mutants $(PACKAGE)
 
 .PHONY: agreement
-agreement: dev ## compare verdicts with labels, ours and math-verify's: PAIRS="pairs.jsonl ..."
+agreement: dev ## compare verdicts with labels, ours and math-verify's: PAIRS="pairs.jsonl ..."; without, write the docs' table
 	$(BIN)/python -m tracefactory.verification.agreement $(PAIRS)
+
+.PHONY: closings
+closings: dev ## measure how worked solutions without a marker are read, whole and cut, and write it to docs/verdicts.md
+	$(BIN)/python -m tests.closings
 
 .PHONY: student-table
 student-table: dev ## measure traces under two students: TRACES=file.jsonl STUDENT_MODEL=model.gguf [SETS="--limit 8"]

@@ -13,9 +13,9 @@ import pytest
 
 from tracefactory.answers.boxes import find_boxes
 from tracefactory.core.rows import Outcome, Problem
-from tracefactory.verification.agreement import math_verify_accepts
 from tracefactory.verification.base import VerifyTask
 from tracefactory.verification.pool import VerifierPool
+from tracefactory.verification.reference import math_verify_accepts
 
 DATA = next((up / "shared/data" for up in Path(__file__).resolve().parents if (up / "shared/data").is_dir()), None)
 PATHOLOGICAL = [

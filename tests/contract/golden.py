@@ -41,6 +41,8 @@ HERE = Path(__file__).parent
 GOLDEN = HERE / "golden.json"
 PROJECT = HERE / "golden_project"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SCORED = frozenset({"prune:answer_likelihood"})
+"""Operations, besides `measure:`, whose student scores text, for which no completion is asked."""
 MODEL_KINDS: Mapping[str, Mapping[str, Any]] = {
     "anthropic": {"model": "claude", "extra": {"thinking": {"type": "enabled", "budget_tokens": 2048}}},
     "fake": {"model": "teacher", "script": {"accuracy": 0.5, "seed": 1}},
@@ -109,7 +111,7 @@ def asked_by(stage: StageSpec[Any], loaded: Pipeline) -> Iterator[list[str]]:
     if isinstance(op, SampleStage):
         for wanted in op.wanted(stage, loaded, batch) or ():
             yield [wanted.key, wanted.key_v1()]
-    elif op.asks(stage, loaded) is not None and stage.verb != "measure":
+    elif op.asks(stage, loaded) is not None and stage.verb != "measure" and stage.op not in SCORED:
         services = Recording(loaded)
         asyncio.run(op.run(stage, batch, services))  # type: ignore[arg-type]  # it has what these stages use
         for request in services.requests:

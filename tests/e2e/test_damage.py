@@ -24,12 +24,22 @@ from tracefactory.store.stages import StageFolder
 PIPELINE = "pipelines/sums.yaml"
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    """A finished project, stored by version 0.2."""
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a project that was stored by version 0.2 and run again by this one."""
+    folder = tmp_path_factory.mktemp("finished")
     with tarfile.open(CURRENT) as tar:
-        tar.extractall(tmp_path, filter="data")
-    (root,) = (folder for folder in tmp_path.iterdir() if (folder / "pipelines").is_dir())
+        tar.extractall(folder, filter="data")
+    (root,) = (one for one in folder.iterdir() if (one / "pipelines").is_dir())
+    Project(root, root / PIPELINE).make()
+    return root
+
+
+@pytest.fixture
+def project(finished: Path, tmp_path: Path) -> Project:
+    """A finished project."""
+    root = tmp_path / finished.name
+    shutil.copytree(finished, root, symlinks=True)
     return Project(root, root / PIPELINE)
 
 

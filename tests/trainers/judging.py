@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
-from tests.trainers.students import Student
+from tests.trainers.students import Student, called
 
 
 class Turn(NamedTuple):
-    """One message of the assistant; of a masked one, `kept` is the text without what was cut."""
+    """One message of the assistant; of a masked one, `kept` is the text without what was cut.
+
+    `calls` are the tools that it calls, with their arguments.
+    """
 
     reasoning: str
     answer: str
     kept: str | None = None
+    calls: tuple[tuple[str, Any], ...] = ()
 
 
 class Meant(NamedTuple):
@@ -25,9 +30,9 @@ class Meant(NamedTuple):
 
     @property
     def kind(self) -> str:
-        if len(self.turns) > 1:
+        if len(self.turns) > 1 and not any(turn.calls for turn in self.turns):
             return "multi-turn"
-        return "plain" if self.turns[-1].reasoning else "without reasoning"
+        return "plain" if any(turn.reasoning for turn in self.turns) else "without reasoning"
 
 
 def meant(view: str, row: Mapping[str, Any]) -> list[Meant]:
@@ -52,7 +57,36 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> Iterator[Turn]:
         kept = [content[one["begin_offset"] : one["end_offset"] + 1] for one in detail or () if one["train"]]
         before, closed, answer = content.partition("\n</think>\n\n")
         reasoning = before.removeprefix(_TAG) if closed else str(message.get("reasoning_content") or "")
-        yield Turn(reasoning, answer if closed else content, "".join(kept) if detail else None)
+        functions = [call["function"] for call in message.get("tool_calls") or ()]
+        calls = tuple((one["name"], json.loads(one["arguments"])) for one in functions)
+        yield Turn(reasoning, answer if closed else content, "".join(kept) if detail else None, calls)
+
+
+class Defects(NamedTuple):
+    """What a trainer may do otherwise than meant. Each field is a key of the table of its findings below."""
+
+    last: bool
+    thinking: str
+    gap: str
+    opened: str
+    filled: bool
+    ended: bool
+    head: str
+    calls: str
+
+
+_THINKING = {"kept": "", "lost": "the thinking is lost", "lost before": "the thinking of earlier messages is lost"}
+_OPENED = {
+    "": "",
+    "never": "the opening tag is not trained",
+    "not last": "the opening tag of the last message is not trained",
+}
+_HEADS = {"": "", "\n": "a newline of the header is trained", "<｜Assistant｜>": "the header is trained"}
+_CALLS = {
+    "kept": "",
+    "lost": "the tool calls are lost",
+    "ends": "the tool calls are lost, and the end of the turn is trained in their place",
+}
 
 
 def findings(wanted: Meant, supervised: str, student: Student, whole: str = "") -> tuple[str, ...]:
@@ -72,69 +106,75 @@ def findings(wanted: Meant, supervised: str, student: Student, whole: str = "") 
     texts = (supervised, supervised.replace(f"{student.end}\n", student.end))  # a newline after the turn does no harm
     earlier = [turn.reasoning for turn in wanted.turns[:-1] if turn.reasoning]
     dropped = ("earlier thinking is not in the prompt",) if earlier and earlier[0] not in whole else ()
-    choices = product((False, True), _THINKING, ("", "\n\n"), (False, True), (False, True), (True, False), _HEADS)
+    calling = any(turn.calls for turn in wanted.turns)
+    calls = _CALLS if calling else ("kept",)
+    opened = _OPENED if calling else ("", "never")
+    choices = product((False, True), _THINKING, ("", "\n\n"), opened, (False, True), (True, False), _HEADS, calls)
     explained = []
-    for last, thinking, gap, opened, filled, ended, head in choices:
-        only_last = last or wanted.last_only
-        turns = wanted.turns[-1:] if only_last else wanted.turns
-        made = "".join(
-            _written(turn, number < len(turns) - 1, thinking, gap, opened, filled, ended, head, student)
-            for number, turn in enumerate(turns)
-        )
-        if made in texts:
-            named = {
-                "earlier messages are not trained": last and not wanted.last_only and len(wanted.turns) > 1,
-                _THINKING[thinking]: any(turn.reasoning for turn in turns),
-                "the opening tag is not trained": not opened
-                and not student.opens
-                and thinking != "lost"
-                and _tagged(turns),
-                "an empty thinking block is trained": filled and not all(turn.reasoning for turn in turns),
-                "the end of the turn is not trained": not ended,
-                _HEADS[head]: True,
-            }
-            explained.append([name for name, holds in named.items() if holds and name])
+    for defects in map(Defects._make, choices):
+        turns = wanted.turns[-1:] if defects.last or wanted.last_only else wanted.turns
+        if _all_written(turns, defects, student) in texts:
+            explained.append([name for name, holds in _named(wanted, turns, defects, student) if holds and name])
     if explained:
         best = min(explained, key=len)
         return (*best, *(dropped if "lost" not in " ".join(best) else ()))
+    return _vague(wanted, supervised, student)
+
+
+def _named(wanted: Meant, turns: Sequence[Turn], defects: Defects, student: Student) -> Iterator[tuple[str, bool]]:
+    """Yield the findings of some defects, and whether they show in these messages."""
+    thinks = any(turn.reasoning for turn in turns)
+    yield "earlier messages are not trained", defects.last and not wanted.last_only and len(wanted.turns) > 1
+    yield _THINKING[defects.thinking], thinks
+    yield _OPENED[defects.opened], not student.opens and defects.thinking != "lost" and thinks
+    yield "an empty thinking block is trained", defects.filled and not all(turn.reasoning for turn in turns)
+    yield "the end of the turn is not trained", not defects.ended
+    yield _HEADS[defects.head], True
+    yield _CALLS[defects.calls], True
+
+
+def _vague(wanted: Meant, supervised: str, student: Student) -> tuple[str, ...]:
+    """Return what is wrong with a text that is not exactly what any defect makes of the messages.
+
+    Raises:
+        AssertionError: when nothing explains it.
+    """
     if supervised.strip() and supervised in student.end:
         return ("nothing is trained",)
-    if any(turn.reasoning for turn in wanted.turns) and not any(
-        line in supervised for turn in wanted.turns for line in turn.reasoning.splitlines() if line
-    ):
-        return ("the thinking is lost",)
+    lost = [
+        name
+        for name, parts in (
+            ("the thinking is lost", [line for turn in wanted.turns for line in turn.reasoning.splitlines() if line]),
+            ("the tool calls are lost", [str(one) for turn in wanted.turns for call in turn.calls for one in call]),
+        )
+        if parts and not any(part in supervised for part in parts)
+    ]
+    if lost:
+        return tuple(lost)
     for turns in (wanted.turns, wanted.turns[-1:]):
-        full = "".join(_written(turn, False, "kept", "", True, False, True, "", student) for turn in turns)
+        full = _all_written(turns, Defects(False, "kept", "", "", False, True, "", "kept"), student)
         if supervised.strip() and full.endswith(supervised):
             return ("the first tokens are not trained",)
     raise AssertionError(f"nothing explains what is trained: {supervised!r}, meant: {wanted}")
 
 
-_THINKING = {"kept": "", "lost": "the thinking is lost", "lost before": "the thinking of earlier messages is lost"}
-_HEADS = {"": "", "\n": "a newline of the header is trained", "<｜Assistant｜>": "the header is trained"}
+def _all_written(turns: Sequence[Turn], defects: Defects, student: Student) -> str:
+    made = (_written(turn, number < len(turns) - 1, defects, student) for number, turn in enumerate(turns))
+    return "".join(made)
 
 
-def _tagged(turns: Sequence[Turn]) -> bool:
-    return any(turn.reasoning for turn in turns)
-
-
-def _written(
-    turn: Turn,
-    is_before: bool,
-    thinking: str,
-    gap: str,
-    opened: bool,
-    filled: bool,
-    ended: bool,
-    head: str,
-    student: Student,
-) -> str:
+def _written(turn: Turn, is_before: bool, defects: Defects, student: Student) -> str:
     """Return the text of a message as a trainer with some defects would train on it."""
-    lost = thinking == "lost" or (thinking == "lost before" and is_before)
+    lost = defects.thinking == "lost" or (defects.thinking == "lost before" and is_before)
+    opened = defects.opened == "" or (defects.opened == "not last" and is_before)
     reasoning = "" if lost else turn.reasoning
-    text = (gap if lost and turn.reasoning else "") + turn.answer
+    text = (defects.gap if lost and turn.reasoning else "") + turn.answer
     if turn.kept is not None and not lost:
         text = turn.kept if opened else turn.kept.removeprefix(_TAG)
-    elif reasoning or (filled and not turn.reasoning):
+    elif reasoning or (defects.filled and not turn.reasoning):
         text = (_TAG if opened or not reasoning else "") + f"{reasoning}\n</think>\n\n{turn.answer}"
-    return head + text + (student.end if ended else "")
+    if turn.calls and defects.calls == "kept":
+        text += ("\n" if turn.answer else "") + called(turn.calls, student.calls)
+    elif turn.calls and defects.calls == "lost" and not text:
+        return ""
+    return defects.head + text + (student.end if defects.ended else "")

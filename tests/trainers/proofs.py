@@ -17,8 +17,9 @@ from unittest.mock import patch
 import pyarrow.parquet as pq
 
 from tests.trainers.judging import findings, meant
+from tests.trainers.release import called
 from tests.trainers.students import STUDENTS
-from tracefactory.trainers import TRAINERS, Data, snippet
+from tracefactory.trainers import TRAINERS, Data, labels, snippet, tools
 
 ENVIRONMENTS = {"llamafactory": "A", "verl": "A", "prm": "A", "axolotl": "B"}
 """The environment of every trainer that has one: TRACEFACTORY_TEST_TRAINERS_A is its folder."""
@@ -42,16 +43,21 @@ class Bench:
 
     def job(self, trainer: str, view: str, student: str, release: Path | None = None) -> dict[str, Any]:
         """Write the configuration of one trainer, as the card has it, and return what its reader needs."""
-        place = self.folder / trainer / view / STUDENTS[student].template / (release or self.release).name
+        release = release or self.of(view)
+        place = self.folder / trainer / view / STUDENTS[student].template / release.name
         place.mkdir(parents=True, exist_ok=True)
-        data = Data(str(release or self.release), student=str(self.students[student]))
+        data = Data(str(release), student=str(self.students[student]))
         for file in snippet(TRAINERS[trainer], view, data):
             (place / file.name).write_text(file.text)
         return {"folder": str(place), "tokenizer": data.student, "template": STUDENTS[student].llamafactory}
 
     def rows(self, view: str) -> list[dict[str, Any]]:
         """Return the published rows of a view."""
-        return pq.read_table(self.release / "data" / view).to_pylist()
+        return pq.read_table(self.of(view) / "data" / view).to_pylist()
+
+    def of(self, view: str) -> Path:
+        """Return the release that has a view."""
+        return called(self.release) if view == "tool_use" else self.release
 
 
 def read(trainer: str, jobs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
@@ -94,14 +100,15 @@ def read(trainer: str, jobs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]
 
 
 def _label(job: dict[str, Any]) -> None:
-    """Run the script that makes token ids and labels, where a configuration has one."""
-    script = Path(job["folder"]) / "label.py"
-    if script.exists() and not (script.parent / "masked-labels").exists():
-        with chdir(script.parent):
-            try:
-                runpy.run_path(str(script))
-            except ValueError as error:
-                job["refused"] = str(error)
+    """Run the script that writes the dataset for the trainer, where a configuration has one."""
+    for name, written in (("label.py", labels.FOLDER), ("tools.py", tools.WRITTEN)):
+        script = Path(job["folder"]) / name
+        if script.exists() and not (script.parent / written).exists():
+            with chdir(script.parent):
+                try:
+                    runpy.run_path(str(script))
+                except ValueError as error:
+                    job["refused"] = str(error)
 
 
 def _read_trl(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -158,8 +165,8 @@ def found(bench: Bench, trainer: str, view: str, rows: list[dict[str, Any]], stu
     wanted = [one for row in bench.rows(view) for one in meant(view, row)]
     assert len(rows) == len(wanted), f"{trainer} has {len(rows)} rows of {len(wanted)}"
     family = STUDENTS[student]
-    if trainer == "llamafactory" and view != "masked":
-        family = family._replace(opens=False)  # its templates do not open the think tag
+    if trainer == "llamafactory" and view != "masked":  # it has templates of its own, which do not open the think tag
+        family = family._replace(opens=False, calls=family.llamafactory_calls)
     table: dict[str, set[str]] = {}
     for row, one in zip(rows, wanted, strict=True):
         if "refused" in row:

@@ -30,6 +30,11 @@ stages:
     publish: dataset
     from: [checked, cut, heard]
     with: {views: [messages, sft, chat, preference, ranking, masked, rlvr, raw], licence: mit}
+  - id: agents
+    source: traces
+    with: {paths: agents.jsonl, question: q, answer: a, messages: m, tools: t, model: someone}
+  - {id: right, verify: auto}
+  - {id: called, publish: dataset, with: {name: called, views: [tool_use], licence: mit}}
 run: {executor: inline}
 """
 PROMPT = "---\nstyle: long\n---\nThink, then put the answer in \\boxed{}.\n\n{{ question }}\n"
@@ -38,10 +43,31 @@ PRUNED = f"Take 6 rows of 7.\n\nThat makes 6 * 7 = 42.\n\nSo the answer is 42.\n
 UNICODE = "Größe: ３ × ５ = 15 😀, d.h. 数えると 15.\n\n  \u200bSo e\u0301 = 15."
 LONG = "".join(f"Step {number}: {number} + 1 = {number + 1}.\n\n" for number in range(8000))
 """More than 200 kB of reasoning."""
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "python",
+        "description": "Runs a program.",
+        "parameters": {"type": "object", "properties": {"code": {"type": "string"}, "times": {"type": "integer"}}},
+    },
+}
+AGENT: tuple[dict[str, Any], ...] = (
+    {"content": "I run it.", "reasoning_content": "A program is safer.", "calls": [{"code": 'print("sum:",\n40 + 2)'}]},
+    {"content": "", "reasoning_content": "Twice: ½.", "calls": [{"code": "1 + 1"}, {"code": "größe", "times": 2}]},
+    {"content": "It is \\boxed{42}.", "reasoning_content": "Both printed it."},
+)
+"""Reasoning before every turn, text before a call, quotes and line breaks in arguments, two calls at once."""
+PLAIN_AGENT: tuple[dict[str, Any], ...] = (
+    {"content": "", "calls": [{"code": "50 + 2"}]},
+    {"content": "It is \\boxed{52}."},
+)
 
 
 def make(root: Path) -> Path:
-    """Publish the dataset in a project of its own and return the folder of the release."""
+    """Publish the dataset in a project of its own and return the folder of the release.
+
+    The traces that call tools are in a dataset of their own, see `called`.
+    """
     for folder in ("pipelines", "prompts"):
         (root / folder).mkdir(parents=True)
     (root / "prompts" / "long.md").write_text(PROMPT)
@@ -61,10 +87,34 @@ def make(root: Path) -> Path:
         {"role": "assistant", "content": "It is \\boxed{10}.", "reasoning_content": "Count again: 5, 10."},
     ]
     _lines(root / "talks.jsonl", [{"q": "5 + 5?", "a": "10", "m": turns}])
+    _lines(root / "agents.jsonl", [_agent("40 + 2?", "42", *AGENT), _agent("50 + 2?", "52", *PLAIN_AGENT)])
     command = [sys.executable, "-m", "tracefactory", "run", "pipelines/rows.yaml"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return root / "out" / "rows" / "1"
+
+
+def called(release: Path) -> Path:
+    """Return the folder of the release of traces that call tools, beside that of all others."""
+    return release.parent.parent / "called" / "1"
+
+
+def _agent(question: str, answer: str, *turns: dict[str, Any]) -> dict[str, Any]:
+    """Return a conversation in which the assistant calls tools before it answers."""
+    messages: list[dict[str, Any]] = [{"role": "user", "content": question}]
+    for number, turn in enumerate(turns):
+        message = {"role": "assistant", **{name: value for name, value in turn.items() if name != "calls"}}
+        calls = [
+            {
+                "id": f"call{number}{place:04d}",
+                "type": "function",
+                "function": {"name": "python", "arguments": json.dumps(arguments, ensure_ascii=False)},
+            }
+            for place, arguments in enumerate(turn.get("calls", ()))
+        ]
+        messages.append({**message, **({"tool_calls": calls} if calls else {})})
+        messages += [{"role": "tool", "tool_call_id": one["id"], "name": "python", "content": answer} for one in calls]
+    return {"q": question, "a": answer, "m": messages, "t": [TOOL]}
 
 
 def make_by_hand(folder: Path, view: str, *traces: Trace) -> Path:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from copy import deepcopy
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -14,7 +16,8 @@ import pytest
 class Student(NamedTuple):
     """The markers of one family of models. `opens` tells that the generation prompt opens the think tag.
 
-    `llamafactory` is the name that LLaMA-Factory has for the template; it has one of its own.
+    `llamafactory` is the name that LLaMA-Factory has for the template; it has one of its own. `calls` is how the
+    template writes tool calls ("" where it writes none), and `llamafactory_calls` how LLaMA-Factory's does.
     """
 
     template: str
@@ -22,18 +25,37 @@ class Student(NamedTuple):
     begin: str | None
     others: tuple[str, ...]
     llamafactory: str
+    llamafactory_calls: str
+    calls: str = ""
     opens: bool = False
+
+
+def called(calls: Sequence[tuple[str, Any]], form: str) -> str:
+    """Return tool calls as the templates of a family write them.
+
+    Args:
+        calls: the names and arguments.
+        form: tags, json or words.
+    """
+    written = [(name, json.dumps(arguments, ensure_ascii=False)) for name, arguments in calls]
+    if form == "tags":
+        texts = [f'{{"name": "{name}", "arguments": {arguments}}}' for name, arguments in written]
+        return "\n".join(f"<tool_call>\n{text}\n</tool_call>" for text in texts)
+    if form == "json":
+        texts = [f'{{"name": "{name}", "parameters": {arguments}}}' for name, arguments in written]
+        return texts[0] if len(texts) == 1 else f"[{', '.join(texts)}]"
+    return "\n".join(f"Action: {name}\nAction Input: {arguments}" for name, arguments in written)
 
 
 _CHATML = ("<|im_end|>", None, ("<|im_start|>", "<|endoftext|>"))
 _R1 = ("<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>", ("<｜User｜>", "<｜Assistant｜>"))
 _LLAMA = ("<|eot_id|>", "<|begin_of_text|>", ("<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>"))
 STUDENTS = {
-    "Qwen2.5": Student("qwen2_5", *_CHATML, "qwen"),
-    "Qwen3": Student("qwen3", *_CHATML, "qwen3"),
-    "R1-Distill": Student("deepseek_r1_distill", *_R1, "deepseekr1", opens=True),
-    "R1-Distill, training": Student("deepseek_r1_distill_training", *_R1, "deepseekr1", opens=True),
-    "Llama 3": Student("llama3", *_LLAMA, "llama3"),
+    "Qwen2.5": Student("qwen2_5", *_CHATML, "qwen", "tags", "tags"),
+    "Qwen3": Student("qwen3", *_CHATML, "qwen3", "tags", "tags"),
+    "R1-Distill": Student("deepseek_r1_distill", *_R1, "deepseekr1", "words", opens=True),
+    "R1-Distill, training": Student("deepseek_r1_distill_training", *_R1, "deepseekr1", "words", opens=True),
+    "Llama 3": Student("llama3", *_LLAMA, "llama3", "json"),
 }
 
 

@@ -13,7 +13,7 @@ from tests.trainers import release
 from tests.trainers.judging import meant
 from tests.trainers.proofs import Bench, environment, read
 from tests.trainers.students import STUDENTS
-from tracefactory.trainers import TRAINERS
+from tracefactory.trainers import TRAINERS, Data
 
 pytestmark = pytest.mark.filterwarnings("default")
 
@@ -113,7 +113,7 @@ def test_axolotl_reads_train_detail_exactly_unless_the_template_rewrites_the_mes
     jobs = [bench.job("axolotl", "messages", student) for student in ("Qwen2.5", "Llama 3", "Qwen3")]
     for job in jobs:
         detail = {"field_messages": "masked_messages", "message_field_training_detail": "train_detail"}
-        retold(job, {"name": "masked", **detail})
+        retold(job, {"name": "masked", "data_files": [f"{bench.release}/data/masked/*.parquet"], **detail})
     *exact, shifted = read("axolotl", jobs)
     place = next(n for n, row in enumerate(bench.rows("masked")) if release.CHECK in str(row))
     (wanted,) = meant("masked", bench.rows("masked")[place])
@@ -122,6 +122,47 @@ def test_axolotl_reads_train_detail_exactly_unless_the_template_rewrites_the_mes
         assert rows[place]["supervised"] == f"{wanted.turns[-1].kept}{STUDENTS[student].end}"
     assert "Let me" in shifted[place]["supervised"]  # of the step that was cut
     assert "</think>" not in shifted[place]["supervised"]
+
+
+def test_trl_writes_arguments_of_the_view_as_it_is_as_json_within_json(bench: Bench) -> None:
+    """This is why the configuration for `tool_use` reads them first: Qwen2.5's template writes them as JSON."""
+    pytest.importorskip("trl")
+    doubled = r'"arguments": "{\"code\": \"print(\\\"sum:\\\",'
+    job = bench.job("trl", "tool_use", "Qwen2.5")
+    ((right, _),) = read("trl", [job])
+    assert doubled not in right["whole"]
+    assert r'"arguments": {"code": "print(\"sum:\",' in right["supervised"]
+    script = Path(job["folder"], "train.py")
+    plain = Path(bench.job("trl", "messages", "Qwen2.5")["folder"], "train.py").read_text()
+    places = [Data(str(bench.of(view))).loaded(view) for view in ("messages", "tool_use")]
+    assert places[0] in plain
+    script.write_text(plain.replace(*places))
+    ((wrong, _),) = read("trl", [job])
+    assert doubled in wrong["supervised"]
+
+
+def test_llamafactory_s_openai_format_loses_what_is_said_before_a_call(bench: Bench) -> None:
+    """And it writes arguments as JSON within JSON: this is why the configuration converts the view first."""
+    needs("llamafactory")
+    job = bench.job("llamafactory", "tool_use", "Qwen2.5")
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    tags |= {"observation_tag": "tool", "function_tag": "function", "system_tag": "system"}
+    folder = bench.of("tool_use") / "data" / "tool_use"
+    retold(job, {"file_name": str(folder), "formatting": "openai", "tags": tags})
+    ((row, _),) = read("llamafactory", [job])
+    assert "I run it." not in row["whole"]
+    assert "A program is safer." not in row["whole"]
+    assert r'"arguments": "{\"code\":' in row["supervised"]
+
+
+def test_verl_fails_on_tools_and_trains_on_nothing(bench: Bench) -> None:
+    needs("verl")
+    job = bench.job("verl", "messages", "Qwen3")
+    train = Path(job["folder"], "train.yaml")
+    old, new = str(bench.release / "data" / "messages"), str(bench.of("tool_use") / "data" / "tool_use")
+    train.write_text(train.read_text().replace(old, new))
+    ((row,),) = read("verl", [job])
+    assert "failed" in row
 
 
 @pytest.mark.parametrize("trainer", ["axolotl", "prm"])
@@ -153,7 +194,7 @@ def test_every_trainer_but_open_instruct_is_proved() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("view", ["sft", "messages", "preference", "masked"])
+@pytest.mark.parametrize("view", ["sft", "messages", "preference", "masked", "tool_use"])
 def test_trl_s_script_trains(bench: Bench, view: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import runpy
 

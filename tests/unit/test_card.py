@@ -107,7 +107,7 @@ def test_a_card_of_a_bare_run_renders() -> None:
     card = render(CardInputs(title="Bare"), version="1", configs=CONFIGS)
     assert "license" not in DatasetCard(card).data.to_dict()
     assert "No answer in this dataset was verified." in card
-    assert 'load_dataset("PATH/TO/THIS/FOLDER", "sft", split="train")' in card
+    assert 'load_dataset("parquet", data_files="PATH/TO/THIS/FOLDER/data/sft/*.parquet", split="train")' in card
 
 
 def test_tables_render_as_tables() -> None:

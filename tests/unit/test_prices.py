@@ -15,7 +15,7 @@ from tracefactory.core.errors import UserError
 from tracefactory.core.model import MODELS, ChatRequest, Completion, ModelSpec
 from tracefactory.core.prices import DeclaredPrice, Price, billed, bills_of, cost_of, dollars, looked_up
 from tracefactory.engine.costs import unpriced
-from tracefactory.serving.client import read_completion
+from tracefactory.serving.completions import read_completion
 
 NOWHERE = Environment(environ={})
 

@@ -83,7 +83,8 @@ def write(
     scratch = folder.with_name(f".{folder.name}.tmp-test")
     parts = list(ranges(scratch, rows, views, count))
     keys, recipe = {"mixed": "ab" * 32}, {"mixed": {"op": "mix:long_short"}}
-    manifest = assemble(scratch, parts, name=name, version=folder.name, card=card, recipe=recipe, keys=keys)
+    told = {"name": name, "version": folder.name, "pipeline": "sums"}
+    manifest = assemble(scratch, parts, **told, card=card, recipe=recipe, keys=keys)
     put_in_place(scratch, folder)
     return manifest
 
@@ -134,7 +135,7 @@ def test_a_version_that_cannot_be_a_tag_is_refused(tmp_path: Path, version: str)
     with pytest.raises(UserError, match="cannot be a tag"):
         check_version(version)
     with pytest.raises(UserError, match="cannot be a tag"):
-        assemble(tmp_path / "x", [], name="m", version=version, card=CARD, recipe={}, keys={})
+        assemble(tmp_path / "x", [], name="m", version=version, pipeline="m", card=CARD, recipe={}, keys={})
 
 
 def test_a_duplicate_row_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import yaml
 from tests.unit.stages.conftest import Made, unwatched
 from tests.vllm.conftest import FIELDS
 from tracefactory.config import load_pipeline
+from tracefactory.core.errors import UserError
 from tracefactory.engine.run import run_pipeline
 
 pytestmark = pytest.mark.vllm
@@ -54,3 +55,19 @@ async def test_a_served_student_measures_what_the_same_student_measures_in_proce
             assert behind[name] == pytest.approx(here[name], abs=NEAR)
         for name in ("rank_surprisal", "share_outside_top20", "acceptance_p0.01_top20"):
             assert behind[name] == pytest.approx(here[name], rel=0.02, abs=2 / here["tokens"])
+
+
+@pytest.mark.parametrize(("mode", "said"), [("raw_logits", "reports logits"), ("processed_logprobs", None)])
+async def test_only_a_server_with_the_models_own_log_probabilities_is_believed(vllm_environ, tmp_path, mode, said):
+    """vLLM reports logits of a prompt's tokens in a mode of logits, and raw values in every other mode."""
+    fields = {**FIELDS, "engine_args": {**FIELDS["engine_args"], "logprobs_mode": mode}}
+    loaded = load_pipeline(project(tmp_path, fields))
+    if said is None:
+        made = Made(await run_pipeline(loaded, unwatched), loaded.project.state_dir)
+        for trace in made.traces("both"):
+            assert trace.measures["behind/mean_surprisal"] == pytest.approx(
+                trace.measures["here/mean_surprisal"], abs=NEAR
+            )
+        return
+    with pytest.raises(UserError, match=f"{said} .*--logprobs-mode raw_logprobs"):
+        await run_pipeline(loaded, unwatched)

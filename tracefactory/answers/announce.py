@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tracefactory.answers.retraction import CORRECTS, denied, instead
 from tracefactory.answers.sentences import Span, bare, is_value, statement_end
 
 _MARK = r"(?:\s*(?:\*\*|__|\*))?"
 _STRONG = re.compile(
-    r"(?P<tag><answer>)"
+    r"(?P<tag><(?:final[_-]?answer|answer|result)(?:\s[^<>\n]{0,80})?>|\[(?:FINAL[_ ])?ANSWER\])"
     r"|(?P<heading>^[ \t]*(?:\#{1,6}[ \t]*)?(?:\*\*[ \t]*)?(?:✅[ \t]*)?(?:(?:the|my)[ \t]+)?"
     r"(?:final[ \t]+(?:answer|result)|answer|最终答案|答案)"
     rf"s?[ \t]*:?{_MARK}[ \t]*:?[ \t]*$)"
@@ -22,18 +23,23 @@ _STRONG = re.compile(
     rf"|(?:\b(?:the|my|our)\s+)?\bfinal\s+(?:answer|result)s?\b(?:\s+to\s[^.:\n]{{1,80}}?(?=\s+(?:is|are)\b|\s*:))?"
     rf"(?:\s+(?:is|are))?(?:\s+(?:therefore|thus|then|indeed|simply|just))?{_MARK}\s*(?:[:：=→]|->)?"
     rf"|\b(?:answers?|ans)\b(?:\s*\([^()\n]{{1,20}}\))?{_MARK}\s*(?:[:：→]|=|->|(?=\$|\\\(|\\\[))(?![:=])"
+    r"|^[ \t]*[*_]{0,2}A[*_]{0,2}[ \t]*[:：](?=[^\n]{1,60}\n?\Z)"
+    r"|^[ \t>*_]*(?:final[ \t]+)?(?:answer|ans)\b\.?[ \t]+(?=[-$€£¥\\(\d])"
+    r"|^[ \t]*\W{0,2}(?:final_answer|final_result|result)\W{0,2}[ \t]*[:：]"
+    r"|\b(?:choose|pick|select|go\s+with)\s+(?:(?:option|answer|choice)\s+)?(?=\(?[A-J]\)?(?![\w'’]))"
     r"|\b(?:choice|option|pick|selection)\s*[:：](?=\W*[A-J]\b(?!['’]))"
     r"|\b(?:respuesta|respuesta\s+final|risposta|resposta|réponse|antwort|ergebnis|lösung|ответ)\b"
     rf"(?:\s+(?:finale?\b))?(?:\s+(?:est|es|è|é|ist|lautet)\b)?{_MARK}\s*[:：]?"
     rf"|(?:最终|正确|最后)?(?:答案|结果)\s*{_MARK}\s*(?:应该|应|就)?(?:是|为|等于|:|：)+"
-    r"|(?:^|\n)\s*答\s*[:：]|(?:答え|答)は|정답[은:]|답[은:]",
+    r"|\b(?:résultat|resultado|risultato|результат|solución|soluzione|solução|решение|output)\s*[:：]"
+    r"|(?:^|\n|(?<=[。！？.]))\s*答\s*[:：]|(?:答え|答)は|정답[은:]|답[은:]",
     re.IGNORECASE | re.MULTILINE,
 )
 _WEAK = re.compile(
     r"\b(?:answers?|option|choice)(?P<of>\s+(?:to|for|of)\s[^.\n]{1,60}?)?"
     r"\s+(?:is|are|(?P<past>was|were)|(?:would|must|should|will|has\s+to)\s+be|equals?|comes\s+out\s+to(?:\s+be)?|turns\s+out\s+to\s+be|=)"
     r"(?:\s+(?:therefore|thus|then|indeed|simply|just|hence|also|exactly|clearly|obviously|option|choice))*"
-    r"(?!\s*(?:n't|n’t|not\b|never\b))(?!\w)"
+    r"(?!\w)"
     r"|(?:应|故|因此|所以)?\s*(?:应)?选(?:择|项)?\s*(?:是|为)?\s*[:：]?(?=\s*[（(]?[A-Ha-h]\b|\s*[（(]?[A-H][）)。，,\s])",
     re.IGNORECASE,
 )
@@ -47,12 +53,13 @@ _LAST_VALUE = re.compile(
     r"|(?P<number>[-−]?[$€£¥]?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?(?:\s+[a-z]+)?))$"
 )
 _NUMBERED = re.compile(r"\s*(?:(?:step|part|case)\b|\d+[.)]\s)", re.IGNORECASE)
-_DENIED = re.compile(r"\s*(?:is|are|was)?\s*(?:not\b|n't)", re.IGNORECASE)
+_SO = re.compile(r"\b(?:so|hence|thus|therefore)\s+(?:the\s+)?\W*$", re.IGNORECASE)
 _LONGEST_LINE = 600
 _MAX_ANNOUNCEMENTS = 200
 """How many announcements are checked, counted from the end of the text."""
 _HEDGE = re.compile(
-    r"\b(?:maybe|perhaps|might|could|possibly|if|suppose|assuming|assume|would|whether|unless|guess|not|supposed|"
+    r"\b(?:some|one|many|most|people|you|others?|students?)\s+(?:(?:may|might|could|would|will)\s+)?(?:think|say|believe|claim|argue)\b"
+    r"|\b(?:maybe|perhaps|might|could|possibly|impossible|doubt|unlikely|unclear|neither|nor|e\.g|if|suppose|assuming|assume|would|whether|unless|guess|not|supposed|"
     r"expected|claims?|says?|let|let's|hmm|next|(?:need|needs|want|have)\s+to\s+(?:find|compute|calculate|determine|check|show)|try|trying|consider|check|checking|verify|sure)\b|n't\b|可能|也许|如果|假设|假如|是否|是不是|难道|不是|设",
     re.IGNORECASE,
 )
@@ -76,7 +83,7 @@ def announcements(body: str, start: int, *, after_box: bool) -> Iterator[Announc
         start: the position from which to search.
         after_box: whether a boxed answer precedes, so that weak phrases about other questions do not count.
     """
-    found = [(match, True) for match in _STRONG.finditer(body, start)]
+    found = [(match, True) for pattern in (_STRONG, CORRECTS) for match in pattern.finditer(body, start)]
     found += [(match, False) for match in _WEAK.finditer(body, start)]
     found += [(match, False) for match in _REVERSE.finditer(body, start)]
     for match, strong in sorted(found, key=lambda pair: (pair[0].end(), pair[1]), reverse=True)[:_MAX_ANNOUNCEMENTS]:
@@ -92,14 +99,24 @@ def hedged(text: str) -> bool:
 
 def _strong(body: str, match: re.Match[str]) -> Announcement | None:
     end = match.end()
+    if match.re is CORRECTS:
+        return _affirmed(body, match.start(), end, strong=True)
     if match["tag"]:
-        close = body.lower().find("</answer>", end)
+        name = re.sub(r"[^\w\- ].*|\s.*", "", match["tag"][1:].lower())
+        close = body.lower().find(f"{match['tag'][0]}/{name}", end)
         return None if close < 0 else Announcement(match.start(), end, Span(end, close), strong=True)
     if match["hashes"] is not None and (_NUMBERED.match(body, end) or not _is_line_value(body, end)):
         return None  # a level 4 heading
-    if _DENIED.match(body, end):
-        return None
-    return Announcement(match.start(), end, Span(end, statement_end(body, end)), strong=True)
+    return _affirmed(body, match.start(), end, strong=True)
+
+
+def _affirmed(body: str, start: int, end: int, *, strong: bool) -> Announcement | None:
+    """Return the announcement of what follows `end`; of a denial only what it gives instead, if it does."""
+    last = statement_end(body, end)
+    if not denied(body, end, last):
+        return Announcement(start, end, Span(end, last), strong=strong)
+    other = instead(body, end, last)
+    return None if other is None else Announcement(start, other, Span(other, last), strong=strong)
 
 
 def _is_line_value(body: str, start: int) -> bool:
@@ -120,7 +137,7 @@ def _weak(body: str, match: re.Match[str], *, after_box: bool) -> Announcement |
         return None  # "where the answer to the smaller case was 3"
     if hedged(body[clause_start(body, match.start()) : match.start()]):
         return None
-    return Announcement(match.start(), match.end(), Span(match.end(), statement_end(body, match.end())), strong=False)
+    return _affirmed(body, match.start(), match.end(), strong=False)
 
 
 def _reverse(body: str, match: re.Match[str], *, only_option: bool) -> Announcement | None:
@@ -130,7 +147,7 @@ def _reverse(body: str, match: re.Match[str], *, only_option: bool) -> Announcem
     if value is None or hedged(body[start : match.start()]):
         return None
     name = value.lastgroup or ""
-    if only_option and re.fullmatch(r"\(?[A-J]\)?", value[name]) is None:
+    if only_option and re.fullmatch(r"\(?[A-J]\)?", value[name]) is None and not _SO.search(body, start, value.start()):
         return None
     return Announcement(match.start(), match.end(), Span(*value.span(name)), strong=False)
 

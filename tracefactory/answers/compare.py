@@ -1,4 +1,4 @@
-"""Compare two typed values as answers; the comparison is symmetric.
+"""Compare two typed values as answers; the comparison is symmetric, except that an answer must be solved (`relations`).
 
 Structure is compared first (a set is not a tuple, a point is not an interval), then the parts. When exact arithmetic
 and identity testing cannot decide, `UndecidedError` is raised, and the caller may use a computer algebra system.
@@ -11,9 +11,11 @@ from collections.abc import Sequence as Many
 from fractions import Fraction
 
 from tracefactory.answers import regions, relations
+from tracefactory.answers.chemistry import formula
 from tracefactory.answers.normalize import squash
 from tracefactory.answers.quantity_rules import MathParams, QuantityRules, Symbolic, UndecidedError, node_of
 from tracefactory.answers.values import (
+    Approximation,
     Clock,
     Day,
     Interval,
@@ -60,6 +62,10 @@ class Comparison:
         if squash(gold.text) == squash(answer.text) and self._letters_agree(gold, answer):
             self.method = "string"
             return True
+        spellings = formula(gold.text)
+        if spellings and (others := formula(answer.text)):
+            self.method = "formula"
+            return not spellings.isdisjoint(others)
         undecided: UndecidedError | None = None
         for left in gold.values:
             for right in answer.values:
@@ -93,6 +99,8 @@ class Comparison:
             UndecidedError: when rules cannot decide and there is no computer algebra.
             ProseError: when both are prose and differ.
         """
+        if isinstance(gold, Approximation) or isinstance(answer, Approximation):
+            return self._approximations(gold, answer)
         if isinstance(gold, Relation) and isinstance(answer, Relation):
             return self._relations(gold, answer)
         if isinstance(gold, Relation):
@@ -116,11 +124,21 @@ class Comparison:
             return self._numbers(gold, answer)
         return False
 
+    def _approximations(self, gold: Value, answer: Value) -> bool:
+        """Compare by the exact sides; a decimal that agrees with the exact side beside it may be the answer, too."""
+        if isinstance(gold, Approximation):
+            return self.equal(gold.exact, answer) or self.equal(gold.decimal, answer)
+        if not isinstance(answer, Approximation) or not relations.agree(answer):
+            return False
+        return self.equal(gold, answer.exact) or self.equal(gold, answer.decimal)
+
     # relations, regions ------------------------------------------------------------------------------------------
 
     def _relations(self, gold: Relation, answer: Relation) -> bool:
         if relations.same_chain(gold, answer, self.equal):
             return True
+        if self.params.relations == "solved" and relations.is_solved(gold) and not relations.is_solved(answer):
+            return False
         equations = [relations.is_equation(side) for side in (gold, answer)]
         values = [relations.named_value(side) for side in (gold, answer)]
         if all(equations):
@@ -156,6 +174,9 @@ class Comparison:
         return self.equal(other, value) if swapped else self.equal(value, other)
 
     def _regions(self, gold: Value, answer: Value) -> bool:
+        unsolved = isinstance(answer, Relation) and not relations.is_solved(answer)
+        if unsolved and not isinstance(gold, Relation) and self.params.relations == "solved":
+            return False
         one, two = regions.spans_of(gold), regions.spans_of(answer)
         if one is not None and two is not None:
             return regions.equal(one, two)
@@ -167,9 +188,14 @@ class Comparison:
         one, two = _flat(gold), _flat(answer)
         if one is None or two is None:
             lone, other = (one, answer) if one is not None else (two, gold)
-            if lone is None or len(lone.items) != 1:
+            if lone is None or not lone.items or (lone.kind != "list" and len(lone.items) != 1):
                 return False
-            return self.equal(lone.items[0], other)
+            return all(self.equal(item, other) for item in lone.items)  # `72/6 or 12` is 12
+        named = [side.brackets.startswith("named:") for side in (one, two)]
+        if all(named) and one.brackets != two.brackets:
+            return False
+        if any(named) and not all(named):
+            return self._unordered(one.items, two.items, distinct=False)
         kinds = {one.kind, two.kind}
         if kinds == {"list", "tuple"}:
             one, two = _by_name(one), _by_name(two)
@@ -209,7 +235,8 @@ class Comparison:
 
     def _matrices(self, gold: Value, answer: Value) -> bool:
         one, two = _rows(gold), _rows(answer)
-        if one is None or two is None:
+        kinds = [side.kind if isinstance(side, Matrix) else "" for side in (gold, answer)]
+        if one is None or two is None or kinds[0] != kinds[1]:
             return False
         if [len(row) for row in one] != [len(row) for row in two]:
             if {len(one), len(two)} != {1, max(len(one), len(two))} or isinstance(gold, Matrix) is isinstance(

@@ -74,9 +74,9 @@ _WORD_VALUES = {
 _ORDINALS = {"first": 1, "second": 2, "third": 3}
 _PARTS = {"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "eighth": 8}
 _ENGLISH_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_SCALES = {**_ENGLISH_SCALES, "千": 3, "万": 4, "百万": 6, "亿": 8}
+_SCALES = {**_ENGLISH_SCALES, "k": 3, "千": 3, "万": 4, "百万": 6, "亿": 8}
 _SCALED = re.compile(
-    r"([-+]?\d[\d,]*(?:\.\d+)?)\s*(hundred|thousand|million|billion|trillion|百万|[千万亿])", re.IGNORECASE
+    r"([-+]?\d[\d,]*(?:\.\d+)?)\s*(hundred|thousand|million|billion|trillion|k(?!\w)|百万|[千万亿])", re.IGNORECASE
 )
 _CHINESE_DIGITS = {**dict(zip("零一二三四五六七八九", range(10), strict=True)), "两": 2, "〇": 0}
 _MONTHS = [
@@ -179,6 +179,14 @@ def _in_base(text: str) -> Number | None:
     except ValueError:
         return None
     return Number(Fraction(-value if match[1] == "-" else value), base=None if base == 10 else base)
+
+
+def is_false_base(text: str) -> bool:
+    """Return whether a text is written as a number in a base that lacks one of its digits, such as `385_3`."""
+    match = _BASE.match(text)
+    if match is None or not (match[3] or match[4] or "").isdigit() or not match[2].isdigit():
+        return False
+    return 2 <= int(match[3] or match[4]) <= 10 and any(int(digit) >= int(match[3] or match[4]) for digit in match[2])
 
 
 def _in_words(text: str) -> Number | None:

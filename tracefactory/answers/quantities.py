@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from tracefactory.answers.literals import read_decimal_comma, read_number
-from tracefactory.answers.units import UNITS, Unit, noun_words, parse_unit
+from tracefactory.answers.literals import is_false_base, read_decimal_comma, read_number
+from tracefactory.answers.units import CURRENCIES, UNITS, Unit, noun_words, parse_unit
 from tracefactory.answers.values import Number, Quantity, Text
+from tracefactory.maths.evaluate import symbols
 from tracefactory.maths.expression import Node, parse_expression
 from tracefactory.maths.tokens import UnparsedError
 from tracefactory.maths.vocabulary import FUNCTIONS
@@ -37,6 +38,11 @@ _WORD_HEAD = re.compile(r"(?<![A-Za-z{_])[A-Za-z]{2,}(?=[\s,]|$)")
 _TRIGONOMETRIC = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _LONGEST_TAIL = 80
 _AMBIGUOUS = frozenset("mgshLlNJKWVA")
+_RATE = re.compile(
+    r"(.*\d(?:.*?[^\s/])?)\s*(?:/\s*|\s(?:per|an?|each|every)\s+)(sec(?:ond)?|min(?:ute)?|hr|hour|day|week|month|year)s?",
+    re.IGNORECASE,
+)
+"""An amount for each unit of time, `$34 a month`, `5 letters a day`."""
 _PLAIN_NUMBER = re.compile(r"[-+]?[\d,. ]*\d\.?")
 _WORDS = re.compile(r"[A-Za-z]{3,}|[\u4e00-\u9fff]")
 
@@ -49,6 +55,15 @@ def number_quantity(source: str, number: Number) -> Quantity:
 
 def read_quantity(text: str) -> Quantity | Text:
     """Parse a quantity. Words without a number become `Text`; mathematics outside the grammar has no node."""
+    if is_false_base(text.strip()) or re.search(r"%\s*%", text):
+        return Text(text.strip())
+    rate = _RATE.fullmatch(text.strip())
+    if rate is not None:
+        amount, time = read_quantity(rate[1]), parse_unit(rate[2])
+        if isinstance(amount, Quantity) and amount.node is not None and time is not None and not symbols(amount.node):
+            money = amount.unit is None or amount.unit.dimension[0][0] in CURRENCIES
+            if money:
+                return replace(amount, per=time)
     counted = _counted_words(text.strip())
     if counted is not None:
         return counted
@@ -68,11 +83,12 @@ def read_quantity(text: str) -> Quantity | Text:
     split = _split_unit(text)
     if split is not None:
         head, tail_unit, nouns = split
+        glued = re.search(r"\d[A-Za-z]$", text) is not None
         unit = unit or tail_unit
         as_symbols = _expression(text) if unit is not None or nouns else None
         number = read_number(head) or read_decimal_comma(head)
         quantity = Quantity(source, _expression(head)) if number is None else number_quantity(source, number)
-        return replace(quantity, percent=percent, unit=unit, nouns=nouns, as_symbols=as_symbols)
+        return replace(quantity, percent=percent, unit=unit, nouns=nouns, as_symbols=as_symbols, glued=glued)
     node = _expression(text)
     if node is None and not percent and _is_words(text):
         return Text(source)
@@ -124,7 +140,7 @@ def _may_be_unit(head: str, tail: str, glued: bool) -> bool:
         return not (glued and re.match(r"[a-z]{2}$", tail) and tail not in UNITS)
     if not _PLAIN_NUMBER.fullmatch(head) or letter[1] not in _AMBIGUOUS:
         return False
-    return not glued or re.fullmatch(r"m\s*(?:\^\{[23]\}|/s.*)", tail) is not None
+    return not glued or re.fullmatch(r"[mgshLVWNJKA]|m\s*(?:\^\{[23]\}|/s.*)", tail) is not None
 
 
 def _is_function(tail: str) -> bool:

@@ -19,6 +19,7 @@ from tracefactory.maths.evaluate import (
     UnboundedError,
     close,
     constant,
+    huge,
     identical,
     rational,
     symbols,
@@ -47,6 +48,11 @@ class MathParams(Frozen):
     )
     ordered: bool = Field(
         default=False, description="Whether bare lists (1, 2) keep their order; tuples always do and sets never."
+    )
+    relations: Literal["solved", "equivalent"] = Field(
+        default="solved",
+        description="solved: where the gold answer is x = 3 or x > 4, a relation that is not solved for x is wrong; "
+        "equivalent: 2x = 6 and 3x > 12 are right, too.",
     )
     digits: int = Field(
         default=6,
@@ -86,6 +92,8 @@ class QuantityRules:
         if not self._nouns_agree(gold, answer) or (gold.base is None) != (answer.base is None):
             return False
         scale = self._unit_scale(gold, answer)
+        if scale is not None:
+            scale = self._rate_scale(gold, answer, scale)
         if scale is None:
             return self._as_symbols(gold, answer) or self._angle(gold, answer)
         if gold.percent == answer.percent:
@@ -124,14 +132,25 @@ class QuantityRules:
             symbolic = any(quantity.unit is None and symbols(node_of(quantity)) for quantity in (gold, answer))
             if symbolic and gold.unit is not answer.unit:
                 return None
+            if gold.glued and answer.unit is None and not answer.nouns:
+                return None  # the gold answer 5m may be an expression
             if gold.unit is not None and answer.unit is None and not answer.percent and self.params.units == "required":
                 return None
             return Fraction(1)
         if gold.unit.dimension != answer.unit.dimension:
-            return None
+            pounds = {gold.unit, answer.unit} == {UNITS["£"], UNITS["lb"]}
+            return Fraction(1) if pounds and "pound" in gold.source + answer.source else None
         if gold.unit.factor != answer.unit.factor and not self.params.convert_units:
             return None
         return gold.unit.factor / answer.unit.factor
+
+    def _rate_scale(self, gold: Quantity, answer: Quantity, scale: Fraction) -> Fraction | None:
+        """Return the scale with the times of two rates; a rate may leave its time out where units are optional."""
+        if gold.per is None or answer.per is None:
+            return None if gold.per is not answer.per and self.params.units == "required" else scale
+        if gold.per.dimension != answer.per.dimension:
+            return None
+        return scale * answer.per.factor / gold.per.factor
 
     def _as_symbols(self, gold: Quantity, answer: Quantity) -> bool:
         """Compare with unit letters as variables, if both expressions then have the same variables."""
@@ -163,7 +182,7 @@ class QuantityRules:
             try:
                 left, right = constant(scaled), constant(two)
             except UnboundedError:
-                return self.ask(gold, answer)
+                return False if huge(scaled) != huge(two) else self.ask(gold, answer)
             return close(left, right) or self._rounds(left, right, gold, answer, Fraction(1))
         if left == right:
             return True

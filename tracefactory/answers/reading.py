@@ -14,6 +14,7 @@ from tracefactory.answers.units import parse_unit
 from tracefactory.answers.values import (
     EMPTY,
     REALS,
+    Approximation,
     Interval,
     Matrix,
     Quantity,
@@ -24,6 +25,9 @@ from tracefactory.answers.values import (
     Sequence,
     Text,
     Value,
+    as_interval,
+    infinite,
+    interval_of,
 )
 from tracefactory.maths.brackets import balanced, split_top
 from tracefactory.maths.expression import Node
@@ -38,12 +42,13 @@ _RELATIONS = {
     r"\ne": "!=",
     r"\in": "in",
     r"\approx": "=",
+    "≈": "=",
     r"\equiv": "=",
     "≡": "=",
 }
 _RELATION = re.compile(r"\\(?:le|ge|ne|in|approx|equiv)(?![a-zA-Z])|[=<>]")
 _MATRIX = re.compile(
-    r"(?:[\[(|]\s*)?\\begin\{(?:[bpvBV]?(?:small)?matrix|array)\}\s*(?:\{[lcr|\s]*\})?(.*?)\\end\{(?:[bpvBV]?(?:small)?matrix|array)\}"
+    r"(?:[\[(|]\s*)?\\begin\{(?:([bpvBV]?)(?:small)?matrix|array)\}\s*(?:\{[lcr|\s]*\})?(.*?)\\end\{(?:[bpvBV]?(?:small)?matrix|array)\}"
     r"(?:\s*[\])|])?$",
     re.DOTALL,
 )
@@ -60,6 +65,24 @@ _REALS_BUT = re.compile(
     r"(?:all\s+)?(?:real\s+(?:numbers|values|x)|reals)(?:\s+x)?\s*,?\s+(?:except(?:\s+for)?|other\s+than|but|excluding|besides)\s+(?:x\s*=\s*)?(.+)",
     re.IGNORECASE,
 )
+_THOUSANDS = re.compile(r"(?:USD|€|£|¥)\s*\d{1,3}(?:\.\d{3})+|\d{1,3}(?:\.\d{3})+\s*(?:€|£|euros?|EUR|USD)")
+_APPROXIMATELY = re.compile(
+    r"\s*(?:\\(?:approx|simeq|doteq)(?![a-zA-Z])|≈|≃|,?\s*\b(?:or|which\s+is|i\.e\.,?)\s+(?:about|approximately|roughly|around)\b)\s*",
+    re.IGNORECASE,
+)
+_ABOUT_ASIDE = re.compile(
+    r"\s*\(\s*(?:about|approximately|approx\.?|roughly|ca\.?|\\approx|≈|~)\s*([^()]*\d[^()]*)\)\s*[A-Za-z]{0,10}$",
+    re.IGNORECASE,
+)
+_PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{3,} +[A-Za-z]{2,}")
+_BARE_NAME = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?(?:\([a-z]\))?|[A-Z]{1,3}")
+_LETTER_LABEL = re.compile(
+    r"((?:\\(?:theta|alpha|beta|gamma|phi|lambda|mu|sigma|Delta|delta|omega)(?![a-zA-Z])|[A-Za-z]))\s*:\s*(?=\S)"
+)
+_NAMED_PART = re.compile(
+    r"(?!(?:and|or|not|all|about|sin|cos|tan|log|exp|sqrt|frac|base|mod)\b)([A-Za-z]{3,})(?:\s+(?:is|of|value))?\s*[:=]?\s*"
+    r"([-+]?(?:\d|\\frac|\\sqrt|\.\d|\\infty|\\pi)\S*)"
+)
 _SET_BUILDER = re.compile(r"\\\{\s*(.+?)\s*(?:\||:)\s*(.+?)\s*\\\}$")
 
 
@@ -73,6 +96,9 @@ def read(text: str) -> Reading:
     comma = read_decimal_comma(re.sub(r"^(?:USD|€|£|¥)\s*|\s*(?:USD|€|£|¥)$", "", spelled))
     if comma is not None:
         values.append(number_quantity(spelled, comma))
+    thousands = _THOUSANDS.fullmatch(spelled)
+    if thousands is not None:  # prices have two decimals
+        values.append(read_value(spelled.replace(".", "")))
     return Reading(spelled, tuple(values))
 
 
@@ -86,8 +112,11 @@ def read_value(text: str, depth: int = 0) -> Value:
     readers: Iterable[Callable[[str, int], Value | None]] = (
         _special,
         _literal,
+        _approximation,
+        _labelled,
         _compound,
         _parts,
+        _named_parts,
         _outward,
         _region,
         _list,
@@ -115,6 +144,45 @@ def _special(text: str, depth: int) -> Value | None:
         items = less.items if isinstance(less, Sequence) else (less,)
         return Region((REALS,), items)
     return REALS if squashed in ALL_REALS else None
+
+
+def _approximation(text: str, depth: int) -> Value | None:
+    """Parse an exact value with its approximation: `40\\pi \\approx 125.66`, `1/3 (about 0.333)`."""
+    aside = _ABOUT_ASIDE.search(text)
+    pieces = [text[: aside.start()], aside[1]] if aside is not None else split_top(text, _APPROXIMATELY)
+    pieces = [piece.strip() for piece in pieces]
+    if len(pieces) < 2 or not all(pieces) or _BARE_NAME.fullmatch(pieces[0]):
+        return None
+    exact, decimal = read_value(pieces[0], depth + 1), read_value(pieces[-1], depth + 1)
+    if isinstance(exact, Text) or isinstance(decimal, Text) or _PROSE.search(pieces[0]):
+        return None
+    return Approximation(exact, decimal)
+
+
+def _labelled(text: str, depth: int) -> Value | None:
+    """Parse a value behind a label of one letter, `A: 18`; `a:b` and `x:2x` are ratios."""
+    match = _LETTER_LABEL.match(text)
+    if match is None or depth > 1:
+        return None
+    rest = text[match.end() :]
+    if re.search(rf"(?<![A-Za-z\\]){re.escape(match[1])}(?![A-Za-z])", rest):
+        return None
+    if match[1] == "A" and re.fullmatch(r"\s*[a-z]", rest):
+        return read_value(rest, depth + 1)
+    return None if all(map(_BARE_NAME.fullmatch, rest.replace(" ", "").split(":"))) else read_value(rest, depth + 1)
+
+
+def _named_parts(text: str, depth: int) -> Value | None:
+    """Parse values that are named by words, `max 5, min -3`, in the order of the names."""
+    pieces = [piece for piece in split_top(text, _JOINER) if piece.strip()]
+    found = [_NAMED_PART.fullmatch(piece.strip()) for piece in pieces]
+    if len(found) < 2 or read_day(pieces[0]) is not None:
+        return None
+    parts = {match[1].casefold()[:3]: match[2] for match in found if match is not None}
+    if len(parts) != len(found):
+        return None
+    names = sorted(parts)
+    return Sequence("tuple", tuple(read_value(parts[name], depth + 1) for name in names), f"named:{','.join(names)}")
 
 
 def _compound(text: str, depth: int) -> Value | None:
@@ -188,28 +256,6 @@ def _region(text: str, depth: int) -> Value | None:
     ]
     known = tuple(region for region in regions if region is not None)
     return Region(known) if len(known) == len(regions) else Sequence("set", tuple(read_parts))
-
-
-def as_interval(value: Value) -> Interval | None:
-    """Return an interval, or the pair `(a, b)` as an open interval; None for other values."""
-    if isinstance(value, Interval):
-        return value
-    if isinstance(value, Sequence) and value.kind == "tuple" and value.brackets == "()":
-        return _interval(value.items)
-    return None
-
-
-def _interval(items: tuple[Value, ...], low_closed: bool = False, high_closed: bool = False) -> Interval | None:
-    """Return the interval between two quantities, open at an infinite end; None for other items."""
-    ends = [None if _is_infinite(item) else item for item in items if isinstance(item, Quantity)]
-    if len(items) != 2 or len(ends) != 2:
-        return None
-    low, high = ends
-    return Interval(low, high, low_closed and low is not None, high_closed and high is not None)
-
-
-def _is_infinite(value: Quantity) -> bool:
-    return re.sub(r"[\s+{}-]", "", value.source) in (r"\infty", "infty", "infinity", "inf", "oo")
 
 
 def _list(text: str, depth: int) -> Value | None:
@@ -301,14 +347,14 @@ def _pieces(inner: str) -> list[str]:
 def _tuple_or_interval(opening: str, closing: str, items: tuple[Value, ...]) -> Value | None:
     mixed = _PAIRS[opening] != closing or opening == "]"
     if len(items) == 2 and (mixed or opening == "["):
-        interval = _interval(items, opening == "[", closing == "]")
+        interval = interval_of(items, opening == "[", closing == "]")
         if interval is not None and opening in "[](" and closing in "[])":
             return interval
         return Sequence("tuple", items, "[]") if not mixed else None
     if mixed:
         return None
-    if len(items) == 2 and any(isinstance(item, Quantity) and _is_infinite(item) for item in items):
-        return _interval(items)
+    if len(items) == 2 and any(isinstance(item, Quantity) and infinite(item) for item in items):
+        return interval_of(items)
     return Sequence("tuple", items, "()" if opening == "(" else opening)
 
 
@@ -316,10 +362,11 @@ def _matrix(text: str, depth: int) -> Value | None:
     match = _MATRIX.match(text)
     if match is None:
         return None
-    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", match[1]) if row.strip()]
+    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", match[2]) if row.strip()]
     if any(r"\begin" in row for row in rows):
         return None
-    return Matrix(tuple(tuple(read_value(cell, depth + 1) for cell in row.split("&")) for row in rows))
+    kind = match[1] if match[1] in ("v", "V") else "v" if text.startswith("|") else ""
+    return Matrix(tuple(tuple(read_value(cell, depth + 1) for cell in row.split("&")) for row in rows), kind)
 
 
 def _plus_minus(text: str, depth: int) -> Value | None:

@@ -6,9 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tracefactory.answers.reading import as_interval
 from tracefactory.answers.relations import difference
-from tracefactory.answers.values import Quantity, Region, Relation, Sequence, Value
+from tracefactory.answers.values import Quantity, Region, Relation, Sequence, Value, as_interval
 from tracefactory.maths.evaluate import (
     CONSTANTS,
     INFINITY,

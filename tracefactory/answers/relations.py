@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 
 from tracefactory.answers.normalize import squash
-from tracefactory.answers.values import Quantity, Ratio, Relation, Value
-from tracefactory.maths.evaluate import UnboundedError, proportional, symbols
+from tracefactory.answers.values import Approximation, Quantity, Ratio, Relation, Value
+from tracefactory.maths.evaluate import Number, UnboundedError, constant, proportional, symbols
 from tracefactory.maths.expression import Node
 
 _LETTER = r"(?:\\[a-zA-Z]+|[A-Za-z])(?:_(?:\{[^{}]*\}|\w))?'*"
@@ -78,6 +78,17 @@ def names_match(one: str | None, two: str | None) -> bool:
     return all(functions)
 
 
+def is_solved(relation: Relation) -> bool:
+    """Return whether a relation gives a variable by constants: `x = 3`, `x > 4`, `-2 \\le x < 7`, `x \\in [0, 1]`.
+
+    A relation with other variables in its terms, such as `y = 2x + 1`, counts as solved for none.
+    """
+    names = [source.strip().lstrip("-").strip("| ") for source in relation.sources]
+    bare = [_NAME.fullmatch(name) is not None and name != r"\infty" for name in names]
+    others = [term for term, named in zip(relation.terms, bare, strict=True) if not named]
+    return sum(bare) == 1 and not any(_variables_of(term) - {"infty"} for term in others)
+
+
 def variables(relation: Relation) -> frozenset[str]:
     """Return the names of the variables in a relation."""
     return frozenset().union(*map(_variables_of, relation.terms))
@@ -136,3 +147,25 @@ def same_up_to_factor(one: Relation, two: Relation) -> bool | None:
     if factor is None or equations:
         return factor is not None
     return not factor.imag and one.signs[0] == (two.signs[0] if factor.real > 0 else _FLIPPED[two.signs[0]])
+
+
+def agree(value: Approximation) -> bool:
+    """Return whether a decimal is its exact value to within a unit of its last digit, or to 1%."""
+    exact, decimal = (_constant(side) for side in (value.exact, value.decimal))
+    if exact is None or decimal is None:
+        return True
+    shown = named_value(value.decimal) if isinstance(value.decimal, Relation) else value.decimal
+    places = shown.decimals if isinstance(shown, Quantity) and shown.decimals is not None else 0
+    return bool(abs(exact - decimal) <= max(abs(exact) / 100, 10.0**-places))
+
+
+def _constant(value: Value) -> Number | None:
+    if isinstance(value, Relation):
+        inner = named_value(value)
+        return None if inner is None or isinstance(inner, Relation) else _constant(inner)
+    if not isinstance(value, Quantity) or value.node is None or value.unit is not None or value.percent:
+        return None
+    try:
+        return constant(value.node)
+    except UnboundedError:
+        return None

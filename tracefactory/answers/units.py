@@ -65,7 +65,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("USD", "1", "USD dollar dollars usd 美元"),
     ("USD", "1/100", "cent cents ¢ 美分"),
     ("EUR", "1", "€ euro euros eur EUR 欧元"),
-    ("GBP", "1", "£ gbp GBP 英镑"),
+    ("GBP", "1", "£ gbp GBP quid 英镑"),
     ("CNY", "1", "¥ yuan rmb RMB CNY 元 块 人民币"),
     ("CNY", "1/10", "jiao 角"),
     ("INR", "1", "₹ rupee rupees Rs rs Rs."),
@@ -116,6 +116,7 @@ def _table() -> dict[str, Unit]:
 
 
 UNITS = _table()
+CURRENCIES = frozenset({"USD", "EUR", "GBP", "CNY", "INR", "JPY"})
 _AREA = {"square": 2, "sq": 2, "sq.": 2, "cubic": 3, "cu": 3}
 _POWERED = re.compile(r"([^\s^\d]+?)\s*(?:\^\s*\{?\s*(-?\d)\s*\}?|(?<=[a-zA-Z])([23]))?$")
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -21,7 +22,8 @@ class Quantity:
     """A number or expression with its percent sign, unit or counted nouns.
 
     `node` is None when `source` is outside the grammar. `decimals` and `digits` are set for a decimal literal: the
-    number of digits after the point and of significant digits. `as_symbols` is the node with unit letters as variables.
+    number of digits after the point and of significant digits. `as_symbols` is the node with unit letters as variables;
+    `glued` says that the unit is one letter without a space, as in `34m`. `per` is the time of a rate, `$34 a month`.
     """
 
     source: str
@@ -33,6 +35,16 @@ class Quantity:
     digits: int = 0
     base: int | None = None
     as_symbols: Node | None = None
+    glued: bool = False
+    per: Unit | None = None
+
+
+@dataclass(frozen=True)
+class Approximation:
+    """An exact value with a decimal beside it, `40\\pi \\approx 125.66`: the exact value decides."""
+
+    exact: Value
+    decimal: Value
 
 
 @dataclass(frozen=True)
@@ -73,9 +85,10 @@ class Relation:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix or column vector, row by row."""
+    """A matrix or column vector, row by row; `kind` is `v` for a determinant and `V` for a norm."""
 
     rows: tuple[tuple[Value, ...], ...]
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,7 @@ class Number:
     base: int | None = None
 
 
-Value = Text | Quantity | Sequence | Interval | Region | Relation | Matrix | Clock | Day | Ratio
+Value = Text | Quantity | Approximation | Sequence | Interval | Region | Relation | Matrix | Clock | Day | Ratio
 EMPTY = Sequence("set", ())
 REALS = Interval(None, None)
 
@@ -123,3 +136,25 @@ class Reading:
 
     text: str
     values: tuple[Value, ...] = field(default_factory=tuple)
+
+
+def as_interval(value: Value) -> Interval | None:
+    """Return an interval, or the pair `(a, b)` as an open interval; None for other values."""
+    if isinstance(value, Interval):
+        return value
+    if isinstance(value, Sequence) and value.kind == "tuple" and value.brackets == "()":
+        return interval_of(value.items)
+    return None
+
+
+def interval_of(items: tuple[Value, ...], low_closed: bool = False, high_closed: bool = False) -> Interval | None:
+    """Return the interval between two quantities, open at an infinite end; None for other items."""
+    ends = [None if infinite(item) else item for item in items if isinstance(item, Quantity)]
+    if len(items) != 2 or len(ends) != 2:
+        return None
+    low, high = ends
+    return Interval(low, high, low_closed and low is not None, high_closed and high is not None)
+
+
+def infinite(value: Quantity) -> bool:
+    return re.sub(r"[\s+{}-]", "", value.source) in (r"\infty", "infty", "infinity", "inf", "oo")

@@ -20,6 +20,7 @@ def check(
     from tracefactory.config import check_project, load_pipeline
     from tracefactory.config.project import find_project, pipeline_files
     from tracefactory.core.stage import stage_of
+    from tracefactory.stages._templates import unread_templates
 
     if path.is_file():
         loaded = load_pipeline(path)
@@ -27,6 +28,12 @@ def check(
         if found:
             raise UserError(found)
         print(f"{path}: {len(loaded.stages)} stages, {len(loaded.models)} models, no mistakes")
+        if unread := unread_templates(loaded):
+            print(
+                f"note: the chat template of {', '.join(unread)} is not on this machine, so what becomes of the system "
+                "message, the worked examples and the prefill of its prompts was not tried; the first answers of a run "
+                "with `--limit 5` show it"
+            )
         return
     project = find_project(path)
     if mistakes := check_project(project):

@@ -39,7 +39,7 @@ def plan(
 
     check_kind(retry_failed)
     loaded = load_pipeline(pipeline, profile=profile, sets=with_budget(sets, budget), limit=limit)
-    made = make_plan(loaded, loaded.project.state_dir, retry_kind=retry_failed)
+    made = make_plan(loaded, loaded.project.state_dir, compare=True, retry_kind=retry_failed)
     if json:
         print(made.model_dump_json(indent=2))
         return
@@ -63,7 +63,8 @@ def _table(plan: Plan, refused: list[str]) -> RenderableType:
     for stage in plan.stages:
         cached = stage.state is State.CACHED
         table.add_row(stage.id, f"cached, {stage.why}" if cached else stage.state.value, *_to_pay(stage))
-    notes = [f"{one.id}: {one.why}" for one in plan.stages if one.state is not State.CACHED]
+    to_run = [one for one in plan.stages if one.state is not State.CACHED]
+    notes = [f"{one.id}: {text}" for one in to_run for text in (one.why, *(one.upgrade.lines if one.upgrade else ()))]
     notes += [*map(str, plan.caps), *map(str, plan.gpus), *refused, *(f"damaged: {one}" for one in plan.damage)]
     return Group(table, *(Text(f"• {note}") for note in notes))
 

@@ -64,7 +64,7 @@ def render(
         print(f"no chat template renders the rows of the view {view} for training")
         return
     try:
-        check_row(chosen.row, trained.renderer.template)
+        check_row(chosen.row, trained.renderer)
     except RenderError as error:
         problems.append(error)
     for problem in {one.reason: one for one in problems}.values():
@@ -80,7 +80,7 @@ def _print_one(one: Training, trained: Trained, colour: bool) -> list[RenderErro
     template = trained.renderer.template
     try:
         turn = rendered_turn(template, one.before, one.last, one.tools)
-        tokens = trained.renderer.conversation(one.before, one.last, one.tools)
+        tokens = trained.renderer.tokens_of(turn)
     except RenderError as error:
         print(f"\n{one.what}, of which nothing can be supervised as it was meant")
         try:
@@ -93,8 +93,7 @@ def _print_one(one: Training, trained: Trained, colour: bool) -> list[RenderErro
     cut = list(_cut(one, turn.text))
     print(marked(turn.text, [(0, turn.start), *cut, (turn.end, len(turn.text))], colour=colour))
     try:
-        check_training(one, turn)
-        trained.renderer.check_mask(tokens)
+        check_training(one, turn, trained.renderer)
     except RenderError as error:
         return [error]
     return []

@@ -21,6 +21,7 @@ VERDICT_TYPE = pa.struct(
         pa.field("extracted", pa.string()),
         pa.field("span_start", pa.int64()),
         pa.field("span_end", pa.int64()),
+        pa.field("confidence", pa.float64()),
         *(pa.field(name, pa.string(), nullable=False) for name in ("method", "verifier", "version")),
         pa.field("detail", pa.string()),
     ]

@@ -17,6 +17,7 @@ from pydantic import Field, JsonValue, SecretStr, field_validator
 from tracefactory.core.batching import AT_ONCE, BatchSettings
 from tracefactory.core.budget import Budget
 from tracefactory.core.checkpoint import Checkpoint
+from tracefactory.core.completion import Completion as Completion
 from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.keys import messages_digest, model_digest, request_key, request_key_v1
@@ -244,7 +245,8 @@ class ModelSpec(Frozen, ABC):
 
     def cost(self, completion: Completion, price: Price) -> float | None:
         """Return the cost of a completion in US dollars; None where the price, or what was used, is unknown."""
-        if not completion.prompt_tokens and price.input:  # every prompt has tokens: the server does not report usage
+        used = (not completion.prompt_tokens and price.input, not completion.reports_usage and price.output)
+        if any(used):  # every prompt and every text has tokens: the server does not report its usage
             return None
         return price.cost(
             completion.prompt_tokens,
@@ -325,33 +327,6 @@ class ChatRequest(Frozen):
 def prompt_bytes(messages: Iterable[Mapping[str, Any]]) -> int:
     """Return the bytes of a prompt, which bound its tokens: no tokenizer makes more tokens than bytes."""
     return sum(len(str(message.get("content") or "").encode()) for message in messages)
-
-
-class Completion(Frozen):
-    """One answer of a server, with everything it said about it. All text is valid UTF-8.
-
-    `reasoning` is the server's separate reasoning field, None when it sent none; `logprobs` are those of the sampled
-    tokens, if requested (see `models.logprobs.packed`); `created` is Unix time at arrival; `seconds` is the wall time
-    of the attempt that succeeded and `attempts` how many were made. `cached_tokens` are among those of the prompt,
-    `reasoning_tokens` among those of the completion; `batched` is whether a batch API answered, at its price.
-    """
-
-    content: str
-    reasoning: str | None = None
-    refusal: str | None = None
-    finish_reason: str
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-    batched: bool = False
-    batch: str = ""  # the provider's id of that batch
-    served_model: str = ""
-    system_fingerprint: str = ""
-    logprobs: str | None = None
-    created: float
-    seconds: float
-    attempts: int = 1
 
 
 class RequestFailed(Exception):  # noqa: N818  # the field's word for it: a failed request, not a program error

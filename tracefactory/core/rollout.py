@@ -8,7 +8,7 @@ numbers, and no input or output except through `Ask`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from pydantic import Field
@@ -77,6 +77,14 @@ class Rollout(Frozen, ABC):
     @abstractmethod
     def requests_at_most(self) -> Mapping[str, int]:
         """Return, by model, a bound on the requests of one rollout; the plan prices it, and the run enforces it."""
+
+    def asked_with(self) -> Mapping[str, Collection[str]]:
+        """Return, by model, the prompts that it may be asked with; a model that is left out may get every prompt.
+
+        The model's chat template is tried on these prompts before anything is paid, and the run holds the rollout to
+        them. Only a rollout with several models and prompts needs this.
+        """
+        return {}
 
     @abstractmethod
     async def run(self, row: Row, ask: Ask) -> Trace | Sequence[Trace]:

@@ -39,14 +39,16 @@ class Outcome(StrEnum):
 class Verdict(Frozen):
     """What a verifier found for one answer.
 
-    `span_start` and `span_end` are the [start, end) character range of `extracted` in the answer text; `method` names
-    the rule that decided. `seconds` is wall time; it is not stored, because equal rows must have equal digests.
+    `span_start` and `span_end` are the [start, end) character range of `extracted` in the answer text, `confidence`
+    (0 to 1) says how surely the text states it, and `method` names the rule that decided. `seconds` is wall time; it is
+    not stored, because equal rows must have equal digests.
     """
 
     outcome: Outcome
     extracted: str | None = None
     span_start: int | None = None
     span_end: int | None = None
+    confidence: float | None = None
     method: str
     verifier: str
     version: str

@@ -28,6 +28,7 @@ from tracefactory.core.refs import Ref
 from tracefactory.core.registry import Registry, registry
 from tracefactory.core.rows import Kind, Problem, Row, Trace, Verdict
 from tracefactory.core.spans import Span
+from tracefactory.core.upgrade import Upgrade
 
 ModelName = Annotated[str, Ref("model")]
 PromptName = Annotated[str, Ref("prompt")]
@@ -341,6 +342,12 @@ class Stage(ABC, Generic[P]):
 
     def rows_made(self, stage: StageSpec[P], rows: int) -> int | None:
         """Return how many rows the stage makes of `rows` rows; None if it is unknown."""
+        return None
+
+    def upgrade(
+        self, stage: StageSpec[P], pipeline: Pipeline, before: Mapping[str, Any], rows: RowReader | None
+    ) -> Upgrade | None:
+        """Tell what other versions of code change since identity `before`, in words alone without its stored `rows`."""
         return None
 
     async def run(self, stage: StageSpec[P], batch: Batch, services: Services) -> Result:

@@ -17,13 +17,14 @@ from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen, Kind
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import AtMost, Batch, Wanted, Work, kinds_of, stage_of
+from tracefactory.core.upgrade import Upgrade
 from tracefactory.engine.costs import Due, GpuTime, PlannedCap, planned_caps, total
+from tracefactory.engine.former import Former, formers, upgrade_of
 from tracefactory.engine.identity import Identity, identities
 from tracefactory.engine.retry import FailedRow, failed_rows
 from tracefactory.engine.shards import combined_inputs
 from tracefactory.engine.spending import prices_of
 from tracefactory.store.damage import Damage
-from tracefactory.store.records import read_record
 from tracefactory.store.requests import RequestStore
 from tracefactory.store.rows import StageRows, stored_rows
 from tracefactory.store.stages import OWED, StageFolder, StageRecord, to_retry
@@ -60,7 +61,10 @@ class ToPay(Due):
 
 
 class PlannedStage(Frozen):
-    """One stage of a plan. `unknown` means that its requests depend on rows that do not exist before the run."""
+    """One stage of a plan. `unknown` means that its requests depend on rows that do not exist before the run.
+
+    `upgrade` says what other versions of code change about the rows that the stage has stored, None where none changed.
+    """
 
     id: str
     op: str
@@ -69,6 +73,7 @@ class PlannedStage(Frozen):
     why: str
     to_pay: ToPay | None = None
     unknown: bool = False
+    upgrade: Upgrade | None = None
 
 
 class Plan(Frozen):
@@ -133,14 +138,17 @@ def is_current(folder: StageFolder, inputs: Mapping[str, StageRecord], intact: b
     )
 
 
-def make_plan(pipeline: Pipeline, root: Path, *, count: bool = True, retry_kind: str | None = None) -> Plan:
+def make_plan(
+    pipeline: Pipeline, root: Path, *, count: bool = True, compare: bool = False, retry_kind: str | None = None
+) -> Plan:
     """Compare a pipeline with the store. Reads local sources and sends no requests.
 
-    Without `count`, the requests to pay are not counted, because that requires reading all rows. `retry_kind` is the
-    kind of failure to try again; by default, all owed rows are tried again.
+    Without `count`, the requests to pay are not counted, because that requires reading all rows. With `compare`, stored
+    verdicts are compared with those of verifiers that have changed since, which takes a few seconds for each stage.
+    `retry_kind` is the kind of failure to try again; by default, all owed rows are tried again.
     """
     retry, store = retry_of(pipeline, retry_kind), RequestStore(root)
-    planner = _Planner(pipeline, root, identities(pipeline), kinds_of(pipeline), store, count, retry)
+    planner = _Planner(pipeline, root, identities(pipeline), kinds_of(pipeline), store, count, compare, retry)
     done: dict[str, StageRecord] = {}
     stages = tuple(planner.stage(stage, done) for stage in pipeline.stages)
     rebuilt = sum(planner.former_layout(stage) for stage in pipeline.stages if stage.id not in done)
@@ -174,6 +182,7 @@ class _Planner:
     kinds: Mapping[str, Kind]
     store: RequestStore
     count: bool
+    compare: bool
     retry: str
     damage: list[Damage] = field(default_factory=list)
 
@@ -198,12 +207,18 @@ class _Planner:
         is_retry = record is not None and record.inputs == {source: one.digest for source, one in inputs.items()}
         to_pay, unknown = self._to_pay(stage, complete, is_retry=is_retry)
         begun = record is not None or folder.finished_shards() or (to_pay is not None and to_pay.paid)
-        why = self._why(stage, folder, record, done)
-        return self._planned(stage, State.PARTIAL if begun else State.NEW, why, to_pay, unknown)
+        former = self._formers(stage.id)
+        why = self._why(stage, folder, record, done, former)
+        planned = self._planned(stage, State.PARTIAL if begun else State.NEW, why, to_pay, unknown)
+        if record is not None:  # its rows are from this version
+            return planned
+        now = self.identities[stage.id].stored()
+        news = upgrade_of(stage, self.pipeline, self.root, now, former, compare=self.compare)
+        return planned.model_copy(update={"upgrade": news})
 
     def former_layout(self, stage: StageSpec[Any]) -> bool:
         """Return whether a version of this package with other keys has stored this stage."""
-        return any("key_version" not in found for _, found in self._other_identities(stage.id))
+        return any(one.is_older_layout for one in self._formers(stage.id))
 
     def _planned(
         self, stage: StageSpec[Any], state: State, why: str, to_pay: ToPay | None = None, unknown: bool = False
@@ -217,6 +232,7 @@ class _Planner:
         folder: StageFolder,
         record: StageRecord | None,
         done: Mapping[str, StageRecord],
+        former: Sequence[Former],
     ) -> str:
         """Return the reason why a stage has to run, in the terms of the YAML file."""
         if folder.damage:
@@ -228,20 +244,15 @@ class _Planner:
             return f"input {', '.join(waiting)} is not complete" if waiting else "its inputs or outputs have changed"
         if shards := folder.finished_shards():
             return f"interrupted after {len(shards)} shards"
-        others = self._other_identities(stage.id)
-        if not others:
+        if not former:
             return "never run"
-        _, before = max(others, key=lambda one: one[0])
-        if "key_version" not in before:
+        if former[0].is_older_layout:
             return "stored by an earlier version: rebuilt from stored completions"
-        return "; ".join(changes(before, self.identities[stage.id].stored())) or "changed"
+        return "; ".join(changes(former[0].identity, self.identities[stage.id].stored())) or "changed"
 
-    def _other_identities(self, stage_id: str) -> list[tuple[float, Mapping[str, Any]]]:
-        """Return the other stored identities of this stage id, each with its modification time."""
+    def _formers(self, stage_id: str) -> list[Former]:
         own = self.folder(stage_id).path.name
-        files = (self.root / "stages").glob(f"{stage_id}-{'[0-9a-f]' * 16}/identity.json")
-        found = ((path, read_record(path, "it is left out", self.damage.append)) for path in files)
-        return [(path.stat().st_mtime, one) for path, one in found if one is not None and path.parent.name != own]
+        return formers(self.root, stage_id, self.identities[stage_id].stored(), own, self.damage.append)
 
     def _to_pay(self, stage: StageSpec[Any], complete: bool, *, is_retry: bool) -> tuple[ToPay | None, bool]:
         """Return the requests that a stage still has to pay, and whether they are unknown before a run.

@@ -223,7 +223,7 @@ class PaidRequest:
         cost, _ = self.cost(completion)
         tokens = (completion.prompt_tokens, completion.completion_tokens)
         # Where the server does not report its tokens, a cap counts the worst case.
-        amount = Amount.of(*tokens, cost) if completion.prompt_tokens else self.worst
+        amount = Amount.of(*tokens, cost) if completion.reports_usage else self.worst
         # A batch is billed once, also when a process that died had submitted it.
         self._settle(amount, replaces=self.key if completion.batched else "")
 

@@ -23,6 +23,8 @@ TOLERANCE_DIGITS = 45
 _MAX_BITS = 1 << 15
 _MAX_LOG10 = 1e9
 
+_HUGE_LOG10 = 1e8
+
 _mp = mpmath.MPContext()
 _mp.dps = DIGITS
 
@@ -231,6 +233,29 @@ def constant(node: Node) -> Number:
         UnboundedError: when it has no value or is too large to compute quickly.
     """
     return numeric(node, CONSTANTS)
+
+
+def huge(node: Node) -> bool:
+    """Return whether an expression certainly has an absolute value beyond what is computed here, as `9^{9^9}`."""
+    match node.op:
+        case "neg":
+            return huge(node.args[0])
+        case "pow":
+            base, exponent = node.args
+            try:
+                value = constant(base)
+                if value.imag or value < 2:
+                    return False
+                return huge(exponent) or bool(constant(exponent) * _mp.log10(value) > _HUGE_LOG10)
+            except UnboundedError:
+                return huge(exponent)
+        case "fn" if node.name == "factorial":
+            try:
+                value = constant(node.args[0])
+            except UnboundedError:
+                return huge(node.args[0])
+            return not value.imag and bool(value > 10**6)
+    return False
 
 
 def close(left: Number, right: Number, digits: int = TOLERANCE_DIGITS) -> bool:

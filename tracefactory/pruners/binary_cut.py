@@ -2,21 +2,22 @@
 
 Source: Efficient Long CoT Reasoning in Small Language Models (arXiv 2505.18440): binary cutting with backtracking, with
 the student that will be trained. The paper assumes that the whole trace is valid; here the whole trace is tested if no
-shorter prefix passed. Unlike in the paper, prefixes that end with a doubt, a question or an announcement ("Wait, ...")
-are not candidates by default: with a conclusion directly after them, they teach the student to doubt and then to answer
-regardless. `stops: any` is the paper's search.
+shorter prefix passed. Unlike in the paper, prefixes that end with a doubt, a question or an announcement ("Wait, ..."),
+or before the result of a calculation, are not candidates by default: with a conclusion directly after them, they teach
+the student to doubt, or to break off, and then to answer regardless. `stops: any` is the paper's search.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from tracefactory.core.keys import Later
 from tracefactory.core.rows import Thinking
+from tracefactory.pruning.answers import golds_of
 from tracefactory.pruning.base import (
     CONTEXT_LENGTH,
     PRUNERS,
@@ -31,6 +32,7 @@ from tracefactory.pruning.base import (
     parent,
 )
 from tracefactory.pruning.conclusion import Sampling, Text, vote
+from tracefactory.pruning.evaluated import unevaluated_end
 from tracefactory.pruning.search import Search, Test, max_calls, shortest_prefixes
 from tracefactory.text.steps.ending import leaves_open
 
@@ -42,7 +44,10 @@ class BinaryCut(Sampling, Pruner):
     A truncated answer does not count, because its last number can be correct by chance.
     """
 
-    version: ClassVar[str] = "3"
+    version: ClassVar[str] = "4"
+    changes: ClassVar[Mapping[str, str]] = {
+        "4": "a prefix does not end before the result of a calculation (`stops: any` allows it)"
+    }
     needs: ClassVar[frozenset[str]] = frozenset({"verify", "student"})
     concludes: ClassVar[bool] = True
 
@@ -54,8 +59,8 @@ class BinaryCut(Sampling, Pruner):
 
     stops: Annotated[Stops, Later()] = Field(
         default="closed",
-        description="Where a prefix may end: not after a doubt, a question or an announcement (`closed`), or after "
-        "every step (`any`), as in the paper.",
+        description="Where a prefix may end: not after a doubt, a question, an announcement or a calculation without "
+        "its result (`closed`), or after every step (`any`), as in the paper.",
     )
 
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:
@@ -72,8 +77,13 @@ class BinaryCut(Sampling, Pruner):
 
     def ends(self, item: PruneItem) -> list[int]:
         """Return the numbers of steps of the candidate prefixes. The whole reasoning is always a candidate."""
-        count = len(item.steps)
-        stops = (end for end in range(1, count) if self.stops == "any" or not leaves_open(item.step(end - 1)))
+        count, golds = len(item.steps), golds_of(item.trace.problem)
+        stops = (
+            end
+            for end in range(1, count)
+            if self.stops == "any"
+            or not (leaves_open(item.step(end - 1)) or unevaluated_end(item.step(end - 1), golds))
+        )
         return [*stops, count]
 
 

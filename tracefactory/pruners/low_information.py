@@ -31,6 +31,10 @@ class LowInformation(Pruner):
 
     version: ClassVar[str] = "2"
     needs: ClassVar[frozenset[str]] = frozenset({"scores"})
+    caution: ClassVar[str] = (
+        "Steps are dropped because the student expects their words, which does not show that the answer can do without "
+        "them"
+    )
 
     drop: float = Field(default=0.2, gt=0, lt=1, description="Maximum share of a trace's tokens to drop.")
     score: Literal["surprisal", "first_surprisal", "entropy"] = Field(
@@ -39,7 +43,9 @@ class LowInformation(Pruner):
         "that of the first step (first_surprisal), or the sum (entropy).",
     )
     protect: tuple[StepKind, ...] = Field(
-        default=(StepKind.CONCLUSION,), description="The kinds of steps that are never dropped."
+        default=(StepKind.CONCLUSION,),
+        description="The kinds of steps that are never dropped. A kind says what a step does, not whether the answer "
+        "needs it.",
     )
 
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:

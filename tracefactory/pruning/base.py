@@ -7,10 +7,13 @@ to a student or a writer through the protocols in this module, and verifies answ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
+from pydantic import Field
+
+from tracefactory.core.columns import Column
 from tracefactory.core.errors import UserError
 from tracefactory.core.registry import Registry, registry
 from tracefactory.core.rows import Frozen, Outcome, Problem, Thinking, Trace, Verdict
@@ -64,6 +67,8 @@ class PruneItem(Frozen):
 
 
 Stops = Literal["closed", "any"]
+Stating = Literal["explicit", "result"]
+"""What states an answer: the usual words and boxes, or closing "so ..." sentences too."""
 
 
 class PruneResult(Frozen):
@@ -73,7 +78,9 @@ class PruneResult(Frozen):
     end of a cut. With a `reason`, the parent trace is kept with all of its steps; `detail` has more information.
     `calls` is the number of prefixes or texts sent to a model for this trace, `samples` the number of completions,
     `unsure` the number of answers on which the verifier failed. `closed` is false when the thinking was not closed.
-    `stops` is `any` where the kept text may end with a doubt, a question or an announcement.
+    `stops` is `any` where the kept text may end with a doubt, a question or an announcement. `stated` is how the kept
+    reasoning itself states the answer, for pruners that cut because it does; with `stated_last`, its last step does.
+    `measures` are the pruner's own (`Pruner.columns`).
     """
 
     id: str
@@ -86,6 +93,9 @@ class PruneResult(Frozen):
     unsure: int = 0
     closed: bool = True
     stops: Stops = "closed"
+    stated: Stating | None = None
+    stated_last: bool = False
+    measures: Mapping[str, float] = Field(default_factory=dict)
     reason: str | None = None
     detail: str | None = None
 
@@ -116,6 +126,9 @@ def keep(
     added: str = "",
     closed: bool = True,
     stops: Stops = "closed",
+    stated: Stating | None = None,
+    stated_last: bool = False,
+    measures: Mapping[str, float] | None = None,
     cost: Cost = FREE,
 ) -> PruneResult:
     """Return a result that keeps some steps of a parent.
@@ -127,6 +140,9 @@ def keep(
         added: text after the kept steps that is not from the parent.
         closed: whether the thinking is closed.
         stops: whether the kept text may end with a doubt, a question or an announcement (`any`).
+        stated: how the kept reasoning states the answer itself; None where it need not.
+        stated_last: whether its last step states it.
+        measures: the pruner's own measures.
         cost: the costs of the result.
     """
     indices = tuple(kept)
@@ -141,11 +157,20 @@ def keep(
         added=added,
         closed=closed,
         stops=stops,
+        stated=stated,
+        stated_last=stated_last,
+        measures=measures or {},
         **cost.model_dump(),
     )
 
 
-def parent(item: PruneItem, reason: str, cost: Cost = FREE, detail: str | None = None) -> PruneResult:
+def parent(
+    item: PruneItem,
+    reason: str,
+    cost: Cost = FREE,
+    detail: str | None = None,
+    measures: Mapping[str, float] | None = None,
+) -> PruneResult:
     """Return the result that keeps the parent trace unchanged.
 
     Args:
@@ -153,6 +178,7 @@ def parent(item: PruneItem, reason: str, cost: Cost = FREE, detail: str | None =
         reason: why it is kept, a snake_case identifier.
         cost: the costs of the rejected result.
         detail: more information for a person.
+        measures: the pruner's own measures.
     """
     return PruneResult(
         id=item.trace.id,
@@ -160,6 +186,7 @@ def parent(item: PruneItem, reason: str, cost: Cost = FREE, detail: str | None =
         reasoning=item.trace.reasoning,
         answer_text=item.trace.answer_text,
         closed=item.trace.thinking is Thinking.CLOSED,
+        measures=measures or {},
         reason=reason,
         detail=detail,
         **cost.model_dump(),
@@ -202,6 +229,35 @@ class Conclusion(Frozen):
 CONTEXT_LENGTH = "context_length"
 
 
+class ScoreItem(Frozen):
+    """A reasoning and the answer after it, in the words `before` + `answer` + `after`, to be scored by the student.
+
+    Only the tokens of the reasoning that end after the character `since` are scored, and those of the answer with the
+    sign that ends it.
+    """
+
+    id: str
+    question: str
+    reasoning: str
+    before: str
+    answer: str
+    after: str
+    since: int = 0
+
+
+class TextScores(Frozen):
+    """The student's log-probabilities (nats) of a `ScoreItem`.
+
+    `logprobs` are those of the tokens of the reasoning that were asked for, `ends` the characters of the reasoning at
+    which these tokens end, `answer` those of the answer's tokens. `error` is a snake_case reason why there are none.
+    """
+
+    ends: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    answer: tuple[float, ...] = ()
+    error: str | None = None
+
+
 class Student(Protocol):
     """The student model. Requests are batched; the answers are in the order of the items, one for each."""
 
@@ -226,6 +282,14 @@ class Writer(Protocol):
         ...
 
 
+class Scorer(Protocol):
+    """The student as it scores given text. Requests are batched."""
+
+    async def score(self, items: Sequence[ScoreItem]) -> list[TextScores]:
+        """Score each reasoning with its answer, as in training; one result for each item, in order."""
+        ...
+
+
 Verify = Callable[[list[tuple[Problem, str]]], Awaitable[list[Verdict]]]
 
 
@@ -239,6 +303,7 @@ class Tools:
     verify: Verify
     student: Student | None = None
     writer: Writer | None = None
+    scorer: Scorer | None = None
     count: Callable[[str], int] = len
 
     def require_student(self, pruner: str) -> Student:
@@ -261,17 +326,32 @@ class Tools:
             raise UserError(f"prune: {pruner} needs a model that writes; set `model:`")
         return self.writer
 
+    def require_scorer(self, pruner: str) -> Scorer:
+        """Return the student that scores.
+
+        Raises:
+            UserError: when the pipeline has none.
+        """
+        if self.scorer is None:
+            raise UserError(f"prune: {pruner} needs a student that scores text; set `student:`")
+        return self.scorer
+
 
 class Pruner(Frozen, ABC):
     """A registered pruner; its fields are its parameters. `needs` names the services and measures that it requires.
 
     `concludes` is whether the student concludes from the pruned reasoning in the pruner itself, so that its stage does
-    not have it checked by default.
+    not have it checked by default. `columns` are the measures that its results have. `caution` is a sentence for the
+    card on what its choice of steps does not show. `changes` says for each version what it cuts otherwise than the
+    version before; `plan` shows it.
     """
 
     version: ClassVar[str] = "1"
+    changes: ClassVar[Mapping[str, str]] = {}
     concludes: ClassVar[bool] = False
-    needs: ClassVar[frozenset[str]] = frozenset()  # of: verify, student, judge, writer, scores
+    needs: ClassVar[frozenset[str]] = frozenset()  # of: verify, student, judge, writer, scores, scorer
+    columns: ClassVar[tuple[Column, ...]] = ()
+    caution: ClassVar[str] = ""
 
     @abstractmethod
     async def prune(self, items: Sequence[PruneItem], tools: Tools) -> list[PruneResult]:

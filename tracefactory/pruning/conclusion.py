@@ -23,7 +23,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from tracefactory.core.rows import Frozen, Outcome, Problem, Trace
-from tracefactory.pruning.base import CONTEXT_LENGTH, ConcludeItem, Student, Verify, correct
+from tracefactory.pruning.answers import last_statement, statements
+from tracefactory.pruning.base import CONTEXT_LENGTH, ConcludeItem, Stating, Student, Verify, correct
 from tracefactory.text.steps.classify import states_answer
 from tracefactory.text.steps.protect import protected
 from tracefactory.text.steps.sentences import sentence_starts
@@ -109,19 +110,19 @@ class Text(Frozen):
 
 
 async def conclude(
-    reasonings: Sequence[tuple[Trace, str]], check: Check, student: Student, verify: Verify
+    reasonings: Sequence[tuple[Trace, str, Stating]], check: Check, student: Student, verify: Verify
 ) -> list[Evidence]:
     """Check pruned reasoning; one batch of requests to the student.
 
     Args:
-        reasonings: parent traces, each with its pruned reasoning.
+        reasonings: parent traces, each with its pruned reasoning and what states an answer in it.
         check: how the check is made.
         student: the student.
         verify: verifies answer texts.
     """
     texts: dict[tuple[str, str], Text] = {}
-    for trace, reasoning in reasonings:
-        shown = without_answer(reasoning)
+    for trace, reasoning, stating in reasonings:
+        shown = without_answer(reasoning, stating)
         if not shown:
             continue
         texts["pruned", trace.id] = Text(id=trace.id, problem=trace.problem, reasoning=shown)
@@ -132,7 +133,7 @@ async def conclude(
             texts["empty", trace.problem_id] = Text(id=trace.problem_id, problem=trace.problem, reasoning="")
     votes = dict(zip(texts, await vote(list(texts.values()), check, student, verify), strict=True))
     found = []
-    for trace, _ in reasonings:
+    for trace, _, _ in reasonings:
         keys = {"empty": trace.problem_id, "shuffled": trace.id}
         controls = {name: votes[name, keys[name]] for name in check.controls if (name, keys[name]) in votes}
         found.append(Evidence(check=check, votes=votes.get(("pruned", trace.id)), controls=controls))
@@ -188,9 +189,20 @@ async def vote(texts: Sequence[Text], sampling: Sampling, student: Student, veri
     ]
 
 
-def without_answer(reasoning: str) -> str:
-    """Return a reasoning text without the sentences that state an answer, stripped."""
-    return "".join(sentence for sentence in _sentences(reasoning) if not states_answer(sentence.strip())).strip()
+def without_answer(reasoning: str, stating: Stating = "explicit") -> str:
+    """Return a reasoning text without the sentences that state an answer, stripped.
+
+    Args:
+        reasoning: the text.
+        stating: what states an answer. With `result`, the closing result ("So the total is 18.") does, too, wherever
+            it stands; other results are part of the derivation.
+    """
+    last = last_statement(reasoning, "result") if stating == "result" else None
+    return "".join(
+        sentence
+        for sentence in _sentences(reasoning)
+        if not states_answer(sentence.strip()) and (last is None or last not in statements(sentence, "result"))
+    ).strip()
 
 
 def shuffled(reasoning: str, seed: str) -> str:

@@ -7,7 +7,7 @@ from tracefactory.pruning.base import PruneItem, PruneResult
 from tracefactory.pruning.conclusion import Evidence
 from tracefactory.pruning.derivation import LengthCounter, Unit
 
-CHECK = "prune_check"
+CHECK, STATES = "prune_check", "prune_states"
 COLUMNS = (
     Column(name="prune_kept_share", description="Characters of the reasoning that are kept.", unit="share"),
     Column(name="prune_kept_steps", description="Steps of the reasoning that are kept.", unit="steps"),
@@ -39,6 +39,14 @@ COLUMNS = (
         "uncontrolled: the same, without a control; known: it reached it without the reasoning too, which proves "
         "nothing; searched: the pruner kept what the student concluded from; answer: only the answer text was "
         "verified, which says nothing of the reasoning.",
+    ),
+    Column(
+        name=STATES,
+        type=Type.TEXT,
+        description="What the pruned reasoning itself states as the answer, last. right: the verifier accepts it; "
+        "none: it states no answer; undecided: what it states is no complete value, or the verifier could not decide; "
+        "wrong: another answer, for which the parent is kept. after_answer and verification_steps keep the parent for "
+        "all but right.",
     ),
     Column(
         name="prune_concluded",

@@ -8,7 +8,6 @@ https://huggingface.co/docs/hub/datasets-cards.
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -342,9 +341,8 @@ def limits(inputs: CardInputs) -> list[str]:
 
 def _loading(repo: str | None, version: str, configs: tuple[ConfigLine, ...]) -> str:
     """Return Python code that loads the first configuration, from the Hub at this version or from the folder."""
-    arguments = [json.dumps(repo or "PATH/TO/THIS/FOLDER"), *(json.dumps(config.name) for config in configs[:1])]
-    arguments += [f"revision={json.dumps('v' + version)}"] if repo else []
-    return f'from datasets import load_dataset\n\nrows = load_dataset({", ".join(arguments)}, split="train")'
+    data = Data(repo or "PATH/TO/THIS/FOLDER", hub=repo is not None, revision=f"v{version}" if repo else "")
+    return f"from datasets import load_dataset\n\nrows = {data.loaded(configs[0].name if configs else '')}"
 
 
 def _data(inputs: CardInputs, version: str) -> Data:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from tracefactory.core.rows import Frozen
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import STAGES, Decided, ModelName, RowReader, Services, Stage, Work
 from tracefactory.engine.plan import make_plan
+from tracefactory.publish.claims import claimed_above, claimed_elsewhere
 from tracefactory.publish.facts import card_inputs
 from tracefactory.publish.loading import check_loads
 from tracefactory.publish.recipe import compare, recipe_of
@@ -95,7 +95,7 @@ class PublishDataset(Stage[PublishParams]):
     work_on = Work.RELEASE
 
     def check(self, stage: Spec, pipeline: Pipeline) -> list[Mistake]:
-        """Return unknown or broken views, a token in the file, and what a publish stage above claims already."""
+        """Return unknown or broken views, a token in the file, and a name or version that is claimed already."""
         mistakes: list[Mistake] = []
         for view in stage.params.views:
             try:
@@ -107,7 +107,8 @@ class PublishDataset(Stage[PublishParams]):
             mistakes.append(Mistake("token: write env:NAME; a secret must not be in the file"))
         if stage.params.sft_weight is not None and not {"preference", "ranking"} & set(stage.params.views):
             mistakes.append(Mistake("sft_weight: no view has pairs", hint="add `preference` or `ranking` to `views:`"))
-        return [*mistakes, *_claimed_twice(stage, pipeline)]
+        folder = release_folder(stage, pipeline)
+        return [*mistakes, *claimed_above(stage, pipeline), *claimed_elsewhere(stage, pipeline, folder)]
 
     def uses(self, stage: Spec, pipeline: Pipeline) -> Mapping[str, Any]:
         """Return the versions of the views, and the tokenizer of the student that rows are checked with."""
@@ -186,6 +187,7 @@ class PublishDataset(Stage[PublishParams]):
                 reports,
                 name=release_name(stage, pipeline),
                 version=release_version(pipeline),
+                pipeline=pipeline.name,
                 card=card_inputs(stage, rows, frozenset(refused), services),
                 recipe=recipe_of(stage, pipeline),
                 keys={one: key for one, key in services.keys.items() if one in above},
@@ -244,25 +246,6 @@ def receipt_file(stage: Spec, pipeline: Pipeline) -> Path:
 def published(folder: Path) -> Manifest | None:
     """Return the manifest of a release folder; None when the folder has none."""
     return read(folder) if (folder / MANIFEST).exists() else None
-
-
-def publishing(pipeline: Pipeline) -> list[Spec]:
-    """Return the stages of a pipeline that publish datasets."""
-    return [one for one in pipeline.stages if isinstance(one.params, PublishParams)]
-
-
-def _claimed_twice(stage: Spec, pipeline: Pipeline) -> Iterator[Mistake]:
-    """Yield a mistake for a name or repository that a publish stage above has; upper and lower case are the same."""
-    for other in takewhile(lambda one: one.id != stage.id, publishing(pipeline)):
-        where = f"stage {other.id!r} in line {other.line}"
-        names = [release_name(one, pipeline) for one in (stage, other)]
-        if names[0].casefold() == names[1].casefold():
-            message = f"{where} publishes {names[1]} {pipeline.version} too, and a version holds one dataset"
-            yield Mistake(message, hint=f"name one of them, as in `with: {{name: {pipeline.name}-{stage.id}}}`")
-        hub, taken = stage.params.hub, other.params.hub
-        if hub is not None and taken is not None and hub.casefold() == taken.casefold():
-            message = f"{where} pushes to hub: {taken} too, and a repository holds one dataset"
-            yield Mistake(message, hint="name another repository, or leave `hub:` out")
 
 
 def _place(scratch: Path, folder: Path, manifest: Manifest, stage: Spec, pipeline: Pipeline) -> list[str]:

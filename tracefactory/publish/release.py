@@ -50,14 +50,15 @@ class Manifest(Frozen):
     """The manifest of a release. `content` is a digest of name, version, licence and rows, not of time, files or card.
 
     `format` is the version of these digests (1 up to tracefactory 0.1). `stages` maps stage ids to stage keys, and
-    `recipe` to what the keys were made from. `created` is ISO 8601, UTC. `missing` are the
-    rows of stages that are missing because their requests failed.
+    `recipe` to what the keys were made from. `pipeline` is the name of the pipeline that made it, "" up to tracefactory
+    0.2. `created` is ISO 8601, UTC. `missing` are the rows of stages that are missing because their requests failed.
     """
 
     format: int = 1
     name: str
     version: str
     content: str
+    pipeline: str = ""
     licence: str | None
     tracefactory: str
     created: str
@@ -85,6 +86,7 @@ def assemble(
     *,
     name: str,
     version: str,
+    pipeline: str,
     card: CardInputs,
     recipe: Mapping[str, Mapping[str, Any]],
     keys: Mapping[str, str],
@@ -127,6 +129,7 @@ def assemble(
         name=name,
         version=version,
         content=_content(name, version, card.licence, digests),
+        pipeline=pipeline,
         licence=card.licence,
         tracefactory=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -12,14 +12,18 @@ from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.publish.rendering import check_row, view_fault
 from tracefactory.publish.views import VIEWS, Row, Rows, ViewError
-from tracefactory.text.chat_templates import ChatTemplate, RenderError
+from tracefactory.students.render import Renderer
+from tracefactory.text.chat_templates import RenderError
 
 
 @dataclass(frozen=True)
 class StudentCheck:
-    """Checks every row of a dataset with chat templates, by student; a `strict` check refuses rows, others count."""
+    """Checks what students are trained on with every row of a dataset; a `strict` check refuses rows, others count.
 
-    templates: Mapping[str, ChatTemplate]
+    `renderers` have the students' chat templates and tokenizers, by the name of the student.
+    """
+
+    renderers: Mapping[str, Renderer]
     strict: bool
 
     def refuse(self, made: Rows) -> Rows:
@@ -40,9 +44,9 @@ class StudentCheck:
         return Counter((name, error.reason) for name, error in faults)
 
     def _faults(self, row: Row) -> Iterator[tuple[str, RenderError]]:
-        for name, template in self.templates.items():
+        for name, renderer in self.renderers.items():
             try:
-                check_row(row, template)
+                check_row(row, renderer)
             except RenderError as error:
                 yield name, error
 
@@ -64,14 +68,14 @@ def student_check(stage: StageSpec[Any], pipeline: Pipeline) -> StudentCheck:
         UserError: when the student that the stage names cannot be loaded.
     """
     strict = stage.params.student is not None
-    templates = {}
+    renderers = {}
     for name in students_of(stage, pipeline):
         try:
-            templates[name] = _template(name, pipeline)
+            renderers[name] = _renderer(name, pipeline)
         except (UserError, ModuleNotFoundError) as error:
             if strict:
                 raise UserError(f"stage {stage.id!r}: student {name!r}: {error}") from error
-    return StudentCheck(templates, strict)
+    return StudentCheck(renderers, strict)
 
 
 def view_mistakes(stage: StageSpec[Any], pipeline: Pipeline, views: Sequence[str]) -> Iterator[Mistake]:
@@ -82,36 +86,36 @@ def view_mistakes(stage: StageSpec[Any], pipeline: Pipeline, views: Sequence[str
     """
     if stage.params.student is None:
         return
-    for student, template in student_check(stage, pipeline).templates.items():
+    for student, renderer in student_check(stage, pipeline).renderers.items():
         for name in views:
-            fault = view_fault(VIEWS.get(name), template)
+            fault = view_fault(VIEWS.get(name), renderer)
             if isinstance(fault, RenderError):
                 message = f"stage {stage.id!r}: the view {name!r} under the chat template of {student!r}: {fault}"
-                yield Mistake(f"{message} ({fault.reason})", stage.file, stage.line, _instead(views, name, template))
+                yield Mistake(f"{message} ({fault.reason})", stage.file, stage.line, _instead(views, name, renderer))
 
 
 def unrendered(counted: Mapping[str, Counter[tuple[str, str]]]) -> Iterator[str]:
-    """Yield a sentence for each view with rows that a student's chat template does not render as they were meant."""
+    """Yield a sentence for each view with rows that would train a student on something else than was meant."""
     for view, reasons in counted.items():
         for (student, reason), rows in reasons.most_common():
             yield (
-                f"the view {view}: {rows} rows lose something under the chat template of the student {student!r} "
-                f"({reason}); `tracefactory render --student {student} --view {view}` shows one, and "
-                f"`student: {student}` of the publish stage refuses such rows"
+                f"the view {view}: {rows} rows do not train the student {student!r} on what was meant ({reason}); "
+                f"`tracefactory render --student {student} --view {view}` shows one, and `student: {student}` of the "
+                "publish stage refuses such rows"
             )
 
 
-def _template(name: str, pipeline: Pipeline) -> ChatTemplate:
+def _renderer(name: str, pipeline: Pipeline) -> Renderer:
     from tracefactory.students.tokens import renderer  # imports torch
 
-    return renderer(pipeline.models[name].require_checkpoint(Environment(root=pipeline.project.root))).template
+    return renderer(pipeline.models[name].require_checkpoint(Environment(root=pipeline.project.root)))
 
 
-def _instead(views: Sequence[str], broken: str, template: ChatTemplate) -> str:
+def _instead(views: Sequence[str], broken: str, renderer: Renderer) -> str:
     """Return what to publish instead: the views of the same kind that the template renders."""
     kinds: tuple[tuple[str, ...], ...] = (("sft", "messages", "chat"), ("preference", "ranking"))
     kind = next((names for names in kinds if broken in names), ())
-    good = [name for name in kind if name != broken and name in VIEWS and view_fault(VIEWS.get(name), template) is None]
+    good = [name for name in kind if name != broken and name in VIEWS and view_fault(VIEWS.get(name), renderer) is None]
     if good:
         return (
             f"publish {' or '.join(good)} instead" if not set(good) & set(views) else f"leave {broken} out of `views:`"

@@ -29,6 +29,8 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 16384, 1 << 18
 SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, ATTR_RDONLY = 442, -100, 0x8000, 1
 CAPABILITY_VERSION_3 = 0x20080522
 NOBODY = 65534
+TESTS_OUT_OF_TIME = 123
+"""Exit code when the tests exceeded their CPU time, and the program used hardly any."""
 OUT_OF_TIME = 124
 """Exit code when the program exceeded its CPU time."""
 PROGRAM_EXITED = 125
@@ -188,16 +190,36 @@ def main() -> None:
 
 
 def wait_and_exit(program_pid: int, seconds: float, tests_pid: int = 0) -> None:
-    """Wait for the tests, or for the program if there are no tests, and exit with their status."""
+    """Wait for the tests, or for the program if there are no tests, and exit with their status.
+
+    Tests that exceed their CPU time while the program used hardly any loop by themselves; otherwise the program kept
+    them busy, with a generator without an end, say.
+    """
     code = 0
     if tests_pid:
-        code = os.waitstatus_to_exitcode(os.waitpid(tests_pid, 0)[1])
+        code, out_of_time, _ = wait_for(tests_pid, seconds)
+        if out_of_time:
+            os.kill(program_pid, signal.SIGKILL)
+            used = wait_for(program_pid, seconds)[2]
+            os._exit(OUT_OF_TIME if used >= seconds / 10 else TESTS_OUT_OF_TIME)
         if code != PROGRAM_EXITED:
-            os._exit(code & 255)  # all processes of the namespace die with this one
-    _, status, used = os.wait4(program_pid, 0)
-    own = os.waitstatus_to_exitcode(status)
-    killed = own == -signal.SIGKILL and used.ru_utime + used.ru_stime >= seconds / 2
-    os._exit(OUT_OF_TIME if killed or own == -signal.SIGXCPU else (own or code) & 255)
+            leave(code)  # all processes of the namespace die with this one
+    own, out_of_time, _ = wait_for(program_pid, seconds)
+    if out_of_time:
+        os._exit(OUT_OF_TIME)
+    leave(own or code)
+
+
+def leave(code: int) -> None:
+    """Exit with the code of a program, unless that says here that it was out of time."""
+    os._exit(1 if code in (OUT_OF_TIME, TESTS_OUT_OF_TIME) else code & 255)
+
+
+def wait_for(pid: int, seconds: float) -> tuple[int, bool, float]:
+    """Wait for a process; return its exit code, whether the limit on CPU time ended it, and the CPU time it used."""
+    _, status, usage = os.wait4(pid, 0)
+    code, used = os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
+    return code, code == -signal.SIGXCPU or (code == -signal.SIGKILL and used >= seconds / 2), used
 
 
 def run_program(config: dict[str, Any], end: socket.socket | None) -> None:

@@ -2,7 +2,8 @@
 
 The program gets an empty environment, an empty temporary directory, no network, read-only files and no view of other
 processes, where the kernel allows namespaces; `protections()` returns which protections are active on this machine.
-Limits on time, memory, file size, processes and output apply everywhere on Linux.
+Limits on time, memory, file size, processes and output apply everywhere on Linux. What a program used is measured
+(`tracefactory.sandbox.usage`), so that a time-out of the program can be told from one of a busy machine.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from typing import IO
 import psutil
 
 from tracefactory.core.rows import Frozen
+from tracefactory.sandbox.usage import Meter, Usage
 
 _CHILD = Path(__file__).with_name("child.py")
-_OUT_OF_TIME = 124
+_TESTS_OUT_OF_TIME, _OUT_OF_TIME = 123, 124
+_PATIENCE = 0.2  # seconds between two looks at the program
 _log = logging.getLogger(__name__)
 
 
@@ -72,14 +75,23 @@ class Protections:
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of a program: `ended` is "exit", "timeout" or "output"; `passed` means that all tests passed."""
+    """The result of a program: how it ended, its output, whether all tests passed, and what it used.
+
+    `ended` is "exit"; "output" after too much of it; "cpu_time" when the program used up its processor time;
+    "tests_time" when the tests used up theirs while the program used hardly any; or "wall_time".
+    """
 
     ended: str
     code: int | None
     stdout: str
     stderr: str
     passed: bool
-    seconds: float
+    usage: Usage
+
+    @property
+    def seconds(self) -> float:
+        """The wall time of the run."""
+        return self.usage.wall
 
 
 @lru_cache(maxsize=1)
@@ -151,14 +163,14 @@ def _start(config: dict[str, object], limits: Limits, tests: Sequence[str] = ())
             _write_json(file, {**config, "folder": folder})
             writer = threading.Thread(target=_write_json, args=(tests_file, {"tests": list(tests), "token": token}))
             writer.start()  # writing more than the pipe's buffer blocks until the tests start
-            ended, stdout, stderr, reply = _collect(process, result_in, limits, begin)
+            ended, stdout, stderr, reply, usage = _collect(process, result_in, limits, begin)
             writer.join()
     finally:
         os.close(result_in)
         shutil.rmtree(folder, ignore_errors=True)
     texts = [part.decode("utf-8", "replace") for part in (stdout, stderr)]
     passed = ended == "exit" and process.returncode == 0 and secrets.compare_digest(reply, token.encode())
-    return RunResult(ended, process.returncode, texts[0], texts[1], passed, time.monotonic() - begin), reply
+    return RunResult(ended, process.returncode, texts[0], texts[1], passed, usage), reply
 
 
 def _write_json(file: IO[bytes], config: dict[str, object]) -> None:
@@ -171,22 +183,25 @@ def _write_json(file: IO[bytes], config: dict[str, object]) -> None:
 
 def _collect(
     process: subprocess.Popen[bytes], result: int, limits: Limits, begin: float
-) -> tuple[str, bytes, bytes, bytes]:
+) -> tuple[str, bytes, bytes, bytes, Usage]:
     """Read the output of the program until it exits, times out or writes too much; then kill its process tree."""
     outputs = [pipe.fileno() for pipe in (process.stdout, process.stderr) if pipe is not None]
     parts: dict[int, list[bytes]] = {descriptor: [] for descriptor in (*outputs, result)}
-    sizes = 0
-    ended = "exit"
+    sizes, ended, meter = 0, "exit", Meter(process.pid, begin)
+    used: float | None = None  # processor time, known when the process has been waited for
     with selectors.DefaultSelector() as selector:
         for descriptor in parts:
             selector.register(descriptor, selectors.EVENT_READ)
         while selector.get_map():
             left = begin + limits.wall_seconds - time.monotonic()
-            ready = selector.select(min(max(left, 0), 0.2))
+            patience = min(max(left, 0), _PATIENCE)
+            ready = selector.select(patience)
+            meter.woken(patience)
+            meter.sample()
             if left <= 0:
-                ended = "timeout"
+                ended = "wall_time"
                 break
-            if not ready and process.poll() is not None:
+            if not ready and (used := _reaped(process)) is not None:
                 break  # a process that outlived the program holds the pipes open
             for key, _ in ready:
                 chunk = os.read(key.fd, 1 << 16)
@@ -197,16 +212,34 @@ def _collect(
             if sizes > limits.output_bytes:
                 ended = "output"
                 break
-    if ended == "exit":
-        try:
-            process.wait(max(0.1, begin + limits.wall_seconds - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            ended = "timeout"
+    while ended == "exit" and used is None and (used := _reaped(process)) is None:
+        time.sleep(0.005)
+        meter.sample()
+        if time.monotonic() > begin + limits.wall_seconds:
+            ended = "wall_time"
+    if used is None:  # otherwise the kernel has told what it used
+        meter.sample(last=True)
     _kill_tree(process)
-    if ended == "exit" and process.returncode == _OUT_OF_TIME:
-        ended = "timeout"
+    used = used if used is not None else _reaped(process, wait=True)
+    if ended == "exit":
+        ended = {_OUT_OF_TIME: "cpu_time", _TESTS_OUT_OF_TIME: "tests_time"}.get(process.returncode, ended)
     out, err, reply = (b"".join(chunks)[: limits.output_bytes] for chunks in parts.values())
-    return ended, out, err, reply
+    return ended, out, err, reply, meter.usage(used or 0.0)
+
+
+def _reaped(process: subprocess.Popen[bytes], *, wait: bool = False) -> float | None:
+    """Return the processor time of a process that has exited, with that of its descendants; None while it runs."""
+    if process.returncode is not None:
+        return 0.0
+    try:
+        pid, status, used = os.wait4(process.pid, 0 if wait else os.WNOHANG)
+    except ChildProcessError:  # signals of children are ignored here, so the kernel has reaped it
+        process.wait()
+        return 0.0
+    if not pid:
+        return None
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return used.ru_utime + used.ru_stime
 
 
 def _kill_tree(process: subprocess.Popen[bytes]) -> None:
@@ -219,4 +252,3 @@ def _kill_tree(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         _log.debug("the program has already exited")
-    process.wait()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +27,7 @@ from tracefactory.core.budget import attempt_lost
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Interrupted, RunStopped
 from tracefactory.core.model import ChatRequest, Completion, Endpoint, ModelSpec
+from tracefactory.serving.completions import UNREADABLE, clean, read_completion
 from tracefactory.serving.dispatch import Dispatcher
 from tracefactory.serving.failures import (
     IN_A_ROW,
@@ -36,17 +36,12 @@ from tracefactory.serving.failures import (
     kind_of_status,
     retry_after_seconds,
 )
-from tracefactory.serving.logprobs import packed
+from tracefactory.serving.limits import error_detail, refuse_large
 from tracefactory.serving.status import ModelStatus
 from tracefactory.serving.streaming import read_stream
 
 _CONNECT_S = 30.0  # to open a connection; `timeout_s` applies to the response
 _MAX_BACKOFF_S = 60.0
-_MESSAGE_CHARS = 500
-_SURROGATE = re.compile("[\ud800-\udfff]")
-# Finish reasons of aborted requests; the text in such a response is not a completion.
-_ABORTED = frozenset({"error", "abort"})
-_UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError)  # what reading unexpected JSON raises
 
 T = TypeVar("T")
 
@@ -150,7 +145,7 @@ class ChatClient:
                     )
                     try:
                         result = read(answer, attempt, time.monotonic() - sent_at)
-                    except _UNREADABLE as error:
+                    except UNREADABLE as error:
                         message = f"the response has an unexpected format: {type(error).__name__}"
                         raise AttemptFailed("bad_response", message) from error
                 except AttemptFailed as failed:
@@ -270,9 +265,13 @@ class ChatClient:
         except openai.APIStatusError as error:
             raise self._from_status(error.status_code, error.body, error.response.headers) from error
         except openai.APIConnectionError as error:
+            if isinstance(error.__cause__, AttemptFailed):  # the library wraps what was raised while it read
+                raise error.__cause__ from None
             raise from_connection(error, self.spec.timeout_s) from error
         except UnicodeEncodeError as error:
             raise AttemptFailed("bad_request", "the messages contain text that is not UTF-8") from error
+        except RecursionError as error:
+            raise AttemptFailed("bad_response", "the JSON of the response is nested too deeply") from error
         except ValueError as error:  # of the JSON library
             raise AttemptFailed("bad_response", "the response is not JSON") from error
         except TimeoutError as error:
@@ -290,62 +289,20 @@ class ChatClient:
                 api_key=self._key.get_secret_value() if self._key is not None else "none",
                 max_retries=0,
                 timeout=openai.Timeout(self.spec.timeout_s, connect=min(_CONNECT_S, self.spec.timeout_s)),
-                http_client=openai.DefaultAioHttpClient(trust_env=not loopback),
+                http_client=openai.DefaultAioHttpClient(
+                    trust_env=not loopback, event_hooks={"response": [refuse_large]}
+                ),
             )
         return client
 
     def _from_status(self, status: int, body: object, headers: Mapping[str, str]) -> AttemptFailed:
-        error = body.get("error", body) if isinstance(body, dict) else body
-        detail = error if isinstance(error, dict) else {"message": error}
-        message = " ".join(str(detail.get("message") or "").split())[:_MESSAGE_CHARS]
-        if self._key is not None:
-            message = message.replace(self._key.get_secret_value(), "***")
+        detail, message = error_detail(body, "" if self._key is None else self._key.get_secret_value())
         shown = clean(f"HTTP {status}: {message}" if message else f"HTTP {status}")
         return AttemptFailed(kind_of_status(status, detail), shown, retry_after_s=retry_after_seconds(headers))
 
     def _completion(self, request: ChatRequest, answer: object, attempt: int, seconds: float) -> Completion:
         if isinstance(answer, dict) and answer.get("error"):  # some gateways report errors with status 200
             code = answer["error"].get("code") if isinstance(answer["error"], dict) else None
-            raise self._from_status(code if isinstance(code, int) else 500, answer, {})
+            is_status = type(code) is int and 400 <= code < 600
+            raise self._from_status(code if is_status else 500, answer, {})
         return read_completion(request, self.spec.wire.answer(answer), self.spec.echoes_prefill, attempt, seconds)
-
-
-def read_completion(
-    request: ChatRequest, answer: Any, echoes_prefill: bool, attempt: int, seconds: float
-) -> Completion:
-    """Return the completion in the JSON of a response; other JSON raises AttemptFailed or another exception."""
-    choice = answer["choices"][0]
-    message, finish_reason = choice["message"], choice["finish_reason"]
-    if finish_reason is None or finish_reason in _ABORTED:
-        aborted = f"the server aborted the request (finish_reason {finish_reason})"
-        raise AttemptFailed("server_error", aborted)
-    usage = answer.get("usage") or {}
-    content = clean(message.get("content") or "")
-    if echoes_prefill and request.has_prefill:
-        content = content.removeprefix(request.messages[-1]["content"])
-    logprobs = choice.get("logprobs")
-    return Completion(
-        content=content,
-        reasoning=_clean_or_none(message.get("reasoning_content") or message.get("reasoning")),
-        refusal=_clean_or_none(message.get("refusal")),
-        finish_reason=clean(finish_reason),
-        prompt_tokens=usage.get("prompt_tokens") or 0,
-        completion_tokens=usage.get("completion_tokens") or 0,
-        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
-        reasoning_tokens=(usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0,
-        served_model=clean(answer.get("model") or ""),
-        system_fingerprint=clean(answer.get("system_fingerprint") or ""),
-        logprobs=None if logprobs is None else packed(logprobs),
-        created=time.time(),
-        seconds=seconds,
-        attempts=attempt,
-    )
-
-
-def clean(text: str) -> str:
-    """Replace lone surrogates by U+FFFD: JSON can encode them, UTF-8 (and therefore Arrow) cannot."""
-    return _SURROGATE.sub("\ufffd", text)
-
-
-def _clean_or_none(text: str | None) -> str | None:
-    return None if text is None else clean(text)

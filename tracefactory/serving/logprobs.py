@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -18,20 +19,31 @@ def packed(reported: Mapping[str, Any]) -> str | None:
     text (base64 when they are not UTF-8, as in a completion cut inside a character). Alternatives are dropped.
 
     Raises:
-        KeyError, TypeError, ValueError: when the value does not follow the protocol.
+        KeyError, TypeError, ValueError, OverflowError: when the value does not follow the protocol.
     """
     entries: Sequence[Mapping[str, Any]] | None = reported.get("content")
     if not entries:
         return None
     # The text of a token that is part of a character does not determine its bytes.
-    tokens = [entry["token"].encode() if entry.get("bytes") is None else bytes(entry["bytes"]) for entry in entries]
+    tokens = [_bytes_of(entry) for entry in entries]
     whole = b"".join(tokens)
     try:
         text = {"text": whole.decode()}
     except UnicodeDecodeError:
         text = {"base64": base64.b64encode(whole).decode()}
     numbers = [round(float(entry["logprob"]), _DIGITS) for entry in entries]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("a log-probability is not a finite number")
     return json.dumps({**text, "lengths": list(map(len, tokens)), "logprobs": numbers}, separators=(",", ":"))
+
+
+def _bytes_of(entry: Mapping[str, Any]) -> bytes:
+    """Return the bytes of one token; where they are given, they are a list, since `bytes` of a number is its zeros."""
+    if entry.get("bytes") is None:
+        return str.encode(entry["token"])
+    if not isinstance(entry["bytes"], list):
+        raise TypeError("the bytes of a token are a list of numbers")
+    return bytes(entry["bytes"])
 
 
 def unpacked(stored: str) -> tuple[list[bytes], list[float]]:

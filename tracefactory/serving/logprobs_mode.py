@@ -4,11 +4,17 @@ vLLM's engine argument `logprobs_mode` decides it, and no endpoint tells it. Pro
 sampling parameters, so they compare with no student. Two requests for one token after the same prompt, at two
 temperatures, tell them apart: the gap between two tokens of the first position is the same when they are the model's
 own, and inversely proportional to the temperature when they are processed.
+
+Of the tokens of a prompt, vLLM 0.32 reports the model's own log-probabilities also with `processed_logprobs`, but the
+logits with `raw_logits` and `processed_logits` (https://github.com/vllm-project/vllm/pull/47680). Other versions and
+servers may do otherwise, so they are asked twice too: `prompt_logprobs_fault`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from tracefactory.core.model import ChatRequest, RequestFailed
@@ -21,6 +27,8 @@ _LIKELIEST = 5  # the most that every provider reports
 _LEAST_GAP = 0.05  # nats; a smaller one is within the noise of half precision
 _LEAST = -1000.0  # vLLM writes -9999 for a token that cannot be drawn
 _MESSAGES = ({"role": "user", "content": "Name one animal."},)
+_LEAST_MASS = 0.01  # of the likeliest tokens together, at the most certain position
+_NOISE = 0.1  # nats; the same tokens in two batches of half precision differ by less, and two temperatures by far more
 _REMEDY = "start it with `--logprobs-mode raw_logprobs` (a managed vLLM: without `logprobs_mode` in `engine_args`)"
 _UNKNOWN = (
     "sample without `logprobs: true`, or set `skip_checks: [logprobs]` of the model if you know that they are raw"
@@ -69,4 +77,28 @@ def _fault(cold: Mapping[str, float], hot: Mapping[str, float]) -> tuple[str, st
     ratio, scale = gap / max(hot[both[-1]] - hot[both[0]], 1e-9), TEMPERATURES[1] / TEMPERATURES[0]
     if ratio > scale**0.5:
         return "its log-probabilities change with the temperature: they are processed, not the model's own", _REMEDY
+    return None
+
+
+Position = Sequence[float]
+"""The log-probabilities at one position of a prompt: that of its token, then those of the likeliest tokens."""
+
+
+def prompt_logprobs_fault(cold: Sequence[Position], hot: Sequence[Position]) -> tuple[str, str] | None:
+    """Return what is wrong with the log-probabilities of a prompt and the remedy; None if they are the model's own.
+
+    Args:
+        cold: the positions of a prompt, asked for at the first of `TEMPERATURES`.
+        hot: the same positions, asked for at the second one.
+    """
+    masses = [sum(map(math.exp, likeliest)) for _, *likeliest in (*cold, *hot) if likeliest]
+    highest = max((value for position in (*cold, *hot) for value in position), default=0.0)
+    if highest > 0.01 or max(masses, default=1.0) > 1.01 or max(masses, default=1.0) < _LEAST_MASS:
+        return "it reports logits in place of the log-probabilities of a prompt's tokens", _REMEDY
+    positions = zip(cold, hot, strict=True)
+    changes = [abs(one - other) for pair in positions for one, other in zip(*pair, strict=False)]
+    if not changes or len(cold) < 2:
+        return "it reports no log-probabilities of a prompt's tokens", _REMEDY
+    if median(changes) > _NOISE:
+        return "the log-probabilities of a prompt's tokens change with the temperature: they are processed", _REMEDY
     return None

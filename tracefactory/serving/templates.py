@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +28,7 @@ def template_at_hand(spec: Checkpoint) -> ChatTemplate | None:
         UserError: when the template is not valid.
     """
     path = local_path(spec.tokenizer or spec.model)
-    found = {} if path is None or not path.exists() else _of_gguf(path) if path.is_file() else _of_folder(path)
+    found = {} if path is None or not path.exists() else _of_file(path) if path.is_file() else _of_folder(path)
     if spec.chat_template is not None:
         found["source"] = existing(spec.chat_template).read_text(encoding="utf-8")
     if not found.get("source"):
@@ -50,8 +51,13 @@ def _of_folder(folder: Path) -> dict[str, str]:
     return {name: text for name, text in {"source": source, **spelled}.items() if isinstance(text, str)}
 
 
-def _of_gguf(path: Path) -> dict[str, str]:
-    """Return `source`, `bos` and `eos` of a GGUF file."""
+def _of_file(path: Path) -> dict[str, str]:
+    return dict(_of_gguf(path, path.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=16)
+def _of_gguf(path: Path, modified: int) -> Mapping[str, str]:
+    """Return `source`, `bos` and `eos` of a GGUF file; its list of tokens takes a tenth of a second to read."""
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             return {}

@@ -12,16 +12,19 @@ the request is repeated without the cache. When the uninitialised memory contain
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tracefactory.core.errors import UserError
+from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.model import RequestFailed
 from tracefactory.serving.client import ChatClient
+from tracefactory.serving.logprobs_mode import TEMPERATURES, prompt_logprobs_fault
 
 _PATH = "/inference/v1/generate"
 _CACHED_TRIES = 3
+_PROBED = 5  # likeliest tokens of each position
 _COMPLETE = frozenset({"stop", "length"})  # a server that shuts down aborts requests and returns partial responses
 
 Ids = Sequence[int]
@@ -79,6 +82,8 @@ class TokenClient:
 
     def __init__(self, client: ChatClient) -> None:
         self._client = client
+        self._checking = asyncio.Lock()
+        self._is_raw = False
 
     async def draw(
         self,
@@ -120,7 +125,9 @@ class TokenClient:
     async def score(
         self, tokens: Ids, *, start: int = 1, likeliest: int = 0, chunk: int = 512, near: str = ""
     ) -> Scored:
-        """Score tokens[start:] given all tokens before them, at temperature 1, for every `logprobs_mode`.
+        """Score tokens[start:] given all tokens before them.
+
+        They are the model's own log-probabilities if the servers say so (`require_raw`).
 
         At most about `chunk` tokens are scored per request, which bounds the memory on both sides; because of the cache
         this costs little more than one request. Scoring a cached prefix again with more tokens, such as a draft, costs
@@ -148,6 +155,32 @@ class TokenClient:
             following = answer.next
         return Scored(tuple(rows), following, computed)
 
+    async def require_raw(self, tokens: Ids) -> None:
+        """Check once that the servers report the model's own log-probabilities of a prompt's tokens.
+
+        The same tokens are scored at two temperatures, which must make no difference (see `logprobs_mode`). Nothing is
+        checked of a model with `skip_checks: [logprobs]`.
+
+        Args:
+            tokens: the beginning of a text like those to score; a few hundred tokens are enough.
+
+        Raises:
+            UserError: when they do not, with what to change.
+            RequestFailed, RunError: as `ChatClient.complete` does; the next call tries again.
+        """
+        async with self._checking:
+            if self._is_raw or "logprobs" in self._client.spec.skip_checks:
+                return
+            found = []
+            for temperature in TEMPERATURES:
+                answer = await self._ask(tokens, _PROBED, "", _PROBED, cache=False, temperature=temperature)
+                rows = [answer.rows[position] for position in sorted(answer.rows)]
+                found.append([(row.logprob, *(value for _, value in row.likeliest)) for row in rows])
+            if (fault := prompt_logprobs_fault(*found)) is not None:
+                seen, remedy = fault
+                raise UserError(Mistake(f"the server of {self._client.spec.model}: {seen}", hint=remedy))
+            self._is_raw = True
+
     async def _scored(self, tokens: Ids, likeliest: int, near: str, first: int) -> _Answer:
         """Return rows from position `first` on, with the cache if possible."""
         for extra in range(_CACHED_TRIES):
@@ -162,10 +195,12 @@ class TokenClient:
             break
         return await self._ask(tokens, likeliest, near, likeliest, cache=False)
 
-    async def _ask(self, tokens: Ids, likeliest: int, near: str, entries: int, *, cache: bool) -> _Answer:
+    async def _ask(
+        self, tokens: Ids, likeliest: int, near: str, entries: int, *, cache: bool, temperature: float = 0.0
+    ) -> _Answer:
         sampling = {
             "max_tokens": 1,
-            "temperature": 0.0,
+            "temperature": temperature,
             "logprobs": _asked_for(likeliest),
             "skip_reading_prefix_cache": not cache,
             "prompt_logprobs": entries,

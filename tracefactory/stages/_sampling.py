@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Literal, TypeVar
@@ -33,7 +33,7 @@ from tracefactory.core.stage import (
 )
 from tracefactory.stages._measured import kind_taken
 from tracefactory.stages._templates import prompt_mistakes
-from tracefactory.text.reasoning import split_reasoning
+from tracefactory.text.reasoning import has_words, split_reasoning, with_prefill
 
 
 class SampleParams(Frozen):
@@ -129,6 +129,7 @@ class SampleStage(Stage[S]):
         return {
             self.identity_name: self.model_identity(stage, pipeline, Environment(root=pipeline.project.root)),
             "prompt": pipeline.prompts[stage.params.prompt].digest,
+            **prefill_versions(pipeline, [stage.params.prompt]),
         }
 
     def asks(self, stage: StageSpec[S], pipeline: Pipeline) -> str | None:
@@ -198,7 +199,7 @@ class SampleStage(Stage[S]):
         completion = self.completion.model_validate(answer["completion"])
         prompt = services.pipeline.prompts[stage.params.prompt]
         opened = prompt.opened_in_prompt or self.opened_in_prompt(completion)
-        reply = reply_fields(completion, opened_in_prompt=opened)
+        reply = reply_fields(completion, prefill_of(request), opened_in_prompt=opened)
         written = {**reply, "cost": answer["cost"], **self.fields(stage, completion)}
         return Made(self._trace(draw, request, stage, services, written, answer), KEEP)
 
@@ -254,16 +255,30 @@ def origin_fields(
     }
 
 
-def reply_fields(completion: Completion, *, opened_in_prompt: bool) -> dict[str, Any]:
+def prefill_versions(pipeline: Pipeline, prompts: Iterable[str]) -> dict[str, Any]:
+    """Return what a stage with these prompts adds to `uses`: nothing, unless a prefill has words.
+
+    Until version 0.3, traces were without them.
+    """
+    worded = any(has_words(pipeline.prompts[name].prefill or "") for name in prompts)
+    return {"versions": {"prefill": "2"}} if worded else {}
+
+
+def prefill_of(request: ChatRequest) -> str:
+    """Return the beginning of the model's own turn in a request; "" where there is none."""
+    return str(request.messages[-1]["content"]) if request.has_prefill else ""
+
+
+def reply_fields(completion: Completion, prefill: str = "", *, opened_in_prompt: bool) -> dict[str, Any]:
     """Return the fields of a trace that its completion decides, with the reasoning split from the answer.
 
     Args:
         completion: the completion.
+        prefill: the beginning of the assistant's turn that it goes on with, whose words are the trace's too.
         opened_in_prompt: whether it starts inside of the thinking.
     """
-    reasoning, answer, thinking = split_reasoning(
-        completion.content, completion.reasoning, opened_in_prompt=opened_in_prompt
-    )
+    content, field = with_prefill(completion.content, completion.reasoning, prefill)
+    reasoning, answer, thinking = split_reasoning(content, field, opened_in_prompt=opened_in_prompt)
     return {
         "reasoning": reasoning,
         "answer_text": answer,

@@ -27,6 +27,8 @@ CHUNK_BYTES, CHUNK_ROWS = 16 << 20, 4096
 """The maximum text and number of rows that `StageRows.batches` reads at once."""
 _SIZES = ("reasoning_characters", "answer_characters")
 _REPAIR = f"`{REPAIR}` and the same command make it again; nothing is paid again"
+_OLDER_STRUCTS = pl.ScanCastOptions(missing_struct_fields="insert")
+"""Members that structs of earlier versions lack, such as the confidence of a verdict, are null."""
 _PROBLEM_CHARACTERS = 2000  # an estimate of the text of a problem; no column has its size
 
 
@@ -119,11 +121,13 @@ class StageRows:
         return _merge(found)
 
     def _read(self, table: Table, span: Span, wanted: frozenset[str] | None) -> pl.DataFrame:
-        """Return columns of one table; a declared column that is missing in a part is null."""
+        """Return columns of one table; declared columns and members that a part lacks are null."""
         own = self.columns_of(table, span)
         schema = {name: kind for name, kind in own.items() if wanted is None or name in wanted or name in KEYS}
         parts = [self.folder.part(table, index, self.shards) for index in span.parts(self.shards)]
-        lazy = pl.scan_parquet(parts, schema=schema, missing_columns="insert", extra_columns="ignore")
+        lazy = pl.scan_parquet(
+            parts, schema=schema, missing_columns="insert", extra_columns="ignore", cast_options=_OLDER_STRUCTS
+        )
         ends = (span.parts(self.shards)[0], span.parts(self.shards)[-1])
         if not all(span.covers(index, self.shards) for index in ends):
             lazy = lazy.filter(pl.col("problem_id").is_between(pl.lit(span.first), pl.lit(span.last)))

@@ -17,6 +17,17 @@ _BODIES: dict[Placement, dict[str, str]] = {
     "inline": {"role": "assistant", "content": "<think>\nFirst, halve them.\n</think>\n\nThere are 45."},
     "field": {"role": "assistant", "content": "There are 45.", "reasoning_content": "First, halve them."},
 }
+_REFUSED = "name the student at `student:` of the publish stage, which then leaves such rows out"
+_OF_ROWS = {
+    "empty_turn": _REFUSED,
+    "special_token_inside": _REFUSED,
+    "mask_not_exact": _REFUSED,
+    "ranges_moved": "train with another view, or set `chat_template:` to one that keeps the message as it is",
+    "marks_differ": "take `{% generation %}` out of the template, or put it around each whole message of the assistant",
+    "tool_call_not_rendered": "set `chat_template:` to one that knows tools, or train with LLaMA-Factory, which has "
+    "templates of its own",
+}
+"""Reasons for which no other form of the reasoning and no other template that begins alike is a remedy."""
 
 
 def remedy(tokenizer: Any, placement: Placement, reason: str) -> str:
@@ -30,6 +41,8 @@ def remedy(tokenizer: Any, placement: Placement, reason: str) -> str:
         placement: the form of the reasoning that failed.
         reason: the reason of the failure.
     """
+    if reason in _OF_ROWS:
+        return _OF_ROWS[reason]
     template = ChatTemplate.of_tokenizer(tokenizer)
     other: Placement = "field" if placement == "inline" else "inline"
     if _renders(template, other):

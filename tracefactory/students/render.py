@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import Any, Literal
+from unicodedata import normalize
 
 import numpy as np
 
@@ -12,7 +15,7 @@ from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.token_scores import Ints
 from tracefactory.students.remedies import remedy
 from tracefactory.text.chat_templates import ChatTemplate, Message, RenderError
-from tracefactory.text.turns import rendered_turn
+from tracefactory.text.turns import AssistantTurn, rendered_turn
 
 __all__ = ["RenderError", "Rendered", "Renderer", "assistant_message"]
 
@@ -58,6 +61,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self._special = frozenset({*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder})
         self._placement = reasoning
+        self._tokenized = lru_cache(maxsize=16)(self._tokenize)  # views of one trace have texts in common
 
     def check(self, system: str | None = None) -> None:
         """Check that the template keeps the reasoning and the answer of a trace that has both.
@@ -112,8 +116,15 @@ class Renderer:
         Raises:
             RenderError: when the template fails, or its assistant turn is not whole.
         """
-        turn = rendered_turn(self.template, before, last, tools)
-        return self._tokenize(turn.text, turn.start, turn.end, turn.body - turn.start)
+        return self.tokens_of(rendered_turn(self.template, before, last, tools))
+
+    def tokens_of(self, turn: AssistantTurn) -> Rendered:
+        """Return the tokens of a conversation in which the assistant's last turn was found.
+
+        Raises:
+            RenderError: when the turn has no token.
+        """
+        return self._tokenized(turn.text, turn.start, turn.end, turn.body - turn.start)
 
     def check_mask(self, rendered: Rendered) -> None:
         """Check that the supervised tokens are what the template writes for the assistant's turn, and nothing else.
@@ -121,15 +132,48 @@ class Renderer:
         Raises:
             RenderError: when they are not, because a token lies across the start of the turn or characters are lost.
         """
-        decoded = self.tokenizer.decode(
-            rendered.ids[rendered.first : rendered.stop].tolist(), clean_up_tokenization_spaces=False
-        )
-        if decoded != rendered.text:
-            at = next((n for n, (a, b) in enumerate(zip(decoded, rendered.text, strict=False)) if a != b), 0)
-            detail = (
-                f"the supervised tokens are {decoded[at : at + 20]!r} where the turn is {rendered.text[at : at + 20]!r}"
-            )
+        self.check_text(rendered.ids, rendered.first, rendered.stop, rendered.text)
+
+    def check_text(self, ids: Ints, first: int, stop: int, text: str) -> None:
+        """Check that tokens [first, stop) spell a text.
+
+        Some tokenizers bring characters into a normal form (NFC), or drop a space where a decoded text begins; neither
+        is a difference.
+
+        Raises:
+            RenderError: when they spell another one.
+        """
+        decoded = self.decode(ids[first:stop])
+        if decoded == text:
+            return
+        whole, before = self.decode(ids[:stop]), self.decode(ids[:first])
+        if whole.startswith(before):
+            decoded = whole[len(before) :]
+        decoded, text = (normalize("NFC", one) for one in (decoded, text))
+        if decoded != text:
+            pairs = enumerate(zip(decoded, text, strict=False))
+            at = next((n for n, (one, other) in pairs if one != other), min(len(decoded), len(text)))
+            detail = f"the supervised tokens are {decoded[at : at + 20]!r} where the turn is {text[at : at + 20]!r}"
             raise RenderError("mask_not_exact", detail)
+
+    def control_token_in(self, text: str) -> str | None:
+        """Return a control token of the tokenizer that a text spells; think tags are none. None for no control token.
+
+        Args:
+            text: what a person, a tool or a model wrote.
+        """
+        found = self._controls.search(text)
+        return None if found is None else found.group()
+
+    @cached_property
+    def _controls(self) -> re.Pattern[str]:
+        added = (str(one) for one in self.tokenizer.added_tokens_decoder.values() if one.special)
+        names = {*self.tokenizer.all_special_tokens, *added} - {"<think>", "</think>"}
+        return re.compile("|".join(map(re.escape, sorted(names))) or r"(?!)")
+
+    def decode(self, ids: Ints) -> str:
+        """Return the text of tokens, with control tokens and white space as they are."""
+        return str(self.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
 
     def _tokenize(self, whole: str, start: int, end: int, body: int) -> Rendered:
         encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)

@@ -16,6 +16,8 @@ from tracefactory.serving.loading import load_tokenizer
 from tracefactory.serving.tokens import TokenClient
 from tracefactory.students.render import Rendered, Renderer
 
+_PROBED, _LONGEST_PROBE = 16, 256  # tokens of the trace after its prompt, and of both
+
 
 class ServedStudent:
     """Scores traces through a server's prompt log-probabilities, many traces at once.
@@ -25,8 +27,9 @@ class ServedStudent:
     which limits the logits on the server to chunk * vocabulary * 4 bytes (311 MB for 512 tokens and a vocabulary of
     151,936); between requests the trace stays in the prefix cache. `render` renders a trace (see `Renderer.render`).
 
-    Servers do not report entropies: `entropies` are NaN, and measures of them are omitted. Their `ranks` count an exact
-    tie as better; in process it counts as equal.
+    Before the first trace, the servers are probed: they must report the model's own log-probabilities (see
+    `serving.logprobs_mode`). They do not report entropies: `entropies` are NaN, and measures of them are omitted. Their
+    `ranks` count an exact tie as better; in process it counts as equal.
     """
 
     def __init__(self, tokenizer: Checkpoint, client: ChatClient, max_tokens: int | None, chunk: int = 512) -> None:
@@ -40,13 +43,14 @@ class ServedStudent:
         """Score the supervised tokens of every rendering, in order; a failed one does not affect the others.
 
         Raises:
-            RunError, UserError: as `TokenClient.score` does.
+            RunError, UserError: as `TokenClient.score` and `TokenClient.require_raw` do.
         """
         return list(await asyncio.gather(*map(self._score, rendered)))
 
     async def _score(self, item: Rendered) -> TokenScores | RequestFailed:
         ids = item.ids[: item.stop].tolist()
         try:
+            await self._tokens.require_raw(ids[: min(item.first + _PROBED, _LONGEST_PROBE)])
             scored = await self._tokens.score(ids, start=item.first, chunk=self._chunk, near=digest(ids))
         except RequestFailed as failed:
             return failed

@@ -22,7 +22,7 @@ from tracefactory.publish.rendering import NOT_RENDERED, view_fault
 from tracefactory.publish.views import VIEWS
 from tracefactory.serving.loading import load_tokenizer
 from tracefactory.students.render import Renderer
-from tracefactory.text.chat_templates import ChatTemplate, RenderError
+from tracefactory.text.chat_templates import RenderError
 from tracefactory.text.prompt_rendering import Continues, prompt_faults
 
 MEASURES = ("measure inline", "measure field", "no reasoning")
@@ -33,24 +33,44 @@ _CONTROL = re.compile(r"<[|｜][^<>{}\s]{1,40}[|｜]>|<(?:start|end)_of_turn>|<[
 _DOC = """\
 # Chat templates
 
-Made by `make templates-table` from the code that refuses: every template that TRL {version} ships
-(`trl/chat_templates`), and the one of the packaged SmolLM2. `ok` means: the reasoning and the answer are in the
-supervised part, the supervised tokens are what the template writes for the assistant's turn, one pair of delimiters is
-around the reasoning, one marker ends the turn. Everything else is refused with the reason in the cell, before anything
-is paid.
+A chat template writes messages as the text that a student is trained on, and many lose a part of it without an error:
+they drop the reasoning, put a second pair of think tags around it, or write no end of the turn. This page says what
+each template can be used for. `make templates-table` makes it with the code by which `tracefactory check`, a run and
+`publish` refuse: for every template that TRL {version} ships (`trl/chat_templates`) and the one of the packaged
+SmolLM2, with its tokenizer.
 
-What a student can do: `measure inline` and `measure field` (`measure: student` with `reasoning: inline` or `field`),
-rows without reasoning (in whichever of the two works), and a prompt with a system message, with worked examples that
-reason, or with the prefill `<think>`, as decoders of two models render it.
+`ok` means: the reasoning and the answer carry loss, the tokens with loss spell exactly what the template writes for the
+assistant's turn, one pair of delimiters is around the reasoning, and one marker ends the turn. Every other cell is the
+reason of a refusal, before anything is paid; the reasons are explained at the end.
+
+## Students and prompts
+
+- `measure inline`, `measure field`: `measure: student` of a model with `reasoning: inline` (think tags in the text) or
+  `reasoning: field` (the field `reasoning_content`).
+- `no reasoning`: a row without reasoning, in whichever of the two forms works.
+- `system`, `examples`, `prefill`: a prompt with a system message, with worked examples that reason, or with the prefill
+  `<think>`, for a student that decodes together with a teacher.
 
 {uses}
 
-Which views it can be trained on (`publish: dataset` with `student:` refuses the others; `raw`, `rlvr` and `steps` are
-not rendered by a chat template for training):
+`tracefactory check FILE` tries the prompts of a pipeline on the templates of all models that get them, and a prefill in
+the way in which the model's server continues it. A model behind an API applies its template on its server, where it
+cannot be tried: `check` says so in a note, and the first answers of a run with `--limit 5` show what became of it.
+
+## Views
+
+With `student:`, `publish: dataset` refuses a view whose cell is not `ok` (`tracefactory check` does so too), and leaves
+out single rows that would train the student on something else: an empty turn, a text that spells a control token of the
+student's tokenizer, a token across the edge of what carries loss. Without `student:`, such rows under the students of
+stages above are counted, and the run says how many. Every row is tokenized for it: about half a million tokens a second
+on one core.
+
+`tool_use` is tried with a conversation that reasons, calls a tool and answers. `raw`, `rlvr` and `steps` are not
+rendered by a chat template for training.
 
 {views}
 
-The reasons:
+## Reasons
 
 {reasons}
 """
@@ -65,6 +85,9 @@ _REASONS = {
     "view `chat`, and no `examples:` that reason",
     "no_end_of_turn": "nothing ends the assistant's turn, so the student would not learn to stop",
     "end_doubled": "the turn ends twice; a copy of the template without `eos_token` at its end works",
+    "tool_call_not_rendered": "the template drops tool calls, or writes their arguments as JSON within JSON",
+    "marks_differ": "TRL finds what `assistant_only_loss` trains by the marks `{% generation %}` of the template, and "
+    "these are not around the whole messages of the assistant: after a tool's result, its header is left out",
     "ranges_moved": "the template changes the text to which the ranges of the view `masked` refer",
     "no_system_role": "the template has no system role: write the text of `system:` at the beginning of the body",
     "example_reasoning_dropped": "the reasoning of earlier turns is removed: write the examples into `system:` or the "
@@ -72,7 +95,7 @@ _REASONS = {
     "prefill_not_in_turn": "a header stands before the thinking, which a prefill would replace",
     "question_not_rendered": "the template drops a user's message, because it takes no plain text",
     "system_not_rendered": "the template drops the system message: write its text at the beginning of the body",
-    "template_failed": "the template takes no plain text",
+    "template_failed": "the template fails: it takes no plain text, or no messages of tools",
     "answer_not_rendered": "the template drops the answer",
 }
 
@@ -126,7 +149,7 @@ def row_of(source: str) -> dict[str, str]:
     for name in PROMPTS:
         faults = list(prompt_faults(inline.template, _OUTLINES[name], Continues.JOINED))
         row[name] = faults[0].reason if faults else "ok"
-    return {**row, **{name: _viewed(name, inline.template) for name in VIEWS}}
+    return {**row, **{name: _viewed(name, inline) for name in VIEWS}}
 
 
 def table() -> dict[str, dict[str, str]]:
@@ -168,8 +191,8 @@ def _measured(renderer: Renderer, reasoning: str) -> str:
     return "ok"
 
 
-def _viewed(name: str, template: ChatTemplate) -> str:
-    fault = view_fault(VIEWS.get(name), template)
+def _viewed(name: str, renderer: Renderer) -> str:
+    fault = view_fault(VIEWS.get(name), renderer)
     return "ok" if fault is None else fault.reason if isinstance(fault, RenderError) else fault
 
 

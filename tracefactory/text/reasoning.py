@@ -49,6 +49,38 @@ def split_reasoning(content: str, reasoning_field: str | None, *, opened_in_prom
     return _split_inline(content, opened_in_prompt=opened_in_prompt)
 
 
+def has_words(prefill: str) -> bool:
+    """Return whether a prefill has text of its own, apart from thinking tags and white space."""
+    return bool(_TAG.sub("", prefill).strip())
+
+
+def with_prefill(content: str, reasoning_field: str | None, prefill: str) -> tuple[str, str | None]:
+    """Return a completion with the words of the prefill that it goes on with, which servers do not repeat.
+
+    Without them, a trace would begin in the middle of a sentence. A prefill of tags alone has no words, and changes
+    nothing; neither does any prefill change an empty completion.
+
+    Args:
+        content: the text of the completion.
+        reasoning_field: the server's separate field (`reasoning_content`), None when there is none.
+        prefill: the beginning of the assistant's turn that was in the prompt; "" for none.
+
+    Returns:
+        Content and separate field, to be split by `split_reasoning`.
+    """
+    field = reasoning_field or ""
+    if not has_words(prefill) or not (content or field).strip():
+        return content, reasoning_field
+    *_, last = [None, *_TAG.finditer(prefill)]
+    if not opens_thinking(prefill) or last is None:
+        return prefill + content, reasoning_field
+    words = prefill[last.end() :].lstrip()
+    if field.strip():
+        return content, field if field.lstrip().startswith(words.rstrip()) else words + field
+    first = _TAG.match(content.lstrip())  # some servers repeat the tag that opened the thinking
+    return prefill + (content.lstrip()[first.end() :] if first and first["open"] else content), reasoning_field
+
+
 def _split_inline(content: str, *, opened_in_prompt: bool) -> tuple[str, str, Thinking]:
     tags = list(_TAG.finditer(content))
     closes_first = bool(tags) and tags[0]["close"] is not None

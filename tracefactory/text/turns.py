@@ -7,8 +7,9 @@ something else than what was meant, and there is no error.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,15 @@ def parts(message: Message) -> tuple[str, str]:
     if closed and before.lstrip().startswith(_OPEN):
         return before.lstrip().removeprefix(_OPEN), after
     return "", content
+
+
+def calls_of(message: Message) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return name and arguments of the tool calls of a message; arguments may be given as JSON text."""
+    found = []
+    for call in message.get("tool_calls") or ():
+        given = call["function"].get("arguments") or {}
+        found.append((str(call["function"]["name"]), json.loads(given) if isinstance(given, str) else given))
+    return found
 
 
 def rendered_turn(

@@ -12,9 +12,11 @@ from tracefactory.trainers.base import Data, File, Reading, Trainer
 
 
 def _config(data: Data, view: str, dataset: dict[str, Any], **more: Any) -> tuple[File, ...]:
-    place = {"path": data.place, "name": view, "split": "train"}
+    place: dict[str, Any] = {"path": data.place, "name": view, "split": "train"}
     if data.hub and data.revision:
         place["revision"] = data.revision
+    if not data.hub and data.place != labels.FOLDER:
+        place |= {"ds_type": "parquet", "data_files": [data.pattern(view)]}
     config = {
         "base_model": data.student,
         "chat_template": "tokenizer_default",
@@ -35,6 +37,11 @@ def _messages(data: Data) -> tuple[File, ...]:
 
 def _chat(data: Data) -> tuple[File, ...]:
     return _config(data, "chat", {"type": "chat_template", "field_thinking": "reasoning_content"})
+
+
+def _tools(data: Data) -> tuple[File, ...]:
+    fields = {"field_thinking": "reasoning_content", "field_tools": "tools"}
+    return _config(data, "tool_use", {"type": "chat_template", **fields})
 
 
 def _masked(data: Data) -> tuple[File, ...]:
@@ -62,6 +69,11 @@ AXOLOTL = Trainer(
         "chat": Reading(
             "every message of the assistant; the reasoning only if the chat template renders `reasoning_content`.",
             _chat,
+        ),
+        "tool_use": Reading(
+            "every message of the assistant, with its tool calls; the reasoning only if the chat template renders "
+            "`reasoning_content`.",
+            _tools,
         ),
         "masked": Reading("the last message without what pruning cut.", _masked),
         "ranking": Reading("the chosen and the rejected message, with their reasoning.", _ranking),

@@ -38,10 +38,20 @@ class Data:
         )
         return command if self.hub else ""
 
-    @property
-    def loading(self) -> str:
-        """The arguments of `datasets.load_dataset`, but for the view, as Python code."""
-        return json.dumps(self.revision) if self.hub and self.revision else "None"
+    def loaded(self, view: str) -> str:
+        """Return Python code that loads a view with `datasets.load_dataset`."""
+        if not self.hub:
+            return f'load_dataset("parquet", data_files={json.dumps(self.pattern(view))}, split="train")'
+        revision = f"revision={json.dumps(self.revision)}, " if self.revision else ""
+        return f'load_dataset({json.dumps(self.place)}, {json.dumps(view)}, {revision}split="train")'
+
+    def pattern(self, view: str) -> str:
+        """Return the pattern of a view's Parquet files.
+
+        The cache of `datasets` knows a folder by its own name alone: of two releases with the same version, the one
+        that was loaded first is returned for both, without an error. By its files, each is found by place and time.
+        """
+        return f"{self.files(view)}/*.parquet"
 
 
 @dataclass(frozen=True)

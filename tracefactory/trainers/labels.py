@@ -16,7 +16,7 @@ from datasets import DatasetDict, load_dataset
 from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({student!r})
-rows = load_dataset({place!r}, "masked", split="train", revision={revision})
+rows = {loaded}
 
 
 def labelled(row):
@@ -33,7 +33,12 @@ def labelled(row):
     ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
     if len(ids) > {longest}:
         raise ValueError(f"row {{row['id']}} has {{len(ids)}} tokens, and no trainer is to cut it short")
-    trained = [end > first and not any(begin <= start <= stop for begin, stop in cut) for start, end in offsets]
+    # A token belongs where its text begins: many tokenizers put the space before a word into its token.
+    begins = [end - len(text[start:end].lstrip() or text[start:end]) for start, end in offsets]
+    trained = [
+        end > first and not any(begin <= start <= stop for begin, stop in cut)
+        for start, (_, end) in zip(begins, offsets)
+    ]
     labels = [token if counts else -100 for token, counts in zip(ids, trained)]
     return {{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels}}
 
@@ -49,5 +54,5 @@ def script(data: Data) -> File:
     Args:
         data: the dataset and the student, whose tokenizer and chat template it uses.
     """
-    values = {"student": data.student, "place": data.place, "revision": data.loading, "longest": data.longest}
+    values = {"student": data.student, "loaded": data.loaded("masked"), "longest": data.longest}
     return File("label.py", "python", _SCRIPT.format(folder=FOLDER, **values))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tracefactory.trainers import labels
+from tracefactory.trainers import labels, tools
 from tracefactory.trainers.base import Data, File, Reading, Trainer
 
 _TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
@@ -44,6 +44,16 @@ def _ranking(data: Data) -> tuple[File, ...]:
     return _files(data, "ranking", {"ranking": True, "columns": columns}, "dpo", options)
 
 
+def _tools(data: Data) -> tuple[File, ...]:
+    tags = {**_TAGS, "observation_tag": "tool", "function_tag": "function_call", "system_tag": "system"}
+    columns = {"messages": "messages", "tools": "tools"}
+    entry = {"file_name": tools.WRITTEN, "formatting": "sharegpt", "columns": columns, "tags": tags}
+    train = _TRAIN.format(student=json.dumps(data.student), longest=data.longest, stage="sft", options="")
+    train = train.replace("# In the folder of dataset_info.json: ", "# After tools.py, in the same folder: ")
+    info = File("dataset_info.json", "json", json.dumps({"tracefactory": entry}, indent=2) + "\n")
+    return tools.script(data), info, File("train.yaml", "yaml", train)
+
+
 def _masked(data: Data) -> tuple[File, ...]:
     train = _TRAIN.format(student=json.dumps(data.student), longest=data.longest, stage="sft", options="")
     train = train.replace("# In the folder of dataset_info.json: ", "# After label.py: ")
@@ -57,6 +67,7 @@ LLAMA_FACTORY = Trainer(
     proven="0.9.5",
     readings={
         "messages": Reading("every message of the assistant: reasoning, answer and end of turn.", _messages),
+        "tool_use": Reading("every message of the assistant: reasoning, tool calls, answer and end of turn.", _tools),
         "masked": Reading("the last message without what pruning cut.", _masked),
         "ranking": Reading("the chosen and the rejected message, with their reasoning.", _ranking),
     },

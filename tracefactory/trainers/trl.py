@@ -9,7 +9,7 @@ _HEAD = """\
 from datasets import load_dataset
 from trl import {imports}
 
-rows = load_dataset({place!r}, {view!r}, split="train", revision={revision})
+rows = {loaded}
 """
 _SFT = """\
 config = SFTConfig(output_dir="student", max_length=None{options})  # no row is cut short
@@ -29,10 +29,31 @@ from trl import SFTConfig, SFTTrainer
 config = SFTConfig(output_dir="student", max_length=None)  # no row is cut short
 SFTTrainer(model={student!r}, args=config, train_dataset=load_from_disk({folder!r})["train"]).train()
 """
+_TOOLS = """\
+import json
+
+from datasets import Features, Json, List, load_dataset
+from trl import SFTConfig, SFTTrainer
+
+rows = {loaded}
+
+
+def parsed(row):
+    messages = [{{key: value for key, value in one.items() if value is not None}} for one in row["messages"]]
+    for call in (call for one in messages for call in one.get("tool_calls", ())):
+        call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return {{"messages": messages, "tools": json.loads(row["tools"])}}
+
+
+# Chat templates write arguments as JSON themselves: text that is JSON already would be written twice.
+features = Features({{"messages": List(Json()), "tools": List(Json())}})  # datasets 4.7 or later
+rows = rows.map(parsed, remove_columns=rows.column_names, features=features, load_from_cache_file=False)
+
+"""
 
 
 def _script(data: Data, view: str, imports: str, body: str, options: str = "") -> tuple[File, ...]:
-    head = _HEAD.format(imports=imports, place=data.place, view=view, revision=data.loading)
+    head = _HEAD.format(imports=imports, loaded=data.loaded(view))
     text = body.format(student=data.student, options=options)
     return (File("train.py", "python", f"{head}\n{text}"),)
 
@@ -48,6 +69,11 @@ def _preference(data: Data) -> tuple[File, ...]:
 def _masked(data: Data) -> tuple[File, ...]:
     text = _MASKED.format(student=data.student, folder=labels.FOLDER)
     return labels.script(data), File("train.py", "python", text)
+
+
+def _tools(data: Data) -> tuple[File, ...]:
+    body = _SFT.format(student=data.student, options=", assistant_only_loss=True")
+    return (File("train.py", "python", _TOOLS.format(loaded=data.loaded("tool_use")) + body),)
 
 
 TRL = Trainer(
@@ -67,6 +93,11 @@ TRL = Trainer(
             "every message of the assistant, through `assistant_only_loss`; the reasoning only if the chat template "
             "renders `reasoning_content`.",
             lambda data: _script(data, "chat", "SFTConfig, SFTTrainer", _SFT, ", assistant_only_loss=True"),
+        ),
+        "tool_use": Reading(
+            "every message of the assistant, with its tool calls, through `assistant_only_loss`; the reasoning only if "
+            "the chat template renders `reasoning_content`.",
+            _tools,
         ),
         "preference": Reading(
             "the chosen and the rejected message, with their reasoning.",

@@ -57,6 +57,7 @@ VERL = Trainer(
     },
     unread={
         "masked": "it has no loss mask within a message",
+        "tool_use": "it gives `tools` to the chat template as text, which fails",
         "sft": "it has no layout with two lists of messages; the view `messages` has the same texts",
     },
 )

@@ -9,7 +9,10 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field, ValidationError
 
-from tracefactory.answers.extract import Extraction, extract, extract_bare
+from tracefactory.answers.extract import extract, extract_bare
+from tracefactory.answers.extraction import Extraction
+from tracefactory.answers.shapes import Shape
+from tracefactory.answers.structured import FIELDS
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.registry import Registry, registry
 from tracefactory.core.rows import Frozen, Outcome, Problem, Thinking, Verdict
@@ -40,17 +43,57 @@ class ExtractParams(Frozen):
         default=False,
         description="The text is the answer itself, possibly with words around it, and not a completion to search.",
     )
+    answer_fields: tuple[str, ...] = Field(
+        default=FIELDS,
+        description="Names of the field with the answer in a completion that is a JSON object, best first.",
+    )
+    min_confidence: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="An answer that is extracted with less confidence is no answer. 1 is a box or a JSON field, "
+        "0.95 an announced answer, 0.8 a last line alone, 0.6 a concluding sentence, 0.4 any other last sentence.",
+    )
+    min_confidence_incorrect: float = Field(
+        default=0.7,
+        ge=0,
+        le=1,
+        description="An answer that differs from the gold answer and is extracted with less confidence is unverifiable "
+        "(uncertain_answer), because the sentence may be a step of a longer solution.",
+    )
 
 
 class Verifier(ABC):
     """Decides whether an answer is correct.
 
-    A verifier is stateless. Its `version` is increased whenever a verdict could change.
+    A verifier is stateless. Its `version` is increased whenever a verdict could change, and `changes` says for each
+    version, in one sentence, which verdicts differ from the version before; `plan` shows it.
     """
 
     name: ClassVar[str]
     version: ClassVar[str]
+    changes: ClassVar[Mapping[str, str]] = {}
     Params: ClassVar[type[Frozen]]
+
+    def looks_like(self, task: VerifyTask) -> Shape:
+        """Return what an answer to this task looks like, so that it is found in a sentence without a marker.
+
+        Args:
+            task: the answer to check; its problem has the gold answer, if there is one.
+        """
+        return "any"
+
+    def stated(self, task: VerifyTask, params: ExtractParams) -> Extraction | None:
+        """Return the answer that a task's text states, of the kind that this verifier compares.
+
+        Args:
+            task: the answer to check.
+            params: whether the text is the answer itself, and the smallest confidence.
+
+        Returns:
+            The answer, None when the text states none.
+        """
+        return stated_answer(task, params, self.looks_like(task))
 
     @abstractmethod
     def quick(self, task: VerifyTask, params: Any) -> Verdict | None:
@@ -99,9 +142,33 @@ class Verifier(ABC):
             method=method,
             verifier=self.name,
             version=self.version,
+            confidence=None if extraction is None else extraction.confidence,
             detail=detail,
         )
 
+    def compared(
+        self, same: bool, method: str, extraction: Extraction, params: ExtractParams, detail: str | None = None
+    ) -> Verdict:
+        """Return the verdict of a comparison; a doubtful extraction that differs is unverifiable.
+
+        Args:
+            same: whether the extracted answer equals the gold answer.
+            method: the rule that decided, as a snake_case word.
+            extraction: the answer that was compared.
+            params: the smallest confidence of an incorrect answer.
+            detail: a note for a person.
+        """
+        if not same and extraction.confidence < params.min_confidence_incorrect:
+            return self.verdict(Outcome.UNVERIFIABLE, "uncertain_answer", extraction, detail)
+        return self.verdict(Outcome.CORRECT if same else Outcome.INCORRECT, method, extraction, detail)
+
+
+READS_MORE = (
+    "answers are found in JSON objects, tables, labels of one letter (`A: 18`), on a last line alone and in the last "
+    "sentence; the last statement that is not taken back counts; a sentence without a marker is never incorrect; a "
+    "number in passing, a cut text and an unfinished value are no answer"
+)
+"""What version 3 of the verifiers changed in the extraction of answers."""
 
 VERIFIERS: Registry[Verifier] = registry("verifier")
 """Every verifier by name."""
@@ -177,37 +244,37 @@ def _object(text: str) -> dict[str, Any]:
     return value
 
 
-def stated_answer(task: VerifyTask, *, bare: bool) -> Extraction | None:
-    """Return the answer that a task's text states.
+def stated_answer(task: VerifyTask, params: ExtractParams, shape: Shape = "any") -> Extraction | None:
+    """Return the answer that a task's text states, of any kind: a number, a formula, a name, an option, a date.
 
     Args:
         task: the answer to check.
-        bare: whether the text is the answer itself, possibly with words around it.
+        params: whether the text is the answer itself, and the smallest confidence.
+        shape: what the answer looks like, `any` where nothing is known.
 
     Returns:
         The answer, None when the text states none.
     """
-    if bare:
+    if params.bare:
         return extract_bare(task.answer_text) if task.answer_text.strip() else None
-    return extract(task.answer_text, cut_off=task.cut_off)
+    stated = extract(task.answer_text, cut_off=task.cut_off, shape=shape, fields=params.answer_fields)
+    return None if stated is None or stated.confidence < params.min_confidence else stated
 
 
-def whole_or_stated(task: VerifyTask, params: ExtractParams, *, whole: bool) -> Extraction | None:
-    """Return the stated answer, or the whole text if it is short and states no answer.
+def whole_or_stated(verifier: Verifier, task: VerifyTask, params: ExtractParams, *, whole: bool) -> Extraction | None:
+    """Return the answer that a text states, or the whole text where it is asked for or the text is the answer itself.
 
     Args:
+        verifier: the verifier that compares it.
         task: the answer to check.
-        params: whether the text is a bare answer.
+        params: whether the text is a bare answer, and the smallest confidence.
         whole: whether to return the whole text in any case.
 
     Returns:
         The answer, None when there is none.
     """
-    stated = None if whole else stated_answer(task, bare=params.bare)
     text = task.answer_text.strip()
-    if stated is not None or not text or (task.cut_off and not params.bare):
-        return stated
-    if not whole and (len(text) > 200 or "\n" in text):
-        return None
-    start = task.answer_text.index(text)
-    return Extraction(text, start, start + len(text), "whole")
+    if text and (whole or params.bare):
+        start = task.answer_text.index(text)
+        return Extraction(text, start, start + len(text), "whole")
+    return None if whole else verifier.stated(task, params)

@@ -33,6 +33,8 @@ START_SECONDS = 120.0
 """Time for a worker to import modules on a busy machine; it does not count toward an item's deadline."""
 GRACE_SECONDS = 5.0
 """Time after the deadline until the kernel ends a worker that its parent has not killed."""
+QUICK_CHARS = 20_000
+"""Longer answers are checked in a process with a deadline, also by rules, because rules for texts are not free."""
 _YIELD_EVERY = 32
 
 
@@ -200,7 +202,7 @@ class VerifierPool:
         waiting: dict[int, Future[Verdict]] = {}
         try:
             for index, one in enumerate(by_gold):
-                verdicts.append(self._quick(one))
+                verdicts.append(_quick(one))
                 if verdicts[-1] is None:
                     waiting[index] = self._threads.submit(self._full, one)
                 if index % _YIELD_EVERY == _YIELD_EVERY - 1:
@@ -216,7 +218,7 @@ class VerifierPool:
 
     def verify_now(self, task: VerifyTask) -> Verdict:
         """Return the verdict of one task; for callers without an event loop."""
-        return best_of([self._quick(one) or self._threads.submit(self._full, one).result() for one in per_gold(task)])
+        return best_of([_quick(one) or self._threads.submit(self._full, one).result() for one in per_gold(task)])
 
     def close(self) -> None:
         """Kill all workers; running items become `verifier_error`. Can be called more than once."""
@@ -229,16 +231,6 @@ class VerifierPool:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _quick(self, task: VerifyTask) -> Verdict | None:
-        start = time.perf_counter()
-        verifier: Verifier | None = None
-        try:
-            verifier, params = resolve(task)
-            verdict = verifier.quick(task, params)
-        except (Exception, RecursionError) as error:  # noqa: BLE001  # recorded as the row's verdict
-            verdict = _failed(task, "exception", f"{type(error).__name__}: {error}"[:500], verifier)
-        return None if verdict is None else verdict.model_copy(update={"seconds": time.perf_counter() - start})
 
     def _full(self, task: VerifyTask) -> Verdict:
         start = time.perf_counter()
@@ -259,6 +251,33 @@ class VerifierPool:
         if worker is not None:
             self._processes.discard(worker)
         return verdict.model_copy(update={"seconds": time.perf_counter() - start})
+
+
+def quick_verdict(task: VerifyTask) -> Verdict | None:
+    """Return the verdict for the best matching gold answer of a problem, without a process. Never raises.
+
+    Args:
+        task: the answer to check.
+
+    Returns:
+        None when a process is needed to know it.
+    """
+    found = [_quick(one) for one in per_gold(task)]
+    verdicts = [one for one in found if one is not None]
+    # An answer that is right for one gold answer is right, whatever the others are.
+    decided = len(verdicts) == len(found) or any(one.outcome is Outcome.CORRECT for one in verdicts)
+    return best_of(verdicts) if decided else None
+
+
+def _quick(task: VerifyTask) -> Verdict | None:
+    start = time.perf_counter()
+    verifier: Verifier | None = None
+    try:
+        verifier, params = resolve(task)
+        verdict = None if len(task.answer_text) > QUICK_CHARS else verifier.quick(task, params)
+    except (Exception, RecursionError) as error:  # noqa: BLE001  # recorded as the row's verdict
+        verdict = _failed(task, "exception", f"{type(error).__name__}: {error}"[:500], verifier)
+    return None if verdict is None else verdict.model_copy(update={"seconds": time.perf_counter() - start})
 
 
 def _failed(task: VerifyTask, method: str, detail: str, verifier: Verifier | None = None) -> Verdict:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from tracefactory.answers.extract import split_thinking
+from tracefactory.answers.thinking import split_thinking
 from tracefactory.core.errors import UserError
 from tracefactory.core.fingerprint import canonical
 from tracefactory.core.rows import Problem, Thinking, Verdict

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import Field
 
+from tracefactory.answers.shapes import Shape
 from tracefactory.core.rows import Verdict
 from tracefactory.verification.base import Verifier, VerifyTask, verifier
 from tracefactory.verifiers.choice import OPTIONS, ChoiceParams, ChoiceVerifier, by_content, options_in
@@ -26,7 +29,13 @@ class AutoVerifier(Verifier):
 
     name = "auto"
     version = f"2+math{MathVerifier.version}+choice{ChoiceVerifier.version}"
+    changes: ClassVar[Mapping[str, str]] = {version: MathVerifier.changes["3"]}
     Params = AutoParams
+
+    def looks_like(self, task: VerifyTask) -> Shape:
+        """Return the shape of the gold answer, or that of an option."""
+        chooses = _OPTION_GOLD.fullmatch((task.problem.answer or "").strip()) is not None
+        return "option" if chooses else MathVerifier().looks_like(task)
 
     def quick(self, task: VerifyTask, params: AutoParams) -> Verdict | None:
         """Return the verdict of `choice` or `math`, None when computer algebra is needed."""
@@ -34,7 +43,7 @@ class AutoVerifier(Verifier):
         gold = (task.problem.answer or "").strip()
         listed = bool(params.options or options_in(task.problem.question))
         if _OPTION_GOLD.fullmatch(gold) and (listed or len(gold.strip("()")) == 1):
-            return ChoiceVerifier().quick(task, ChoiceParams(bare=params.bare, options=params.options))
+            return ChoiceVerifier().quick(task, _for_choice(params))
         return MathVerifier().quick(task, params)
 
     def full(self, task: VerifyTask, params: AutoParams) -> Verdict:
@@ -44,6 +53,10 @@ class AutoVerifier(Verifier):
     def prepare(self) -> None:
         """Import the computer algebra."""
         MathVerifier().prepare()
+
+
+def _for_choice(params: AutoParams) -> ChoiceParams:
+    return ChoiceParams.model_validate(params.model_dump(include=set(ChoiceParams.model_fields)))
 
 
 def _by_letter(task: VerifyTask, params: AutoParams) -> VerifyTask:

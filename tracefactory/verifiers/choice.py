@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -11,14 +13,15 @@ from tracefactory.answers.extract import extract_several
 from tracefactory.answers.normalize import normalize, strip_markup
 from tracefactory.answers.quantity_rules import MathParams, UndecidedError
 from tracefactory.answers.reading import read
+from tracefactory.answers.shapes import Shape
 from tracefactory.core.rows import Outcome, Verdict
-from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, stated_answer, verifier
+from tracefactory.verification.base import READS_MORE, ExtractParams, Verifier, VerifyTask, verifier
 
 _LETTERS = re.compile(
     r"(?:option|choice|answer|选项)?\s*[:：]?\s*[(\[（{]?\s*([A-Z])\s*(?:[)\]）}.:：,，]|$|(?=正确|对)|\s+-\s|(?=\s*(?:and|or|,)\s))",
     re.IGNORECASE,
 )
-_SEVERAL = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&|、|和)\s*(?:and\s*)?[(\[]?[A-J][)\]]?)+\.?")
+_SEVERAL = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|or|&|、|和|或)\s*(?:(?:and|or)\s*)?[(\[]?[A-J][)\]]?)+\.?")
 _OPTION = re.compile(r"(?:^|[\s(（])[(（]?([A-J])\s*[)）.:：]\s*(.*?)(?=\s*[(（]?\b[A-J]\s*[)）.:：]|\n|$)", re.DOTALL)
 _RUN = re.compile(r"[A-J]{2,6}")
 
@@ -37,8 +40,12 @@ class ChoiceVerifier(Verifier):
     """Compare option letters; an answer that gives an option's content instead counts as its letter."""
 
     name = "choice"
-    version = "2"
+    version = "3"
+    changes: ClassVar[Mapping[str, str]] = {"3": READS_MORE + "; `A or B` is no choice of A"}
     Params = ChoiceParams
+
+    def looks_like(self, task: VerifyTask) -> Shape:
+        return "option"
 
     def quick(self, task: VerifyTask, params: ChoiceParams) -> Verdict | None:
         """Compare the stated letters, or the letter of the stated content, with those of the gold answer."""
@@ -46,7 +53,7 @@ class ChoiceVerifier(Verifier):
         if not gold:
             method = "no_gold" if not (task.problem.answer or "").strip() else "gold_is_no_option"
             return self.verdict(Outcome.UNVERIFIABLE, method)
-        stated = stated_answer(task, bare=params.bare)
+        stated = self.stated(task, params)
         if stated is None:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
         stated = extract_several(task.answer_text, stated) or stated
@@ -57,7 +64,7 @@ class ChoiceVerifier(Verifier):
             method = "choice_content"
         if not chosen:
             return self.verdict(Outcome.UNVERIFIABLE, "no_option", stated)
-        return self.verdict(Outcome.CORRECT if chosen == gold else Outcome.INCORRECT, method, stated)
+        return self.compared(chosen == gold, method, stated, params)
 
 
 def letters(text: str) -> frozenset[str]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import ClassVar
 
 from pydantic import Field
 
-from tracefactory.answers.extract import Extraction
+from tracefactory.answers.extraction import Extraction
 from tracefactory.core.rows import Frozen, Outcome, Verdict
 from tracefactory.sandbox.programs import Program, defines, find_program
 from tracefactory.sandbox.run import Limits, RunResult, run_program, run_tests
 from tracefactory.verification.base import Verifier, VerifyTask, verifier
+from tracefactory.verification.time_limit import TIME_LIMITS, TIMEOUTS, out_of_time
 
 _CALLED = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
 
@@ -43,7 +46,12 @@ class CodeParams(Frozen):
         default="", description="The beginning of the program, put before an answer that only continues it."
     )
     cases: tuple[Case, ...] = Field(default=(), description="Input and output, instead of tests.")
-    seconds: float = Field(default=5.0, gt=0, description="Processor time that each run may take, in seconds.")
+    seconds: float = Field(
+        default=5.0,
+        gt=0,
+        description="Processor time that each run may take, in seconds. Where it is declared, a program that takes "
+        "more, or sleeps for 5 s + 4 times as long, is incorrect (time_limit); at the default, it is a verifier_error.",
+    )
     memory_mb: int = Field(default=1024, ge=64, description="Memory that each run may take, in MB.")
 
     def limits(self) -> Limits:
@@ -56,7 +64,10 @@ class CodeVerifier(Verifier):
     """Run the last program of the answer in the sandbox. It is correct when every test ran to its end."""
 
     name = "code"
-    version = "2"
+    version = "3"
+    changes: ClassVar[Mapping[str, str]] = {
+        "3": f"{TIME_LIMITS}; where the tests loop by themselves, the program is not incorrect, but a verifier_error"
+    }
     Params = CodeParams
 
     def quick(self, task: VerifyTask, params: CodeParams) -> Verdict | None:
@@ -85,7 +96,7 @@ class CodeVerifier(Verifier):
         if params.entry_point and "def check(" in text and not re.search(r"^check\(", text, re.MULTILINE):
             tests.append(f"check({params.entry_point})")
         run = run_tests(whole_program(program.code, params), tests, params.limits())
-        return self._judge(run, run.passed, shown, "tests")
+        return self._judge(run, run.passed, shown, params, "tests")
 
     def _program(self, task: VerifyTask, params: CodeParams) -> Program | None:
         names = (
@@ -100,12 +111,12 @@ class CodeVerifier(Verifier):
             run = run_program(program.code, case.stdin, params.limits())
             passed = run.ended == "exit" and run.code == 0 and same_output(run.stdout, case.stdout)
             if not passed:
-                return self._judge(run, False, shown, "cases")
+                return self._judge(run, False, shown, params, "cases")
         return self.verdict(Outcome.CORRECT, "cases", shown)
 
-    def _judge(self, run: RunResult, passed: bool, shown: Extraction, method: str) -> Verdict:
-        if run.ended == "timeout":
-            return self.verdict(Outcome.VERIFIER_ERROR, "timeout", shown, f"no end after {run.seconds:.1f} s")
+    def _judge(self, run: RunResult, passed: bool, shown: Extraction, params: CodeParams, method: str) -> Verdict:
+        if run.ended in TIMEOUTS:
+            return out_of_time(self, run, params.limits(), params, shown)
         if passed:
             return self.verdict(Outcome.CORRECT, method, shown)
         method = "output_limit" if run.ended == "output" else method

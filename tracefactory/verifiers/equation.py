@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from pydantic import Field
 
-from tracefactory.answers.extract import Extraction
+from tracefactory.answers.extraction import Extraction
 from tracefactory.answers.normalize import normalize
 from tracefactory.core.rows import Frozen, Outcome, Verdict
 from tracefactory.maths.equations import Equation, symbols_of, values_of

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 from tracefactory.answers.boxes import find_boxes
 from tracefactory.answers.compare import Comparison, ProseError
-from tracefactory.answers.extract import Extraction, extract_bare, extract_several, extract_whole
+from tracefactory.answers.extract import extract_bare, extract_several, extract_whole
+from tracefactory.answers.extraction import Extraction
 from tracefactory.answers.normalize import MAX_CHARS, strip_markup
 from tracefactory.answers.quantity_rules import MathParams, Symbolic, UndecidedError
 from tracefactory.answers.reading import read
+from tracefactory.answers.shapes import Shape, shape_of
 from tracefactory.answers.values import Reading, Relation, Sequence, Value
 from tracefactory.core.rows import Outcome, Verdict
 from tracefactory.maths.symbolic import UnknownError, equivalent, library
-from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, stated_answer, verifier
+from tracefactory.verification.base import READS_MORE, ExtractParams, Verifier, VerifyTask, verifier
 
 
 class MathVerifierParams(MathParams, ExtractParams):
@@ -25,8 +29,17 @@ class MathVerifier(Verifier):
     """Extract the stated answer and compare it with the gold answer by exact rules, then by computer algebra."""
 
     name = "math"
-    version = "2"
+    version = "3"
+    changes: ClassVar[Mapping[str, str]] = {
+        "3": f"{READS_MORE}; for `x = 3` an equation must be solved (`relations`); exact values may have a decimal "
+        "beside them; rates and units of one letter are read; digits that a base lacks are refused"
+    }
     Params = MathVerifierParams
+
+    def looks_like(self, task: VerifyTask) -> Shape:
+        """Return the shape of the gold answer, `any` where there is none."""
+        gold = task.problem.answer
+        return shape_of(gold_reading(gold)) if gold and gold.strip() else "any"
 
     def quick(self, task: VerifyTask, params: MathVerifierParams) -> Verdict | None:
         """Return the verdict of the exact rules, None when they cannot decide."""
@@ -49,10 +62,10 @@ class MathVerifier(Verifier):
             return self.verdict(Outcome.UNVERIFIABLE, "no_gold")
         if params.bare and strip_markup(gold_text) == strip_markup(task.answer_text) != "":
             return self.verdict(Outcome.CORRECT, "string", extract_whole(task.answer_text))
-        stated = stated_answer(task, bare=params.bare)
+        gold = gold_reading(gold_text)
+        stated = self.stated(task, params)
         if stated is None:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
-        gold = gold_reading(gold_text)
         stated = typed(gold, stated, task.answer_text)
         if len(stated.text) > MAX_CHARS:
             end = stated.start + MAX_CHARS
@@ -70,7 +83,7 @@ class MathVerifier(Verifier):
             return self.verdict(Outcome.UNVERIFIABLE, "undecided", stated, str(error))
         except ProseError:
             return self.verdict(Outcome.UNVERIFIABLE, "prose", stated)
-        return self.verdict(Outcome.CORRECT if same else Outcome.INCORRECT, comparison.method, stated)
+        return self.compared(same, comparison.method, stated, params)
 
 
 def gold_reading(text: str) -> Reading:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from fractions import Fraction
+from typing import ClassVar
 
 from pydantic import Field
 
 from tracefactory.answers.reading import read
 from tracefactory.answers.relations import named_value
+from tracefactory.answers.shapes import Shape
 from tracefactory.answers.values import Quantity, Reading, Relation, Value
 from tracefactory.core.rows import Outcome, Verdict
 from tracefactory.maths.evaluate import UnboundedError, constant
-from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, stated_answer, verifier
+from tracefactory.verification.base import READS_MORE, ExtractParams, Verifier, VerifyTask, verifier
 from tracefactory.verifiers.math import gold_reading
 
 
@@ -28,8 +31,12 @@ class NumericVerifier(Verifier):
     """Compare one number with a tolerance."""
 
     name = "numeric"
-    version = "2"
+    version = "3"
+    changes: ClassVar[Mapping[str, str]] = {"3": READS_MORE}
     Params = NumericParams
+
+    def looks_like(self, task: VerifyTask) -> Shape:
+        return "number"
 
     def quick(self, task: VerifyTask, params: NumericParams) -> Verdict | None:
         """Compare the number of the stated answer with the gold answer."""
@@ -38,17 +45,15 @@ class NumericVerifier(Verifier):
         gold = number_in(gold_reading(task.problem.answer or ""))
         if gold is None:
             return self.verdict(Outcome.UNVERIFIABLE, "gold_is_no_number")
-        stated = stated_answer(task, bare=params.bare)
+        stated = self.stated(task, params)
         if stated is None:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
-        answer = number_in(read(stated.text))
+        answer = number_in(read(stated.value))
         if answer is None:
-            return self.verdict(Outcome.INCORRECT, "no_number", stated)
+            return self.compared(False, "no_number", stated, params)
         allowed = max(Fraction(params.abs_tol), abs(gold) * Fraction(params.rel_tol))
         close = abs(gold - answer) <= allowed
-        return self.verdict(
-            Outcome.CORRECT if close else Outcome.INCORRECT, "numeric", stated, json.dumps(float(answer))
-        )
+        return self.compared(close, "numeric", stated, params, json.dumps(float(answer)))
 
 
 def number_in(reading: Reading) -> Fraction | None:

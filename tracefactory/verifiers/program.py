@@ -6,6 +6,9 @@ The answer is the last line that the program prints, as in program of thoughts (
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from pydantic import Field
 
 from tracefactory.answers.compare import Comparison, ProseError
@@ -16,6 +19,7 @@ from tracefactory.maths.symbolic import UnknownError, equivalent, library
 from tracefactory.sandbox.programs import Program, find_program, print_last
 from tracefactory.sandbox.run import Limits, run_program
 from tracefactory.verification.base import Verifier, VerifyTask, verifier
+from tracefactory.verification.time_limit import TIME_LIMITS, TIMEOUTS, out_of_time
 from tracefactory.verifiers.math import gold_reading
 
 _OVERHEAD = 5.0
@@ -25,7 +29,12 @@ _OVERHEAD = 5.0
 class ProgramParams(MathParams):
     """The policies of `math`, and limits for the run. A symbolic library needs more memory than plain Python."""
 
-    seconds: float = Field(default=8.0, gt=0, description="Processor time that the run may take, in seconds.")
+    seconds: float = Field(
+        default=8.0,
+        gt=0,
+        description="Processor time that the run may take, in seconds. Where it is declared, a program that takes "
+        "more, or sleeps for 5 s + 4 times as long, is incorrect (time_limit); at the default, it is a verifier_error.",
+    )
     memory_mb: int = Field(default=2048, ge=64, description="Memory that the run may take, in MB.")
 
 
@@ -34,7 +43,8 @@ class ProgramVerifier(Verifier):
     """Run the last code block of answer or reasoning; compare its last line of output."""
 
     name = "program"
-    version = "2"
+    version = "3"
+    changes: ClassVar[Mapping[str, str]] = {"3": TIME_LIMITS}
     Params = ProgramParams
 
     def quick(self, task: VerifyTask, params: ProgramParams) -> Verdict | None:
@@ -58,9 +68,10 @@ class ProgramVerifier(Verifier):
         program = self._program(task)
         if program is None:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
-        run = run_program(print_last(program.code), "", Limits(seconds=params.seconds, memory_mb=params.memory_mb))
-        if run.ended == "timeout":
-            return self.verdict(Outcome.VERIFIER_ERROR, "timeout", detail=f"no end after {run.seconds:.1f} s")
+        limits = Limits(seconds=params.seconds, memory_mb=params.memory_mb)
+        run = run_program(print_last(program.code), "", limits)
+        if run.ended in TIMEOUTS:
+            return out_of_time(self, run, limits, params)
         if run.ended != "exit" or run.code != 0:
             return self.verdict(Outcome.INCORRECT, "program_failed", detail=run.stderr.strip()[-300:] or run.ended)
         lines = [line for line in run.stdout.splitlines() if line.strip()]

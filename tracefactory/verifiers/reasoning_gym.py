@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
-from tracefactory.answers.extract import Extraction
+from tracefactory.answers.extraction import Extraction
 from tracefactory.core.rows import Outcome, Verdict
-from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, stated_answer, verifier
+from tracefactory.verification.base import READS_MORE, ExtractParams, Verifier, VerifyTask, stated_answer, verifier
 
 _TAGGED = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL | re.IGNORECASE)
 _FENCED = re.compile(r"```[a-zA-Z]*\n(.*?)\n?```", re.DOTALL)
@@ -38,7 +39,8 @@ class ReasoningGymVerifier(Verifier):
     """Score the answer with the task's `score_answer`, in several forms, because grids and plans span lines."""
 
     name = "reasoning_gym"
-    version = "2"
+    version = "3"
+    changes: ClassVar[Mapping[str, str]] = {"3": READS_MORE}
     Params = ReasoningGymParams
 
     def quick(self, task: VerifyTask, params: ReasoningGymParams) -> Verdict | None:
@@ -57,11 +59,10 @@ class ReasoningGymVerifier(Verifier):
         if not found:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
         scorer = _dataset(params.task)
-        scored = [(float(scorer.score_answer(one.text, params.entry)), one) for one in found]
+        scored = [(float(scorer.score_answer(one.value, params.entry)), one) for one in found]
         score, best = max(scored, key=lambda pair: pair[0])
-        outcome = Outcome.CORRECT if score >= params.threshold else Outcome.INCORRECT
-        chosen = best if outcome is Outcome.CORRECT else found[0]
-        return self.verdict(outcome, "score", chosen, f"score={score:g}")
+        same = score >= params.threshold
+        return self.compared(same, "score", best if same else found[0], params, f"score={score:g}")
 
 
 def candidates(task: VerifyTask, params: ReasoningGymParams) -> list[Extraction]:
@@ -79,7 +80,7 @@ def candidates(task: VerifyTask, params: ReasoningGymParams) -> list[Extraction]
     tagged = list(_TAGGED.finditer(text))
     if tagged:
         return [_part(text, *tagged[-1].span(1), "tagged")]
-    stated = stated_answer(task, bare=False)
+    stated = stated_answer(task, params)
     if stated is not None and stated.how == "boxed":
         return [stated]
     found: list[Extraction] = []

@@ -6,12 +6,15 @@ import re
 import string
 import unicodedata
 from collections import Counter
-from typing import Literal
+from collections.abc import Mapping
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from tracefactory.answers.shapes import Shape
+from tracefactory.answers.words import plain, same_thing
 from tracefactory.core.rows import Outcome, Verdict
-from tracefactory.verification.base import ExtractParams, Verifier, VerifyTask, verifier, whole_or_stated
+from tracefactory.verification.base import READS_MORE, ExtractParams, Verifier, VerifyTask, verifier, whole_or_stated
 
 
 class TextParams(ExtractParams):
@@ -33,20 +36,28 @@ class TextVerifier(Verifier):
     """Compare free text by its words, without case, punctuation and articles."""
 
     name = "text"
-    version = "2"
+    version = "3"
+    changes: ClassVar[Mapping[str, str]] = {
+        "3": READS_MORE + "; dates, times and chemical formulas equal their other spellings"
+    }
     Params = TextParams
+
+    def looks_like(self, task: VerifyTask) -> Shape:
+        return "words"
 
     def quick(self, task: VerifyTask, params: TextParams) -> Verdict | None:
         """Compare the words of the stated answer with those of each gold answer."""
         golds = [text for text in (task.problem.answer, *params.any_of) if text is not None and text.strip()]
         if not golds:
             return self.verdict(Outcome.UNVERIFIABLE, "no_gold")
-        stated = whole_or_stated(task, params, whole=False)
+        stated = whole_or_stated(self, task, params, whole=False)
         if stated is None:
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
-        answer = text_words(stated.text)
-        same = any(_text_matches(text_words(gold), answer, params) for gold in golds)
-        return self.verdict(Outcome.CORRECT if same else Outcome.INCORRECT, f"text_{params.match}", stated)
+        answer = text_words(plain(stated.value))
+        same = any(
+            _text_matches(text_words(plain(gold)), answer, params) or same_thing(gold, stated.value) for gold in golds
+        )
+        return self.compared(same, f"text_{params.match}", stated, params)
 
 
 def text_words(text: str) -> list[str]:

@@ -35,6 +35,9 @@ class RawVerdict(Frozen):
     extracted: str | None = Field(description="The answer that was found in the text.")
     span_start: int | None = Field(description="Where it starts in the answer text.")
     span_end: int | None = Field(description="Where it ends.")
+    confidence: float | None = Field(
+        default=None, description="How surely the text states that answer, from 0 to 1 (docs/verdicts.md)."
+    )
     method: str = Field(description="The rule that decided.")
     verifier: str = Field(description="The verifier.")
     version: str = Field(description="Its version.")
@@ -78,7 +81,7 @@ class RawRow(Frozen):
 
 @trace_view(
     name="raw",
-    version="3",
+    version="4",
     summary="Every field of the trace: problem, reasoning, answer text, verdict, provenance, tokens, cost, measures.",
     row=RawRow,
     columns_too=True,

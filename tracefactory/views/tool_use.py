@@ -6,8 +6,16 @@ import json
 
 from pydantic import Field
 
-from tracefactory.core.rows import Frozen, Trace
-from tracefactory.publish.views import Row, Tracked, require_trainable, trace_view, tracking
+from tracefactory.core.rows import Frozen, ToolCall, Trace
+from tracefactory.publish.views import (
+    Row,
+    Tracked,
+    ViewError,
+    require_trainable,
+    require_uncontrolled,
+    trace_view,
+    tracking,
+)
 
 
 class Function(Frozen):
@@ -45,13 +53,20 @@ class ToolUseRow(Tracked):
 
 @trace_view(
     name="tool_use",
-    version="2",
+    version="3",
     summary="`messages` with tool calls and their results, and `tools` as JSON.",
     row=ToolUseRow,
 )
 def tool_use(trace: Trace) -> Row:
-    """Return the conversation as messages of the OpenAI protocol; keys that a message does not need are null."""
+    """Return the conversation as messages of the OpenAI protocol; keys that a message does not need are null.
+
+    Raises:
+        ViewError: for a trace that cannot be used for training, also by the arguments of its calls, and for arguments
+            that are no JSON object: chat templates write them as one.
+    """
     require_trainable(trace)
+    for call in (call for turn in trace.messages for call in turn.tool_calls):
+        _require_object(call)
     absent = dict.fromkeys(("tool_calls", "tool_call_id", "name"))
     messages = [{**absent, **turn.message(), "reasoning_content": turn.reasoning or None} for turn in trace.messages]
     tools = [
@@ -62,3 +77,18 @@ def tool_use(trace: Trace) -> Row:
         for one in trace.problem.tools
     ]
     return {**tracking(trace), "messages": messages, "tools": json.dumps(tools, ensure_ascii=False)}
+
+
+def _require_object(call: ToolCall) -> None:
+    """Check the arguments of a call.
+
+    Raises:
+        ViewError: when they are no JSON object, or contain a control token.
+    """
+    try:
+        given = json.loads(call.arguments)
+    except ValueError:
+        given = None
+    if not isinstance(given, dict):
+        raise ViewError("arguments_not_an_object", f"the arguments of a call of {call.name} are no JSON object")
+    require_uncontrolled(f"call of {call.name}", json.dumps(given, ensure_ascii=False))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracefactory.core.rows import Thinking
-from tracefactory.text.reasoning import opens_thinking, split_reasoning
+from tracefactory.text.reasoning import opens_thinking, split_reasoning, with_prefill
 
 TAGS = ["<think>", "</think>", "<thinking>", "</thinking>", "<reasoning>", "</reasoning>", "<thought>", "</thought>"]
 TAGS += ["<|begin_of_thought|>", "<|end_of_thought|>", "<THINK>", "</Think>"]
@@ -85,3 +85,37 @@ def test_a_prefill_opens_thinking_only_while_it_is_unclosed():
     assert opens_thinking("<think>\nFirst,")
     assert not opens_thinking("<think>done</think> The answer")
     assert not opens_thinking("The answer")
+
+
+# The words of a prefill are the trace's: servers do not repeat them.
+
+WORDED = "<think>\nThe problem is"
+
+
+@pytest.mark.parametrize(
+    ("prefill", "content", "field", "expected"),
+    [
+        (
+            WORDED,
+            " 8 + 9.\nIt is 17.\n</think>\nSo 17.",
+            None,
+            ("The problem is 8 + 9.\nIt is 17.", "So 17.", "closed"),
+        ),
+        (WORDED, "<think> 8 + 9.</think>So 17.", None, ("The problem is 8 + 9.", "So 17.", "closed")),
+        (WORDED, "So 17.", " 8 + 9.", ("The problem is 8 + 9.", "So 17.", "closed")),
+        (WORDED, "So 17.", "The problem is 8 + 9.", ("The problem is 8 + 9.", "So 17.", "closed")),
+        (WORDED, " 8 + 9", None, ("The problem is 8 + 9", "", "open")),
+        (WORDED, "", None, ("", "", "open")),
+        ("Let us see: ", "8 + 9 = 17.", None, ("", "Let us see: 8 + 9 = 17.", "none")),
+        ("Let us see: ", "17.", "8 + 9.", ("8 + 9.", "Let us see: 17.", "closed")),
+        ("<think>\nEasy.\n</think>\n\nIt is", " 17.", None, ("Easy.", "It is 17.", "closed")),
+        ("<think>\nHm, the prob", "lem.</think>17", None, ("Hm, the problem.", "17", "closed")),
+        ("<think>\n", "8 + 9.</think>17", None, ("8 + 9.", "17", "closed")),
+        ("<think>\n\n</think>\n\n", "17", None, ("", "17", "none")),
+        ("", "<think>8</think>17", None, ("8", "17", "closed")),
+    ],
+)
+def test_a_trace_begins_with_the_words_of_its_prefill(prefill, content, field, expected):
+    written = with_prefill(content, field, prefill)
+    reasoning, answer, thinking = split_reasoning(*written, opened_in_prompt=opens_thinking(prefill))
+    assert (reasoning, answer, thinking.value) == expected

@@ -1,10 +1,11 @@
 """after_answer and verification_steps: where the answer is stated, and what follows it."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
 
-from tracefactory.core.rows import Thinking
+from tracefactory.core.rows import Outcome, Problem, Thinking, Verdict
 from tracefactory.pruners.after_answer import AfterAnswer
 from tracefactory.pruners.verification_steps import VerificationSteps
 from tracefactory.pruning import PruneItem, Tools
@@ -172,3 +173,63 @@ async def test_the_doubt_that_leads_up_to_a_check_goes_with_it(lab: SimpleNamesp
 async def test_a_trace_that_never_closed_keeps_its_checks(lab: SimpleNamespace) -> None:
     (result,) = await checks(lab, lab.trace(SOLVED, "", thinking=Thinking.OPEN))
     assert result.reason == "thinking_not_closed"
+
+
+async def calculating(pairs: list[tuple[Problem, str]]) -> list[Verdict]:
+    """Verify as a real verifier does, which calculates what it is shown."""
+    verdicts = []
+    for problem, text in pairs:
+        stated = re.findall(r"\\boxed\{([^}]*)\}|answer is[ :]*([\d+*/. -]*\d)", text)
+        value = (stated[-1][0] or stated[-1][1]).strip(" $.") if stated else None
+        number = re.fullmatch(r"(?:[\d+*/. -]+)(?= eggs|$)(?: eggs)?", value or "")
+        outcome = Outcome.UNVERIFIABLE
+        if number:
+            right = eval(number.group().removesuffix(" eggs")) == float(problem.answer)
+            outcome = Outcome.CORRECT if right else Outcome.INCORRECT
+        verdicts.append(Verdict(outcome=outcome, extracted=value, method="test", verifier="test", version="1"))
+    return verdicts
+
+
+REST = "\n\nThat is 3 rows of 4, and then 6 more.\n\nSo the total is 18 eggs.\n\nNow to sell them in 2 days."
+
+
+@pytest.mark.parametrize("pruner", [AfterAnswer, VerificationSteps])
+@pytest.mark.parametrize(
+    "early",
+    [
+        "So we have 3*4+6",
+        "So the total is 3 * 4 + 6.",
+        "So the total is 3 * 4 + 6 eggs.",
+        "Thus the answer is 3*4+6.",
+        "So each gets = 54/3 =",
+        "Therefore x = 54/3",
+        "So we get 18 + 0 for now.",
+        "Hence x = 1 or x = 18.",
+        "Thus the answer is 18 * 1, with one more step.",
+    ],
+)
+async def test_an_expression_that_has_yet_to_be_calculated_states_no_answer(
+    lab: SimpleNamespace, pruner: type, early: str
+) -> None:
+    text = f"{early}{REST}" if pruner is AfterAnswer else f"{early}\n\nLet me check: 3 * 4 = 12, which fits.{REST}"
+    item = PruneItem.of(lab.trace(text, "The answer is 18.", gold="18"))
+    (result,) = await pruner(evidence="result").prune([item], Tools(verify=calculating))
+    assert result.reason == ("no_checks_after_answer" if pruner is VerificationSteps else None)
+    if pruner is AfterAnswer:
+        assert result.reasoning.endswith("So the total is 18 eggs.")
+
+
+async def test_the_gold_answer_may_be_an_expression_itself(lab: SimpleNamespace) -> None:
+    text = "Count them.\n\nSo the total is 3 * 4 + 6.\n\nNow 3 weeks too."
+    item = PruneItem.of(lab.trace(text, "The answer is 3*4+6.", gold="18"))
+    asked = item.trace.problem.model_copy(update={"answers": ("3*4+6",)})
+    item = item.model_copy(update={"trace": item.trace.model_copy(update={"problem": asked})})
+    (result,) = await AfterAnswer(evidence="result").prune([item], Tools(verify=calculating))
+    assert result.kept == (0, 1)
+
+
+async def test_the_last_relation_of_a_sentence_gives_its_result(lab: SimpleNamespace) -> None:
+    text = "Count them.\n\nSo 12 is the number of rows, and 12 + 6 = 18.\n\nNow 3 weeks too."
+    item = PruneItem.of(lab.trace(text, "The answer is 18.", gold="18"))
+    (result,) = await AfterAnswer(evidence="result").prune([item], Tools(verify=calculating))
+    assert result.kept == (0, 1)

@@ -188,6 +188,7 @@ def test_impossible_votes_are_refused() -> None:
 def test_all_pruners_are_registered_and_an_unknown_one_is_named() -> None:
     assert list(PRUNERS) == [
         "after_answer",
+        "answer_likelihood",
         "binary_cut",
         "low_information",
         "rewrite",

@@ -5,8 +5,11 @@ from types import SimpleNamespace
 import pytest
 
 from tracefactory.core.rows import Outcome
-from tracefactory.pruning import PruneItem, reverify
+from tracefactory.pruners.after_answer import AfterAnswer
+from tracefactory.pruners.verification_steps import VerificationSteps
+from tracefactory.pruning import PruneItem, Tools, reverify
 from tracefactory.pruning.base import Cost, keep, parent
+from tracefactory.pruning.conclusion import shuffled
 from tracefactory.pruning.dangling import dangling
 
 TEXT = "Take 6 rows of 7.\n\nThen 5 * 7 = 35 eggs.\n\nAnd 35 + 7 = 42 eggs.\n\nLet me check the 42 again."
@@ -159,3 +162,89 @@ def test_the_answer_text_may_not_point_at_what_was_cut(lab: SimpleNamespace) -> 
     item = item_of(lab, ["Take 6 rows.", "They hold 99 eggs.", "Now go on."])
     assert dangling(item, keep(item, (0, 2), "With the 99 eggs found above, the answer is 42.")) is not None
     assert dangling(item, keep(item, (0, 1), "With the 99 eggs found above, the answer is 42.")) is None
+
+
+DERIVED = "Take 6 rows of 7.\n\nThen 5 * 7 = 35 eggs.\n\nAnd 35 + 7 = 42 eggs.\n\nSo the answer is 42."
+LONGER = f"{DERIVED}\n\nNow to sell them.\n\nIn 3 days they are gone."
+
+
+async def follows(lab: SimpleNamespace, reasoning: str, **rest):
+    """Check a reasoning from which the answer is said to follow, with the answer text of the parent."""
+    item = PruneItem.of(lab.trace(LONGER))
+    given = {"stated": "explicit", "stated_last": True, **rest}
+    (checked,) = await reverify([item], [keep(item, (), "The answer is 42.", added=reasoning, **given)], lab.verify)
+    return checked
+
+
+async def test_the_answer_is_read_again_from_the_pruned_reasoning(lab: SimpleNamespace) -> None:
+    checked = await follows(lab, DERIVED)
+    assert (checked.result.reason, checked.states) == (None, "right")
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "reason"),
+    [
+        ("", "empty_reasoning"),
+        (" \n\n ", "empty_reasoning"),
+        ("Bananas are yellow. They grow in bunches.", "reasoning_states_no_answer"),
+        ("Lorem ipsum dolor sit amet 42.", "reasoning_states_no_answer"),
+        ("So the answer is 41.", "reasoning_states_another_answer"),
+        ("So the answer is 42.\n\nNo, the answer is 41.", "reasoning_states_another_answer"),
+        ("The answer is 42 perhaps.", "reasoning_states_no_answer"),
+        ("So the answer is boom 42.", "verifier_error"),
+        ("So the answer is 42.\n\nTake 6 rows of 7.", "reasoning_goes_on_after_answer"),
+        (shuffled(DERIVED, "b"), "reasoning_goes_on_after_answer"),
+        ("Take 6 rows of 7, which is 6 * 7 =", "reasoning_states_no_answer"),
+    ],
+)
+async def test_a_reasoning_that_does_not_lead_to_the_answer_is_refused(
+    lab: SimpleNamespace, reasoning: str, reason: str
+) -> None:
+    checked = await follows(lab, reasoning)
+    assert checked.result.reason == reason
+    assert checked.result.reasoning == LONGER
+    assert checked.verdict is None
+
+
+async def test_every_order_of_the_sentences_but_those_that_end_in_the_answer_is_refused(lab: SimpleNamespace) -> None:
+    passed = 0
+    for seed in range(40):
+        mixed = shuffled(DERIVED, str(seed))
+        accepted = (await follows(lab, mixed)).result.reason is None
+        assert accepted == mixed.endswith("So the answer is 42.")
+        passed += accepted
+    assert 0 < passed < 20
+
+
+async def test_a_reasoning_need_not_state_the_answer_but_states_no_other(lab: SimpleNamespace) -> None:
+    """Beginnings from which a student concludes, and steps that were chosen one by one."""
+    for reasoning, reason, states in (
+        ("Take 6 rows of 7.", None, "none"),
+        (DERIVED, None, "right"),
+        ("So the answer is 41.", "reasoning_states_another_answer", "wrong"),
+        ("So the answer is 41.\n\nWait, that is wrong. I forgot a row of 7.", None, "none"),
+        ("Write it as \\boxed{m + n}.", None, "undecided"),
+    ):
+        checked = await follows(lab, reasoning, stated=None, stated_last=False)
+        assert (checked.result.reason, checked.states) == (reason, states)
+
+
+@pytest.mark.parametrize("pruner", [AfterAnswer(), AfterAnswer(evidence="result"), VerificationSteps()])
+async def test_pruners_that_cut_because_of_a_statement_leave_it(lab: SimpleNamespace, pruner) -> None:
+    text = DERIVED.replace("answer is", "total is") if getattr(pruner, "evidence", "") == "result" else DERIVED
+    item = PruneItem.of(lab.trace(f"{text}\n\nLet me check: 42 / 6 = 7.\n\nSo the answer is 42.\n\nDone."))
+    (result,) = await pruner.prune([item], Tools(verify=lab.verify))
+    assert result.stated == pruner.evidence
+    (checked,) = await reverify([item], [result], lab.verify)
+    assert (checked.result.reason, checked.states) == (None, "right")
+
+
+@pytest.mark.parametrize("end", ["So we need 35 + 7.", "So it is 35 + 7 =", "Then 84/2."])
+async def test_no_cut_leaves_a_calculation_without_its_result(lab: SimpleNamespace, end: str) -> None:
+    item = item_of(lab, ["Take 6 rows of 7.", end, "It is 42.", "So the answer is 42."])
+    (checked,) = await reverify([item], [keep(item, (0, 1), "The answer is 42.")], lab.verify)
+    assert checked.result.reason == "ends_before_result"
+    (anywhere,) = await reverify([item], [keep(item, (0, 1), "The answer is 42.", stops="any")], lab.verify)
+    assert anywhere.result.reason is None  # `stops: any` is the paper's search
+    (whole,) = await reverify([item], [keep(item, (0, 1, 2, 3), "The answer is 42.")], lab.verify)
+    assert whole.result.reason is None

@@ -124,6 +124,10 @@ def test_a_rollout_on_a_trace_names_it_as_parent(tmp_path: Path) -> None:
         ("one = await ask(self.model, self.prompt)\nreturn [one, one]", "returned one reply twice"),
         ("return await ask('other', self.prompt)", "more than the 0 requests to 'other'"),
         ("return await ask(self.model, 'math_long')", "which is the value of none of its parameters"),
+        (
+            "type(self).asked_with = lambda one: {one.model: []}\nreturn await ask(self.model, self.prompt)",
+            "gives 'math_short' to 'teacher', which is not in its `asked_with`",
+        ),
         ("return await ask(self.model, self.prompt, max_tokens=9999)", "more than max_tokens: 4096"),
         ("return await ask.verify(await ask(self.model, self.prompt))", "without declaring `verifies = True`"),
         (

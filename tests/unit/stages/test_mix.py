@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.stages.conftest import RunStages
@@ -210,6 +210,68 @@ def test_three_groups_get_their_shares_of_problems_or_tokens() -> None:
     assert "solved by all 3 teachers 2000" in mixed.notes[0]
 
 
+# Problems that only some groups solved.
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(MIXED, GROUPS, st.data(), st.sampled_from(list(Unit)), st.integers(1, 9) | st.none())
+def test_with_any_every_solved_problem_is_mixed_once_with_a_trace_that_is_right(
+    rows: list[tuple[str, str, int, str]], groups: list[str], data: st.DataObject, unit: Unit, size: int | None
+) -> None:
+    weights = [data.draw(st.integers(0, 5)) for _ in groups]
+    total = sum(weights) or len(groups)
+    shares = {group: (weight if sum(weights) else 1) / total for group, weight in zip(groups, weights, strict=True)}
+    traces = frame(rows)
+    mixed = draw(traces, Draw("teacher", shares, unit, size, "drawn", 4, "any"))
+    assert mixed.frame.select("problem_id", "id").equals(traces.select("problem_id", "id"))
+    assert mixed.frame["kept"].equals(mixed.frame["reason"].is_null(), check_names=False)
+    picked = chosen(mixed, traces)
+    assert picked["problem_id"].n_unique() == picked.height
+    assert set(picked["outcome"]) <= {"correct"}
+    solved = traces.filter(pl.col("outcome") == "correct", pl.col("group").is_in(groups))
+    assert picked.height == min(solved["problem_id"].n_unique(), size or picked.height)
+    assert mixed.numbers["mix_problems"] == picked.height
+    assert mixed.numbers["mix_solved_by_all"] + mixed.numbers["mix_solved_by_some"] == solved["problem_id"].n_unique()
+    if len(groups) == 2 and unit is Unit.PROBLEMS and size is None:  # as near to the share as can be
+        first, second = sorted(groups)
+        by = [set(solved.filter(pl.col("group") == one)["problem_id"]) for one in (first, second)]
+        least, most = len(by[0] - by[1]), len(by[0])
+        got = picked.filter(pl.col("group") == first).height
+        assert abs(got - min(max(shares[first] * picked.height, least), most)) <= 1
+
+
+def lopsided() -> pl.DataFrame:
+    """Ten problems: five solved by both, three by the long style alone, one by the short one alone, one by nobody."""
+    by = {"long": (0, 1, 2, 3, 4, 5, 6, 7), "short": (0, 1, 2, 3, 4, 8)}
+    right = [(f"p{n}", style, 50 if style == "long" else 10, "correct") for style, those in by.items() for n in those]
+    return frame([*right, ("p9", "long", 50, "incorrect")])
+
+
+@pytest.mark.parametrize(("long", "expected"), [(0.2, 3), (0.5, 5), (0.8, 7), (1.0, 8)])
+def test_what_one_style_alone_solved_is_left_out_or_taken_and_the_others_even_out(long: float, expected: int) -> None:
+    traces = lopsided()
+    strict = mix(traces, MixParams(long=long, short=1 - long))
+    assert chosen(strict, traces).height == 5
+    assert "mix: `problems: all`: the 4 that only some styles solved are left out" in strict.notes
+    loose = mix(traces, MixParams(long=long, short=1 - long, problems="any"))
+    picked = chosen(loose, traces)
+    assert picked.height == 9
+    assert picked.filter(pl.col("group") == "long").height == expected
+    assert "mix: `problems: any`: the 4 that only some styles solved can only have their traces" in loose.notes
+    assert "only_long_solved" not in set(loose.frame["reason"])
+    assert loose.numbers == {"mix_problems": 9.0, "mix_solved_by_all": 5.0, "mix_solved_by_some": 4.0}
+
+
+def test_a_share_of_tokens_counts_what_only_one_style_solved() -> None:
+    both = solved_by_both(400)
+    alone = frame([(f"alone{n}", "long", 100, "correct") for n in range(10)])
+    traces = pl.concat([both, alone.with_columns(id=pl.Series([row_id(f"a{n}") for n in range(10)]))])
+    picked = chosen(mix(traces, MixParams(long=0.5, short=0.5, unit="tokens", problems="any")), traces)
+    long = picked.filter(pl.col("group") == "long")["tokens"].sum()
+    assert picked.height == 410
+    assert long / picked["tokens"].sum() == pytest.approx(0.5, abs=0.01)
+
+
 def test_one_group_alone_and_a_group_that_nobody_is_in() -> None:
     traces = of_three(10)
     alone = draw(traces, Draw("teacher", {"small": 1.0}, size=4))
@@ -271,10 +333,26 @@ async def test_teachers_of_one_style_are_mixed_and_the_card_counts_them(run_stag
     card = (tmp_path / "project" / "out" / "t" / "1" / "README.md").read_text()
     assert "| `mixed` | `large` | problems | 20.0% | 20.0% | 4 |" in card
     assert "| `mixed` | `small` | problems | 80.0% | 80.0% | 16 |" in card
+    assert "solved by both teachers 20, only large 0, only small 0" in card
     again = await run_stages(
         stages.replace("{large: 0.2, small: 0.8}", "{small: 0.8, large: 0.2}"), PROBLEMS, large={}, small={"seed": 1}
     )
     assert again.stage("mixed").cached
+
+
+async def test_the_card_says_what_became_of_problems_that_one_teacher_alone_solved(
+    run_stages: RunStages, tmp_path: Path
+) -> None:
+    stages = STAGES.replace("BY", "teacher").replace("SHARES", "{large: 0.2, small: 0.8}, problems: any")
+    made = await run_stages(stages, PROBLEMS, large={}, small={"accuracy": 0.3, "seed": 1})
+    published, numbers = made.traces("dataset"), made.stage("mixed").tally.numbers
+    alone = int(numbers["mix_solved_by_some"])
+    assert (len(published), numbers["mix_problems"]) == (20, 20.0)
+    assert alone > 4  # more than the share of the large teacher
+    assert sum(trace.teacher == "large" for trace in published) == alone
+    card = (tmp_path / "project" / "out" / "t" / "1" / "README.md").read_text()
+    assert f"the {alone} that only some teachers solved can only have their traces" in card
+    assert f"| `mixed` | `large` | problems | 20.0% | {alone / 20:.1%} | {alone} |" in card
 
 
 @pytest.mark.parametrize(

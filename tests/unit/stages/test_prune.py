@@ -60,7 +60,7 @@ def project(tmp_path: Path, stages: str) -> Path:
 
 def test_every_pruner_is_an_operation() -> None:
     assert [name for name in STAGES if name.startswith("prune:")] == [f"prune:{name}" for name in PRUNERS]
-    assert len(list(PRUNERS)) == 7
+    assert len(list(PRUNERS)) == 8
 
 
 async def test_rules_alone_prune_what_comes_after_the_answer(run_stages: RunStages) -> None:

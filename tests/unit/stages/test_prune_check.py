@@ -106,3 +106,51 @@ async def test_a_plan_counts_the_check(run_stages: RunStages, tmp_path: Path) ->
     loaded = load_pipeline(file)
     (cut,) = [one for one in make_plan(loaded, loaded.project.state_dir).stages if one.id == "cut"]
     assert cut.to_pay.requests == 2 * 4 + 4  # two traces, and the control of their problem
+
+
+async def test_what_the_pruned_reasoning_states_is_read_again(run_stages: RunStages, tmp_path: Path) -> None:
+    """By the real verifier, which accepts "35 + 7" for 42: the trace is cut where 42 stands."""
+    early = "Take 6 rows of 7.\n\nSo the total is 35 + 7.\n\nNow add them.\n\nSo the total is 42.\n\nSell them by 2."
+    stage = "  - {id: cut, prune: after_answer, with: {evidence: result, check: answer}}"
+    made = await run_stages(SOURCE + stage, trace(early) + trace(early.replace("is 42", "are many")))
+    (cut,) = [row for row in made.traces("cut") if row.parents]
+    assert cut.reasoning.endswith("So the total is 42.")
+    assert cut.fields["prune_states"] == "right"
+    numbers = made.stage("cut").tally.numbers
+    assert (numbers["states_answer"], numbers["unchanged_answer_not_stated"]) == (1, 1)
+    assert "the reasoning of 1 of them states the right answer itself" in notes(tmp_path, numbers)[0]
+
+
+async def test_a_beginning_that_states_another_answer_is_not_kept(run_stages: RunStages) -> None:
+    """The student concludes correctly from it, and would be taught to answer against its own reasoning."""
+    thought = "Take 6 rows of 7.\n\nSo the answer is 41.\n\nNo, I forgot one: 6 * 7 = 42.\n\nSo the answer is 42."
+    stage = "  - {id: cut, prune: truncate, with: {model: student}}"
+    made = await run_stages(SOURCE + stage, trace(thought), student={"reply": "It is \\boxed{42}."})
+    (row,) = made.traces("cut")
+    assert not row.parents
+    numbers = made.stage("cut").tally.numbers
+    assert numbers["unchanged_reasoning_states_another_answer"] == 1
+    assert made.judged("cut")["prune_states"].to_list() == ["wrong"]
+
+
+@pytest.mark.parametrize("pruner", ["verification_steps", "after_answer"])
+async def test_the_card_says_what_a_pruner_does_not_show(run_stages: RunStages, tmp_path: Path, pruner: str) -> None:
+    made = await run_stages(SOURCE + f"  - {{id: cut, prune: {pruner}, with: {{check: answer}}}}", trace())
+    (note,) = notes(tmp_path, made.stage("cut").tally.numbers)
+    assert ("which does not show that the answer can do without them" in note) == (pruner == "verification_steps")
+
+
+def test_a_plan_tells_in_words_what_a_version_cuts_otherwise(tmp_path: Path) -> None:
+    stage = load_pipeline(project(tmp_path, "  - {id: cut, prune: after_answer, with: {check: answer}}")).stage("cut")
+    op = stage_of(stage)
+
+    def words(version: str, pruner: str) -> Sequence[str]:
+        before = {"version": version, "uses": {"versions": {"pruner": pruner}}}
+        upgrade = op.upgrade(stage, stage.params, before, None)  # type: ignore[arg-type]  # the pipeline is not asked
+        return () if upgrade is None else upgrade.words
+
+    (checked, cut) = words("5", "1")
+    assert "the pruned reasoning states is read again" in checked
+    assert "the answer has to stand written" in cut
+    assert words("6", "1") == (cut,)
+    assert words("6", "2") == words("6", "another") == ()

@@ -20,6 +20,7 @@ from tracefactory.core.rows import Outcome, Problem, Thinking, Trace, Verdict
 from tracefactory.publish.students import StudentCheck, unrendered
 from tracefactory.publish.views import VIEWS, Group
 from tracefactory.serving.templates import template_at_hand
+from tracefactory.students.render import Renderer
 from tracefactory.testing.templates import shipped, with_template
 from tracefactory.text.chat_templates import ChatTemplate, RenderError
 
@@ -41,7 +42,7 @@ def project(folder: Path, stages: str, template: str = "", front: str = "") -> P
     """Write a project with one pipeline, whose student has one of the templates of TRL."""
     gguf("smollm2-135m")
     for name in ("pipelines", "prompts"):
-        (folder / name).mkdir()
+        (folder / name).mkdir(parents=True)
     (folder / "sums.jsonl").write_text(json.dumps({"question": "What is 2 + 2?", "answer": "4"}) + "\n")
     row = {"question": "What is 2 + 2?", "response": "<think>\nTwo and two.\n</think>\n\n4", "answer": "4"}
     (folder / "traces.jsonl").write_text(json.dumps(row) + "\n")
@@ -88,6 +89,77 @@ def test_check_refuses_a_prompt_that_a_decoders_student_cannot_be_given(
     assert "stage 'decoded': prompt 'asked' under the chat template of 'pupil'" in said
 
 
+DUEL = """
+from tracefactory.core.rollout import ROLLOUTS, Rollout
+from tracefactory.core.stage import ModelName, PromptName
+
+@ROLLOUTS.register("duel")
+class Duel(Rollout):
+    \"\"\"A writes, B answers.\"\"\"
+
+    name, version = "duel", "1"
+    a: ModelName
+    b: ModelName
+    prompt: PromptName
+    reply: PromptName
+
+    def requests_at_most(self):
+        return {self.a: 1, self.b: 1}
+ASKED_WITH
+    async def run(self, row, ask):
+        first = await ask(self.a, self.prompt)
+        return await ask(self.b, GIVEN, after=first)
+"""
+TOLD = """
+    def asked_with(self):
+        return {self.a: [self.prompt], self.b: [self.reply]}
+"""
+DUELS = "  - {id: made, rollout: duel, with: {a: teacher, b: pupil, prompt: asked, reply: replied}}\n"
+
+
+def duel(folder: Path, asked_with: str, given: str = "self.reply", front: str = "system: Be brief.\n") -> Path:
+    """Write a project with a rollout of two models; `pupil` has Gemma's template, which has no system role."""
+    file = project(folder, DUELS, "gemma", front)
+    (folder / "prompts" / "replied.md").write_text("---\nstyle: long\n---\nIs that right?\n")
+    (folder / "rollouts").mkdir()
+    source = DUEL.replace("ASKED_WITH", asked_with).replace("GIVEN", given)
+    (folder / "rollouts" / "duel.py").write_text(source)
+    return file
+
+
+def test_check_tries_every_prompt_of_a_rollout_on_each_of_its_models(tmp_path: Path) -> None:
+    said = checked(duel(tmp_path, ""))
+    assert "stage 'made': prompt 'asked' under the chat template of 'pupil'" in said
+    assert "no_system_role" in said
+    assert "beginning of the body" in said
+    assert "say so in its `asked_with`" in said
+    assert "'teacher'" not in said
+    assert "'replied'" not in said
+
+
+def test_a_rollout_that_says_which_model_gets_a_prompt_is_tried_on_that_and_held_to_it(tmp_path: Path) -> None:
+    assert "no mistakes" in checked(duel(tmp_path / "right", TOLD))
+    elsewhere = TOLD.replace("self.b: [self.reply]", "'nobody': ['nothing']")
+    said = checked(duel(tmp_path / "elsewhere", elsewhere))
+    assert "has 'nobody' in `asked_with`, no parameter of it" in said
+    assert "has 'nothing' in `asked_with`, no parameter of it" in said
+
+
+def test_check_says_once_which_chat_templates_it_could_not_try(tmp_path: Path) -> None:
+    stages = (
+        "  - {id: written, sample: chat, with: {model: far, prompt: asked}}\n"
+        "  - {id: again, sample: chat, from: problems, with: {model: far, prompt: asked, seed: 1}}\n"
+    )
+    far = '  far: {use: openai, model: big, base_url: "http://127.0.0.1:9/v1"}\n'
+    file = project(tmp_path, stages, front="system: Be brief.\n")
+    file.write_text(file.read_text().replace("models:\n", f"models:\n{far}"))
+    said = checked(file)
+    assert "no mistakes" in said
+    assert said.count("note: the chat template of far is not on this machine") == 1
+    (tmp_path / "prompts" / "asked.md").write_text("---\nstyle: long\n---\n{{ question }}\n")
+    assert "note:" not in checked(file)  # nothing in it hangs on the template
+
+
 def test_check_refuses_a_student_that_cannot_be_measured(tmp_path: Path) -> None:
     measured = TRACES + "  - {id: measured, measure: student, with: {student: pupil}}\n"
     said = checked(project(tmp_path, measured, "deepseek_r1_distill"))
@@ -123,10 +195,10 @@ def trace(number: int, reasoning: str) -> Trace:
 @pytest.mark.parametrize("strict", [True, False])
 def test_every_row_is_rendered_and_refused_or_counted(strict: bool) -> None:
     gguf("smollm2-135m")
-    template = ChatTemplate.of_tokenizer(with_template(shipped()["deepseek_r1_distill_training"]))
+    renderer = Renderer(with_template(shipped()["deepseek_r1_distill_training"]), "inline")
     traces = [trace(0, "Two and two."), trace(1, ""), trace(2, "Two and two, again.")]
     made = VIEWS.get("sft").rows(Group(traces[0].problem, traces))
-    check = StudentCheck({"pupil": template}, strict=strict)
+    check = StudentCheck({"pupil": renderer}, strict=strict)
     left, counted = check.refuse(made), check.count(check.refuse(made).rows)
     if strict:
         assert [row["id"] for row in left.rows] == [traces[0].id, traces[2].id]
@@ -138,6 +210,28 @@ def test_every_row_is_rendered_and_refused_or_counted(strict: bool) -> None:
         (said,) = unrendered({"sft": counted})
         assert "1 rows" in said
         assert "no_reasoning" in said
+
+
+def test_publish_with_a_student_leaves_out_rows_that_its_tokenizer_reads_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`<filename>` is a control token of SmolLM2 and of no chat template: no view refuses it for every student."""
+    publish = "  - {id: dataset, publish: dataset, with: {views: [sft, messages], licence: mit, student: pupil}}\n"
+    file = project(tmp_path, TRACES + publish)
+    row = json.loads((tmp_path / "traces.jsonl").read_text())
+    rows = [row, {**row, "question": "Why?", "response": "<think>\nOpen <filename>.\n</think>\n\n4"}]
+    (tmp_path / "traces.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["run", str(file)])
+    assert done.exit_code == 0, done.output
+    assert "special_token_inside 1" in done.output
+    manifest = json.loads((tmp_path / "out" / "sums" / "1" / "manifest.json").read_text())
+    assert {name: one["rows"] for name, one in manifest["configs"].items()} == {"sft": 1, "messages": 1}
+    file.write_text(file.read_text().replace(", student: pupil", "").replace('version: "1"', 'version: "2"'))
+    done = CliRunner().invoke(app, ["run", str(file)])
+    assert done.exit_code == 0, done.output
+    manifest = json.loads((tmp_path / "out" / "sums" / "2" / "manifest.json").read_text())
+    assert manifest["configs"]["sft"]["rows"] == 2
 
 
 def rendered(*arguments: Any) -> tuple[int, str]:

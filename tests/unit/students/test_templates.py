@@ -259,17 +259,17 @@ def test_gemma_takes_the_system_message_in_the_body() -> None:
 
 
 def test_a_pair_that_is_the_same_text_after_rendering_is_found() -> None:
-    def pair(template: ChatTemplate, other: str, answer: str = ANSWER) -> Any:
+    def pair(renderer: Renderer, other: str, answer: str = ANSWER) -> Any:
         rejected = {"role": "assistant", "content": f"<think>\n{other}\n</think>\n\n{answer}"}
         return {"prompt": [USER], "chosen": [INLINE], "rejected": [rejected]}
 
-    original = ChatTemplate.of_tokenizer(with_template(shipped()["deepseek_r1_distill"]))
+    original = Renderer(with_template(shipped()["deepseek_r1_distill"]), "inline")
     row = pair(original, REASONING + "\n\nWait, is it?")
-    texts = [original.text([USER, row[side][0]], generate=False) for side in ("chosen", "rejected")]
+    texts = [original.template.text([USER, row[side][0]], generate=False) for side in ("chosen", "rejected")]
     assert texts[0] == texts[1]
     with pytest.raises(RenderError):
         check_row(row, original)
-    training = ChatTemplate.of_tokenizer(with_template(shipped()["deepseek_r1_distill_training"]))
+    training = Renderer(with_template(shipped()["deepseek_r1_distill_training"]), "inline")
     check_row(row, training)
     with pytest.raises(RenderError) as info:
         check_row(pair(training, REASONING), training)

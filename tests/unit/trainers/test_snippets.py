@@ -89,3 +89,65 @@ def test_render_prints_the_configuration_and_what_is_trained() -> None:
     assert "--- LLaMA-Factory (0.9.5) trains on every message of the assistant" in text
     with pytest.raises(UserError, match="did you mean 'axolotl'"):
         trainer_of("axolotel")
+
+
+def test_releases_with_the_same_version_are_not_mistaken_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache of `datasets` knows a folder by its last name: `load_dataset(FOLDER, VIEW)` returns the first one."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    found, by_folder = [], []
+    for name in ("raw", "pruned"):
+        release = tmp_path / name / "1"
+        (release / "data" / "sft").mkdir(parents=True)
+        pq.write_table(pa.table({"id": [name]}), release / "data" / "sft" / "train-00000.parquet")
+        files = "  data_files:\n  - split: train\n    path: data/sft/*.parquet\n"
+        (release / "README.md").write_text(f"---\nconfigs:\n- config_name: sft\n{files}---\n")
+        code = Data(str(release)).loaded("sft")
+        found.append(eval(code, {"load_dataset": datasets.load_dataset})["id"][0])
+        by_folder.append(datasets.load_dataset(str(release), "sft", split="train")["id"][0])
+        (train,) = snippet(TRAINERS["axolotl"], "messages", Data(str(release)))
+        (entry,) = yaml.safe_load(train.text)["datasets"]
+        assert entry["data_files"] == [f"{release}/data/messages/*.parquet"]
+    assert found == ["raw", "pruned"]
+    assert by_folder == ["raw", "raw"]  # when this fails, folders can be loaded by their names again
+
+
+@pytest.mark.parametrize(
+    "cut",
+    ["So is it? No. ", " So is it? No.", '"Moved" is a word. ', "Let me check: 40 + 2 = 42.\n\n", "Take 40 and 2. "],
+)
+def test_labels_leave_out_whole_sentences_that_were_cut_within_a_paragraph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    """Tokens begin with the space before a word: taken by their first character, first words were on the wrong side."""
+    import runpy
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import load_from_disk
+
+    from tests.unit.students.test_masks import USER, renderer
+    from tracefactory.testing.templates import shipped
+
+    tokenizer = renderer(shipped()["smollm2"]).tokenizer
+    tokenizer.save_pretrained(tmp_path / "student")
+    reasoning = 'Take 40 and 2. So is it? No. "Moved" is a word. It is 42.\n\nLet me check: 40 + 2 = 42.\n\nYes.'
+    content = f"<think>\n{reasoning}\n</think>\n\nIt is 42."
+    at = content.index(cut)
+    ranges = [(0, at, True), (at, at + len(cut), False), (at + len(cut), len(content), True)]
+    details = [{"begin_offset": begin, "end_offset": end - 1, "train": train} for begin, end, train in ranges]
+    messages = [{**USER, "train_detail": None}, {"role": "assistant", "content": content, "train_detail": details}]
+    (tmp_path / "data" / "masked").mkdir(parents=True)
+    pq.write_table(pa.table({"id": ["r"], "masked_messages": [messages]}), tmp_path / "data" / "masked" / "a.parquet")
+    script = snippet(TRAINERS["trl"], "masked", Data(str(tmp_path), student=str(tmp_path / "student")))[0]
+    (tmp_path / script.name).write_text(script.text)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(script.name)
+    (row,) = load_from_disk("masked-labels")["train"]
+    trained = tokenizer.decode([label for label in row["labels"] if label != -100])
+    assert trained.split() == (content.replace(cut, " ") + "<|im_end|>").split()

@@ -266,10 +266,60 @@ CHINESE = [
     ("1,2", "1和2", True),
     ("下午3:30", "15:30", True),
 ]
+ENDINGS_AND_POLICIES = [
+    ("S = [0, 1)", r"0 \le x < 1", True),
+    ("(a, 2b)", "(a, b+b)", True),
+    ("[a, 2b)", "[a, b+b]", False),
+    ("7/3", "2 and 1/3", True),
+    (r"\mathbb{R}", r"x < \infty", True),
+    (r"(3, \infty)", r"\{x \mid x > 3\}", True),
+    ("5", "5 = x", True),
+    ("[0, 2)", r"[0, 1] \cup [1, 2)", True),
+    ("max 5, min -3", "5, -3", True),
+    ("max 5, min -3", "length 5, width -3", False),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\end{pmatrix}", False),
+    (r"(1,2) \cup (3,4)", "(1,2), (3,4)", False),
+    ("x = 3", "2x = 6", False),
+    ("x > 4", "3x > 12", False),
+    ("[-2,7]", r"x^2-5x-14 \le 0", False),
+    ("2x-y+1=0", "y=2x+1", True),
+    ("18", "A: 18", True),
+    ("A: 18", "18", True),
+    ("x: 4", "x = 4", True),
+    ("a:b", "b:a", False),
+    ("3:2", "R: 3:2", True),
+    ("x:2x", "1:2", True),
+    (r"40\pi", r"40\pi \approx 125.66", True),
+    (r"40\pi", r"40\pi \approx 12.57", False),
+    ("125.66", r"40\pi \approx 125.66", True),
+    (r"\frac13", "1/3 (about 0.33)", True),
+    ("34", "$34 a month", True),
+    ("$34 per month", "$34/month", True),
+    ("$34 per month", "$34 per week", False),
+    ("60 km/h", "60 km/s", False),
+    ("48 g", "48g", True),
+    ("34", "34m", True),
+    ("5m", "5", False),
+    ("48g", "48kg", False),
+    ("H2O", "H_2O", True),
+    (r"\mathrm{SO_4^{2-}}", "SO4^2-", True),
+    ("H2O", "H2O2", False),
+    ("50", "5000%%%%%%", False),
+    ("9", "9^{9^{9^9}}", False),
+    ("385_9", "385_3", False),
+    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{vmatrix}1&2\\3&4\end{vmatrix}", False),
+    ("max 5, min -3", "min -3, max 5", True),
+    ("max 5, min -3", "max -3, min 5", False),
+    ("12", "72/6 or 12", True),
+    ("12", "12 or 13", False),
+    ("£45", "45 pounds", True),
+    ("1250", "1.250 €", True),
+    ("2500", "2.5k", True),
+]
 PAIRS = [*NUMBERS, *PERCENT_MONEY_UNITS, *TIMES_BASES, *STRUCTURES, *ALGEBRA, *WORDS, *CHINESE]
 
 
-@pytest.mark.parametrize(("gold", "answer", "right"), PAIRS)
+@pytest.mark.parametrize(("gold", "answer", "right"), [*PAIRS, *ENDINGS_AND_POLICIES])
 def test_a_pair_gets_the_expected_verdict(gold: str, answer: str, right: bool) -> None:
     verdict = verify_one(gold, answer, kind="math")
     assert verdict.outcome is (Outcome.CORRECT if right else Outcome.INCORRECT), verdict
@@ -277,4 +327,12 @@ def test_a_pair_gets_the_expected_verdict(gold: str, answer: str, right: bool) -
 
 @pytest.mark.parametrize(("gold", "answer", "right"), PAIRS)
 def test_equivalence_is_symmetric(gold: str, answer: str, right: bool) -> None:
-    assert Comparison(MathParams()).readings(read(answer), read(gold)) is right
+    """Except that an answer must be solved: `2x = 6` for the gold answer `x = 3` is refused by default."""
+    params = MathParams(relations="equivalent")
+    assert Comparison(params).readings(read(answer), read(gold)) is right
+
+
+@pytest.mark.parametrize(("gold", "answer"), [("x = 3", "2x = 6"), ("x > 4", "3x > 12"), ("(4, \\infty)", "3x > 12")])
+def test_an_unsolved_relation_is_accepted_only_where_the_policy_says_so(gold: str, answer: str) -> None:
+    outcomes = [verify_one(gold, answer, kind="math", relations=how).outcome for how in ("solved", "equivalent")]
+    assert outcomes == [Outcome.INCORRECT, Outcome.CORRECT]

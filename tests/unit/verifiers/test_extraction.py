@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tracefactory.answers.extract import extract, loops, split_thinking
+from tracefactory.answers.extract import extract, loops
+from tracefactory.answers.runs import KEPT, Shortened, shorten
 from tracefactory.answers.sentences import is_value
+from tracefactory.answers.thinking import split_thinking
 from tracefactory.core.rows import Outcome
 from tracefactory.verification.single import verify_one
 
@@ -228,3 +230,87 @@ def test_commands_of_latex_are_no_words(piece: str) -> None:
 @pytest.mark.parametrize("piece", ["y = three apples", r"y = \text{three apples}", "the total = 12"])
 def test_words_are_no_value(piece: str) -> None:
     assert not is_value(piece)
+
+
+JSON_TRAPS = [
+    ('{"reasoning": "16 - 3 - 4 = 9", "answer": "18"}', "18"),
+    ('```json\n{"answer": 18}\n```', "18"),
+    ('Here it is:\n```json\n{"final_answer": 18, "confidence": 0.9}\n```', "18"),
+    ('{"answer": "\\frac{1}{2}"}', r"\frac{1}{2}"),  # one backslash: JSON reads a form feed
+    ('{"answer": "\\\\frac{1}{2}"}', r"\frac{1}{2}"),
+    ('{"answer": {"value": 18, "unit": "eggs"}}', "18 eggs"),
+    ('{"result": {"answer": [1, 2]}}', "1, 2"),
+    ("{'answer': 18}", "18"),
+    ('{"solution": "We add. \\nSo the answer is 18."}', "18"),
+    ('{"eggs": 18, "reasoning": "x"}', "18"),
+    ('{"answer": true}', "true"),
+]
+
+
+@pytest.mark.parametrize(("text", "answer"), JSON_TRAPS)
+def test_the_answer_field_of_an_object_is_read(text: str, answer: str) -> None:
+    found = extract(text)
+    assert found is not None
+    assert found.value == answer
+    assert found.confidence >= 0.9
+    assert text[found.start : found.end] == found.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"reasoning": "9 * 2 = 18", "steps": [18]}',
+        '{"reasoning": "9 * 2 = 18", "answer": null}',
+        '{"reasoning": "9 * 2 = 18", "answer": ""}',
+        '{"reasoning": "9 * 2 = 18", "answer": ',
+        '{"a": ' * 5000 + "1" + "}" * 5000,
+    ],
+)
+def test_an_object_without_an_answer_states_none(text: str) -> None:
+    assert extract(text) is None
+
+
+def test_the_name_of_the_field_is_a_parameter() -> None:
+    text = '{"answer": "see below", "lösung": 18}'
+    assert verify_one("18", response=text).outcome is not Outcome.CORRECT
+    assert verify_one("18", response=text, answer_fields=["lösung"]).outcome is Outcome.CORRECT
+
+
+def test_confidence_decides_between_incorrect_and_uncertain() -> None:
+    text = "She buys 5 eggs more. Sally now has 18 eggs."
+    right, wrong = verify_one("18", response=text), verify_one("17", response=text)
+    assert (right.outcome, right.confidence) == (Outcome.CORRECT, 0.4)
+    assert (wrong.outcome, wrong.method) == (Outcome.UNVERIFIABLE, "uncertain_answer")
+    strict = verify_one("17", response=text, min_confidence_incorrect=0.4)
+    assert strict.outcome is Outcome.INCORRECT
+    assert verify_one("18", response=text, min_confidence=0.5).method == "no_answer"
+    boxed = verify_one("17", response=r"\boxed{18}")
+    assert (boxed.outcome, boxed.confidence) == (Outcome.INCORRECT, 1.0)
+
+
+LONG_RUNS = {
+    "spaces": ("the answer is" + " " * 1_000_000 + "18.", "18"),
+    "lines": ("Answer:" + "\n" * 100_000 + "18", "18"),
+    "mixed": ("Final answer: " + " \n\t" * 100_000 + "**18**", "18"),
+    "zero_width": ("The answer is " + "\u200b" * 50_000 + "18.", "18"),
+    "rule": ("=" * 50_000 + "\nThe answer is 18.\n" + "-" * 50_000, "18"),
+    "boxes": (r"\boxed{1}" * 100_000 + r"\boxed{18}", "18"),
+}
+
+
+@pytest.mark.parametrize("name", LONG_RUNS)
+def test_an_answer_is_found_among_long_runs_at_its_place(name: str) -> None:
+    text, answer = LONG_RUNS[name]
+    found = extract(text)
+    assert found is not None
+    assert found.value.strip("\u200b") == answer
+    assert text[found.start : found.end] == found.text
+
+
+def test_a_place_in_a_shortened_text_is_found_in_the_long_one() -> None:
+    text = "a" + " " * 100 + "b" + "-" * 60 + "c" + "\n" * 13 + "d"
+    short = shorten(text)
+    assert len(short.text) == 4 + 3 * KEPT
+    for sign in "abcd":
+        assert text[short.place(short.text.index(sign))] == sign
+    assert shorten("a  b -- c") == Shortened("a  b -- c")

@@ -1,4 +1,4 @@
-"""Choice, strings, text, numbers, reasoning_gym; consensus, pass rate and judge; the command and the table."""
+"""Choice, strings, text, numbers, reasoning_gym; consensus, pass rate and judge; the command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from typer.testing import CliRunner
 from tracefactory.cli.verify import verify
 from tracefactory.core.errors import UserError
 from tracefactory.core.rows import Outcome, Verdict
-from tracefactory.verification.agreement import Pair, math_verify_pairs, read_pairs, score, table, verify_pairs
 from tracefactory.verification.consensus import consensus
 from tracefactory.verification.judge import judge, read_vote
 from tracefactory.verification.pass_rates import pass_rate, wilson
@@ -176,21 +175,3 @@ def test_the_verify_command_checks_a_file(tmp_path: Path) -> None:
     error = command("--file", str(file))[2]
     assert isinstance(error, UserError)
     assert [mistake.line for mistake in error.mistakes] == [1, 2]
-
-
-def test_agreement_table_counts_both_kinds_of_mistakes(tmp_path: Path) -> None:
-    file = tmp_path / "pairs.jsonl"
-    rows = [
-        {"gold": "2 1/3", "prediction": "7/3", "label": True},
-        {"gold": "2 1/3", "prediction": "1", "label": False},
-        {"gold": "5", "response": r"So \boxed{5}.", "label": True},
-        {"gold": "5", "prediction": "6", "label": None},
-    ]
-    file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    pairs = read_pairs(file)
-    assert len(pairs) == 3
-    own, other = score(pairs, verify_pairs), score(pairs, math_verify_pairs)
-    assert (own.false_positives, own.false_negatives) == (0, 0)
-    assert (other.false_positives, other.false_negatives) == (1, 1)
-    assert "| pairs.jsonl | 3 | 100.0% | 0 | 0 | 33.3% | 1 | 1 |" in table([("pairs.jsonl", own, other)])
-    assert score([Pair(gold="1", text="2", response=False, label=True)], verify_pairs).agreement == 0

@@ -12,7 +12,7 @@ from tracefactory.core.model import ChatRequest, Completion, ModelSpec, RequestF
 from tracefactory.core.stage import Record
 from tracefactory.serving.batches.ledger import Entry, Requests
 from tracefactory.serving.batches.protocol import UNREADABLE, BatchApi, BatchState, Line
-from tracefactory.serving.client import read_completion
+from tracefactory.serving.completions import read_completion
 from tracefactory.serving.failures import AttemptFailed
 
 _HANDED = 256  # completions that were handed over and are not seen in the store yet

@@ -175,18 +175,11 @@ class MeasureStudent(Stage[MeasureStudentParams]):
         return frozenset({stage.params.student})
 
     def template_mistakes(self, stage: StageSpec[MeasureStudentParams], pipeline: Pipeline) -> list[Mistake]:
-        """Return why the student's chat template cannot render what it should be trained on."""
-        try:
-            environment = Environment(root=pipeline.project.root)
-            check_template(pipeline.models[stage.params.student].require_checkpoint(environment))
-        except UserError as error:
-            what = f"stage {stage.id!r}: "
-            return [Mistake(what + one.message, stage.file, stage.line, one.hint) for one in error.mistakes]
-        return []
+        return student_mistakes(stage, pipeline, stage.params.student)
 
     async def run(self, stage: StageSpec[MeasureStudentParams], batch: Batch, services: Services) -> Result:
         params, traces = stage.params, batch.traces
-        student = services.keep(f"student:{params.student}", lambda: _open(stage, services))
+        student = open_scored(params.student, services)
         rendered, failed = _rendered(traces, student)
         left = {row_id: services.left_failure(stage.id, row_id) for row_id in rendered}
         wanted = {row_id: one for row_id, one in rendered.items() if not left[row_id]}
@@ -269,14 +262,40 @@ def _divergence(
     return found, why_not
 
 
-def _open(stage: StageSpec[MeasureStudentParams], services: Services) -> ScoredStudent:
-    """Return the student of a stage: loaded into this worker, or reached through its servers."""
-    model = services.pipeline.models[stage.params.student]
+def student_mistakes(stage: StageSpec[Any], pipeline: Pipeline, name: str) -> list[Mistake]:
+    """Return why a student's chat template cannot render what it should be trained on.
+
+    Args:
+        stage: the stage that scores traces with it.
+        pipeline: its pipeline.
+        name: the name of the student.
+    """
+    try:
+        environment = Environment(root=pipeline.project.root)
+        check_template(pipeline.models[name].require_checkpoint(environment))
+    except UserError as error:
+        what = f"stage {stage.id!r}: "
+        return [Mistake(what + one.message, stage.file, stage.line, one.hint) for one in error.mistakes]
+    return []
+
+
+def open_scored(name: str, services: Services) -> ScoredStudent:
+    """Return a student that scores: loaded into this worker once, or reached through its servers.
+
+    Args:
+        name: the name of the model.
+        services: the services of the worker, which keeps the student.
+    """
+    return services.keep(f"student:{name}", lambda: _open(name, services))
+
+
+def _open(name: str, services: Services) -> ScoredStudent:
+    model = services.pipeline.models[name]
     spec = model.require_checkpoint(services.environment)
     store = ScoreStore(services.state_dir, model.scores_key(services.environment))
     if model.in_process:
         return ScoredStudent(InProcess(open_student(spec)), store)
-    client = services.client(stage.params.student)
+    client = services.client(name)
     return ScoredStudent(open_served(spec, client, model.longest_prompt), store)
 
 

@@ -16,7 +16,7 @@ from tracefactory.core.errors import Mistake
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen
 from tracefactory.core.stage import STAGES, Decided, Facts, Stage, Work
-from tracefactory.stages.mix._shares import Draw, Pick, Unit, draw
+from tracefactory.stages.mix._shares import Draw, Pick, Problems, Unit, draw
 from tracefactory.stages.mix.shares import shared
 
 
@@ -26,9 +26,12 @@ class MixParams(Frozen):
     long: float = Field(default=0.2, ge=0, le=1, description="Share of long traces.")
     short: float = Field(default=0.8, ge=0, le=1, description="Share of short traces.")
     unit: Unit = Field(default=Unit.PROBLEMS, description="What the shares are of: problems, or completion tokens.")
-    size: int | None = Field(
-        default=None, ge=1, description="Problems in the mix; null is all that both styles solved."
+    problems: Problems = Field(
+        default="all",
+        description="Problems of the mix: all takes those that both styles solved; any takes those that at least one "
+        "style solved, with its trace where there is no other, so that the shares can miss those asked for.",
     )
+    size: int | None = Field(default=None, ge=1, description="Problems in the mix; null is all that were solved so.")
     pick: Pick = Field(
         default="drawn", description="Which trace is taken for a problem that a style solved several times."
     )
@@ -67,7 +70,7 @@ def mix(traces: pl.DataFrame, params: MixParams) -> Decided:
         params: shares, unit, size, pick and seed.
     """
     shares = {"long": params.long, "short": params.short}
-    return draw(traces, Draw("style", shares, params.unit, params.size, params.pick, params.seed))
+    return draw(traces, Draw("style", shares, params.unit, params.size, params.pick, params.seed, params.problems))
 
 
 STAGES.register("mix:long_short")(MixLongShort())

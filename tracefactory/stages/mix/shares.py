@@ -20,7 +20,7 @@ from tracefactory.core.rows import Frozen, Kind
 from tracefactory.core.stage import STAGES, Decided, Facts, Stage, Work, stage_of
 from tracefactory.core.tables import Table, schema_of
 from tracefactory.stages._measured import columns_above, not_measured
-from tracefactory.stages.mix._shares import Draw, Pick, Unit, draw
+from tracefactory.stages.mix._shares import Draw, Pick, Problems, Unit, draw
 
 
 class SharesParams(Frozen):
@@ -34,9 +34,12 @@ class SharesParams(Frozen):
         min_length=1, description="The share of each group, such as {large: 0.2, small: 0.8}."
     )
     unit: Unit = Field(default=Unit.PROBLEMS, description="What the shares are of: problems, or completion tokens.")
-    size: int | None = Field(
-        default=None, ge=1, description="Problems in the mix; null is all that every group solved."
+    problems: Problems = Field(
+        default="all",
+        description="Problems of the mix: all takes those that every group solved; any takes those that at least one "
+        "group solved, with its trace where there is no other, so that the shares can miss those asked for.",
     )
+    size: int | None = Field(default=None, ge=1, description="Problems in the mix; null is all that were solved so.")
     pick: Pick = Field(
         default="drawn", description="Which trace is taken for a problem that a group solved several times."
     )
@@ -75,7 +78,7 @@ class MixShares(Stage[SharesParams]):
 
     def decide(self, stage: StageSpec[SharesParams], frame: pl.DataFrame, pipeline: Pipeline) -> Decided:
         params = stage.params
-        wanted = Draw(params.by, params.shares, params.unit, params.size, params.pick, params.seed)
+        wanted = Draw(params.by, params.shares, params.unit, params.size, params.pick, params.seed, params.problems)
         return draw(shared(frame, params.by), wanted)
 
 

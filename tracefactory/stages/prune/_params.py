@@ -72,12 +72,15 @@ class StageParams(Frozen):
 
     granularity: Granularity = Field(default=Granularity.STEP, description="How fine the steps are.")
     types: TypesParams | None = Field(
-        default=None, description="The model that says what each step does; null has rules say it."
+        default=None,
+        description="The model that says what each step does; null has rules say it. Neither says whether the answer "
+        "needs the step.",
     )
     student: ModelName | None = Field(
         default=None,
-        description="The model in whose tokens lengths are counted, and by whose stored scores `low_information` goes; "
-        "without it, lengths are the server's count for the parent, shared out by characters.",
+        description="The model in whose tokens lengths are counted, by whose stored scores `low_information` goes, and "
+        "that scores text for `answer_likelihood`; without it, lengths are the server's count for the parent, shared "
+        "out by characters.",
     )
     check: Literal["conclude", "answer"] = Field(default="conclude", description=CHECK)
     conclude: CheckParams | None = Field(default=None, description="How `check: conclude` asks the student.")
@@ -131,7 +134,7 @@ def params_of(name: str) -> type[Frozen]:
 def _check_needs(name: str, pruner: type[Pruner]) -> None:
     """Refuse a pruner that asks for a model it does not declare: its stage would have no parameter to name one."""
     source = inspect.getsource(inspect.getmodule(pruner) or pruner)
-    for tool, needs in (("student", {"student", "judge"}), ("writer", {"writer"})):
+    for tool, needs in (("student", {"student", "judge"}), ("writer", {"writer"}), ("scorer", {"scorer"})):
         if re.search(rf"\btools\.(\w+_)?{tool}\b", source) and not pruner.needs & needs:
             raise UserError(
                 Mistake(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +22,20 @@ from tracefactory.core.fingerprint import digest
 from tracefactory.core.keys import pinned
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import ID_DIGITS, Kind, Parent, ParentRole, Problem, Thinking, Trace, Verdict
-from tracefactory.core.stage import UNCHANGED, AtMost, Batch, Facts, Host, Result, Services, Stage, stage_of, verify
+from tracefactory.core.stage import (
+    UNCHANGED,
+    AtMost,
+    Batch,
+    Facts,
+    Host,
+    Result,
+    RowReader,
+    Services,
+    Stage,
+    stage_of,
+    verify,
+)
+from tracefactory.core.upgrade import Upgrade
 from tracefactory.pruning import (
     PRUNERS,
     Checked,
@@ -34,13 +47,15 @@ from tracefactory.pruning import (
     measures,
     reverify,
 )
-from tracefactory.pruning.measures import CHECK, COLUMNS, evidence_measures, what_was_checked
+from tracefactory.pruning.measures import CHECK, COLUMNS, STATES, evidence_measures, what_was_checked
 from tracefactory.stages._sampling import spent
 from tracefactory.stages._templates import prompt_mistakes
 from tracefactory.stages._verdicts import verifier_versions
+from tracefactory.stages.measure.student import open_scored, student_mistakes
 from tracefactory.stages.prune._bounds import bounds
 from tracefactory.stages.prune._models import ServedModel
 from tracefactory.stages.prune._params import asked_model, concluder, mistakes, params_of, prompts_of
+from tracefactory.stages.prune._scorer import StudentScorer
 from tracefactory.stages.prune._student import with_scores
 from tracefactory.store.scores import ScoreStore
 from tracefactory.students.tokens import renderer, token_counter
@@ -49,12 +64,17 @@ from tracefactory.text.steps.label import MODEL_RULE, relabel
 from tracefactory.verification.base import VerifyTask
 
 _NO_ANSWER = ("student_error", "writer_error")
+_CHANGES = {
+    "6": "the answer that the pruned reasoning states is read again, and nothing is cut where it is another one, or "
+    "where the reasoning would end before the result of a calculation"
+}
+"""What a version of all `prune:` stages does otherwise than the version before."""
 
 
 class Prune(Stage[Any]):
     """One registered pruner as an operation. Only a request that may yet succeed makes a failed row, not a fallback."""
 
-    verb, version = "prune", "5"
+    verb, version = "prune", "6"
     makes, judges = Kind.TRACES, True
     host = Host.MODEL
 
@@ -68,6 +88,7 @@ class Prune(Stage[Any]):
         checks = concluder(stage.params)
         return (
             asked_model(stage.params)
+            or (stage.params.student if self._needs("scorer") else None)
             or (None if types is None else types.model)
             or (None if checks is None else checks.model)
         )
@@ -76,6 +97,7 @@ class Prune(Stage[Any]):
         environment = Environment(root=pipeline.project.root)
         params = stage.params
         asked = (asked_model(params), params.types and params.types.model, params.student)
+        scores = pipeline.models[params.student].scores_key(environment) if self._needs("scorer") else None
         return {
             "versions": {
                 "pruner": PRUNERS.get(self.name).version,
@@ -86,22 +108,37 @@ class Prune(Stage[Any]):
                 name: pipeline.models[name].identity(environment) for name in sorted({name for name in asked if name})
             },
             "prompts": {key: pipeline.prompts[name].digest for key, name in prompts_of(stage.params).items()},
+            "scores": scores,
         }
 
     def columns(self, stage: StageSpec[Any], pipeline: Pipeline) -> Sequence[Column]:
-        return [*COLUMNS, VERDICT, DERIVATION]
+        return [*COLUMNS, *PRUNERS.get(self.name).columns, VERDICT, DERIVATION]
 
     def facts(self, stage: StageSpec[Any], numbers: Mapping[str, float]) -> Facts:
-        """Say what was checked of the pruned traces."""
-        return Facts(notes=[f"{stage.id}: {_checked(stage.params, numbers)}"])
+        """Say what was checked of the pruned traces, and what their pruner does not show."""
+        caution = PRUNERS.get(self.name).caution
+        told = f"{_checked(stage.params, numbers)}. {caution}" if caution else _checked(stage.params, numbers)
+        return Facts(notes=[f"{stage.id}: {told}"])
+
+    def upgrade(
+        self, stage: StageSpec[Any], pipeline: Pipeline, before: Mapping[str, Any], rows: RowReader | None
+    ) -> Upgrade | None:
+        """Tell in words what is cut and checked otherwise than by the versions of a stored stage."""
+        pruner, versions = PRUNERS.get(self.name), before["uses"].get("versions", {})
+        changed = [*_since(before["version"], self.version, _CHANGES)]
+        changed += _since(versions.get("pruner", ""), pruner.version, pruner.changes)
+        return Upgrade(words=tuple(f"{self.name}: {one}" for one in changed)) if changed else None
 
     def check(self, stage: StageSpec[Any], pipeline: Pipeline) -> list[Mistake]:
         found = list(mistakes(stage.params, pipeline))
         student = stage.params.student
-        if self._goes_by_scores and student not in _measured(stage, pipeline):
+        if self._needs("scorer") and (student is None or not pipeline.models[student].scores_tokens):
+            use = "no student" if student is None else f"{student!r} is `use: {pipeline.models[student].use}`"
+            found.append(Mistake(f"student: {use}; scores need `use: transformers` or `vllm`"))
+        if self._needs("scores") and student not in _measured(stage, pipeline):
             hint = "name the student of a `measure: student` stage that it works on"
             found.append(Mistake(f"student: {student!r} is not measured above" if student else "no student", hint=hint))
-        entropy = self._goes_by_scores and getattr(stage.params, "score", None) == "entropy"
+        entropy = self._needs("scores") and getattr(stage.params, "score", None) == "entropy"
         if entropy and student and not pipeline.models[student].in_process:
             hint = "go by `surprisal`, or measure it with `use: transformers`"
             found.append(Mistake(f"score: a served student ({student!r}) tells no entropies", hint=hint))
@@ -113,6 +150,8 @@ class Prune(Stage[Any]):
         found: list[Mistake] = []
         for key, prompt in prompts_of(params).items():
             found += prompt_mistakes(stage, pipeline, prompt, models.get(key) or params.model)
+        if self._needs("scorer"):
+            found += student_mistakes(stage, pipeline, params.student)
         return found
 
     def at_most(self, stage: StageSpec[Any], pipeline: Pipeline, batch: Batch) -> Mapping[str, AtMost]:
@@ -121,9 +160,8 @@ class Prune(Stage[Any]):
         items = [PruneItem.of(trace, stage.params.granularity) for trace in batch.traces]
         return bounds(stage.params, items, pipeline)
 
-    @property
-    def _goes_by_scores(self) -> bool:
-        return "scores" in PRUNERS.get(self.name).needs
+    def _needs(self, service: str) -> bool:
+        return service in PRUNERS.get(self.name).needs
 
     async def run(self, stage: StageSpec[Any], batch: Batch, services: Services) -> Result:
         params = stage.params
@@ -136,7 +174,7 @@ class Prune(Stage[Any]):
         items = [PruneItem.of(trace, params.granularity) for trace in batch.traces if trace.id not in left]
         spec = None if params.student is None else services.pipeline.models[params.student]
         student = None if spec is None else spec.require_checkpoint(services.environment)
-        if spec is not None and student is not None and self._goes_by_scores:
+        if spec is not None and student is not None and self._needs("scores"):
             scores = ScoreStore(services.state_dir, spec.scores_key(services.environment))
             items = with_scores(items, scores, await asyncio.to_thread(renderer, student))
         labeller = None if params.types is None else ServedModel(params.types, stage.id, services, owners)
@@ -146,7 +184,8 @@ class Prune(Stage[Any]):
         # A tokenizer takes seconds to read, so other shards go on.
         tokenizer = None if student is None else await asyncio.to_thread(token_counter, student)
         verified = partial(_verified, services)
-        tools = Tools(verify=verified, student=model, writer=model, count=tokenizer or len)
+        scorer = StudentScorer(open_scored(params.student, services)) if self._needs("scorer") else None
+        tools = Tools(verify=verified, student=model, writer=model, scorer=scorer, count=tokenizer or len)
         results = await params.prune(items, tools)
         checks = concluder(params)
         by_problem = {problem: problem for problem in owners.values()}  # the control without reasoning is a problem's
@@ -157,8 +196,9 @@ class Prune(Stage[Any]):
         made: list[Made] = []
         for item, one in zip(items, checked, strict=True):
             failure = labeller.failed.get(item.trace.id) if labeller else None
-            if failure is None and model and one.result.reason in _NO_ANSWER:
-                failure = model.failed.get(item.trace.id)
+            if failure is None and one.result.reason in _NO_ANSWER:
+                asked = scorer or model
+                failure = asked.failed.get(item.trace.id) if asked else None
             if failure is None and checker and one.evidence is not None:
                 failure = checker.failed.get(item.trace.id) or checker.failed.get(item.trace.problem_id)
             if failure is not None:
@@ -189,9 +229,10 @@ class _Rows:
         name, granularity = self.stage.name, self.params.granularity
         derivation = derive(item, result, pruner=name, granularity=granularity, counter=counter)
         derived, found = derivation.model_dump_json(exclude_defaults=True), measures(item, result, counter)
-        found |= evidence_measures(evidence)
+        found |= {**evidence_measures(evidence), **result.measures}
+        states = {} if checked.states is None else {STATES: checked.states}
         if derivation.edit is None:
-            return Judgement(trace.id, KEEP, {DERIVATION.name: derived, **found}), None
+            return Judgement(trace.id, KEEP, {DERIVATION.name: derived, **found, **states}), None
         lengths = derivation.edit.lengths
         share = lengths.pruned / lengths.parent if lengths.parent else 1.0
         # What is checked does not change the text.
@@ -214,16 +255,28 @@ class _Rows:
                 "verdict": checked.verdict,
                 "derivation": derived,
                 "measures": {**kept, **found},
-                "fields": {**trace.fields, CHECK: what_was_checked(evidence, searched=self.params.concludes)},
+                "fields": {
+                    **trace.fields,
+                    **states,
+                    CHECK: what_was_checked(evidence, searched=self.params.concludes),
+                },
                 "steps": (),
             }
         )
         return Judgement(trace.id, Decision(REPLACED, pruned.id)), pruned
 
 
+def _since(before: str, now: str, changes: Mapping[str, str]) -> Iterator[str]:
+    """Yield what changed after one version, up to another; versions that are no numbers have no order."""
+    for version, words in changes.items():
+        if before.isdecimal() and now.isdecimal() and int(before) < int(version) <= int(now):
+            yield words
+
+
 def _checked(params: Any, numbers: Mapping[str, float]) -> str:
     """Return a sentence that says what was checked of the pruned traces of a stage."""
-    pruned, asked = f"{numbers.get('pruned', 0):,.0f} traces were pruned", concluder(params)
+    stated = f"the reasoning of {numbers.get('states_answer', 0):,.0f} of them states the right answer itself"
+    pruned, asked = f"{numbers.get('pruned', 0):,.0f} traces were pruned, and {stated}", concluder(params)
     if asked is None and params.concludes:
         return f"{pruned}; the student {params.model} concluded to the right answer from each of them"
     if asked is None:
@@ -279,6 +332,7 @@ def _numbers(
     found: Counter[str] = Counter()
     for one in checked:
         found["pruned" if one.result.reason is None else UNCHANGED + one.result.reason] += 1
+        found["states_answer"] += one.result.reason is None and one.states == "right"
         if one.evidence is not None:
             found["checked"] += 1
             found["concluded"] += one.evidence.passed

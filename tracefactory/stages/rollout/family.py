@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tracefactory.core.columns import Column
@@ -19,7 +20,16 @@ from tracefactory.core.rollout import ROLLOUTS, Rollout
 from tracefactory.core.rows import ID_DIGITS, Kind, Parent, ParentRole, Row, Trace, Verdict
 from tracefactory.core.stage import AtMost, Batch, Host, Record, Result, Services, Stage
 from tracefactory.stages._measured import kind_taken
-from tracefactory.stages._sampling import continued, origin_fields, reply_fields, seed_of, spent, turns_after
+from tracefactory.stages._sampling import (
+    continued,
+    origin_fields,
+    prefill_of,
+    prefill_versions,
+    reply_fields,
+    seed_of,
+    spent,
+    turns_after,
+)
 from tracefactory.stages._templates import prompt_mistakes
 from tracefactory.stages._verdicts import verdicts_by_rule, verifier_versions
 
@@ -50,8 +60,9 @@ class RolloutStage(Stage[Rollout]):
     def uses(self, stage: Spec, pipeline: Pipeline) -> Mapping[str, Any]:
         environment = Environment(root=pipeline.project.root)
         verifiers = {"verifiers": verifier_versions(stage, pipeline)} if stage.params.verifies else {}
+        prefills = prefill_versions(pipeline, prompts_of(stage))
         return {
-            "versions": {"rollout": stage.params.version, **verifiers},
+            "versions": {"rollout": stage.params.version, **verifiers, **prefills.get("versions", {})},
             "models": {name: pipeline.models[name].identity(environment) for name in sorted(stage.model_names)},
             "prompts": {name: pipeline.prompts[name].digest for name in prompts_of(stage)},
         }
@@ -68,13 +79,20 @@ class RolloutStage(Stage[Rollout]):
             found.append(Mistake(f"the rollout {self.name!r} has no parameter of the type `ModelName`"))
         for model in stage.params.requests_at_most().keys() - set(stage.model_names):
             found.append(Mistake(f"the rollout {self.name!r} bounds requests to {model!r}, no parameter of it"))
+        for model, prompts in stage.params.asked_with().items():
+            for one in sorted({model} - set(stage.model_names) | (set(prompts) - set(prompts_of(stage)))):
+                found.append(Mistake(f"the rollout {self.name!r} has {one!r} in `asked_with`, no parameter of it"))
         return found
 
     def template_mistakes(self, stage: Spec, pipeline: Pipeline) -> list[Mistake]:
-        """Return those of a rollout with one model; with several, its code decides which model gets a prompt."""
-        (model, *others) = sorted(set(stage.model_names))
-        names = () if others else prompts_of(stage)
-        return [one for name in names for one in prompt_mistakes(stage, pipeline, name, model)]
+        """Return what the chat template of each model does to the prompts that the rollout may give it."""
+        asked_with, models = stage.params.asked_with(), sorted(set(stage.model_names))
+        found: list[Mistake] = []
+        for model in models:
+            for prompt in asked_with.get(model, prompts_of(stage)):
+                mistakes = prompt_mistakes(stage, pipeline, prompt, model)
+                found += mistakes if len(models) == 1 or model in asked_with else map(_may_be_narrowed, mistakes)
+        return found
 
     def at_most(self, stage: Spec, pipeline: Pipeline, batch: Batch) -> Mapping[str, AtMost]:
         """Return a bound: every request shows its longest prompt and all earlier replies of the rollout."""
@@ -104,6 +122,12 @@ class RolloutStage(Stage[Rollout]):
         made = [one for outcome in outcomes if not isinstance(outcome, BaseException) for one in outcome]
         records = {key: record for one in asked for key, record in one.records.items()}
         return Result(made=made, numbers=spent(list(records.values()), services.run_id))
+
+
+def _may_be_narrowed(mistake: Mistake) -> Mistake:
+    """Return a mistake with the way out where the rollout never gives this prompt to this model."""
+    hint = "where the rollout never gives this model this prompt, say so in its `asked_with`"
+    return replace(mistake, hint=f"{mistake.hint}; {hint}" if mistake.hint else hint)
 
 
 def prompts_of(stage: Spec) -> list[str]:
@@ -171,7 +195,7 @@ class RowAsk:
             request_key=request.key,
             cost=answer["cost"],
             **origin_fields(model, prompt, messages, self.services),
-            **reply_fields(completion, opened_in_prompt=pipeline.prompts[prompt].opened_in_prompt),
+            **reply_fields(completion, prefill_of(request), opened_in_prompt=pipeline.prompts[prompt].opened_in_prompt),
         )
 
     async def verify(self, reply: Trace) -> Verdict:
@@ -189,6 +213,8 @@ class RowAsk:
         """Raise an error for a request that the parameters of the rollout do not allow."""
         if prompt not in self.prompts:
             raise ValueError(f"it uses the prompt {prompt!r}, which is the value of none of its parameters")
+        if prompt not in self.stage.params.asked_with().get(model, self.prompts):
+            raise ValueError(f"it gives {prompt!r} to {model!r}, which is not in its `asked_with`")
         if max_tokens > self.stage.params.max_tokens:
             raise ValueError(f"it asks for {max_tokens} tokens, more than max_tokens: {self.stage.params.max_tokens}")
         if self._left.get(model, 0) < 1:

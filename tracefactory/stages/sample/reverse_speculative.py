@@ -55,7 +55,8 @@ class SampleReverseSpeculative(SampleDecoded[ReverseSpeculativeParams]):
         return stage.params.servers == "one"
 
     def uses(self, stage: Spec, pipeline: Pipeline) -> Mapping[str, Any]:
-        return {**super().uses(stage, pipeline), "versions": verifier_versions(stage, pipeline)}
+        used = super().uses(stage, pipeline)
+        return {**used, "versions": {**used.get("versions", {}), **verifier_versions(stage, pipeline)}}
 
     def columns(self, stage: Spec, pipeline: Pipeline) -> Sequence[Column]:
         return [*super().columns(stage, pipeline), VERDICT]

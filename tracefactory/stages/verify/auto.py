@@ -11,18 +11,22 @@ from tracefactory.core.columns import Column
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.fingerprint import canonical
 from tracefactory.core.pipeline import Pipeline, StageSpec
-from tracefactory.core.rows import Frozen
-from tracefactory.core.stage import STAGES, Batch, Result, Services, Stage
+from tracefactory.core.rows import Frozen, Trace, Verdict
+from tracefactory.core.stage import STAGES, Batch, Result, RowReader, Services, Stage
+from tracefactory.core.upgrade import Upgrade
 from tracefactory.sandbox.run import protections
+from tracefactory.stages._upgrade import upgrade_of_verdicts
 from tracefactory.stages._verdicts import (
     RUNS_CODE,
     judgements,
     outcome_counts,
+    task_of,
     verdict_columns,
     verdicts_by_rule,
     verifier_versions,
 )
 from tracefactory.verification.base import VERIFIERS, check_policy
+from tracefactory.verification.pool import quick_verdict
 
 
 class VerifyParams(Frozen):
@@ -58,6 +62,16 @@ class VerifyAuto(Stage[VerifyParams]):
 
     def columns(self, stage: StageSpec[VerifyParams], pipeline: Pipeline) -> Sequence[Column]:
         return verdict_columns(stage, pipeline)
+
+    def upgrade(
+        self, stage: StageSpec[VerifyParams], pipeline: Pipeline, before: Mapping[str, Any], rows: RowReader | None
+    ) -> Upgrade:
+        policy, named = canonical(stage.params.policy), stage.params.verifier
+
+        def again(samples: Sequence[Trace]) -> list[Verdict | None]:
+            return [quick_verdict(task_of(trace, policy, named)) for trace in samples]
+
+        return upgrade_of_verdicts(before, verifier_versions(stage, pipeline, named), rows, again)
 
     async def run(self, stage: StageSpec[VerifyParams], batch: Batch, services: Services) -> Result:
         traces, params = batch.traces, stage.params

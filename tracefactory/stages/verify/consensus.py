@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
 
-from tracefactory.answers.extract import Extraction
+from tracefactory.answers.extraction import Extraction
 from tracefactory.core.columns import Column
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen, Outcome, Trace, Verdict
-from tracefactory.core.stage import STAGES, Batch, Result, Services, Stage
+from tracefactory.core.stage import STAGES, Batch, Result, RowReader, Services, Stage
+from tracefactory.core.upgrade import Upgrade
+from tracefactory.stages._upgrade import upgrade_of_verdicts
 from tracefactory.stages._verdicts import judgements, task_of, verdict_columns, verdicts_by_rule, verifier_versions
-from tracefactory.verification.base import VerifyTask, stated_answer
+from tracefactory.verification.base import VERIFIERS, ExtractParams, VerifyTask
 from tracefactory.verification.consensus import Consensus, consensus
+from tracefactory.verification.pool import quick_verdict
 
 SHARE = Column(
     name="consensus/share",
@@ -52,6 +55,14 @@ class VerifyConsensus(Stage[ConsensusParams]):
     def columns(self, stage: StageSpec[ConsensusParams], pipeline: Pipeline) -> Sequence[Column]:
         return [*verdict_columns(stage, pipeline), SHARE, MARGIN]
 
+    def upgrade(
+        self, stage: StageSpec[ConsensusParams], pipeline: Pipeline, before: Mapping[str, Any], rows: RowReader | None
+    ) -> Upgrade:
+        def again(samples: Sequence[Trace]) -> Sequence[Verdict | None]:
+            return _quick_verdicts(samples, stage.params)
+
+        return upgrade_of_verdicts(before, verifier_versions(stage, pipeline), rows, again)
+
     async def run(self, stage: StageSpec[ConsensusParams], batch: Batch, services: Services) -> Result:
         verdicts = dict(
             zip([one.id for one in batch.traces], await verdicts_by_rule(batch.traces, services), strict=True)
@@ -60,7 +71,7 @@ class VerifyConsensus(Stage[ConsensusParams]):
         for samples in batch.groups():
             if samples[0].problem.answer is None:
                 # Comparing may wait for a verifier process, which must not hold up the event loop.
-                found = await asyncio.to_thread(_vote, samples, services)
+                found = await asyncio.to_thread(_vote, samples, services.verifiers.verify_now)
                 for trace, voted in zip(samples, _verdicts(samples, found, verdicts, stage.params), strict=True):
                     verdicts[trace.id] = voted
                     added[trace.id] = {SHARE.name: found[1].share, MARGIN.name: found[1].margin}
@@ -70,17 +81,42 @@ class VerifyConsensus(Stage[ConsensusParams]):
 Vote = tuple[list[Extraction | None], Consensus]
 
 
-def _vote(samples: Sequence[Trace], services: Services) -> Vote:
+class _NeedsProcessError(Exception):
+    """Two answers cannot be compared without a process."""
+
+
+def _quick_verdicts(samples: Sequence[Trace], params: ConsensusParams) -> Sequence[Verdict | None]:
+    """Return the verdicts of all samples of a problem without a process, None for those that need one."""
+    by_rule = {trace.id: quick_verdict(task_of(trace)) for trace in samples}
+    known = {row_id: verdict for row_id, verdict in by_rule.items() if verdict is not None}
+    if samples[0].problem.answer is not None:
+        return [by_rule[trace.id] for trace in samples]
+    try:
+        vote = _vote(samples, quick_verdict)
+    except _NeedsProcessError:
+        return [None] * len(samples)
+    return _verdicts(samples, vote, known, params) if len(known) == len(samples) else [None] * len(samples)
+
+
+def _vote(samples: Sequence[Trace], verify: Callable[[VerifyTask], Verdict | None]) -> Vote:
+    """Return the answers of all samples of a problem, and their vote.
+
+    Raises:
+        _NeedsProcessError: when `verify` gives no verdict on a pair of answers.
+    """
     problem = samples[0].problem
 
     def same(one: str, two: str) -> bool:
         asked = problem.model_copy(update={"answer": one})
-        verdict = services.verifiers.verify_now(VerifyTask(problem=asked, answer_text=two, policy='{"bare": true}'))
-        return bool(verdict.outcome is Outcome.CORRECT)
+        verdict = verify(VerifyTask(problem=asked, answer_text=two, policy='{"bare": true}'))
+        if verdict is None:
+            raise _NeedsProcessError
+        return verdict.outcome is Outcome.CORRECT
 
     # Without a gold answer no verifier looks for the sample's own.
-    stated = [stated_answer(task_of(trace), bare=False) for trace in samples]
-    return stated, consensus([None if one is None else one.text for one in stated], same)
+    verifier = VERIFIERS.get(problem.verifier or "auto")
+    stated = [verifier.stated(task_of(trace), ExtractParams()) for trace in samples]
+    return stated, consensus([None if one is None else one.value for one in stated], same)
 
 
 def _verdicts(
@@ -108,6 +144,7 @@ def _verdicts(
                     "extracted": None if answer is None else answer.text,
                     "span_start": None if answer is None else answer.start,
                     "span_end": None if answer is None else answer.end,
+                    "confidence": None if answer is None else answer.confidence,
                     "method": "consensus",
                     "verifier": f"consensus/{rules.verifier}",
                     "version": f"{VerifyConsensus.version}+{rules.version}",
