@@ -30,8 +30,12 @@ TURNS = (StepKind.VERIFICATION, StepKind.REFLECTION, StepKind.RESTART, StepKind.
 
 
 def labelled(file: Path, count: int | None = None) -> Iterator[tuple[PruneItem, list[bool]]]:
-    """Yield solutions with the labels of their steps, without the step that repeats the answer as a heading."""
-    for row in map(json.loads, file.read_text("utf-8").splitlines()[:count]):
+    """Yield solutions with the labels of their steps, without the step that repeats the answer as a heading.
+
+    Every n-th solution is taken where not all are asked for: the first half of the file has no redundant steps.
+    """
+    rows = file.read_text("utf-8").splitlines()
+    for row in map(json.loads, rows[:: len(rows) // (count or len(rows))][:count]):
         texts = [step[0] for step in row["model_output_step_format"]]
         kept = [index for index, text in enumerate(texts) if "# Answer" not in text]
         made = item(str(row["id"]), row["question"], row["ground_truth_answer"], [texts[index] for index in kept])

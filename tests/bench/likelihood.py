@@ -1,6 +1,6 @@
 """How well `prune: answer_likelihood` tells needed steps from others, as the table in docs/pruning.md.
 
-    python -m tests.bench.likelihood MODEL.gguf [--problems 10] [--labelled FILE --rows 60] [--over answer]
+    python -m tests.bench.likelihood MODEL.gguf [--problems 10] [--labelled FILE --rows 30] [--over answer]
 
 Worked GSM8K solutions get one irrelevant sentence as a further step, at a random place: it should be removed, and the
 steps of the solution should not. With `--labelled`, the steps that are removed are compared with people's labels, in
@@ -66,7 +66,7 @@ async def main() -> None:
     asked.add_argument("model")
     asked.add_argument("--problems", type=int, default=10)
     asked.add_argument("--labelled", type=Path)
-    asked.add_argument("--rows", type=int, default=60)
+    asked.add_argument("--rows", type=int, default=30)
     asked.add_argument("--max-drop", type=float, default=AnswerLikelihood().max_drop)
     asked.add_argument("--max-drop-after", type=float, default=AnswerLikelihood().max_drop_after)
     asked.add_argument("--over", default="answer_and_after")

@@ -509,7 +509,9 @@ def test_check_project_finds_nothing_wrong_offline(project: Maker) -> None:
 
 def test_check_project_looks_at_every_pipeline_profile_prompt_and_filter(project: Maker) -> None:
     project.change("with: {samples: 2}", "with: {samples: 0}")
-    (project.root / "pipelines" / "other.yaml").write_text(PIPELINE.replace("source: files", "source: fils"))
+    (project.root / "pipelines" / "other.yaml").write_text(
+        PIPELINE.replace("name: math-mix", "name: other", 1).replace("source: files", "source: fils")
+    )
     (project.root / "prompts" / "unused.md").write_text("---\nstyle: x\n---\n{{ qestion }}\n")
     (project.root / "filters" / "unused.py").write_text("x = 1\n")
     told = [str(mistake).replace(f"{project.root}/", "") for mistake in check_project(find_project(project.root, {}))]
@@ -554,3 +556,60 @@ def test_references_are_found_in_nested_parameters() -> None:
     assert find_refs(Params, Params.model_validate(data)) == found
     assert find_refs(Params, {**data, "unknown": 1, "free": 3}) == found
     assert find_refs(Params, Params()) == []
+
+
+# ----------------------------------------------------------------------------------------------- what is hostile
+
+
+HIDDEN = "hunter2hunter2"
+
+
+@pytest.mark.parametrize("address", [f"https://me:{HIDDEN}@host/v1", f"https://host/v1?api_key={HIDDEN}"])
+@pytest.mark.parametrize("place", ["file", "list", "profile", "set"])
+def test_credentials_in_an_address_are_refused_at_their_line(project: Maker, address: str, place: str) -> None:
+    options: dict[str, Any] = {}
+    if place == "set":
+        options["sets"] = [f"models.teacher.base_url={address}"]
+    elif place == "profile":
+        options["profile"] = "laptop"
+        project.change("script: {accuracy: 0.5}", f"script: {{accuracy: 0.5}}}}, helper: {{use: openai, model: m, "
+                       f'base_url: "{address}"')  # fmt: skip
+    else:
+        written = f'"{address}"' if place == "file" else f'["http://a/v1", "{address}"]'
+        project.change("base_url: env:TEACHER_URL", f"base_url: {written}")
+    (told,) = project.told(**options)
+    where = {"file": "pipelines/mix.yaml:4: ", "list": "pipelines/mix.yaml:4: ", "profile": "pipelines/mix.yaml:"}
+    assert told.startswith(where.get(place, "--set models.teacher.base_url: "))
+    assert "write the address without it, and `api_key: env:NAME`" in told
+    assert HIDDEN not in told
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line", "said"),
+    [
+        ("samples: 4", "samples: " + "4" * 5000, 8, "a whole number has at most 64 bits"),
+        ("samples: 4", "samples: " + "[" * 10_000, 8, "nested more than 64 levels deep"),
+        ("samples: 4", "samples: 1e400", 8, "is not a finite number"),
+        ("samples: 4", "samples: 4, samples: 5", 8, "given twice"),
+        ('version: "2026.11.1"', "version: 0x" + "f" * 5000, 2, "a whole number has at most 64 bits"),
+    ],
+    ids=["digits", "brackets", "float", "twice", "hexadecimal"],
+)
+def test_a_hostile_value_of_a_pipeline_is_a_mistake_at_its_line(
+    project: Maker, before: str, after: str, line: int, said: str
+) -> None:
+    project.change(before, after)
+    told = project.told()
+    assert told[0].startswith(f"pipelines/mix.yaml:{line}: ")
+    assert said in told[0]
+    assert all(len(one) < 500 for one in told)
+
+
+def test_a_pipeline_of_50_megabytes_is_a_mistake(project: Maker) -> None:
+    project.write(PIPELINE + "# x\n" * 12_500_000)
+    assert project.told() == ["pipelines/mix.yaml:1: the file has more than 4 MiB"]
+
+
+def test_a_hostile_value_of_a_set_is_a_mistake(project: Maker) -> None:
+    told = project.told(sets=["stages.long.with.samples=" + "4" * 5000])
+    assert told[0].startswith("--set stages.long.with.samples: a whole number has at most 64 bits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,51 @@ def test_no_text_makes_the_reader_fail(text: str) -> None:
     node, mistakes = parse(text)
     assert node is not None or mistakes
     assert all(mistake.line is not None and mistake.line >= 1 for mistake in mistakes)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("a: 1\nb: " + "9" * 5000, 2, "a whole number has at most 64 bits"),
+        ("a: 1\nb: -" + "9" * 20, 2, "a whole number has at most 64 bits"),
+        ("a: 1\nb: 0" + "7" * 5000, 2, "a whole number has at most 64 bits"),
+        ("a: 1\nb: 0x" + "f" * 5000, 2, "a whole number has at most 64 bits"),
+        ("a: 1\nb: 0o" + "7" * 5000, 2, "a whole number has at most 64 bits"),
+        ("a: 1\n" + "9" * 100 + ": 1", 2, "a whole number has at most 64 bits"),
+        ("a: 1\nb: " + "9" * 5000 + ".5", 2, "is not a finite number"),
+        ("a: 1\nb: 1e999999999999", 2, "is not a finite number"),
+        ("a: 1\nb: " + "[" * 10_000, 2, "nested more than 64 levels deep"),
+        ("a: 1\nb: " + "{a: " * 10_000, 2, "nested more than 64 levels deep"),
+        ("- " * 10_000 + "x", 1, "nested more than 64 levels deep"),
+        ('a: 1\nb: "\\UFFFFFFFF"', 2, "this is not valid YAML"),
+        ("%YAML 1." + "9" * 5000 + "\n---\na: 1", 1, "this is not valid YAML"),
+        ("a: 1\na: 2", 2, "given twice (first in line 1)"),
+    ],
+)
+def test_hostile_values_are_mistakes_at_their_line(tmp_path: Path, text: str, line: int, said: str) -> None:
+    file, mistakes = tmp_path / "file.yaml", list[Mistake]()
+    file.write_text(text)
+    started = time.monotonic()
+    read_yaml(file, mistakes)
+    assert time.monotonic() - started < 5
+    assert mistakes[0].line == line
+    assert said in mistakes[0].message
+    assert all(len(str(one)) < 500 for one in mistakes)
+
+
+def test_the_largest_numbers_of_64_bits_are_read() -> None:
+    mistakes: list[Mistake] = []
+    found = parse_yaml(f"[{2**63 - 1}, {-(2**63)}]", Position(None), mistakes)
+    assert found is not None
+    assert found.plain() == [2**63 - 1, -(2**63)]
+    assert not mistakes
+
+
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    file, mistakes = tmp_path / "file.yaml", list[Mistake]()
+    with file.open("wb") as made:
+        made.truncate(50_000_000)
+    started = time.monotonic()
+    assert read_yaml(file, mistakes) is None
+    assert time.monotonic() - started < 1
+    assert [one.message for one in mistakes] == ["the file has more than 4 MiB"]

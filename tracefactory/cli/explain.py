@@ -14,6 +14,7 @@ import typer
 
 from tracefactory.cli import student_text
 from tracefactory.cli.options import Json, ProjectFolder
+from tracefactory.cli.stored_record import find_record, record_text
 from tracefactory.config.project import find_project
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.prices import Price, cost_of
@@ -26,7 +27,14 @@ from tracefactory.pruning import read_derivation
 
 
 def explain(
-    trace_id: Annotated[str, typer.Argument(help="The id of a row, or its first characters.", show_default=False)],
+    trace_id: Annotated[
+        str,
+        typer.Argument(
+            help="The id of a row, or its first characters; or the key of a request, or its first 12 digits or more, "
+            "of which the stored record is printed.",
+            show_default=False,
+        ),
+    ],
     run: Annotated[str | None, typer.Option(help="The name of a run; the newest finished one by default.")] = None,
     student: Annotated[str | None, typer.Option(help="Show only the scores of this student.")] = None,
     project: ProjectFolder = Path(),
@@ -34,7 +42,13 @@ def explain(
 ) -> None:
     """Show where a row comes from: problem, request, verdict, the decision of every stage, and the students' scores."""
     root = find_project(project).state_dir
-    lineage = lineage_of(trace_id, load_outcome(root, run), root)
+    try:
+        lineage = lineage_of(trace_id, load_outcome(root, run), root)
+    except UserError:
+        if (found := find_record(trace_id, root)) is None:
+            raise
+        print(record_text(*found, whole=json))
+        return
     if student is not None:
         views = {view.student: view for view in lineage.students}
         if student not in views:
@@ -55,6 +69,8 @@ def _lines(lineage: Lineage, colour: bool) -> Iterator[str]:
     yield f"  gold: {problem.get('answer')}   verifier: {problem.get('verifier')}"
     if lineage.request is not None:
         yield from _request(lineage.request)
+    if lineage.unreadable:
+        yield f"\n{lineage.unreadable}"
     if "reasoning" in last:
         yield from _block("reasoning", last["reasoning"])
         yield from _block("answer", last["answer_text"])
@@ -97,10 +113,11 @@ def _request(record: dict[str, Any]) -> Iterator[str]:
     paid = "at an unknown price" if cost is None else f"for {cost:.6f} $"
     by = f" ({Price.model_validate(price).label()})" if price is not None else ""
     yield f"\nrequest, paid {when} by run {record['run']} {paid}{by}"
-    yield f"  model {request['model_identity'].get('model')}, {request['params']}, sample {request['sample_index']}"
-    for message in request["messages"]:
-        yield f"  {message['role']}:"
-        yield indent(message["content"], "    ")
+    identity, params, sample = request["model_identity"], request.get("params"), request.get("sample_index")
+    yield f"  model {identity.get('model')}, {params}, sample {sample}"
+    for message in request.get("messages") or ():
+        yield f"  {message.get('role')}:"
+        yield indent(str(message.get("content")), "    ")
     tokens = f"{completion['prompt_tokens']} + {completion['completion_tokens']} tokens"
     yield (
         f"  completion: {completion['finish_reason']}, {tokens} in {completion['seconds']:.1f} s, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tracefactory.core.rows import Frozen
 
@@ -13,6 +13,14 @@ MOST_TOKENS = 10**9
 
 Tokens = Annotated[int, Field(ge=0, le=MOST_TOKENS, strict=True)]
 """A number of tokens; 0 where the server does not say."""
+
+
+def _utf8(text: str) -> str:
+    text.encode()  # a lone surrogate is a UnicodeEncodeError, which is a ValueError
+    return text
+
+
+Text = Annotated[str, AfterValidator(_utf8)]
 Seconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
 
 
@@ -25,18 +33,18 @@ class Completion(Frozen):
     `reasoning_tokens` among those of the completion; `batched` is whether a batch API answered, at its price.
     """
 
-    content: str
-    reasoning: str | None = None
-    refusal: str | None = None
-    finish_reason: str
+    content: Text
+    reasoning: Text | None = None
+    refusal: Text | None = None
+    finish_reason: Text
     prompt_tokens: Tokens = 0
     completion_tokens: Tokens = 0
     cached_tokens: Tokens = 0
     reasoning_tokens: Tokens = 0
     batched: bool = False
     batch: str = ""  # the provider's id of that batch
-    served_model: str = ""
-    system_fingerprint: str = ""
+    served_model: Text = ""
+    system_fingerprint: Text = ""
     logprobs: str | None = None
     created: Seconds
     seconds: Seconds
@@ -47,6 +55,13 @@ class Completion(Frozen):
         """Whether the server said how many tokens it took: every prompt has some, and every text it wrote too."""
         wrote = bool(self.content or self.reasoning)
         return bool(self.prompt_tokens and (self.completion_tokens or not wrote))
+
+
+def tokens_together(*values: Any) -> int:
+    """Return the sum of counts that a server reports apart, where None is no tokens; 0 when one cannot be read."""
+    counts = [token_count(value) for value in values if value is not None]
+    readable = all(type(value) is int and value == token_count(value) for value in values if value is not None)
+    return token_count(sum(counts)) if readable else 0
 
 
 def token_count(value: Any) -> int:

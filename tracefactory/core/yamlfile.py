@@ -7,6 +7,7 @@ read differently (`no`, `0755`), so that a file has the same meaning for every r
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,7 @@ _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\
 _OLD_BOOL = re.compile(r"yes|no|on|off", re.IGNORECASE)
 _OLD_OCTAL = re.compile(r"[-+]?0[0-9]+")
 _MAX_DEPTH = 64
+_MOST_BYTES = 4 << 20
 _MAX_SHOWN = 60  # characters of a value in a message
 
 
@@ -106,21 +108,26 @@ class Node:
         if self.value is None:
             return "nothing"
         text = str(self.value) if self.text is None or isinstance(self.value, str) else self.text
-        shown = text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
+        shown = _cut(text)
         if isinstance(self.value, bool):
             return shown
         return f"the text {shown!r}" if isinstance(self.value, str) else f"the number {shown}"
 
 
 def read_text(file: Path, mistakes: list[Mistake]) -> str | None:
-    """Return the text of a UTF-8 file; None when it cannot be read.
+    """Return the text of a UTF-8 file; None when it cannot be read or is too large for a file that a person wrote.
 
     Args:
         file: the file.
         mistakes: the list that a mistake is added to when the file cannot be read.
     """
     try:
-        return file.read_text(encoding="utf-8-sig")
+        with file.open("rb") as opened:
+            content = opened.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            mistakes.append(Mistake(f"the file has more than {_MOST_BYTES >> 20} MiB", file, 1))
+            return None
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         mistakes.append(Mistake("the file is not UTF-8 text", file, line))
@@ -150,7 +157,13 @@ def parse_yaml(text: str, start: Position, mistakes: list[Mistake]) -> Node | No
         start: the place of its first line.
         mistakes: the list that mistakes are added to.
     """
-    builder = _Builder(yaml.parse(text, Loader=yaml.SafeLoader), start, mistakes)
+    try:
+        loader = yaml.SafeLoader(text)
+    except yaml.reader.ReaderError as error:
+        line = start.line + text.count("\n", 0, error.position)
+        mistakes.append(replace(start, line=line).mistake(f"character #x{error.character:04x} is not allowed"))
+        return None
+    builder = _Builder(_events(loader), start, mistakes)
     try:
         return builder.document()
     except yaml.MarkedYAMLError as error:
@@ -161,12 +174,18 @@ def parse_yaml(text: str, start: Position, mistakes: list[Mistake]) -> Node | No
         if "<block end>" in problem:
             problem = "this line does not fit the indentation of the lines above"
         mistakes.append(builder.at(mark).mistake(f"this is not valid YAML: {problem}", _advice(text, mark)))
-    except yaml.reader.ReaderError as error:
-        line = start.line + text.count("\n", 0, error.position)
-        mistakes.append(replace(start, line=line).mistake(f"character #x{error.character:04x} is not allowed"))
+    except (ValueError, OverflowError, RecursionError) as error:  # of the parser, for a number or an escape, say
+        problem = str(error).partition(";")[0]
+        mistakes.append(builder.at(loader.get_mark()).mistake(f"this is not valid YAML: {problem}"))
     except _TooDeepError:
         pass  # the builder has added the mistake
     return None
+
+
+def _events(loader: Any) -> Iterator[Any]:
+    """Yield the events of a document, as `yaml.parse` does; the loader tells where it was when it failed."""
+    while loader.check_event():
+        yield loader.get_event()
 
 
 class _TooDeepError(Exception):
@@ -235,7 +254,7 @@ class _Builder:
             key = self._node(event, place, depth + 1)
             item = self._node(next(self._events), place, depth + 1)
             if not isinstance(key.value, str):
-                name = repr(key.text) if key.text else "this key"
+                name = repr(_cut(key.text)) if key.text else "this key"
                 self._wrong(event, f"a key must be text, but {name} is {key.describe()}", "put it in quotes")
             elif key.value in entries:
                 first = entries[key.value].position.line
@@ -251,8 +270,12 @@ class _Builder:
             text = text.encode("utf-8", "replace").decode()
         if event.style is not None:
             return Node(text, position)
+        shown = _cut(text)
+        quote = f'quote it if it is text: "{shown}"'
+        if _INT.fullmatch(text) and not _fits(text):
+            self._wrong(event, f"a whole number has at most 64 bits, and {shown} has more", quote)
+            return Node(_cut(text), position, _cut(text))
         value = _plain_scalar(text)
-        quote = f'quote it if it is text: "{text}"'
         if _OLD_BOOL.fullmatch(text):
             meaning = "true" if text.lower() in ("yes", "on") else "false"
             message = f"{text} is read as a boolean by some programs and as text by others"
@@ -261,9 +284,19 @@ class _Builder:
             message = f"{text} is read as octal by some programs and as decimal by others"
             self._wrong(event, message, f"write {int(text)}, or {quote}")
         elif isinstance(value, float) and not math.isfinite(value):
-            self._wrong(event, f"{text} is not a finite number", quote)
+            self._wrong(event, f"{shown} is not a finite number", quote)
             value = text
         return Node(value, position, text)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
+
+
+def _fits(text: str) -> bool:
+    """Return whether a whole number has at most 64 bits; the conversion of one with thousands of digits fails."""
+    base = {"0x": 16, "0o": 8}.get(text[:2], 10)
+    return len(text) <= _MAX_SHOWN and -(1 << 63) <= int(text, base) < 1 << 63
 
 
 def _plain_scalar(text: str) -> Scalar:

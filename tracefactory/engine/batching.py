@@ -14,6 +14,7 @@ from tracefactory.core.keys import model_digest
 from tracefactory.core.model import ChatRequest, Completion, ModelSpec
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.stage import Completer, Record
+from tracefactory.engine.stored import usable_records
 from tracefactory.store.requests import RequestStore
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ class _Stored:
     keep_completion: Keep
 
     def stored(self, keys: Sequence[str]) -> Mapping[str, Record]:
-        return self.requests.get(keys)
+        return usable_records(self.requests.get(keys))
 
     def present(self, keys: Sequence[str]) -> set[str]:
         return self.requests.present(keys)

@@ -9,10 +9,13 @@ from typing import Any
 import polars as pl
 
 from tracefactory.core.errors import UserError
+from tracefactory.core.model import RequestFailed
 from tracefactory.core.rows import Frozen, Kind, ParentRole, Row, Trace
 from tracefactory.core.spans import Span
+from tracefactory.core.stage import Answer
 from tracefactory.core.tables import DECISION_COLUMNS, problems_from, traces_from
 from tracefactory.engine.runs import RunOutcome, StageOutcome
+from tracefactory.engine.stored import usable
 from tracefactory.pruning import diff, restored
 from tracefactory.store.requests import RequestStore
 from tracefactory.store.rows import StageRows
@@ -43,6 +46,7 @@ class Child(Frozen):
 class Lineage(Frozen):
     """A row's events in the order of the pipeline, and the paid request it was made from, if there is one.
 
+    `unreadable` says why the stored record of that request cannot be shown, and what shows it as it is stored.
     `parent` is the lineage of the row it was made from, `diff` a readable diff of both; `children` are the rows made
     from this row. `students` are views of the row under the students that measured it in this run.
     """
@@ -50,6 +54,7 @@ class Lineage(Frozen):
     id: str
     events: tuple[Event, ...]
     request: dict[str, Any] | None = None
+    unreadable: str = ""
     parent: Lineage | None = None
     diff: str | None = None
     children: tuple[Child, ...] = ()
@@ -79,17 +84,24 @@ def lineage_of(prefix: str, outcome: RunOutcome, root: Path) -> Lineage:
     ((row_id, seen),) = found.items()
     first, last = seen[0][1], seen[-1][1]
     key = first.request_key if isinstance(first, Trace) else ""
-    record = RequestStore(root).get([key]).get(key) if key else None
+    record = stored_under(key, root) if key else None
     parent_id = first.parents[0].id if isinstance(first, Trace) and first.parents else None
     return Lineage(
         id=row_id,
         events=tuple(event for event, _ in seen),
-        request=None if record is None else dict(record),
+        request=None if record is None or isinstance(record, RequestFailed) else dict(record),
+        unreadable=record.message if isinstance(record, RequestFailed) else "",
         parent=lineage_of(parent_id, outcome, root) if parent_id else None,
         diff=_diff(last),
         children=tuple(children),
         students=tuple(views_of(last, outcome, root)) if isinstance(last, Trace) else (),
     )
+
+
+def stored_under(key: str, root: Path) -> Answer | None:
+    """Return the stored record of a request by its key, or why it cannot be read; None when there is none."""
+    records = RequestStore(root).get([key])
+    return usable(key, records[key]) if key in records else None
 
 
 def views_of(trace: Trace, outcome: RunOutcome, root: Path) -> Iterator[StudentView]:

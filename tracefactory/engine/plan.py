@@ -24,6 +24,7 @@ from tracefactory.engine.identity import Identity, identities
 from tracefactory.engine.retry import FailedRow, failed_rows
 from tracefactory.engine.shards import combined_inputs
 from tracefactory.engine.spending import prices_of
+from tracefactory.engine.stored import usable_records
 from tracefactory.store.damage import Damage
 from tracefactory.store.requests import RequestStore
 from tracefactory.store.rows import StageRows, stored_rows
@@ -294,7 +295,7 @@ class _Planner:
             missing += len(sizes)
             prompt_bytes, longest = prompt_bytes + sum(sizes), max(longest, *sizes, 0)
             seen += list(present.values())[: _SAMPLE - len(seen)]
-        records = [record["completion"] for record in self.store.get(seen).values()]
+        records = [record["completion"] for record in usable_records(self.store.get(seen)).values()]
         most = AtMost(missing, prompt_bytes, missing * stage.params.max_tokens)
         price = spec.price_used(Environment(root=self.pipeline.project.root), longest)
         return ToPay.summed({model: Due.of(most, price, records)}, paid)

@@ -120,6 +120,8 @@ class Spending:
         price = self.pipeline.models[model].price_used(environment, completion.prompt_tokens)
         cost = self.pipeline.models[model].cost(completion, price)
         amount = Amount.of(completion.prompt_tokens, completion.completion_tokens, cost)
+        if not completion.reports_usage:
+            amount = PaidRequest(self, model, request, environment).worst
         self.ledger.charge(model, amount, (), self.prices, replaces=request.key)
         return cost, price
 

@@ -33,6 +33,7 @@ from tracefactory.engine.retry import LeftFailures
 from tracefactory.engine.shards import ShardJob, work_on_columns, work_on_rows, write_decided
 from tracefactory.engine.sources import read_source
 from tracefactory.engine.spending import Spending, bytes_at_most
+from tracefactory.engine.stored import stored_answers, stored_record, usable_records
 from tracefactory.serving.status import ModelStatus
 from tracefactory.serving.vllm.replica import Placement
 from tracefactory.store.claims import Claim, Claims
@@ -173,7 +174,7 @@ class Worker:
         Raises:
             RunError: when the run cannot go on, e.g. without credit; requests in flight are stored before.
         """
-        stored = self._stored(requests)
+        stored = stored_answers(self.requests, requests)
         missing = {request.key: request for request in requests if request.key not in stored}
         if stored and missing and client is None:
             self.client(model).has_answered = True
@@ -209,16 +210,7 @@ class Worker:
         return self._left.rows.get((stage_id, row_id))
 
     def stored(self, keys: Sequence[str]) -> Mapping[str, Record]:
-        return self.requests.get(keys)
-
-    def _stored(self, requests: Sequence[ChatRequest]) -> dict[str, Record]:
-        """Return the stored records of requests by their keys, including records under keys of version 1."""
-        found: dict[str, Record] = dict(self.requests.get(request.key for request in requests))
-        if self.requests.has_v1_keys:
-            older = {request.key_v1: request.key for request in requests if request.key not in found}
-            for key_v1, record in self.requests.get(older).items():
-                found[older[key_v1]] = {**record, "key_v1": key_v1}
-        return found
+        return usable_records(self.requests.get(keys))
 
     async def _pay(self, model: str, request: ChatRequest, stage_id: str, client: Completer | None) -> Record:
         if (failure := self._left.requests.get(request.key)) is not None:
@@ -228,7 +220,7 @@ class Worker:
         if (running := self._in_flight.get(request.key)) is not None:
             return await asyncio.shield(running)
         # Another shard may have paid for it since the store was read.
-        if request.key in self.requests and (stored := self.requests.get([request.key]).get(request.key)) is not None:
+        if request.key in self.requests and (stored := stored_record(self.requests, request)):
             return stored
         async with self._share_request(request.key) as paid:
             while True:
@@ -238,8 +230,8 @@ class Worker:
                     claim = self.claims.take(request.key)
                     if claim is not Claim.HELD:
                         try:
-                            found = self._stored([request]) if claim is Claim.CHECK else {}
-                            record = found.get(request.key) or await self._send(model, request, stage_id, client)
+                            found = stored_record(self.requests, request) if claim is Claim.CHECK else None
+                            record = found or await self._send(model, request, stage_id, client)
                         finally:
                             self.claims.release(request.key)
                         paid.set_result(record)
@@ -261,7 +253,7 @@ class Worker:
                         completion = await cast(Completer, client).complete(request)
                     finally:
                         live["in_flight"] -= 1
-                    if completion.batched and (found := self._stored([request]).get(request.key)) is not None:
+                    if completion.batched and (found := stored_record(self.requests, request)) is not None:
                         paid.release()  # who stored it has counted it
                         return found
                     cost, price = paid.cost(completion)

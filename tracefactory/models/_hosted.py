@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, SecretStr
+from pydantic import AfterValidator, Field, SecretStr, field_validator
 
+from tracefactory.core.addresses import REMEDY, address_fault
 from tracefactory.core.batching import BatchSettings
 from tracefactory.core.environment import Environment, EnvStr
-from tracefactory.core.errors import UserError
+from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.model import Endpoint, ModelSpec
 from tracefactory.core.prices import Price, looked_up
 from tracefactory.serving.managed import FixedEndpoint
@@ -24,6 +25,14 @@ KeyName = Annotated[EnvStr, AfterValidator(_from_environment)]
 """The name of an environment variable with a key, as env:NAME; empty for no key."""
 
 
+def _resolved(url: EnvStr, environment: Environment) -> str:
+    """Return an address; messages and logs name it, so one of the environment has no credentials either."""
+    address = url.resolve(environment.environ)
+    if fault := address_fault(address):
+        raise UserError(Mistake(f"base_url: {url.env_name or 'the address'}: {fault}", hint=REMEDY))
+    return address
+
+
 class HostedSpec(ModelSpec):
     """A model behind an address, which is not started by this package."""
 
@@ -34,21 +43,34 @@ class HostedSpec(ModelSpec):
         description="Get completions by the provider's batch API, at its discount: {window: 24h, max_wait: 30h}.",
     )
 
+    @field_validator("base_url")
+    @classmethod
+    def _address(cls, value: EnvStr | tuple[EnvStr, ...]) -> EnvStr | tuple[EnvStr, ...]:
+        for url in (value,) if isinstance(value, EnvStr) else value:
+            if url.env_name is None and (fault := address_fault(url)):
+                remedy = REMEDY if "would be shown" in fault else "or write env:NAME"
+                raise ValueError(f"{fault}; {remedy}")
+        return value
+
     @property
     def batching(self) -> BatchSettings | None:
         """How its completions are got by batches, as declared."""
         return self.batch
 
     def endpoint(self, environment: Environment) -> Endpoint:
-        """Return the resolved addresses."""
+        """Return the resolved addresses.
+
+        Raises:
+            UserError: for an unset environment variable, or one with a credential in the address.
+        """
         urls = (self.base_url,) if isinstance(self.base_url, EnvStr) else self.base_url
-        return FixedEndpoint([url.resolve(environment.environ) for url in urls])
+        return FixedEndpoint([_resolved(url, environment) for url in urls])
 
     def looked_up_price(self, environment: Environment, prompt_tokens: int) -> Price:
         """Return the price at the declared provider, or at the provider whose address this is."""
         first = self.base_url if isinstance(self.base_url, EnvStr) else self.base_url[0]
         try:
-            url = first.resolve(environment.environ)
+            url = _resolved(first, environment)
         except UserError:
             url = ""  # an unset variable is reported where the address is used
         return looked_up(self.model, self.provider_label, url, prompt_tokens)

@@ -51,9 +51,6 @@ class OpenAISpec(HostedSpec):
     def _some_url(cls, value: EnvStr | tuple[EnvStr, ...]) -> EnvStr | tuple[EnvStr, ...]:
         if not value:
             raise ValueError("at least one base URL is needed")
-        for url in (value,) if isinstance(value, str) else value:
-            if url.env_name is None and not url.startswith(("http://", "https://")):
-                raise ValueError("a base URL starts with http:// or https://, or is env:NAME")
         return value
 
     @model_validator(mode="after")

@@ -36,6 +36,10 @@ _RESULT = re.compile(
 )
 # "x = 1 or x = 18" states two values, and neither as the answer.
 _ALTERNATIVE = re.compile(r"(?:\bor\b|或者?)[\s$(]*\w+[\s$]*(?:=|\bis\b)[\s$]*\Z", re.IGNORECASE)
+_DIGIT = re.compile(r"\d")
+_POINTS_BACK = re.compile(
+    r"\W*(?:this|that|which|it) (?:is|must be) (?:my|our|the) (?:final )?answer\W*", re.IGNORECASE
+)
 _OPERATOR = r"(?:[-+*/×·÷^−]|\\(?:times|cdot|div)(?![a-z])|\b(?:times|plus|minus|divided by|multiplied by)\b)"
 _OPERAND_BEFORE = re.compile(rf"[\d)}}]\s*{_OPERATOR}[\s$({{]*\Z", re.IGNORECASE)
 _OPERAND_AFTER = re.compile(rf"[\s$}})]*{_OPERATOR}[\s$({{]*[\d\\]", re.IGNORECASE)
@@ -112,12 +116,20 @@ def statements(step: str, evidence: Stating) -> list[str]:
     for start, end in pairwise(bounds):
         sentence = step[start:end].strip()
         if states_answer(sentence):
-            found.append(sentence[-MAX_STATED:])
-        elif evidence == "result" and not hedged(sentence, 0):
-            result = _RESULT.match(sentence[-MAX_STATED:])
-            if result and not _ALTERNATIVE.search(result.string[: result.start("value")]):
-                found.append(f"\\boxed{{{result['value'].strip(' $*_')}}}")
+            found += [] if _POINTS_BACK.fullmatch(sentence) else [sentence[-MAX_STATED:]]
+        elif evidence == "result" and (value := _result(sentence[-MAX_STATED:])) is not None:
+            found.append(f"\\boxed{{{value}}}")
     return found
+
+
+def _result(sentence: str) -> str | None:
+    """Return the result of a closing "so ..." sentence, None when it has none."""
+    result = None if hedged(sentence, 0) else _RESULT.match(sentence)
+    if result is None or _ALTERNATIVE.search(sentence[: result.start("value")]):
+        return None
+    value: str = result["value"].strip(" $*_")
+    # "So 18 eggs can be sold" has no result, though it has the form of one.
+    return value if _DIGIT.search(value) or not _DIGIT.search(sentence) else None
 
 
 def last_statement(reasoning: str, evidence: Stating, *, retracted: bool = True) -> str | None:

@@ -98,6 +98,36 @@ def assemble(
         RunError: when a view that is not partial has no rows.
     """
     check_version(version)
+    digests, files = _placed(scratch, parts)
+    configs = tuple(_config_line(view, found) for view, found in digests.items())
+    write_text(scratch / CARD, render(card, version=version, configs=configs))
+    files.append(_file_line(scratch, scratch / CARD, None))
+    manifest = Manifest(
+        format=FORMAT,
+        name=name,
+        version=version,
+        content=_content(name, version, card.licence, digests),
+        pipeline=pipeline,
+        licence=card.licence,
+        tracefactory=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        configs=digests,
+        files=tuple(files),
+        stages=dict(keys),
+        recipe={stage: dict(identity) for stage, identity in recipe.items()},
+        models=card.models,
+        missing={line.stage: line.rows for line in card.missing},
+    )
+    write_text(scratch / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
+    return manifest
+
+
+def _placed(scratch: Path, parts: Sequence[RangePart]) -> tuple[dict[str, ConfigDigest], list[FileLine]]:
+    """Move the files of all ranges to their places in the release; return digests by view, and the files.
+
+    Raises:
+        RunError: when a view that is not partial has no rows, or no view has any.
+    """
     digests: dict[str, ConfigDigest] = {}
     files: list[FileLine] = []
     for view in parts[0].views if parts else ():
@@ -121,27 +151,7 @@ def assemble(
         shutil.rmtree(scratch / view, ignore_errors=True)
     if not digests:
         raise RunError("no row is left; nothing was published")
-    configs = tuple(_config_line(view, found) for view, found in digests.items())
-    write_text(scratch / CARD, render(card, version=version, configs=configs))
-    files.append(_file_line(scratch, scratch / CARD, None))
-    manifest = Manifest(
-        format=FORMAT,
-        name=name,
-        version=version,
-        content=_content(name, version, card.licence, digests),
-        pipeline=pipeline,
-        licence=card.licence,
-        tracefactory=__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        configs=digests,
-        files=tuple(files),
-        stages=dict(keys),
-        recipe={stage: dict(identity) for stage, identity in recipe.items()},
-        models=card.models,
-        missing={line.stage: line.rows for line in card.missing},
-    )
-    write_text(scratch / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
-    return manifest
+    return digests, files
 
 
 def put_in_place(scratch: Path, folder: Path) -> None:

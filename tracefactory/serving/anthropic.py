@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tracefactory.core.completion import token_count, tokens_together
 from tracefactory.core.wire import Wire
 
 VERSION = "2023-06-01"
@@ -45,23 +46,48 @@ def messages_body(body: Mapping[str, Any]) -> dict[str, Any]:
 
 def chat_answer(message: Any) -> dict[str, Any]:
     """Return a message of the model as a chat completion; thinking becomes `reasoning_content`."""
-    blocks, usage, reason = message["content"], message.get("usage") or {}, message["stop_reason"]
-    text = "".join(block["text"] for block in blocks if block["type"] == "text")
-    thinking = [block["thinking"] for block in blocks if block["type"] == "thinking"]
-    cached = usage.get("cache_read_input_tokens") or 0
+    text, thinking = _texts(message["content"])
     written: dict[str, Any] = {"role": "assistant", "content": text}
     if thinking:
         written["reasoning_content"] = "\n\n".join(thinking)
+    reason = message.get("stop_reason", "")
     if reason == "refusal":
         written |= {"content": "", "refusal": text or "the model refused the request"}
+    finished = _FINISHED.get(reason, reason) if isinstance(reason, str) else reason
     return {
         "model": message.get("model"),
-        "choices": [{"index": 0, "message": written, "finish_reason": _FINISHED.get(reason, reason)}],
-        "usage": {
-            "prompt_tokens": usage.get("input_tokens", 0) + (usage.get("cache_creation_input_tokens") or 0) + cached,
-            "completion_tokens": usage.get("output_tokens", 0),
-            "prompt_tokens_details": {"cached_tokens": cached},
-        },
+        "choices": [{"index": 0, "message": written, "finish_reason": finished}],
+        "usage": _usage(message.get("usage")),
+    }
+
+
+def _texts(content: Any) -> tuple[str, list[str]]:
+    """Return the text of a message and its thinking; blocks of other kinds, or of another form, are left out.
+
+    Raises:
+        TypeError: when there are blocks, and no text in any of them.
+    """
+    if isinstance(content, str):
+        return content, []
+    blocks = [block for block in content or () if isinstance(block, dict)]
+    read = {
+        kind: [block[kind] for block in blocks if block.get("type") == kind and isinstance(block.get(kind), str)]
+        for kind in ("text", "thinking")
+    }
+    if not any(read.values()) and any(one.get("type") in read for one in blocks):
+        raise TypeError("the blocks have no text")
+    return "".join(read["text"]), read["thinking"]
+
+
+def _usage(usage: Any) -> dict[str, Any]:
+    """Return the counts of tokens; where one of those that make the prompt cannot be read, the prompt is unknown."""
+    usage = usage if isinstance(usage, dict) else {}
+    cached = usage.get("cache_read_input_tokens")
+    prompt = tokens_together(usage.get("input_tokens", -1), usage.get("cache_creation_input_tokens"), cached)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": token_count(usage.get("output_tokens")),
+        "prompt_tokens_details": {"cached_tokens": token_count(cached) if prompt else 0},
     }
 
 

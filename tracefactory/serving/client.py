@@ -303,6 +303,5 @@ class ChatClient:
     def _completion(self, request: ChatRequest, answer: object, attempt: int, seconds: float) -> Completion:
         if isinstance(answer, dict) and answer.get("error"):  # some gateways report errors with status 200
             code = answer["error"].get("code") if isinstance(answer["error"], dict) else None
-            is_status = type(code) is int and 400 <= code < 600
-            raise self._from_status(code if is_status else 500, answer, {})
+            raise self._from_status(code if type(code) is int and 400 <= code < 600 else 500, answer, {})
         return read_completion(request, self.spec.wire.answer(answer), self.spec.echoes_prefill, attempt, seconds)

@@ -77,6 +77,7 @@ FAILURES: Mapping[str, FailureKind] = {
         FailureKind("batch_cancelled", "its batch was cancelled before it was answered", "counted", "always"),
         FailureKind("batch_missing", "its batch ended, and no result has a line for it", "counted", "always"),
         FailureKind("not_sent", "the run was started with --no-requests", "no", "always"),
+        FailureKind("unreadable_record", "the stored completion cannot be read", "no", "never"),
         FailureKind("no_common_token", "two models of a pair had no token in common", "no", "never"),
     )
 }

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tracefactory.core.completion import token_count, tokens_together
+
 _PARAMETERS = {
     "temperature": "temperature",
     "top_p": "topP",
@@ -64,25 +66,38 @@ def is_blocked(answer: Mapping[str, Any]) -> bool:
 
 def chat_answer(answer: Mapping[str, Any]) -> dict[str, Any]:
     """Return a GenerateContentResponse as a chat completion; thoughts become `reasoning_content`."""
-    candidate, usage = answer["candidates"][0], answer.get("usageMetadata") or {}
-    parts = (candidate.get("content") or {}).get("parts") or []
-    thoughts = [part["text"] for part in parts if part.get("thought")]
+    candidate = answer["candidates"][0]
+    content = candidate.get("content") or {}
+    parts = [part for part in content.get("parts") or () if isinstance(part, dict)]
+    texts = [part for part in parts if isinstance(part.get("text"), str)]
+    if parts and not texts and any("text" in part for part in parts):
+        raise TypeError("the parts have no text")
+    thoughts = [part["text"] for part in texts if part.get("thought")]
     written: dict[str, Any] = {
         "role": "assistant",
-        "content": "".join(part.get("text", "") for part in parts if not part.get("thought")),
+        "content": "".join(part["text"] for part in texts if not part.get("thought")),
     }
     if thoughts:
         written["reasoning_content"] = "".join(thoughts)
-    reason = candidate["finishReason"]
-    finished = "content_filter" if reason in _BLOCKED else _FINISHED.get(reason, reason.lower())
-    thought = usage.get("thoughtsTokenCount") or 0
     return {
         "model": answer.get("modelVersion"),
-        "choices": [{"index": 0, "message": written, "finish_reason": finished}],
-        "usage": {
-            "prompt_tokens": usage.get("promptTokenCount") or 0,
-            "completion_tokens": (usage.get("candidatesTokenCount") or 0) + thought,
-            "prompt_tokens_details": {"cached_tokens": usage.get("cachedContentTokenCount") or 0},
-            "completion_tokens_details": {"reasoning_tokens": thought},
-        },
+        "choices": [{"index": 0, "message": written, "finish_reason": _finished(candidate.get("finishReason", ""))}],
+        "usage": _usage(answer.get("usageMetadata")),
+    }
+
+
+def _finished(reason: Any) -> Any:
+    if not isinstance(reason, str):
+        return reason
+    return "content_filter" if reason in _BLOCKED else _FINISHED.get(reason, reason.lower())
+
+
+def _usage(usage: Any) -> dict[str, Any]:
+    usage = usage if isinstance(usage, dict) else {}
+    thought = usage.get("thoughtsTokenCount")
+    return {
+        "prompt_tokens": token_count(usage.get("promptTokenCount")),
+        "completion_tokens": tokens_together(usage.get("candidatesTokenCount"), thought),
+        "prompt_tokens_details": {"cached_tokens": token_count(usage.get("cachedContentTokenCount"))},
+        "completion_tokens_details": {"reasoning_tokens": token_count(thought)},
     }

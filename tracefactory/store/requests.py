@@ -152,6 +152,14 @@ class RequestStore:
                 self.refresh()
         raise RunError(f"{self.folder} was compacted again during every attempt to read it")
 
+    def find(self, prefix: str) -> dict[str, Any]:
+        """Return the records whose keys begin with `prefix`, of some hexadecimal digits, as they are stored."""
+        self.refresh()
+        keys = {key for key in self._lines if key.startswith(prefix)}
+        for segment in self._segments.values():
+            keys |= {key for _, key, _ in segment.read(segment.rows_from(prefix)) if key.startswith(prefix)}
+        return dict(self.get(keys))
+
     async def put(self, key: str, record: Mapping[str, Any], near: str = "") -> None:
         """Append one paid completion. When this returns, it survives the death of the process.
 

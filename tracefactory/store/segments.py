@@ -94,6 +94,14 @@ class Segment:
         rows = np.where(hit, self.index.rows[inside].astype(np.int64), -1)
         return rows if self._lost is None else np.where((rows >= 0) & ~self._lost[rows], rows, -1)
 
+    def rows_from(self, prefix: str) -> list[int]:
+        """Return the rows whose key may begin with a prefix, in ascending order, without lost rows."""
+        first, last = (int(prefix[:16].ljust(16, digit), 16) for digit in "0f")
+        start = int(np.searchsorted(self.index.prefixes, np.uint64(first), side="left"))
+        end = int(np.searchsorted(self.index.prefixes, np.uint64(last), side="right"))
+        rows = sorted(self.index.rows[start:end].tolist())
+        return rows if self._lost is None else [row for row in rows if not self._lost[row]]
+
     def read(self, rows: Sequence[int]) -> Iterator[tuple[int, str, dict[str, Any]]]:
         """Yield (row, key, record) for rows in ascending order, without lost rows; each row group is read once."""
         group, first, table = -1, 0, None

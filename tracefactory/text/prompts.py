@@ -17,7 +17,6 @@ from typing import Any
 import jinja2
 from jinja2 import nodes
 from jinja2.meta import find_undeclared_variables
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field
 
 from tracefactory.core.errors import Mistake, UserError, nearest
@@ -26,6 +25,7 @@ from tracefactory.core.rows import Frozen, Kind, Row, Trace
 from tracefactory.core.yamlfile import Position, parse_yaml, read_text
 from tracefactory.core.yamlmodel import read_model
 from tracefactory.text.reasoning import opens_thinking
+from tracefactory.text.template_budget import BudgetedEnvironment, render, trial
 
 PROBLEM_VARIABLES: Mapping[str, str] = {
     "question": "the question of the problem",
@@ -59,6 +59,15 @@ STAGE_VARIABLES: Mapping[str, str] = {"words": "the requested length in words"}
 VARIABLES = {**PROBLEM_VARIABLES, **TRACE_VARIABLES, **ROW_VARIABLES, **STAGE_VARIABLES}
 """The variables that need no declaration under `variables:` in the front matter."""
 
+# What a template is tried with when it is read: values of the right kinds, none of which is long.
+_PART = {"title": "text", "text": "text", "role": "user", "content": "text", "name": "text", "source": "text"}
+_STAND_INS: Mapping[str, Any] = {
+    **dict.fromkeys(VARIABLES, "text"),
+    **{name: ["text"] for name in ("answers", "tests")},
+    **{name: [_PART] for name in ("context", "tools", "turns")},
+    **{name: {} for name in ("meta", "fields", "measures", "verdict")},
+    "words": 100,
+}
 _INCLUDES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
 
@@ -163,7 +172,7 @@ class Prompt(Frozen):
 
     def _fill(self, template: str, values: Mapping[str, Any]) -> str:
         try:
-            return _compiled(template).render(values)
+            return render(_compiled(template), values)
         except jinja2.UndefinedError as error:
             message = f"prompt {self.name!r}: {error.message} in the stage that uses it"
             raise UserError(Mistake(message, self.file)) from error
@@ -265,6 +274,11 @@ def _check_template(text: str, start: Position, declared: frozenset[str], *, exa
     except jinja2.TemplateSyntaxError as error:
         yield at(error.lineno).mistake(f"the template is not valid: {error.message}")
         return
+    except (RecursionError, MemoryError, SyntaxError, ValueError) as error:  # of deep nesting, or a number
+        yield start.mistake(f"the template cannot be compiled: {type(error).__name__}: {str(error)[:200]}")
+        return
+    if (over := trial(_compiled(text), {**dict.fromkeys(declared, "text"), **_STAND_INS})) is not None:
+        yield at(over[1]).mistake(f"the template is over the budget of a prompt: {over[0]}")
     for node in tree.find_all(_INCLUDES):
         yield at(node.lineno).mistake("a prompt must be one file; include, import and extends are not supported")
     unknown = find_undeclared_variables(tree) - VARIABLES.keys() - declared
@@ -294,8 +308,8 @@ def _value(row: Row, name: str) -> Any:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
+def _environment() -> BudgetedEnvironment:
+    environment = BudgetedEnvironment(
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

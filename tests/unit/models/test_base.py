@@ -153,3 +153,58 @@ def test_a_failure_survives_the_way_from_a_worker():
     failed = pickle.loads(pickle.dumps(RequestFailed("rate_limited", "slow down", attempts=3, retryable=True)))
     assert (failed.kind, failed.message, failed.attempts, failed.retryable) == ("rate_limited", "slow down", 3, True)
     assert "3 attempts" in str(failed)
+
+
+SECRET = "hunter2hunter2"
+WITH_CREDENTIALS = [
+    f"https://me:{SECRET}@host/v1",
+    f"https://{SECRET}@host/v1",
+    f"https://:{SECRET}@host:8000/v1",
+    f"https://host/v1?api_key={SECRET}",
+    f"https://host/v1?version=2&KEY={SECRET}",
+    f"https://host/v1?a=1;access_token={SECRET}",
+    f"https://host/v1?X-Amz-Signature={SECRET}",
+    f"https://host/v1?subscription-key={SECRET}",
+    f"https://host/v1#token={SECRET}",
+    f"https://host/v1?x={SECRET}0123456789abcdefABCDEF",
+    f"https://host/sk-{SECRET}0123/v1",
+    f"https://host/v1/hf_{SECRET}0123",
+]
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("address", WITH_CREDENTIALS)
+def test_credentials_in_an_address_are_refused_and_not_repeated(address, several):
+    with pytest.raises(ValidationError) as refused:
+        hosted(base_url=["http://a/v1", address] if several else address)
+    (error,) = refused.value.errors()
+    assert "would be shown and published" in error["msg"]
+    assert "api_key: env:NAME" in error["msg"]
+    assert SECRET not in error["msg"]
+
+
+@pytest.mark.parametrize("address", WITH_CREDENTIALS)
+def test_credentials_in_an_address_of_the_environment_are_refused_when_it_is_read(address):
+    with pytest.raises(UserError, match="TEACHER_URL: a base URL with") as refused:
+        hosted().endpoint(Environment(environ={"TEACHER_URL": address, "TEACHER_KEY": "k"}))
+    assert SECRET not in str(refused.value)
+    assert "api_key: env:NAME" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://localhost:8000/v1",
+        "https://[::1]:8000/v1",
+        "https://x.openai.azure.com/openai/deployments/d?api-version=2026-01-01-preview",
+        "https://api.cloudflare.com/client/v4/accounts/023e105f4ecef8ad9ca31a8372d0c353/ai/v1",
+    ],
+)
+def test_other_addresses_are_taken(address):
+    assert hosted(base_url=address).base_url == address
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://h:99999999/v1", "ftp://h", "http://", "host:80"])
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(ValidationError, match="a base URL"):
+        hosted(base_url=address)

@@ -8,7 +8,7 @@ import pytest
 from tracefactory.core.rows import Outcome, Problem, Thinking, Verdict
 from tracefactory.pruners.after_answer import AfterAnswer
 from tracefactory.pruners.verification_steps import VerificationSteps
-from tracefactory.pruning import PruneItem, Tools
+from tracefactory.pruning import PruneItem, Tools, reverify
 
 SOLVED = (
     "We need 6 * 7.\n\nSix sevens are 42, since 5 * 7 = 35 and 35 + 7 = 42.\n\nSo the answer is 42.\n\n"
@@ -232,4 +232,27 @@ async def test_the_last_relation_of_a_sentence_gives_its_result(lab: SimpleNames
     text = "Count them.\n\nSo 12 is the number of rows, and 12 + 6 = 18.\n\nNow 3 weeks too."
     item = PruneItem.of(lab.trace(text, "The answer is 18.", gold="18"))
     (result,) = await AfterAnswer(evidence="result").prune([item], Tools(verify=calculating))
+    assert result.kept == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("after", "kept"),
+    [
+        ("So 18 eggs can be sold.", 3),
+        ("This is my final answer.", 3),
+        ("So 18 eggs can be sold for 36 dollars.", 2),  # it calculates
+        ("Let me check the 18 again.", 2),
+        ("Wait, is it 18 of them?", 2),
+        ("Now to sell them.", 2),
+        ("They are 18. " + "Eggs are sold by the dozen. " * 8, 2),
+    ],
+)
+async def test_a_step_that_only_repeats_a_result_stays_with_it(lab: SimpleNamespace, after: str, kept: int) -> None:
+    text = f"Count 3 * 4 + 6 of them.\n\nSo the total is 3 * 4 + 6 = 18.\n\n{after}\n\nSell them.\n\nBye."
+    item = PruneItem.of(lab.trace(text, "The answer is \\boxed{18}.", gold="18"))
+    results = await AfterAnswer(evidence="result").prune([item], Tools(verify=calculating))
+    assert results[0].kept == tuple(range(kept))
+    assert (await reverify([item], results, calculating))[0].result.reason is None
+    announced = lab.trace(text.replace("total is 3 * 4 + 6 = 18", "answer is 18"), "The answer is 18.", gold="18")
+    (result,) = await AfterAnswer(evidence="result").prune([PruneItem.of(announced)], Tools(verify=calculating))
     assert result.kept == (0, 1)

@@ -17,6 +17,7 @@ import orjson
 from tracefactory.serving.anthropic import chat_answer, headers_of
 from tracefactory.serving.batches.ledger import Entry
 from tracefactory.serving.batches.protocol import BatchApi, BatchState, Limits, Line, size_of
+from tracefactory.serving.completions import UNREADABLE
 from tracefactory.serving.failures import AttemptFailed
 
 _BATCHES = "/messages/batches"
@@ -126,6 +127,6 @@ def _state(answer: Any) -> BatchState:
             results=(answer["results_url"],) if answer.get("results_url") else (),
             ends_at=_time(answer["expires_at"]),
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except UNREADABLE as error:
         unexpected = f"the batch is described in an unexpected form ({type(error).__name__})"
         raise AttemptFailed("bad_response", unexpected) from error

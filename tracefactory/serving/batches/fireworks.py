@@ -27,7 +27,8 @@ import orjson
 
 from tracefactory.serving.batches.http import Http
 from tracefactory.serving.batches.ledger import Entry
-from tracefactory.serving.batches.protocol import UNREADABLE, BatchApi, BatchState, Limits, Line, Refusal, size_of
+from tracefactory.serving.batches.protocol import BatchApi, BatchState, Limits, Line, Refusal, size_of
+from tracefactory.serving.completions import UNREADABLE
 from tracefactory.serving.failures import AttemptFailed, kind_of_status
 
 _OUTCOMES = {"COMPLETED": "completed", "FAILED": "failed", "EXPIRED": "expired", "CANCELLED": "cancelled"}
@@ -226,6 +227,6 @@ def _state(job: Any) -> BatchState:
             if outcome == "failed"
             else (),
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except UNREADABLE as error:
         unexpected = f"the job is described in an unexpected form ({type(error).__name__})"
         raise AttemptFailed("bad_response", unexpected) from error

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import orjson
 
 from tracefactory.serving.batches.ledger import Entry
-from tracefactory.serving.batches.protocol import UNREADABLE, BatchApi, BatchState, Limits, Line, Refusal, size_of
+from tracefactory.serving.batches.protocol import BatchApi, BatchState, Limits, Line, Refusal, size_of
+from tracefactory.serving.completions import UNREADABLE
 from tracefactory.serving.failures import AttemptFailed, kind_of_status
 from tracefactory.serving.gemini import chat_answer, generate_body, is_blocked
 
@@ -138,6 +139,6 @@ def _state(answer: Any) -> BatchState:
             if outcome == "failed"
             else (),
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except UNREADABLE as error:
         unexpected = f"the batch is described in an unexpected form ({type(error).__name__})"
         raise AttemptFailed("bad_response", unexpected) from error

@@ -11,9 +11,11 @@ import aiohttp
 import orjson
 from yarl import URL
 
+from tracefactory.serving import completions
 from tracefactory.serving.failures import AttemptFailed, from_connection, kind_of_status, retry_after_seconds
+from tracefactory.serving.limits import error_detail
+from tracefactory.serving.streaming import lines_of
 
-_MESSAGE_CHARS = 500
 _CONNECT_S = 30.0
 
 
@@ -58,7 +60,7 @@ class Http:
         with self._failures():
             address, common = self._address(path)
             async with self._open().request(method, address, headers={**common, **(headers or {})}, **sent) as response:
-                body = await response.read()
+                body = await _whole(response)
                 self._check(response, body)
                 return (orjson.loads(body) if body.strip() else None), response.headers
 
@@ -72,15 +74,10 @@ class Http:
             address, common = self._address(path)
             async with self._open().get(address, headers=common) as response:
                 if response.status >= 400:
-                    self._check(response, await response.read())
-                rest = b""
-                async for chunk in response.content.iter_chunked(1 << 18):
-                    *whole, rest = (rest + chunk).split(b"\n")
-                    for line in whole:
-                        if line.strip():
-                            yield line
-                if rest.strip():
-                    yield rest
+                    self._check(response, await _whole(response))
+                async for line in lines_of(response.content.iter_chunked(1 << 18)):
+                    if line.strip():
+                        yield line
 
     async def close(self) -> None:
         """Close the connections."""
@@ -108,11 +105,7 @@ class Http:
             error = orjson.loads(body)
         except ValueError:
             error = {"message": body.decode("utf-8", "replace")}
-        error = error.get("error", error) if isinstance(error, dict) else error
-        detail = error if isinstance(error, dict) else {"message": error}
-        message = " ".join(str(detail.get("message") or "").split())[:_MESSAGE_CHARS]
-        if self._secret:
-            message = message.replace(self._secret, "***")
+        detail, message = error_detail(error, self._secret)
         told = f"HTTP {response.status}: {message}" if message else f"HTTP {response.status}"
         raise AttemptFailed(
             kind_of_status(response.status, detail), told, retry_after_s=retry_after_seconds(response.headers)
@@ -127,3 +120,18 @@ class Http:
             raise from_connection(error, self._timeout_s) from error
         except ValueError as error:  # of the JSON library
             raise AttemptFailed("bad_response", "the response is not JSON") from error
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    """Return the body of a response, as far as one may be.
+
+    Raises:
+        AttemptFailed: when it is too large.
+    """
+    chunks, size = [], 0
+    async for chunk in response.content.iter_chunked(1 << 18):
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > completions.MOST_BYTES:
+            raise completions.too_large()
+    return b"".join(chunks)

@@ -17,6 +17,7 @@ import orjson
 
 from tracefactory.serving.batches.ledger import Entry
 from tracefactory.serving.batches.protocol import BatchApi, BatchState, Limits, Line, Refusal
+from tracefactory.serving.completions import UNREADABLE
 from tracefactory.serving.failures import AttemptFailed, kind_of_status
 
 TAG = "tracefactory"
@@ -149,7 +150,7 @@ def _state(answer: Any) -> BatchState:
             ends_at=float(ends_at) if isinstance(ends_at, int | float) else None,
             refusals=tuple(_refusals(one)) if outcome == "failed" else (),
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except UNREADABLE as error:
         unexpected = f"the batch is described in an unexpected form ({type(error).__name__})"
         raise AttemptFailed("bad_response", unexpected) from error
 

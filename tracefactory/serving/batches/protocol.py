@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,10 +14,9 @@ import orjson
 
 from tracefactory.serving.batches.http import Http
 from tracefactory.serving.batches.ledger import Entry
+from tracefactory.serving.completions import UNREADABLE
 from tracefactory.serving.failures import AttemptFailed
 
-UNREADABLE = (KeyError, IndexError, TypeError, AttributeError, ValueError)
-"""What reading JSON of an unexpected form raises."""
 _KEY = re.compile(rb'"(?:custom_id|key)"\s*:\s*"([0-9a-f]{64})"')
 
 
@@ -63,6 +63,18 @@ class BatchState:
     ends_at: float | None = None
     refusals: tuple[Refusal, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Take what is no number in range for what the provider does not say: results that were paid are read."""
+        for name in ("total", "succeeded", "failed"):
+            if not _is_count(getattr(self, name)):
+                object.__setattr__(self, name, None)
+        if self.usage is not None and not all(map(_is_count, self.usage)):
+            object.__setattr__(self, "usage", None)
+        if self.ends_at is not None and not 0 <= self.ends_at < 1e11:
+            object.__setattr__(self, "ends_at", None)
+        if not all(isinstance(one, str) for one in self.results):
+            raise TypeError("the files of results have no names")
+
 
 @dataclass(frozen=True)
 class Line:
@@ -75,6 +87,25 @@ class Line:
     answer: Mapping[str, Any] | None = None
     failure: AttemptFailed | None = None
     malformed: bytes = b""
+
+
+_ASKING = frozenset({"upload", "create", "find", "state", "cancel", "delete"})
+
+
+def _reading(ask: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @wraps(ask)
+    async def asked(*given: Any, **named: Any) -> Any:
+        try:
+            return await ask(*given, **named)
+        except UNREADABLE as error:
+            message = f"the provider's answer has an unexpected form ({type(error).__name__})"
+            raise AttemptFailed("bad_response", message) from error
+
+    return asked
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 1 << 53
 
 
 def size_of(file: Path) -> int:
@@ -92,6 +123,12 @@ class BatchApi(ABC):
     name: ClassVar[str]
     limits: ClassVar[Limits]
     finds_by_tag: ClassVar[bool] = True
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """Let what is raised by an answer of another form be a failure of the provider, in every method that asks."""
+        super().__init_subclass__(**given)
+        for name in _ASKING & vars(cls).keys():
+            setattr(cls, name, _reading(vars(cls)[name]))
 
     def __init__(self, http: Http, model: str, window: str) -> None:
         self.http, self.model, self.window = http, model, window
@@ -147,7 +184,10 @@ class BatchApi(ABC):
         """Yield the lines of one results file, in whatever order the provider wrote them."""
         async for raw in self.http.lines(self.address(results)):
             try:
-                yield self.line(orjson.loads(raw))
+                line = self.line(orjson.loads(raw))
+                if not isinstance(line.key, str):
+                    raise TypeError("a key is text")
+                yield line
             except UNREADABLE as error:
                 key = _KEY.search(raw)
                 failure = AttemptFailed("bad_response", f"its line in the results is damaged ({type(error).__name__})")

@@ -11,7 +11,7 @@ from typing import Protocol
 from tracefactory.core.model import ChatRequest, Completion, ModelSpec, RequestFailed
 from tracefactory.core.stage import Record
 from tracefactory.serving.batches.ledger import Entry, Requests
-from tracefactory.serving.batches.protocol import UNREADABLE, BatchApi, BatchState, Line
+from tracefactory.serving.batches.protocol import BatchApi, BatchState, Line
 from tracefactory.serving.completions import read_completion
 from tracefactory.serving.failures import AttemptFailed
 
@@ -98,9 +98,8 @@ class Reader:
         try:
             seconds = max(0.0, time.time() - since)
             completion = read_completion(request, line.answer, self.spec.echoes_prefill, 1, seconds)
-        except (*UNREADABLE, AttemptFailed) as error:
-            why = error.message if isinstance(error, AttemptFailed) else type(error).__name__
-            read.failed[line.key] = AttemptFailed("bad_response", f"its answer cannot be read: {why}")
+        except AttemptFailed as error:
+            read.failed[line.key] = AttemptFailed("bad_response", f"its answer cannot be read: {error.message}")
             read.unreadable.add(line.key)
             return
         read.answered.add(line.key)
