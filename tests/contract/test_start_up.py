@@ -59,7 +59,8 @@ def test_a_finished_run_imports_no_model_and_no_cluster(tmp_path: Path) -> None:
 
 def test_every_command_has_its_file_and_its_line_in_the_help() -> None:
     files = {file.stem for file in (PACKAGE / "cli").glob("*.py")}
-    helpers = {"__init__", "options", "rendered_row", "rendered_student", "rendered_trainer", "stored_record", "student_text"}
+    rendered = {"rendered_row", "rendered_student", "rendered_trainer"}
+    helpers = {"__init__", "options", "stored_record", "student_text", *rendered}
     assert files - helpers == set(COMMANDS)
     for name in COMMANDS:
         assert callable(getattr(import_module(f"tracefactory.cli.{name}"), name))
