@@ -15,7 +15,7 @@ from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.rows import Problem
 from tracefactory.text import prompts
 from tracefactory.text.prompts import Prompt, prompt_files, read_prompts
-from tracefactory.text.template_budget import BudgetedEnvironment, OverBudget, render
+from tracefactory.text.template_budget import MOST_CHARS, BudgetedEnvironment, OverBudget, render
 
 DOUBLING = "{% set n = namespace(s='xx') %}{% for i in range(99) %}{% set n.s = STEP %}{% endfor %}{{ n.s|length }}"
 HOSTILE = [
@@ -67,6 +67,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow  # up to 18 s each, because every allocation is traced
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_template_ends_soon_and_small(text: str) -> None:
     environment = BudgetedEnvironment(undefined=jinja2.StrictUndefined)
@@ -82,6 +83,7 @@ def test_a_hostile_template_ends_soon_and_small(text: str) -> None:
     assert peak < 600 << 20
 
 
+@pytest.mark.slow  # up to 18 s each, because every allocation is traced
 @pytest.mark.parametrize("text", HOSTILE)
 def test_a_hostile_template_is_a_mistake_when_it_is_read(tmp_path: Path, text: str) -> None:
     file, mistakes = tmp_path / "p.md", list[Mistake]()
@@ -124,11 +126,8 @@ SOUND: list[tuple[str, dict[str, Any]]] = [
     ("{% for a in xs if a != 'b' %}{{ loop.nextitem is defined }}{{ a|upper }}{% endfor %}", {}),
     ("{{ q|replace('a', 'bb')|trim|indent(4) }}{{ '%05.1f %s' % (2, q) }}{{ '{:>5}'.format(q) }}**{{ q }}**", {}),
     ("{{ xs|join(', ') }}{{ xs|length }}{{ xs|map('upper')|list }}{{ xs|batch(2)|list }}{{ d|tojson(2) }}", {}),
-    (
-        "{% macro m(a) %}<{{ a }}>{% endmacro %}{{ m(q) }}{% macro c() %}{{ caller() }}{% endmacro %}"
-        "{% call c() %}{{ q }}{% endcall %}{{ xs[0:2] + ['z'] }}",
-        {},
-    ),
+    ("{% macro m(a) %}<{{ a }}>{% endmacro %}{{ m(q) }}{{ xs[0:2] + ['z'] }}", {}),
+    ("{% macro c() %}{{ caller() }}{% endmacro %}{% call c() %}{{ q }}{% endcall %}", {}),
     ("{% for a in tree recursive %}{{ a.n }}{{ loop(a.c) }}{% endfor %}{{ 2 ** 10 * 3 }}{{ 7 % 4 }}", {}),
     ("{% set n = namespace(i=0) %}{% for a in xs %}{% set n.i = n.i + 1 %}{% endfor %}{{ n.i }}{{ q * 3 }}", {}),
     ("{% filter upper %}{{ q }}{% endfilter %}{{ xs|sort(reverse=true)|first }}{{ q|wordwrap(3) }}{{ none }}", {}),
@@ -155,3 +154,11 @@ def test_an_ordinary_prompt_with_a_long_question_is_within_the_budget() -> None:
     passages = tuple({"text": "y" * 100_000} for _ in range(20))
     row = Problem.make(question="x\n" * 500_000, answer=None, context=passages)
     assert len(prompt.messages_for(row)[0]["content"]) == 2_999_999
+
+
+def test_a_row_may_be_longer_than_what_a_template_may_make_of_a_short_one() -> None:
+    environment = BudgetedEnvironment(undefined=jinja2.StrictUndefined)
+    question = "x" * (2 * MOST_CHARS)
+    assert render(environment.from_string("Solve: {{ q }}"), {"q": question}) == f"Solve: {question}"
+    with pytest.raises(OverBudget):
+        render(environment.from_string("{{ q * 20 }}"), {"q": question})

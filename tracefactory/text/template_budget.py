@@ -46,10 +46,15 @@ class OverBudget(SecurityError):  # noqa: N818  # what it says, not that it is a
 
 
 class _Spent:
-    """What one rendering has taken."""
+    """What one rendering has taken, and the characters that it may make: `MOST_CHARS` and four times its values.
 
-    def __init__(self) -> None:
+    The values are the row's own, which can be as long as they are; a template must not make them much longer.
+    """
+
+    def __init__(self, given: int) -> None:
         self.steps = self.work = 0
+        self.chars = MOST_CHARS + 4 * given
+        self.most_work = MOST_WORK + 64 * given
         self.end = time.monotonic() + MOST_SECONDS
 
     def take(self, work: int = 0) -> None:
@@ -57,8 +62,8 @@ class _Spent:
         self.work += work
         if self.steps > MOST_STEPS:
             raise OverBudget(f"it takes more than {MOST_STEPS:,} steps")
-        if self.work > MOST_WORK:
-            raise OverBudget(f"it goes through more than {MOST_WORK:,} characters")
+        if self.work > self.most_work:
+            raise OverBudget(f"it goes through more than {self.most_work:,} characters")
         if time.monotonic() > self.end:
             raise OverBudget(f"it takes longer than {MOST_SECONDS:g} s")
 
@@ -73,7 +78,7 @@ def render(template: jinja2.Template, values: Mapping[str, Any]) -> str:
         OverBudget: when it takes too long or becomes too large.
         Exception: what an expression of the template raises.
     """
-    before = _SPENT.set(_Spent())
+    before = _SPENT.set(_Spent(sum(len(value) for value in values.values() if isinstance(value, str))))
     try:
         parts, size = [], 0
         for part in template.generate(values):
@@ -266,14 +271,14 @@ def _made(value: Any) -> Any:
 
 
 def _size(value: Any) -> int:
-    """Return the characters and items of a value with all that is in it, as far as `MOST_CHARS`.
+    """Return the characters and items of a value with all that is in it, as far as a text may be long.
 
     A list that holds another one many times is small in memory, and large as soon as it is written.
     """
     if isinstance(value, str | bytes):
         return len(value)
     size, todo = 0, [value]
-    while todo and size <= MOST_CHARS:
+    while todo and size <= _most_chars():
         one = todo.pop()
         size += len(one) if isinstance(one, str | bytes) else _ITEM
         if isinstance(one, Namespace):
@@ -285,9 +290,14 @@ def _size(value: Any) -> int:
     return size
 
 
+def _most_chars() -> int:
+    spent = _SPENT.get()
+    return MOST_CHARS if spent is None else spent.chars
+
+
 def _fit(size: int, what: str) -> None:
-    if size > MOST_CHARS:
-        raise OverBudget(f"{what} has more than {MOST_CHARS:,} characters")
+    if size > (most := _most_chars()):
+        raise OverBudget(f"{what} has more than {most:,} characters")
 
 
 def _take(work: int = 0) -> None:
