@@ -144,7 +144,7 @@ async def test_another_version_of_a_verifier_that_was_not_used_runs_nothing_agai
         ("[sft]", "published: out/t/1"),  # it holds no verdict: its content is the same
         (
             "[sft, raw]",
-            "published: out/t/1, made by tracefactory .*; this version would make different rows .*math: 2 -> 99.*",
+            "published: out/t/1, made by tracefactory .*; this version would make different rows .*math: 3 -> 99.*",
         ),
     ],
 )
