@@ -88,6 +88,8 @@ def json_field(body: str, names: Sequence[str] = FIELDS) -> Field | None:
 
 def _object_at_end(body: str) -> tuple[int, str] | None:
     stripped = body.rstrip()
+    if not stripped.endswith(("}", "```")):
+        return None
     fence = _FENCED.search(stripped)
     if fence is not None and fence[1].lstrip().startswith("{"):
         return fence.start(1), fence[1]

@@ -228,6 +228,8 @@ def check_policy(policy: Mapping[str, Any]) -> None:
     Raises:
         UserError: for unknown parameters, with the nearest valid names.
     """
+    if not policy:
+        return
     known = {field for name in VERIFIERS for field in VERIFIERS.get(name).Params.model_fields}
     unknown = [key for key in policy if key not in known]
     if unknown:

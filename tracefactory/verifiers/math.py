@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import ClassVar
 
 from tracefactory.answers.boxes import find_boxes
@@ -86,6 +87,7 @@ class MathVerifier(Verifier):
         return self.compared(same, comparison.method, stated, params)
 
 
+@lru_cache(maxsize=8192)
 def gold_reading(text: str) -> Reading:
     """Return the readings of a gold answer: a bare answer, or a worked solution that ends with one."""
     if len(text) <= 300 and not find_boxes(text) and "####" not in text and "nswer" not in text:
