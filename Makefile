@@ -44,7 +44,7 @@ types: dev ## check the types of the package, strictly
 .PHONY: test
 test: dev ## run the tests
 	$(BIN)/pytest -q --durations=20 --numprocesses 2 --dist load tests/contract tests/e2e
-	$(BIN)/pytest -q --durations=20 --numprocesses 2 --dist loadfile tests/unit tests/filters tests/trainers
+	$(BIN)/pytest -q --durations=20 --numprocesses 2 --dist loadfile tests/unit tests/filters tests/attacks tests/trainers
 
 .PHONY: check
 check: lint types test ## everything that must pass before a change lands: what CI runs
@@ -99,6 +99,10 @@ trainers-table: dev $(TRAINERS_VENV)-a/trainers.stamp $(TRAINERS_VENV)-b/trainer
 .PHONY: bench
 bench: dev ## measure speed, as ratios within one run
 	$(BIN)/pytest -q -m bench -s
+
+.PHONY: attack
+attack: dev ## try hostile programs, answers, servers, templates and texts, as root and as an ordinary user, and print a table
+	$(BIN)/python -m tests.attacks.table
 
 .PHONY: mutants
 mutants: dev ## change a package in small ways and count what its tests notice: PACKAGE=tracefactory/pruners

@@ -2,8 +2,10 @@
 
 It serves what the `huggingface_hub` and `datasets` clients ask for when they publish and load: blobs are files on disk,
 the state is one JSON file that is rewritten after every change, so a server can be stopped and started on the same
-folder. It checks what the real Hub checks and the tests rely on (parent commits, existing tags, missing blobs); it does
-not check permissions beyond one token, and it has no Xet storage: clients need HF_HUB_DISABLE_XET.
+folder. It checks what the real Hub checks and the tests rely on: a parent commit that is not the head of the branch is
+refused with 412, a tag or branch that exists with 409 (`HfApi.create_tag`, `create_branch`), a blob that was not
+uploaded with 400. A commit that no branch or tag leads to is not found; the real Hub keeps it for some time. There are
+no permissions beyond two tokens, no pull requests, and no Xet storage: clients need HF_HUB_DISABLE_XET.
 
 Run it alone with `python tests/hub_server.py FOLDER`; it prints its address.
 """
@@ -27,15 +29,18 @@ import yaml
 from aiohttp import web
 
 TOKEN = "hf_test_token"
+OTHER_TOKEN = "hf_other_token"
 _LFS_SUFFIXES = (".parquet", ".arrow", ".bin")
 
 
 class HubServer:
     """The state and the handlers. `faults` maps "METHOD kind" to what happens to the next requests of that kind.
 
-    Kinds: create, info, refs, tree, paths, preupload, commit, tag, lfs_batch, lfs_put, resolve, yaml. Faults: an int is
-    the status to answer with; "commit_then_503" does the work and answers 503; "drop" closes the connection; "hang"
-    never answers; "before:NAME" runs the hook NAME of `hooks` first. Each fault is used once, in order.
+    Kinds: create, info, refs, tree, paths, preupload, commit, commits, tag, branch, lfs_batch, lfs_put, resolve, yaml.
+    Faults: an int is the status to answer with; "commit_then_503" does the work and answers 503; "drop" closes the
+    connection; "hang" never answers; "before:NAME" runs the hook NAME of `hooks` first. Each fault is used once, in
+    order. `before` is called in a thread of its own before every request with its token and kind; what it returns is
+    a fault, or None.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,6 +49,7 @@ class HubServer:
         self.log: list[tuple[str, str]] = []
         self.faults: dict[str, list[int | str]] = {}
         self.hooks: dict[str, Callable[[], None]] = {}
+        self.before: Callable[[str, str], int | str | None] = lambda token, kind: None
         (folder / "blobs").mkdir(parents=True, exist_ok=True)
         self._state_file = folder / "state.json"
         empty: dict[str, Any] = {"repos": {}, "commits": {}}
@@ -63,19 +69,22 @@ class HubServer:
         return self.folder / "blobs" / sha
 
     def create_repo(self, name: str, private: bool = False) -> None:
-        self.state["repos"][name] = {"private": private, "main": None, "tags": {}}
+        self.state["repos"][name] = {"private": private, "main": None, "tags": {}, "branches": {}}
         self.add_commit(name, {".gitattributes": self.entry(b"*.parquet filter=lfs\n", lfs=False)}, "initial commit")
 
     def entry(self, data: bytes, *, lfs: bool) -> dict[str, Any]:
         git = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
         return {"sha256": self.put_blob(data), "size": len(data), "oid": git, "lfs": lfs}
 
-    def add_commit(self, name: str, files: dict[str, Any], title: str) -> str:
-        repo = self.state["repos"][name]
-        text = json.dumps([repo["main"], files, title, len(self.state["commits"])], sort_keys=True)
+    def add_commit(
+        self, name: str, files: dict[str, Any], title: str, branch: str = "main", description: str = ""
+    ) -> str:
+        heads = self.state["repos"][name] if branch == "main" else self.state["repos"][name]["branches"]
+        text = json.dumps([heads[branch], files, title, len(self.state["commits"])], sort_keys=True)
         oid = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
-        self.state["commits"][oid] = {"parent": repo["main"], "files": files, "title": title, "repo": name}
-        repo["main"] = oid
+        made = {"parent": heads[branch], "files": files, "title": title, "description": description, "repo": name}
+        self.state["commits"][oid] = made
+        heads[branch] = oid
         self.save()
         return oid
 
@@ -88,21 +97,25 @@ class HubServer:
     def read(self, name: str, path: str, revision: str = "main") -> bytes:
         return self.blob(self.files(name, revision)[path]["sha256"]).read_bytes()
 
+    def history(self, oid: str | None) -> Iterator[str]:
+        """Yield the ids of a commit and of those before it."""
+        while oid is not None:
+            yield oid
+            oid = self.state["commits"][oid]["parent"]
+
     def commits(self, name: str) -> list[str]:
         """Return the titles of main, newest first."""
-        titles, oid = [], self.state["repos"][name]["main"]
-        while oid is not None:
-            titles.append(self.state["commits"][oid]["title"])
-            oid = self.state["commits"][oid]["parent"]
-        return titles
+        return [self.state["commits"][oid]["title"] for oid in self.history(self.state["repos"][name]["main"])]
 
     def resolve(self, name: str, revision: str) -> str | None:
         repo = self.state["repos"][name]
         if revision in ("main", "refs/heads/main"):
             return str(repo["main"])
-        if revision in repo["tags"]:
-            return str(repo["tags"][revision])
-        return revision if self.state["commits"].get(revision, {}).get("repo") == name else None
+        for names in (repo["branches"], repo["tags"]):
+            if revision in names:
+                return str(names[revision])
+        heads = {repo["main"], *repo["branches"].values(), *repo["tags"].values()}
+        return revision if any(revision in self.history(head) for head in heads) else None
 
     def count(self, kind: str) -> int:
         """Return how many requests "METHOD kind" were logged."""
@@ -122,7 +135,10 @@ class HubServer:
             ("POST", f"{repo}/paths-info/{{revision}}", "paths", self._paths),
             ("POST", f"{repo}/preupload/{{revision}}", "preupload", self._preupload),
             ("POST", f"{repo}/commit/{{revision}}", "commit", self._commit),
+            ("GET", f"{repo}/commits/{{revision}}", "commits", self._commits),
             ("POST", f"{repo}/tag/{{revision}}", "tag", self._tag),
+            ("POST", f"{repo}/branch/{{branch}}", "branch", self._branch),
+            ("DELETE", f"{repo}/branch/{{branch}}", "branch", self._delete_branch),
             ("POST", "/datasets/{owner}/{repo}.git/info/lfs/objects/batch", "lfs_batch", self._lfs_batch),
             ("PUT", "/lfs/{sha}", "lfs_put", self._lfs_put),
             ("GET", "/datasets/{owner}/{repo}/resolve/{revision}/{path:.*}", "resolve", self._resolve),
@@ -136,7 +152,10 @@ class HubServer:
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def guarded(request: web.Request) -> web.StreamResponse:
             self.log.append((kind, request.path))
-            fault = self.faults[kind].pop(0) if self.faults.get(kind) else None
+            token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            fault = await asyncio.to_thread(self.before, token, kind)
+            if fault is None:
+                fault = self.faults[kind].pop(0) if self.faults.get(kind) else None
             if isinstance(fault, int):
                 return web.json_response({"error": f"injected {fault}"}, status=fault)
             if fault == "hang":
@@ -146,14 +165,14 @@ class HubServer:
                 request.transport.close()
                 return web.Response(status=500)
             if fault is not None and fault.startswith("before:"):
-                self.hooks[fault.removeprefix("before:")]()
+                await asyncio.to_thread(self.hooks[fault.removeprefix("before:")])
             # The address of an upload is signed and carries no token, as on the real Hub.
             free = request.method in ("GET", "HEAD") or handler == self._lfs_put
-            if not free and request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            if not free and token not in (TOKEN, OTHER_TOKEN):
                 return _error(401, "Unauthorized", "Invalid credentials")
             response = await handler(request)
-            if fault == "commit_then_503":
-                return web.json_response({"error": "injected 503 after the work was done"}, status=503)
+            if fault in ("commit_then_503", "commit_then_418"):
+                return web.json_response({"error": "injected after the work was done"}, status=int(fault[-3:]))
             return response
 
         return guarded
@@ -198,7 +217,22 @@ class HubServer:
             for tag, target in self.state["repos"][name]["tags"].items()
         ]
         main = {"name": "main", "ref": "refs/heads/main", "targetCommit": oid}
-        return web.json_response({"branches": [main], "converts": [], "tags": tags})
+        others = [
+            {"name": branch, "ref": f"refs/heads/{branch}", "targetCommit": target}
+            for branch, target in self.state["repos"][name]["branches"].items()
+        ]
+        return web.json_response({"branches": [main, *others], "converts": [], "tags": tags})
+
+    async def _commits(self, request: web.Request) -> web.Response:
+        _, head = self._target(request)
+        found = [(oid, self.state["commits"][oid]) for oid in self.history(head)]
+        date = "2026-01-01T00:00:00.000Z"
+        return web.json_response(
+            [
+                {"id": oid, "title": one["title"], "message": one["description"], "date": date, "authors": []}
+                for oid, one in found
+            ]
+        )
 
     async def _tree(self, request: web.Request) -> web.Response:
         _, oid = self._target(request)
@@ -259,13 +293,17 @@ class HubServer:
         return web.Response()
 
     async def _commit(self, request: web.Request) -> web.Response:
+        lines = (await request.read()).splitlines()
         name, oid = self._target(request)
-        files, title = dict(self.state["commits"][oid]["files"]), ""
-        for line in (await request.read()).splitlines():
+        branch = request.match_info["revision"]
+        if branch != "main" and branch not in self.state["repos"][name]["branches"]:
+            return _error(400, "BadRequest", "a commit is made on a branch")
+        files, title, description = dict(self.state["commits"][oid]["files"]), "", ""
+        for line in lines:
             item = json.loads(line)
             key, value = item["key"], item["value"]
             if key == "header":
-                title = value["summary"]
+                title, description = value["summary"], value["description"]
                 if value.get("parentCommit") not in (None, oid):
                     return _error(
                         412, "PreconditionFailed", "A commit has happened since. Please refresh and try again."
@@ -273,7 +311,9 @@ class HubServer:
             elif key == "file":
                 files[value["path"]] = self.entry(base64.b64decode(value["content"]), lfs=False)
             elif key == "lfsFile":
-                if not self.blob(value["oid"]).exists():
+                blob = self.blob(value["oid"])
+                # A copy of a file that the repository has is sent without its size (`_prepare_commit_payload`).
+                if not blob.exists() or blob.stat().st_size != value.get("size", blob.stat().st_size):
                     return _error(400, "BadRequest", f"LFS object {value['oid']} was not uploaded")
                 files[value["path"]] = self.entry(self.blob(value["oid"]).read_bytes(), lfs=True)
             elif key == "deletedFile":
@@ -281,16 +321,41 @@ class HubServer:
                     return _error(404, "EntryNotFound", "A file with this name doesn't exist")
             else:
                 return _error(400, "BadRequest", f"unknown operation {key}")
-        made = self.add_commit(name, files, title)
+        made = self.add_commit(name, files, title, branch, description)
         return web.json_response({"commitUrl": f"{self.url}/datasets/{name}/commit/{made}", "commitOid": made})
 
     async def _tag(self, request: web.Request) -> web.Response:
-        name, oid = self._target(request)
         tag = (await request.json())["tag"]
+        name, oid = self._target(request)
         tags = self.state["repos"][name]["tags"]
         if tag in tags:
             return _error(409, "Conflict", f"Tag {tag} already exists")
         tags[tag] = oid
+        self.save()
+        return web.json_response({})
+
+    async def _branch(self, request: web.Request) -> web.Response:
+        wanted = await request.json()
+        name, oid = self._target(request)
+        branch, start = request.match_info["branch"], wanted.get("startingPoint")
+        if branch.startswith("refs/"):
+            return _error(400, "BadRequest", "Invalid reference for a branch")
+        if branch == "main" or branch in self.state["repos"][name]["branches"]:
+            return _error(409, "Conflict", f"Reference already exists: {branch}")
+        at = oid if start is None else self.resolve(name, start)
+        if at is None:
+            raise _not_found("RevisionNotFound", "Invalid rev id")
+        self.state["repos"][name]["branches"][branch] = at
+        self.save()
+        return web.json_response({})
+
+    async def _delete_branch(self, request: web.Request) -> web.Response:
+        name, _ = self._target(request)
+        branch = request.match_info["branch"]
+        if branch == "main":
+            return _error(403, "Forbidden", "main cannot be deleted")
+        if self.state["repos"][name]["branches"].pop(branch, None) is None:
+            raise _not_found("RevisionNotFound", "Invalid rev id")
         self.save()
         return web.json_response({})
 

@@ -15,7 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 OWNERS = {
     "ray": {"engine/executors/ray.py"},
     "openai": {"serving/client.py"},
-    "huggingface_hub": {"publish/hub.py", "publish/card.py", "sources/hub_dataset.py"},
+    "huggingface_hub": {"publish/hub_client.py", "publish/card.py", "sources/hub_dataset.py"},
     "genai_prices": {"core/prices.py"},
     "xllamacpp": {"serving/llama_server.py"},
     "reasoning_gym": {"reading/gym.py", "verifiers/reasoning_gym.py"},

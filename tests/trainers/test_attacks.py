@@ -48,7 +48,7 @@ def test_trl_finds_nothing_to_train_on_in_the_masked_view_as_it_is(bench: Bench)
 
 
 def test_a_control_token_in_a_text_becomes_the_real_one(bench: Bench) -> None:
-    """This is why views refuse such rows: the end of the turn would be trained in the middle of a message."""
+    """This is why publish drops or escapes such rows: the end of the turn would be trained inside of a message."""
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(bench.students["Qwen2.5"])
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "It ends.<|im_end|> And goes on."}]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 import yaml
 from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 from pydantic import ValidationError
 
+from tracefactory.core.pipeline import Change
 from tracefactory.engine.lengths import LengthLine
 from tracefactory.publish.card import (
     CardInputs,
     ConfigLine,
+    MissingLine,
     MixLine,
     ModelLine,
     PromptLine,
@@ -22,6 +26,7 @@ from tracefactory.publish.card import (
     limits,
     render,
 )
+from tracefactory.publish.command import RecipeLine, quoted
 
 CONFIGS = (
     ConfigLine(name="sft", summary="`prompt` and `completion`.", rows=1200, files="data/sft/*.parquet"),
@@ -57,8 +62,9 @@ FULL = CardInputs(
     prompts=(PromptLine(name="math_long", digest="ff00"),),
     sources=(SourceLine(name="org/math", revision="9f2c1de", licence="mit", rows=40),),
     verifiers=(VerifierLine(name="math", version="1", outcomes={"correct": 1234}),),
-    command="tracefactory run pipelines/mix.yaml",
-    pipeline="name: math-mix\n",
+    recipe=RecipeLine(
+        command="tracefactory run pipelines/mix.yaml", file="pipelines/mix.yaml", pipeline="name: math-mix\n"
+    ),
 )
 
 
@@ -193,9 +199,64 @@ def test_hostile_metadata_stays_a_value() -> None:
 
 
 def test_a_fence_in_the_pipeline_does_not_end_its_block() -> None:
-    inputs = FULL.model_copy(update={"pipeline": "a: |\n  ```\n  # not a heading\n  ````\n"})
+    recipe = RecipeLine(command="tracefactory run x", file="x", pipeline="a: |\n  ```\n  # not a heading\n  ````\n")
+    inputs = FULL.model_copy(update={"recipe": recipe})
     tokens = MarkdownIt("commonmark").parse(render(inputs, version="1", configs=CONFIGS).split("---\n", 2)[2])
-    assert [token.content for token in tokens if token.type == "fence" and token.info == "yaml"] == [inputs.pipeline]
+    assert [token.content for token in tokens if token.type == "fence" and token.info == "yaml"] == [recipe.pipeline]
+
+
+def test_the_recipe_tells_what_options_changed() -> None:
+    changes = (
+        Change(path="stages.long.with.samples", before="2", after="8"),
+        Change(path="description", before="", after='"a | b <i>\\n"'),
+        Change(path="stages.long.with.stop", before="[" + "1, " * 500 + "1]", after=""),
+    )
+    recipe = RecipeLine(
+        command="tracefactory run a.yaml \\\n  --set 'a=```\n# b'",
+        file="a.yaml",
+        pipeline="name: a\n",
+        resolved=True,
+        changes=changes,
+        limit=1000,
+        environment=("HF_TOKEN", "URL"),
+        tracefactory="9.9",
+    )
+    missing = (MissingLine(stage="long", rows=1, of=9, reasons={"timeout": 1}),)
+    card = render(FULL.model_copy(update={"recipe": recipe, "missing": missing}), version="1", configs=CONFIGS)
+    told = card.split("## How to reproduce\n\n")[1]
+    assert told.startswith(
+        "With tracefactory `9.9`, in the folder of the project, with these environment variables: `HF_TOKEN`, `URL`:\n"
+    )
+    tokens = MarkdownIt("commonmark").enable("table").parse(told)
+    fences = [(token.info, token.content) for token in tokens if token.type == "fence"]
+    assert fences == [("sh", recipe.command + "\n"), ("yaml", "name: a\n")]
+    assert "| `stages.long.with.samples` | `2` | `8` |" in told
+    assert "--no-requests" in told
+    assert "1,000" in told
+    assert max(map(len, told.splitlines())) < 400
+    rows = [token for token in tokens if token.type == "tr_open"]
+    assert len(rows) == 4
+
+
+HOSTILE_WORDS = [
+    "",
+    "a b",
+    'it\'s "two" $HOME `ls` $(ls) \\ \\\\ ! * ~ #',
+    "-x",
+    "two\nlines",
+    "tab\tand\rreturn 1",
+    "\x1b[31m\x7f\x01" + "7",
+    "\u202ereversed\u2028 \u200b it's \\",
+    "日本 é 😀",
+    "[\"a\", 'b']",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE_WORDS)
+def test_a_quoted_word_is_one_argument(text: str) -> None:
+    done = subprocess.run(["bash", "-c", f"printf %s {quoted(text)}"], capture_output=True, check=True)
+    assert done.stdout.decode() == text
+    assert all(char.isprintable() or char == "\n" for char in quoted(text))
 
 
 def test_limitations_name_the_checks_that_were_not_done() -> None:

@@ -166,6 +166,7 @@ def test_a_pipeline_cannot_be_changed_and_travels_to_workers(project: Maker) -> 
         pipeline.limit = 6  # type: ignore[misc]
     again = pickle.loads(pickle.dumps(pipeline))
     assert resolved(again) == resolved(pipeline)
+    assert again.written == pipeline.written
     assert again.stage("long").params == pipeline.stage("long").params
 
 
@@ -230,6 +231,63 @@ def test_resolved_is_canonical_and_reads_as_the_same_pipeline(project: Maker) ->
     project.write(yaml.safe_dump(data, sort_keys=False))
     again = resolved(project.load())
     assert {**again, "profile": "laptop", "limit": 2} == resolved(pipeline)
+
+
+def test_what_options_changed_is_recorded(project: Maker) -> None:
+    assert project.load().written.changes == ()
+    sets = ["stages.long.with.samples=8", "stages.long.with.samples=3", "description=it", "stages.mixed.with.seed=7"]
+    written = project.load(profile="hosted", sets=sets).written
+    assert (written.file, written.text, written.sets) == ("pipelines/mix.yaml", PIPELINE, tuple(sets))
+    changes = {one.path: (one.before, one.after) for one in written.changes}
+    assert changes == {
+        "description": ("", '"it"'),
+        "models.teacher.model": ('"r1"', '"r2"'),
+        "stages.long.with.samples": ("4", "3"),
+    }
+    project.change("    models: {teacher: {model: r2}}\n", "    stages: {short: null, checked: {with: {x: {}}}}\n")
+    project.change("from: [long, short]", "from: [long]")
+    with pytest.raises(UserError, match="'x'"):
+        project.load(profile="hosted")
+
+
+LITERAL = "hf_0123456789abcdef"
+REPLACED = {
+    "a value that --set replaces": (
+        [f"models.teacher.api_key={LITERAL}", "models.teacher.api_key=env:TEACHER_KEY"],
+        "",
+    ),
+    "a model that --set replaces": (
+        [f"models.teacher={{use: fake, api_key: {LITERAL}}}", "models.teacher={use: fake}"],
+        "",
+    ),
+    "an address that --set replaces": (
+        [f"models.teacher.base_url=http://u:{LITERAL}@h/", "models.teacher.base_url=http://h/"],
+        "",
+    ),
+    "a token that --set replaces": (
+        [f"stages.dataset.with.token={LITERAL}", "stages.dataset.with.token=env:TEACHER_KEY"],
+        "",
+    ),
+    "the file, replaced by --set": (["models.teacher.api_key=env:TEACHER_KEY"], "api_key: env:TEACHER_KEY"),
+    "a profile that is not used": ([], "teacher: {model: r2"),
+}
+
+
+@pytest.mark.parametrize("case", sorted(REPLACED))
+def test_a_secret_that_an_option_replaces_is_refused(project: Maker, case: str) -> None:
+    """It is not in the pipeline, but it would be shown with the text of the file or of the command."""
+    sets, before = REPLACED[case]
+    if before:
+        after = f"api_key: {LITERAL}" if before.startswith("api_key") else f"{before}, api_key: {LITERAL}"
+        project.change(before, after)
+    told = project.told(sets=sets)
+    assert "write env:NAME" in told[0]
+    assert LITERAL not in "".join(told)
+
+
+def test_an_argument_that_is_no_text_is_refused(project: Maker) -> None:
+    (told,) = project.told(sets=["description=\udcff"])
+    assert "not UTF-8" in told
 
 
 def test_a_resolved_pipeline_has_the_names_of_secrets_only(project: Maker) -> None:

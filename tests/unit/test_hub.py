@@ -19,7 +19,7 @@ from tests.hub_server import TOKEN, HubServer, running
 from tests.unit.test_release import row_id, write
 from tracefactory.core.errors import RunError, UserError
 from tracefactory.core.rows import Problem, Thinking, Trace
-from tracefactory.publish import hub
+from tracefactory.publish import hub_client
 from tracefactory.publish.card import CardInputs
 from tracefactory.publish.hub import Receipt, push
 from tracefactory.publish.release import read_manifest
@@ -45,7 +45,7 @@ def release(
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(hub, "_WAIT_S", 0.001)
+    monkeypatch.setattr(hub_client, "_WAIT_S", 0.001)
     with running(tmp_path / "hub") as running_server:
         yield running_server
 
@@ -139,7 +139,7 @@ def test_a_commit_that_fails_is_made_once(server: HubServer, tmp_path: Path, fau
 def test_a_request_without_an_answer_is_repeated(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(hub, "_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(hub_client, "_TIMEOUT_S", 0.5)
     server.faults[kind] = ["hang"]
     publish(server, release(tmp_path, "1.0"))
     assert server.commits(REPO) == ["traces 1.0", "initial commit"]
@@ -184,18 +184,6 @@ def test_changes_on_the_hub_before_the_tag_are_corrected(server: HubServer, tmp_
     server.add_commit(REPO, {**server.files(REPO), "README.md": server.entry(b"edited", lfs=False)}, "edit")
     publish(server, folder)
     assert server.read(REPO, "README.md", "v1.0") == (folder / "README.md").read_bytes()
-
-
-def test_a_commit_that_lost_a_file_gets_no_tag(server: HubServer, tmp_path: Path) -> None:
-    add = server.add_commit
-
-    def lossy(name: str, files: dict[str, object], title: str) -> str:
-        return add(name, {path: entry for path, entry in files.items() if path != "README.md"}, title)
-
-    server.add_commit = lossy  # type: ignore[method-assign]
-    with pytest.raises(RunError, match="does not have the files"):
-        publish(server, release(tmp_path, "1.0"))
-    assert server.state["repos"][REPO]["tags"] == {}
 
 
 def test_private_data_never_goes_to_a_public_repository(server: HubServer, tmp_path: Path) -> None:
@@ -286,5 +274,10 @@ def test_the_command_pushes_a_finished_version_once(server: HubServer, tmp_path:
     said = [client(server, tmp_path, f"{code}{REPO!r}]; main()").communicate()[0] for _ in range(2)]
     assert said[0].startswith(f"pushed: {server.url}/datasets/{REPO}")
     assert said[1].startswith("already published: ")
-    wrong = client(server, tmp_path, f"{code}'no/such/name']; main()")
-    assert (wrong.communicate()[0], wrong.wait()) == ("", 2)
+    assert f"(tag v1.0 on commit {server.resolve(REPO, 'main')})" in said[1]
+    older = client(server, tmp_path, f"{code}{REPO!r}]; main()".replace(str(folder), str(release(tmp_path, "0.9"))))
+    assert older.communicate()[0].strip().endswith("; main keeps 1.0)")
+    other = release(tmp_path / "other", "1.0", answer="5")
+    for refused in (f"{code}'no/such/name']", f"{code}{REPO!r}]".replace(str(folder), str(other))):
+        wrong = client(server, tmp_path, f"{refused}; main()")
+        assert (wrong.communicate()[0], wrong.wait()) == ("", 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracefactory.core.errors import Mistake
-from tracefactory.core.yamlfile import Node, Position, parse_yaml, read_yaml
+from tracefactory.core.yamlfile import Node, Position, parse_yaml, read_yaml, to_yaml
 
 FILE = Path("some.yaml")
 
@@ -209,3 +210,75 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     assert read_yaml(file, mistakes) is None
     assert time.monotonic() - started < 1
     assert [one.message for one in mistakes] == ["the file has more than 4 MiB"]
+
+
+TEXTS: list[str] = [
+    "1e3",
+    "1E-5",
+    "0o17",
+    "0x1F",
+    "017",
+    "12:30:45",
+    "on",
+    "No",
+    "~",
+    "null",
+    "",
+    " ",
+    "=",
+    "<<",
+    "2026.10",
+    ".5",
+    "1_000",
+]
+TEXTS += [
+    "a: b",
+    "- a",
+    "# a",
+    "&a",
+    "*a",
+    "!a",
+    "@a",
+    "%a",
+    "'",
+    '"',
+    "a\n b\n\n",
+    "\n",
+    "\t",
+    "\r\n",
+    "\x1b",
+    "\u2028",
+    "\ufeff",
+]
+TEXTS += [
+    "\x85",
+    "日本",
+    "😀",
+    "x" * 500,
+    "word " * 100,
+    "---",
+    "...",
+    "{{ a }}",
+    "[1]",
+    "true",
+    "2026-11-22",
+    "\\",
+    "a\x00b",
+]
+
+
+def test_written_data_reads_as_the_same_data() -> None:
+    shared = {"a": [1, 2]}
+    data = {
+        "texts": TEXTS,
+        **{f"key {text}": text for text in TEXTS},
+        "nested": [{"text": [text, {text: [text]}]} for text in TEXTS],
+        "numbers": [0, -1, 2**62, 0.1, 1e-5, 1e300, 5e-324, 1.0, -0.0, True, False, None],
+        "shared": [shared, shared],
+        "empty": [{}, [], {"a": {}}],
+    }
+    mistakes: list[Mistake] = []
+    root = parse_yaml(to_yaml(data), Position(None), mistakes)
+    assert not mistakes, [str(one) for one in mistakes]
+    assert root is not None
+    assert json.dumps(root.plain()) == json.dumps(data)

@@ -49,13 +49,14 @@ _REVERSE = re.compile(
     re.IGNORECASE,
 )
 _LAST_VALUE = re.compile(
-    r"(?:\*\*(?P<bold>[^*\n]+)\*\*|\$(?P<math>[^$\n]+)\$|\\\((?P<paren>.+?)\\\)|(?P<option>\(?[A-J]\)?)"
-    r"|(?P<number>[-−]?[$€£¥]?\d[\d,]*(?:\.\d+)?(?:/\d+)?%?(?:\s+[a-z]+)?))$"
+    r"(?:\*\*(?P<bold>[^*\n]{1,120})\*\*|\$(?P<math>[^$\n]{1,120})\$|\\\((?P<paren>.{1,120}?)\\\)|(?P<option>\(?[A-J]\)?)"
+    r"|(?P<number>[-−]?[$€£¥]?\d[\d,]{0,40}(?:\.\d{1,40})?(?:/\d{1,40})?%?(?:\s+[a-z]{1,40})?))$"
 )
+"""The value before `is the answer`; its clause has at most 120 characters."""
 _NUMBERED = re.compile(r"\s*(?:(?:step|part|case)\b|\d+[.)]\s)", re.IGNORECASE)
 _SO = re.compile(r"\b(?:so|hence|thus|therefore)\s+(?:the\s+)?\W*$", re.IGNORECASE)
 _LONGEST_LINE = 600
-_MAX_ANNOUNCEMENTS = 200
+_MAX_ANNOUNCEMENTS = 60
 """How many announcements are checked, counted from the end of the text."""
 _HEDGE = re.compile(
     r"\b(?:some|one|many|most|people|you|others?|students?)\s+(?:(?:may|might|could|would|will)\s+)?(?:think|say|believe|claim|argue)\b"

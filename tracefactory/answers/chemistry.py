@@ -46,7 +46,7 @@ def _species(text: str) -> frozenset[str]:
     if match is not None:
         charges = [(bare[: match.start()], (match[1] or match[3] or "1") + match[2])]
     elif bare[-1:] in ("+", "-"):
-        digits = re.search(r"(\d*)([+-])$", bare)
+        digits = re.search(r"(?<!\d)(\d*)([+-])$", bare)
         if digits is not None:
             charges = [(bare[:-1], "1" + digits[2])]
             if digits[1]:

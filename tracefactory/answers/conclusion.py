@@ -57,7 +57,7 @@ _VALUE_SIGN = re.compile(
     r"\d|\\|[πθ√²³∞]|[-+*/^()=]|(?i:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|teen|ty|zero|none)"
 )
 _UNEQUAL = re.compile(r"≠|\\neq?(?![a-z])|!=")
-_ASSIGNMENT = re.compile(r"\s*[$*\-]*\s*\\?[A-Za-z](?:_\{?\w+\}?)?\s*=[^=\n]+")
+_ASSIGNMENT = re.compile(r"\s*+[$*\-]*+\s*+\\?[A-Za-z](?:_\{?\w+\}?)?\s*=[^=\n]+")
 _LAST_FENCE = re.compile(r"```[a-zA-Z]*[ \t]*\n([^`]+?)\n?```\s*\Z")
 _WORD_LABEL = re.compile(
     r"[\s*_]*(?:output|prints?|returns?|result|value|name|symbol|formula|day|date|city|word)\s*[*_]*[:：][*_ ]*",
@@ -254,4 +254,4 @@ def lone_value(body: str, shape: Shape) -> Extraction | None:
     if not is_value(stripped) and len(re.findall(r"[\u4e00-\u9fff]{2}|[^\s\u4e00-\u9fff]+", stripped)) > 4:
         return None
     span = trimmed(body, bare(body, Span(0, len(body))))
-    return extraction(body, span, "sentence" if re.search(r"[-+*/×÷][^=]*=", stripped) else "whole")
+    return extraction(body, span, "sentence" if re.search(r"[-+*/×÷][^=]{0,60}=", stripped) else "whole")

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
+from functools import lru_cache
 
 FORMULA = re.compile(
     r"\$\$(?P<display>.+?)\$\$"
     r"|(?<![\\$])\$(?!\s*\d[\d,.]*\s+[a-z]{2})(?P<dollar>(?=\S)(?:[^$\n\\]|\\.)*?(?<=\S)|\s(?:[^$\n\\]|\\.)+?\s)\$(?!\d)"
-    r"|\\\((?P<round>.+?)\\\)|\\\[(?P<square>.+?)\\\]"
-    r"|\\begin\{(?P<env>align|aligned|equation|gather|gathered|split|multline)(?P<star>\*?)\}(?P<rows>.+?)\\end\{(?P=env)(?P=star)\}",
+    r"|\\\((?P<round>(?!\\\))(?:[^\\]|\\(?![()]))++)\\\)|\\\[(?P<square>(?!\\\])(?:[^\\]|\\(?![\[\]]))++)\\\]"
+    r"|\\begin\{(?P<env>align|aligned|equation|gather|gathered|split|multline)(?P<star>\*?)\}(?P<rows>.{1,2000}?)\\end\{(?P=env)(?P=star)\}",
     re.DOTALL,
 )
 """A formula. As in Pandoc (extension `tex_math_dollars`), a dollar sign opens one only before a character that is no
-space, and closes one only after such a character and not before a digit, so `$765/3 = $255` has two prices."""
+space, and closes one only after such a character and not before a digit, so `$765/3 = $255` has two prices. Formulas
+in brackets do not contain others, and an environment has at most 2000 characters, so that unclosed ones cost little."""
 _CONTENT = ("display", "dollar", "round", "square", "rows")
 _TOO_FAR = 2000
 
@@ -26,14 +29,24 @@ def formulas(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
         start: the first character.
         end: the end of the range.
     """
-    for match in FORMULA.finditer(text, start, end):
-        if match.end() - match.start() <= _TOO_FAR:
-            yield next(match.span(name) for name in _CONTENT if match[name] is not None)
+    yield from _ranges(text, start, end)
+
+
+@lru_cache(maxsize=16)
+def _ranges(text: str, start: int, end: int) -> tuple[tuple[int, int], ...]:
+    # kept, because each verb and number of a sentence is looked up in the formulas of the sentence
+    return tuple(
+        next(match.span(name) for name in _CONTENT if match[name] is not None)
+        for match in FORMULA.finditer(text, start, end)
+        if match.end() - match.start() <= _TOO_FAR
+    )
 
 
 def inside_formula(text: str, start: int, end: int, position: int) -> bool:
     """Return whether a position is inside of a formula of a range."""
-    return any(first <= position < last for first, last in formulas(text, start, end))
+    ranges = _ranges(text, start, end)
+    index = bisect_right(ranges, position, key=lambda one: one[0]) - 1
+    return index >= 0 and position < ranges[index][1]
 
 
 _OPEN_END = re.compile(r"(?:[-+*/×÷·^_=<>(\[{,&]|\\(?:times|cdot|div|pm|le|ge|ne|approx|frac|sqrt|left|in|to))\s*$")

@@ -30,7 +30,7 @@ _REPEATING = re.compile(
     r"([-+]?)\s*(\d*)\s*\.\s*(\d*)\s*(?:\\(?:overline|bar|dot|overset\{\.\})\s*(?:\{\s*(\d+)\s*\}|(\d))|\((\d+)\))$"
 )
 _TWO_DOTS = re.compile(r"([-+]?)\s*(\d*)\s*\.\s*(\d*)\s*\\dot\s*\{?(\d)\}?\s*(\d*)\s*\\dot\s*\{?(\d)\}?$")
-_ENDLESS = re.compile(r"([-+]?)\s*(\d*)\.(\d*?)(\d{1,6}?)\4{2,}(?:\.{2,}|\\dots)$")
+_ENDLESS = re.compile(r"([-+]?)\s*(\d*)\.(\d{0,60}?)(\d{1,6}?)\4{2,}+(?:\.{2,}|\\dots)$")
 _BASE = re.compile(
     r"([-+]?)\s*\(?([0-9][0-9A-Za-z]*)\)?\s*(?:_\s*\{?\s*(?:base\s*)?\(?(\d{1,2}|[a-z]{3,9})\)?\s*\}?|\s\(?(?:in\s)?base\s(\d{1,2}|[a-z]{3,9})\)?)$"
 )

@@ -7,6 +7,7 @@ removed (`\\left`, `\\,`, `\\dfrac`).
 from __future__ import annotations
 
 import re
+from string import ascii_letters
 
 MAX_CHARS = 4000
 """Longer answers are compared only as strings; answers to checkable questions are shorter."""
@@ -218,6 +219,10 @@ _ESCAPED_TWICE = re.compile(
 """LaTeX that was escaped twice in a JSON or Python string: `\\\\frac` for `\\frac`."""
 _SAME_COMMAND = re.compile(r"\\(" + "|".join(sorted(_SAME, key=len, reverse=True)) + r")(?![a-zA-Z])")
 _LOST_BACKSLASH = re.compile(r"(?<![\\a-zA-Z])(d?frac\{|sqrt\{|boxed\{)")
+_OPENING_QUOTE = re.compile(r"\*\*|__|`+|\"|'")
+_MOST_LAYERS = 16
+"""How many layers of markup are removed from an answer."""
+_LONG_SPACE = re.compile(r"\s{3,}")
 _OUTER_MATH = re.compile(r"\\[()\[\]]")
 DOLLAR = "USD "
 """The replacement of a currency dollar sign, a name in the table of units."""
@@ -227,6 +232,7 @@ def normalize(text: str) -> str:
     """Return the normal form of a text, which is its own normal form. The time is linear in the length."""
     if "\\" not in text and "$" not in text and "{,}" not in text and text.isascii():
         return _plain(text)
+    text = _LONG_SPACE.sub("  ", text)  # the patterns below are quadratic in runs of spaces
     text = _VULGAR_RUN.sub(_vulgar, text)
     text = _UNICODE_ROOT.sub(lambda m: _ROOTS[m[1]] + "{" + m[2].strip("(){}") + "}", text)
     text = _SUPER_RUN.sub(lambda m: "^{" + "".join(_SUPER[c] for c in m[0]) + "}", text)
@@ -282,17 +288,32 @@ def _plain(text: str) -> str:
 def strip_markup(text: str) -> str:
     """Remove Markdown emphasis, code fences, quotes and a final full stop from a short answer."""
     text = text.strip()
-    fence = re.fullmatch(r"```[a-zA-Z]*\s*(.*?)\s*```", text, re.DOTALL)
-    if fence:
-        text = fence[1].strip()
-    previous = None
-    while previous != text:
+    if len(text) >= 6 and text.startswith("```") and text.endswith("```"):
+        text = text[3:-3].lstrip(ascii_letters).strip()
+    for _ in range(_MOST_LAYERS):
         previous = text
-        text = re.sub(r"^(?:\*\*|__|`+|\"|')(.*?)(?:\*\*|__|`+|\"|')$", r"\1", text, flags=re.DOTALL).strip()
+        text = _without_quotes(text).strip()
         text = re.sub(r"^\*\*|\*\*$", "", text).strip()
         text = re.sub(r"^<(b|strong|i|em|u|p|span)>(.*)</\1>$", r"\2", text, flags=re.DOTALL).strip()
         text = re.sub(r"(?<!\.)[.,;:。，；]$|(?<=\d)!?[。]$", "", text).strip()
+        if text == previous:
+            break
     return text
+
+
+def _without_quotes(text: str) -> str:
+    """Return a text without one pair of emphasis marks, backticks or quotation marks around it."""
+    opening = _OPENING_QUOTE.match(text)
+    if opening is None:
+        return text
+    rest = text[opening.end() :]
+    if not rest:
+        return "" if opening.end() > 1 and text[0] == "`" else text
+    if rest.endswith(("**", "__")):
+        return rest[:-2]
+    if rest.endswith("`"):
+        return rest.rstrip("`")
+    return rest[:-1] if rest.endswith(('"', "'")) else text
 
 
 def squash(text: str) -> str:

@@ -38,11 +38,10 @@ _WORD_HEAD = re.compile(r"(?<![A-Za-z{_])[A-Za-z]{2,}(?=[\s,]|$)")
 _TRIGONOMETRIC = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 _LONGEST_TAIL = 80
 _AMBIGUOUS = frozenset("mgshLlNJKWVA")
-_RATE = re.compile(
-    r"(.*\d(?:.*?[^\s/])?)\s*(?:/\s*|\s(?:per|an?|each|every)\s+)(sec(?:ond)?|min(?:ute)?|hr|hour|day|week|month|year)s?",
-    re.IGNORECASE,
+_PER_TIME = re.compile(
+    r"(?:/\s*|\s(?:per|an?|each|every)\s+)(sec(?:ond)?|min(?:ute)?|hr|hour|day|week|month|year)s?$", re.IGNORECASE
 )
-"""An amount for each unit of time, `$34 a month`, `5 letters a day`."""
+"""The end of an amount for each unit of time, `$34 a month`, `5 letters a day`."""
 _PLAIN_NUMBER = re.compile(r"[-+]?[\d,. ]*\d\.?")
 _WORDS = re.compile(r"[A-Za-z]{3,}|[\u4e00-\u9fff]")
 
@@ -57,9 +56,10 @@ def read_quantity(text: str) -> Quantity | Text:
     """Parse a quantity. Words without a number become `Text`; mathematics outside the grammar has no node."""
     if is_false_base(text.strip()) or re.search(r"%\s*%", text):
         return Text(text.strip())
-    rate = _RATE.fullmatch(text.strip())
-    if rate is not None:
-        amount, time = read_quantity(rate[1]), parse_unit(rate[2])
+    rate = _PER_TIME.search(text.strip())
+    each = "" if rate is None else text.strip()[: rate.start()].rstrip()
+    if rate is not None and re.search(r"\d", each) and not each.endswith("/"):
+        amount, time = read_quantity(each), parse_unit(rate[1])
         if isinstance(amount, Quantity) and amount.node is not None and time is not None and not symbols(amount.node):
             money = amount.unit is None or amount.unit.dimension[0][0] in CURRENCIES
             if money:
@@ -121,7 +121,7 @@ def _split_unit(text: str) -> tuple[str, Unit | None, frozenset[str]] | None:
             continue
         if not (read_number(head) or read_decimal_comma(head) or _expression(head)):
             continue
-        unit = parse_unit(tail) or parse_unit(re.sub(r"\s*\(.*\)$", "", tail))
+        unit = parse_unit(tail) or (parse_unit(tail.partition("(")[0].rstrip()) if tail.endswith(")") else None)
         if unit is not None:
             return head, unit, frozenset()
         if re.fullmatch(r"[A-Za-z]", head) and (head in "aAI" or not re.fullmatch(r"[A-Za-z]{3,}", tail)):

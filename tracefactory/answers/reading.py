@@ -71,7 +71,7 @@ _APPROXIMATELY = re.compile(
     re.IGNORECASE,
 )
 _ABOUT_ASIDE = re.compile(
-    r"\s*\(\s*(?:about|approximately|approx\.?|roughly|ca\.?|\\approx|≈|~)\s*([^()]*\d[^()]*)\)\s*[A-Za-z]{0,10}$",
+    r"\s*\(\s*(?:about|approximately|approx\.?|roughly|ca\.?|\\approx|≈|~)\s*([^()\d]*+\d[^()]*+)\)\s*[A-Za-z]{0,10}$",
     re.IGNORECASE,
 )
 _PROSE = re.compile(r"(?<!\\)\b[A-Za-z]{3,} +[A-Za-z]{2,}")
@@ -83,7 +83,7 @@ _NAMED_PART = re.compile(
     r"(?!(?:and|or|not|all|about|sin|cos|tan|log|exp|sqrt|frac|base|mod)\b)([A-Za-z]{3,})(?:\s+(?:is|of|value))?\s*[:=]?\s*"
     r"([-+]?(?:\d|\\frac|\\sqrt|\.\d|\\infty|\\pi)\S*)"
 )
-_SET_BUILDER = re.compile(r"\\\{\s*(.+?)\s*(?:\||:)\s*(.+?)\s*\\\}$")
+_SUCH_THAT = re.compile(r"[|:]")
 
 
 @lru_cache(maxsize=8192)
@@ -263,9 +263,9 @@ def _list(text: str, depth: int) -> Value | None:
     pieces = [piece for piece in pieces if piece]
     if len(pieces) < 2 or pieces[0].casefold() in _YES_NO:
         return None
-    if all(re.fullmatch(r"[A-Za-z]{4,}[A-Za-z ]*", piece) for piece in pieces[:1]) and " " in text and depth:
+    if all(re.fullmatch(r"[A-Za-z]{4}[A-Za-z ]*+", piece) for piece in pieces[:1]) and " " in text and depth:
         return None
-    if any(re.search(r"[A-Za-z]{3,} [A-Za-z]{2,} [A-Za-z]{2,} [A-Za-z]{2,}", piece) for piece in pieces):
+    if any(re.search(r"[A-Za-z]{3} [A-Za-z]{2,}+ [A-Za-z]{2,}+ [A-Za-z]{2}", piece) for piece in pieces):
         return None  # a sentence with commas
     if (
         len(pieces) == 2
@@ -318,8 +318,9 @@ def _bracketed(text: str, depth: int) -> Value | None:
     inner = text[len(opening) : len(text) - len(closing)].strip()
     if not balanced(inner):
         return None
-    if opening == r"\{" and (match := _SET_BUILDER.match(text)):
-        condition = read_value(match[2], depth + 1)
+    such_that = _SUCH_THAT.search(inner, 1) if (opening, closing) == (r"\{", r"\}") else None
+    if such_that and (said := inner[such_that.end() :].strip()):
+        condition = read_value(said, depth + 1)
         return condition if isinstance(condition, Relation | Interval | Region) else None
     if not inner:
         return EMPTY if opening in (r"\{", "{") else None
@@ -362,7 +363,7 @@ def _matrix(text: str, depth: int) -> Value | None:
     match = _MATRIX.match(text)
     if match is None:
         return None
-    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", match[2]) if row.strip()]
+    rows = [row for row in re.split(r"\\\\(?:\[[^\]]{0,40}\])?", match[2]) if row.strip()]
     if any(r"\begin" in row for row in rows):
         return None
     kind = match[1] if match[1] in ("v", "V") else "v" if text.startswith("|") else ""

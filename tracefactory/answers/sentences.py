@@ -48,7 +48,7 @@ _TAIL = re.compile(
     r"입니다|QED|∎|□|■|\\(?:blacksquare|square|Box|qed)))+$",
     re.IGNORECASE,
 )
-_ASIDE = re.compile(r"\s+\((?![^()]*\bbase\b)[^()$\\]*[A-Za-z]{2,}[^()$\\]* [^()$\\]*\)$")
+_ASIDE = re.compile(r"\s+\((?![^()]*\bbase\b)(?=(?>[^()$\\]*?[A-Za-z]{2})[^()$\\]*? )[^()$\\]*+\)$")
 _ENGLISH = re.compile(
     r"\b(?!(?:sin|cos|tan|log|exp|max|min|sqrt)\b)[A-Za-z]{3,} +[A-Za-z]{2,}|"
     r"\b(?:therefore|thus|hence|answer|solution)\b",
@@ -78,14 +78,15 @@ def statement_end(text: str, start: int) -> int:
     if fence:
         return fence.end()
     position = start
-    while position < len(text) and (text[position].isspace() or text[position] in "*:"):
+    furthest = min(len(text), start + _MAX_STATEMENT)
+    while position < furthest and (text[position].isspace() or text[position] in "*:"):
         position += 1
     for math in FORMULA.finditer(text, position, position + _MAX_STATEMENT):
-        end = _END.search(text, position)
-        if end is None or end.start() < math.start():
+        end = _END.search(text, position, max(furthest, math.start()) + 1)
+        if end is not None and end.start() < math.start():
             break
         position = math.end()
-    end = _END.search(text, position)
+    end = _END.search(text, position, max(furthest, position) + 1)
     return min(end.start() if end else len(text), start + _MAX_STATEMENT)
 
 
@@ -160,7 +161,7 @@ def _mathematical(value: Value, source: str) -> bool:
                 return (
                     not re.search(r"[\u4e00-\u9fff]", source)
                     and bool(re.search(r"\\(?:frac|int|sum|sqrt|begin|lim|prod|log)|\d", source))
-                    and not re.search(r"[A-Za-z]{3,} [A-Za-z]{2,}", source)
+                    and not re.search(r"[A-Za-z]{3} [A-Za-z]{2}", source)
                 )
             return True
         case Sequence():

@@ -31,9 +31,9 @@ Shape = Literal["any", "number", "expression", "relation", "ratio", "parts", "mo
 """`any` where nothing is known. `parts` are points, sets, lists, intervals and matrices, `moment` a date or a time."""
 
 _RELATION_SIGN = re.compile(r"[=<>≤≥≈≡∈]|\\(?:le|ge|leq|geq|in|equiv|approx)(?![a-zA-Z])")
-_AMOUNT = r"[-−]?[$€£]?\d[\d.]*\s*(?:°|%|[a-z]{1,3}\b)?"
+_AMOUNT = r"[-−]?[$€£]?(?<!\d)(?<!\d\.)\d[\d.]*+\s*(?:°|%|[a-z]{1,3}\b)?"
 PATTERNS: dict[Shape, re.Pattern[str]] = {
-    "ratio": re.compile(r"(?<![\d:.])\d[\d.]*(?:\s*:\s*\d[\d.]*)+(?![\d:])"),
+    "ratio": re.compile(r"(?<![\d:.])\d[\d.]*+(?:\s*:\s*\d[\d.]*+){1,20}(?![\d:])"),
     "moment": re.compile(
         r"(?<![\d:])\d{1,2}(?::\d{2}){1,2}(?:\s*[ap]\.?\s?m\b\.?)?|(?<![\d:])\d{1,2}\s*[ap]\.?m\b\.?|\d{4}-\d{2}-\d{2}"
         r"|(?:January|February|March|April|May|June|July|August|September|October|November|December)\s+\d{1,2}(?:st|nd|rd|th)?"
@@ -42,7 +42,7 @@ PATTERNS: dict[Shape, re.Pattern[str]] = {
         re.IGNORECASE,
     ),
     "parts": re.compile(
-        rf"[(\[{{][^()\[\]{{}}\n]{{1,80}},[^()\[\]{{}}\n]{{1,80}}[)\]}}]|{_AMOUNT}(?:\s*,\s*{_AMOUNT})*\s*,?\s*\b(?:and|or)\b\s*{_AMOUNT}"
+        rf"[(\[{{][^()\[\]{{}}\n]{{1,80}},[^()\[\]{{}}\n]{{1,80}}[)\]}}]|{_AMOUNT}(?:\s*,\s*{_AMOUNT}){{0,40}}\s*,?\s*\b(?:and|or)\b\s*{_AMOUNT}"
     ),
 }
 """What answers of some shapes look like in running text."""

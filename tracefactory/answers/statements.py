@@ -25,9 +25,7 @@ _DIRECT = re.compile(
 _CALCULATED = re.compile(r"<<[^<>]*>>\s*(-?[\d.,]*\d)(?!.*<<)", re.DOTALL)
 """A number after a calculator annotation, as in GSM8K (Cobbe et al. 2021)."""
 _BOLD = re.compile(r"(?<![\w*])\*\*([^*\n]+)\*\*(?![\w*])")
-_SUBORDINATE = re.compile(
-    r"\b(?:if|when|whenever|where|after|because|since|given|before|while|once|than)\b[^,.;]*$", re.I
-)
+_SUBORDINATE = re.compile(r"\b(?:if|when|whenever|where|after|because|since|given|before|while|once|than)\b", re.I)
 _BOUND = re.compile(
     r"\b(?:at\s+least|at\s+most|more\s+than|less\s+than|fewer\s+than|greater\s+than|up\s+to|not|never|no\s+more\s+than|between)"
     r"\s*\$?\s*$|至少$|至多$|不是$|不$|(?:≠|≥|≤|[<>]|\\(?:ne|neq|le|ge|leq|geq))\s*$",
@@ -42,7 +40,7 @@ _REASON = re.compile(
 )
 _NUMBER = re.compile(
     r"(?<![\w.\\^_{])[-+−]?\s?(?:[$€£¥]\s?)?(?:\d{1,2}:\d{2}(?:\s*[apAP]\.?[mM]\b\.?)?"
-    r"|\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?|\.\d+)(?:\s*/\s*\d+)?"
+    r"|\d{1,3}(?:,\d{3}){1,40}(?:\.\d+)?|\d+(?:[.,]\d+)?(?:[eE][+-]?\d+)?|\.\d+)(?:\s*/\s*\d+)?"
     r"(?:\s*(?:%|percent\b|[$€£¥]|°|m²|m³|cm²|cm\b|km\b|kg\b)|[mgshLlVAWNJK](?![\w]))?(?![\w^_{]|\.\d|\s?[,.]\d|\s*,\s*\\infty)"
 )
 _SEVERAL_CLAUSES = re.compile(r"\b(?:so|then|but|and|while|than)\b|[;；]", re.IGNORECASE)
@@ -50,7 +48,7 @@ _PHRASE = re.compile(
     r"\b(?:of|for|from|in|at|after|by|over|during|between|on|when|if|per|every|with|out|within|before|until|to)\b",
     re.IGNORECASE,
 )
-_NUMBER_ZH = re.compile(r"[-−]?\d+(?:,\d{3})*(?:\.\d+)?(?:/\d+)?%?(?=[\u4e00-\u9fff])")
+_NUMBER_ZH = re.compile(r"[-−]?(?<!\d)\d+(?:,\d{3}){0,40}(?:\.\d+)?(?:/\d+)?%?(?=[\u4e00-\u9fff])")
 _LEADING = re.compile(
     r"\s*\**(\d+(?:,\d{3})*(?:\.\d+)?|(?:One|Two|Three|Four|Five|Six|Seven|Eight|Nine|Ten|Eleven|Twelve)\b)(?=\s+[a-z]{3,}\s+[a-z]+)"
 )
@@ -75,7 +73,7 @@ _ROUNDED = re.compile(
     re.IGNORECASE,
 )
 _GOES_ON = re.compile(
-    r"^\s*[-+*/×÷]\s*\$?\d|\b(?:so|thus|therefore|hence|meaning|which\s+(?:is|means|gives|makes|rounds))\b[^.]*?\d[\d,.]*",
+    r"^\s*[-+*/×÷]\s*\$?\d|\b(?:so|thus|therefore|hence|meaning|which\s+(?:is|means|gives|makes|rounds))\b[^.\d]{0,600}+\d[\d,.]*",
     re.IGNORECASE,
 )
 """After a result, a calculation or clause that goes on to another number."""
@@ -159,7 +157,7 @@ def _values(text: str, span: Span, *, lenient: bool, shape: Shape) -> Iterator[S
         yield bare(text, Span(*bold[0].span(1)))
     counted = _COUNTED.search(text, span.start, span.end)
     computed = next(_equated(text, span), None) if counted is not None else None
-    if counted is not None and computed is None and not _SUBORDINATE.search(text[span.start : counted.start()]):
+    if counted is not None and computed is None and not _subordinate(text[span.start : counted.start()]):
         yield Span(*counted.span(1))
     span = bare(text, span)
     piece = text[span.start : span.end]
@@ -229,6 +227,11 @@ def _without_reason(text: str, span: Span) -> Span:
     return span
 
 
+def _subordinate(text: str) -> bool:
+    """Return whether the last clause of a text is a condition, a reason or a time."""
+    return _SUBORDINATE.search(text, 1 + max(text.rfind(sign) for sign in ",.;")) is not None
+
+
 def _values_after(words: re.Pattern[str], text: str, span: Span) -> Iterator[Span]:
     """Yield the text after the `words` (verbs or prepositions) in a statement, last first, where it is mathematics."""
     for match in reversed(list(words.finditer(text, span.start, span.end))):
@@ -245,9 +248,7 @@ def _values_after(words: re.Pattern[str], text: str, span: Span) -> Iterator[Spa
 def _direct(text: str, span: Span) -> Span | None:
     """Return the number directly after the last verb of a main clause: `he is 45 miles away at the end of 4 hours`."""
     for match in reversed(list(_DIRECT.finditer(text, span.start, span.end))):
-        if _SUBORDINATE.search(text[span.start : match.start()]) or inside_formula(
-            text, span.start, span.end, match.start()
-        ):
+        if _subordinate(text[span.start : match.start()]) or inside_formula(text, span.start, span.end, match.start()):
             continue
         signed = _NUMBER.match(text, match.end() - 1) if text[match.end() - 1] in "$€£¥" else None
         number = signed or _NUMBER.match(text, match.end())
@@ -262,9 +263,7 @@ def _last_formula(text: str, span: Span) -> Iterator[Span]:
     for start, end in reversed(found):
         piece = text[start:end]
         if len(found) > 1 and (
-            _ABOUT.match(piece)
-            or _SYMBOL.fullmatch(piece)
-            or _SUBORDINATE.search(text[span.start : start].rstrip("$ "))
+            _ABOUT.match(piece) or _SYMBOL.fullmatch(piece) or _subordinate(text[span.start : start].rstrip("$ "))
         ):
             continue  # a bare symbol such as $n$, or a condition, and there is another formula
         right = _right_side(text, Span(start, end))

@@ -21,7 +21,7 @@ _BESIDE = re.compile(
     r"reason(?:ing)?|expla(?:in|nation)|thoughts?|thinking|steps?|rationale|work(?:ing)?|analysis|cot|chainofthought"
     r"|justification|confidence|question|problem|units?|notes?|method|calculations?"
 )
-_FENCED = re.compile(r"```[ \t]*(?:json5?|javascript|python)?[ \t]*\n(.*?)\n?[ \t]*```\s*\Z", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"```[ \t]*+(?:json5?|javascript|python)?[ \t]*+\n", re.IGNORECASE)
 _OBJECT_AT_END = re.compile(r"(?:\A|\n)[ \t]*(?:json\s*)?(\{)")
 _LATEX_ESCAPE = re.compile(
     r"(?<!\\)\\(?=(?:frac|dfrac|tfrac|binom|boxed|beta|begin|bar|big|times|text|theta|triangle|neq|right|rho|rangle|forall|nabla)"
@@ -31,6 +31,8 @@ _KEY = r'["\']{name}["\']\s*:\s*'
 _SCALAR = re.compile(r"[^,}\]\n]*")
 _STRING = re.compile(r"\"((?:[^\"\\]|\\.)*)\"|'((?:[^'\\]|\\.)*)'", re.DOTALL)
 _MAX_OBJECT = 200_000
+_DEEPEST = 20
+"""Levels of lists and objects in an answer; what is nested deeper is left out."""
 _RULE = re.compile(r"\|?[ \t]*:?-{2,}:?[ \t]*(?:\|[ \t]*:?-{2,}:?[ \t]*)*\|?")
 _ANSWER_COLUMN = re.compile(r"\W*(?:final\s+)?(?:answer|result|total|value|答案|结果|合计)\W*", re.IGNORECASE)
 _ANSWER_ROW = re.compile(r"answer|total|result|final|sum|答案|合计|总|结果", re.IGNORECASE)
@@ -90,9 +92,11 @@ def _object_at_end(body: str) -> tuple[int, str] | None:
     stripped = body.rstrip()
     if not stripped.endswith(("}", "```")):
         return None
-    fence = _FENCED.search(stripped)
-    if fence is not None and fence[1].lstrip().startswith("{"):
-        return fence.start(1), fence[1]
+    fence = _FENCE.search(stripped)
+    if fence is not None and stripped.endswith("```"):
+        inside = stripped[fence.end() : -3].rstrip(" \t").removesuffix("\n")
+        if inside.lstrip().startswith("{"):
+            return fence.end(), inside
     if not stripped.endswith("}") or len(stripped) > _MAX_OBJECT:
         return None
     for match in list(_OBJECT_AT_END.finditer(stripped))[:20]:
@@ -158,16 +162,18 @@ def _value_range(text: str, name: str) -> tuple[int, int] | None:
     return (at, at + len(scalar[0].rstrip())) if scalar is not None and scalar[0].strip() else None
 
 
-def _said(value: Any) -> str:
+def _said(value: Any, depth: int = 0) -> str:
+    if depth > _DEEPEST:
+        return ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return ", ".join(_said(item) for item in value)
+        return ", ".join(_said(item, depth + 1) for item in value)
     if isinstance(value, dict):
         amount = next((value[key] for key in ("value", "amount", "number", *FIELDS) if key in value), None)
         if amount is not None:
-            return f"{_said(amount)} {value.get('unit', value.get('units', ''))}".strip()
-        return ", ".join(f"{key} = {_said(item)}" for key, item in value.items())
+            return f"{_said(amount, depth + 1)} {value.get('unit', value.get('units', ''))}".strip()
+        return ", ".join(f"{key} = {_said(item, depth + 1)}" for key, item in value.items())
     return "" if value is None else str(value)
 
 

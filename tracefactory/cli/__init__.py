@@ -32,6 +32,7 @@ COMMANDS = {
     "teachers": "Try every teacher on a few problems and rank them for the student.",
     "diff": "Compare the rows of two published versions.",
     "fsck": "Read everything that is stored, list every damage, and repair it on request.",
+    "doctor": "Measure what protects this machine from programs that models write.",
     "publish": "Push a finished version to the Hub as one commit and one tag.",
     "filters": "List the filters of the project with parameters and drop reasons.",
     "ops": "List operations, verifiers, views, models, measures and their parameters.",

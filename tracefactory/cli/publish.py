@@ -21,11 +21,12 @@ def publish(
     """Push a finished version to the Hub as one commit and one tag, as `publish: dataset` does with `hub:`.
 
     The machine's login (or HF_TOKEN) is used. A version that is already published with the same content is
-    not changed.
+    not changed. A version older than the one on the main branch gets its tag, and main stays as it is.
     """
     version = read_manifest(folder).version
     receipt = push(folder, repo=repo, version=version, private=not public, token=None)
     if json:
         print(receipt.model_dump_json(indent=2))
     else:
-        print(f"{'pushed' if receipt.created else 'already published'}: {receipt.url} (tag {receipt.tag})")
+        done = "pushed" if receipt.created else "already published"
+        print(f"{done}: {receipt.url} (tag {receipt.tag} on commit {receipt.commit}{receipt.main_note})")

@@ -70,7 +70,9 @@ def verify(
         raise UserError(mistakes)
     with VerifierPool(workers=workers, deadline=deadline) as pool:
         for start in range(0, len(tasks), _BATCH):
-            verdicts = asyncio.run(pool.verify(tasks[start : start + _BATCH]))
+            batch = tasks[start : start + _BATCH]
+            # One answer is for a person, who is also shown what its program wrote.
+            verdicts = asyncio.run(pool.verify(batch)) if file is not None else [pool.verify_now(batch[0])]
             for (_, row), verdict in zip(rows[start : start + _BATCH], verdicts, strict=True):
                 _show(row, verdict, as_json=as_json, alone=file is None)
 
@@ -142,3 +144,5 @@ def _show(row: Mapping[str, Any], verdict: Verdict, *, as_json: bool, alone: boo
     if verdict.detail:
         parts.append(verdict.detail)
     print("\t".join(parts))
+    if verdict.log:
+        print(verdict.log, file=sys.stderr)

@@ -6,6 +6,7 @@ from typing import Any
 
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen
+from tracefactory.core.yamlfile import to_yaml
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # a folder's name, and part of a tag on the Hub
 ID_PATTERN = r"^[a-z][a-z0-9]*([_-][a-z0-9]+)*$"
@@ -26,7 +27,13 @@ def resolved(pipeline: Pipeline) -> dict[str, Any]:
         "stages": [_resolved_stage(stage) for stage in pipeline.stages],
         "budget": plain(pipeline.budget),
         "run": plain(pipeline.run),
+        "sandbox": plain(pipeline.sandbox),
     }
+
+
+def resolved_file(pipeline: Pipeline) -> str:
+    """Return a pipeline file for the same stages without profile and `--set`; every parameter is written out."""
+    return to_yaml({key: value for key, value in resolved(pipeline).items() if key not in ("profile", "limit")})
 
 
 def plain(model: Frozen) -> dict[str, Any]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
+from tracefactory.core.addresses import address_fault
 from tracefactory.core.errors import Mistake, UserError, nearest
+from tracefactory.core.pipeline import Change
 from tracefactory.core.yamlfile import Node, Position, parse_yaml
 
-_PROFILE_KEYS = ("models", "stages", "budget", "run")
+_PROFILE_KEYS = ("models", "stages", "budget", "run", "sandbox")
 _PROFILE_STAGE_KEYS = ("source", "with", "run")
+_MERGED = ("budget", "run", "sandbox")
 _TEXTS = ("name", "version", "description")
-_SET_KEYS = ("name", "version", "description", "budget", "models", "stages", "run")
+_SET_KEYS = ("name", "version", "description", "budget", "models", "stages", "run", "sandbox")
 _EMPTY: Mapping[str, Node] = {}
+_ABSENT = object()
 
 
 def overlaid(root: Node, profile: str | None, sets: Sequence[str], mistakes: list[Mistake]) -> Node:
@@ -26,7 +32,7 @@ def overlaid(root: Node, profile: str | None, sets: Sequence[str], mistakes: lis
         sets: the values of `--set`.
         mistakes: the list that mistakes are added to.
     """
-    profiles = root.child("profiles")
+    profiles, written = root.child("profiles"), root
     known = _section(profiles, "profiles", mistakes)
     for name, node in known.items():
         _check_profile(name, node, root, mistakes)
@@ -36,9 +42,62 @@ def overlaid(root: Node, profile: str | None, sets: Sequence[str], mistakes: lis
             mistakes.append(place.mistake(f"unknown profile {profile!r}", nearest(profile, known) or "there is none"))
         else:
             root = _with_profile(root, known[profile])
+    secrets = {node.position for part in (written, *known.values()) for node in _secrets(part)}
     for text in sets:
         root = _with_set(root, text, mistakes)
+        secrets |= {node.position for node in _secrets(root)}
+    # Those that are left are mistakes of their models and stages.
+    for place in secrets - {node.position for node in _secrets(root)}:
+        mistakes.append(place.mistake("a secret is shown with the file and the command", "write env:NAME"))
     return root
+
+
+def _secrets(part: Node) -> Iterator[Node]:
+    """Yield the values in a pipeline or a profile that are secrets themselves, not env:NAME.
+
+    Values that no option replaces are refused by their models and stages; the others are shown with the file or the
+    command nevertheless.
+    """
+    for model in _models(part).values():
+        yield from _literals(model.child("api_key"))
+        yield from (one for one in _literals(model.child("base_url")) if "would be shown" in address_fault(one.value))
+    stages = part.child("stages") or Node(None, part.position)
+    for stage in stages.value if isinstance(stages.value, tuple) else stages.mapping().values():
+        parameters = stage.child("with") or stage
+        yield from (one for one in _literals(parameters.child("token")) if one.value.startswith("hf_"))
+
+
+def _literals(node: Node | None) -> Iterator[Any]:
+    """Yield the texts of a value, or of its items, that do not name an environment variable."""
+    for one in () if node is None else node.value if isinstance(node.value, tuple) else (node,):
+        if isinstance(one.value, str) and one.value and not one.value.startswith("env:"):
+            yield one
+
+
+def changed(before: Node, after: Node) -> Iterator[Change]:
+    """Yield what overlays changed in a pipeline file; stages are named by their ids, as in `--set`.
+
+    Args:
+        before: the pipeline file.
+        after: the file with the overlays.
+    """
+    yield from _differences(_by_stage(before.plain()), _by_stage(after.plain()), ())
+
+
+def _by_stage(data: dict[str, Any]) -> dict[str, Any]:
+    stages = data.get("stages")
+    named = isinstance(stages, list) and all(isinstance(one, dict) and isinstance(one.get("id"), str) for one in stages)
+    return {**data, "stages": {one["id"]: one for one in stages}} if stages and named else data
+
+
+def _differences(before: Any, after: Any, path: tuple[str, ...]) -> Iterator[Change]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in dict.fromkeys((*before, *after)):
+            yield from _differences(before.get(key, _ABSENT), after.get(key, _ABSENT), (*path, key))
+        return
+    old, new = ("" if one is _ABSENT else json.dumps(one, ensure_ascii=False) for one in (before, after))
+    if old != new:
+        yield Change(path=".".join(path), before=old, after=new)
 
 
 def stage_index(root: Node) -> dict[str, int]:
@@ -86,7 +145,7 @@ def _check_profile(name: str, profile: Node, root: Node, mistakes: list[Mistake]
             mistakes.append(
                 parts_of_stage["source"].position.mistake(f"{inside}: only a source can be replaced by another source")
             )
-    for section in ("budget", "run"):
+    for section in _MERGED:
         _section(parts.get(section), f"{what}: {section}", mistakes)
 
 
@@ -108,7 +167,7 @@ def _with_profile(root: Node, profile: Node) -> Node:
             elif base is not None:
                 models = models.with_key(name, _merged(base, over))
         root = root.with_key("models", models)
-    for section in ("budget", "run"):
+    for section in _MERGED:
         if section in parts:
             base = root.child(section) or Node(None, root.position)
             root = root.with_key(section, _merged(base, parts[section]))
@@ -145,6 +204,9 @@ def _with_set(root: Node, text: str, mistakes: list[Mistake]) -> Node:
     place = Position(None, given=f"--set {path.strip()}")
     if not equals or not all(keys):
         mistakes.append(place.mistake("write it as path=value, such as stages.long.with.samples=8"))
+        return root
+    if any("\ud800" <= char <= "\udfff" for char in text):  # how Python gives the bytes of an argument that is no text
+        mistakes.append(Mistake("--set: the value is not UTF-8 text"))
         return root
     # A version such as 2 or 2026.11 is text, but the shell removes quotes.
     value = Node(written, place) if keys[0] in _TEXTS else parse_yaml(written, place, mistakes)

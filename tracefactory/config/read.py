@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from tracefactory.config.model import NAME_PATTERN
-from tracefactory.config.overlay import overlaid
+from tracefactory.config.overlay import changed, overlaid
 from tracefactory.config.project import find_project, pipeline_files
 from tracefactory.config.stages import Declared, StageDraft, read_stages
 from tracefactory.core import plugins
@@ -20,10 +20,10 @@ from tracefactory.core.budget import Budget
 from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.model import MODELS, ModelSpec, env_names
-from tracefactory.core.pipeline import Pipeline, Project, RunOptions, StageSpec
+from tracefactory.core.pipeline import Pipeline, Project, RunOptions, SandboxOptions, StageSpec, Written
 from tracefactory.core.rows import Frozen
 from tracefactory.core.stage import stage_of
-from tracefactory.core.yamlfile import Node, read_yaml
+from tracefactory.core.yamlfile import Node, Position, parse_yaml, read_text
 from tracefactory.core.yamlmodel import read_model
 from tracefactory.filters import FilterSet, load_filters
 from tracefactory.text.prompts import Prompt, prompt_files, read_prompts
@@ -39,6 +39,7 @@ class _Head(Frozen):
     description: str = ""
     budget: Budget = Field(default_factory=Budget)
     run: RunOptions = Field(default_factory=RunOptions)
+    sandbox: SandboxOptions = Field(default_factory=SandboxOptions)
 
 
 @dataclass(frozen=True)
@@ -182,12 +183,13 @@ def _read_project_files(project: Project) -> _ProjectFiles:
 
 def _read_pipeline(path: Path, project: Project, files: _ProjectFiles, overlays: _Overlays) -> _Reading:
     mistakes: list[Mistake] = []
-    root = read_yaml(path, mistakes)
+    text = read_text(path, mistakes)
+    root = None if text is None else parse_yaml(text, Position(path), mistakes)
     if root is not None and not isinstance(root.value, Mapping):
         mistakes.append(root.position.mistake(f"a pipeline is a mapping with `name:`, found {root.describe()}"))
     if root is None or not isinstance(root.value, Mapping):
         return _Reading(None, tuple(mistakes))
-    profiles = root.child("profiles")
+    profiles, as_written = root.child("profiles"), root
     root = overlaid(root, overlays.profile, overlays.sets, mistakes)
     if overlays.limit is not None and overlays.limit < 1:
         mistakes.append(Mistake(f"--limit must be at least 1, found {overlays.limit}"))
@@ -210,10 +212,17 @@ def _read_pipeline(path: Path, project: Project, files: _ProjectFiles, overlays:
         stages=_valid_stages(drafts, models, files, path),
         run=head.run if head else RunOptions(),
         budget=head.budget if head else Budget(),
+        sandbox=head.sandbox if head else SandboxOptions(),
         file=path,
         project=project,
         limit=overlays.limit,
         profile=overlays.profile,
+        written=Written(
+            file=os.path.relpath(path.resolve(), project.root),
+            text=text or "",
+            sets=tuple(overlays.sets),
+            changes=tuple(changed(as_written, root)),
+        ),
         prompts=files.prompts,
         filters=files.filters if files.filters is not None else FilterSet({}),
         plugins=files.plugins,

@@ -126,6 +126,8 @@ class ModelSpec(Frozen, ABC):
     """Whether its servers are vLLM servers that this package starts, with its plugins and shared by runs."""
     digests_weights: ClassVar[bool] = False
     """Whether the entry `model` of its identity is a digest of local weights."""
+    reads_control_tokens: ClassVar[bool] = False
+    """Whether its servers make the real token of a control token that a message spells, as llama.cpp and vLLM do."""
     names_served_model: ClassVar[bool] = False
     """Whether its answers name the model that wrote them, by the name it was asked by."""
 

@@ -55,6 +55,10 @@ class StageOptions(Frozen):
     )
 
 
+Protection = Literal["user", "files", "processes", "network", "system_calls", "memory", "process_count"]
+"""What the sandbox protects, by name: `sandbox.protections` tells what each is, and measures it."""
+
+
 class RunOptions(Frozen):
     """How a pipeline is run. These options cannot change its rows and are not in any key."""
 
@@ -80,6 +84,16 @@ class RunOptions(Frozen):
         if type(shards) is not int or shards < 1 or shards & (shards - 1):
             raise ValueError(f"must be 'auto' or a power of two, found {shards!r}")
         return shards
+
+
+class SandboxOptions(Frozen):
+    """How the programs of models are run. These options are of the machine: they are not in any key."""
+
+    allow: tuple[Protection, ...] = Field(
+        default=(),
+        description="Protections of the sandbox that may be missing where this pipeline runs: user, files, processes, "
+        "network, system_calls, memory, process_count. By default, programs are not run where one is missing.",
+    )
 
 
 class StageSpec(Frozen, Generic[P]):
@@ -135,12 +149,33 @@ class PromptTemplate(Protocol):
         ...
 
 
+class Change(Frozen):
+    """One value that options changed: its path, and its JSON in the file and as it was run; "" where it is absent."""
+
+    path: str
+    before: str
+    after: str
+
+
+class Written(Frozen):
+    """What a pipeline was read from: its file and the options of the command, for those who want to run it again.
+
+    `file` is relative to the project, `text` its content when it was read, `sets` are the values of `--set`, and
+    `changes` is what the profile and `sets` changed in the file.
+    """
+
+    file: str = ""
+    text: str = ""
+    sets: tuple[str, ...] = ()
+    changes: tuple[Change, ...] = ()
+
+
 class Pipeline(Frozen):
     """One pipeline, ready to be planned: profile and `--set` are applied, and all names are resolved.
 
     `budget` are the caps on what its runs spend, and `billed_to` the pipeline whose spending they count as, itself by
-    default. `limit` restricts every source to its first rows. `prompts`, `filters` and `plugins` are those of the
-    project, by name; plugins are Python sources, by path.
+    default. `limit` restricts every source to its first rows. `written` is the file and the options that it was read
+    with. `prompts`, `filters` and `plugins` are those of the project, by name; plugins are Python sources, by path.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -152,11 +187,13 @@ class Pipeline(Frozen):
     stages: tuple[StageSpec[Any], ...]
     run: RunOptions
     budget: Budget = Budget()
+    sandbox: SandboxOptions = SandboxOptions()
     billed_to: str = ""
     file: Path
     project: Project
     limit: int | None = None
     profile: str | None = None
+    written: Written = Written()
     prompts: Mapping[str, Any]
     filters: Mapping[str, Any]
     plugins: Mapping[str, str] = Field(default_factory=dict)

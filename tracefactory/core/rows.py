@@ -40,8 +40,9 @@ class Verdict(Frozen):
     """What a verifier found for one answer.
 
     `span_start` and `span_end` are the [start, end) character range of `extracted` in the answer text, `confidence`
-    (0 to 1) says how surely the text states it, and `method` names the rule that decided. `seconds` is wall time; it is
-    not stored, because equal rows must have equal digests.
+    (0 to 1) says how surely the text states it, and `method` names the rule that decided. `detail` is for a person
+    and has no text that a program wrote. `seconds` is wall time, and `log` what a program wrote; they are not stored,
+    because equal rows must have equal digests, and because nothing that a program read may be published.
     """
 
     outcome: Outcome
@@ -54,6 +55,7 @@ class Verdict(Frozen):
     version: str
     seconds: float = 0.0
     detail: str | None = None
+    log: str | None = None
 
 
 class Passage(Frozen):

@@ -182,6 +182,31 @@ def parse_yaml(text: str, start: Position, mistakes: list[Mistake]) -> Node | No
     return None
 
 
+def to_yaml(value: Any) -> str:
+    """Return plain data as a YAML document that `parse_yaml` reads as the same data.
+
+    Args:
+        value: dict, list, str, int, float, bool or None.
+    """
+    style: dict[str, Any] = {"sort_keys": False, "allow_unicode": True, "default_flow_style": None, "width": 120}
+    return str(yaml.dump(value, Dumper=_Dumper, **style))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what the core schema does not read as text, such as 1e3, and writes no anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_str(self, data: str) -> Any:
+        ambiguous = _plain_scalar(data) is not data or _OLD_BOOL.fullmatch(data) or _OLD_OCTAL.fullmatch(data)
+        escaped = not data.replace("\n", "").isprintable()
+        return self.represent_scalar("tag:yaml.org,2002:str", data, '"' if ambiguous or escaped else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+
 def _events(loader: Any) -> Iterator[Any]:
     """Yield the events of a document, as `yaml.parse` does; the loader tells where it was when it failed."""
     while loader.check_event():

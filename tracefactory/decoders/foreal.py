@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 from pydantic import Field
 
 from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, TEACHER_WRITES, Decoder, PartialTrace, Turn
 from tracefactory.sampling.noise import GATE, Noise
 
-_SENTENCE_END = re.compile(r"[.!?。！？]['\")\]]*\s*$|\n\s*$")
+_STOPS = (".", "!", "?", "。", "！", "？")
 
 
 @DECODERS.register("foreal")
@@ -32,10 +30,16 @@ class Foreal(Decoder):
     def turn(self, written: PartialTrace) -> Turn:
         """Let the teacher write in the first tokens of a sentence, if the gate is open for the sentence."""
         start = len(written)
-        while start > 0 and not _SENTENCE_END.search(written.pieces[start - 1]):
+        while start > 0 and not _ends_sentence(written.pieces[start - 1]):
             start -= 1
         if len(written) - start >= self.lead:
             return STUDENT_WRITES
         place = Noise(np.array([written.key], dtype=np.uint64), np.array([start], dtype=np.int64))
         opened = place.uniform(GATE, np.zeros((1, 1), dtype=np.int64))[0, 0] < self.gate
         return TEACHER_WRITES if opened else STUDENT_WRITES
+
+
+def _ends_sentence(piece: str) -> bool:
+    """Return whether the text of a token ends with a full stop, which brackets or quotes may follow, or a line."""
+    text = piece.rstrip()
+    return "\n" in piece[len(text) :] or text.rstrip("'\")]").endswith(_STOPS)

@@ -8,6 +8,7 @@ from tracefactory.core.checkpoint import Checkpoint, local_path
 from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import DECODERS, Decoder
 from tracefactory.decoding.rollout import RolloutSpec
+from tracefactory.serving.encoding import control_tokens_of, encode, ranges_of_texts
 from tracefactory.text.chat_templates import ChatTemplate, RenderError
 from tracefactory.text.prompt_rendering import continued
 from tracefactory.text.reasoning import opens_thinking
@@ -22,7 +23,8 @@ def decoder_of(request: ChatRequest) -> Decoder:
 def rollout_spec(tokenizer: Any, request: ChatRequest) -> RolloutSpec:
     """Return what determines the trace that a request asks for.
 
-    The prompt is in the student's tokens, rendered with its chat template; a prefill is continued.
+    The prompt is in the student's tokens, rendered with its chat template; a prefill is continued. A control token that
+    a message spells is text.
 
     Args:
         tokenizer: the student's tokenizer.
@@ -35,11 +37,15 @@ def rollout_spec(tokenizer: Any, request: ChatRequest) -> RolloutSpec:
     try:
         text = continued(template, request.messages)
         turn = text[text.rfind(template.generation) :]
+        before = request.messages[:-1] if request.has_prefill else request.messages
+        own = control_tokens_of(tokenizer).values()
+        spelled = any(token in str(message["content"]) for message in before for token in own)
+        plain = ranges_of_texts(template, before, generate=True) if spelled else []
     except RenderError as error:
         message = f"the student's chat template: {error}"
         raise RequestFailed(error.reason, message, attempts=1, retryable=False) from error
     return RolloutSpec(
-        tuple(tokenizer.encode(text, add_special_tokens=False)),
+        tuple(encode(tokenizer, text, plain)[0]),
         decoder_of(request),
         params["seed"],
         params["max_tokens"],

@@ -11,12 +11,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError
 
 from tracefactory.core.errors import BudgetReached, Interrupted, RunError, RunStopped, UserError, nearest
 from tracefactory.core.files import write_json, write_text
 from tracefactory.core.rows import Frozen, Kind
+from tracefactory.core.yamlfile import to_yaml
 from tracefactory.engine.plan import Plan
 from tracefactory.store.damage import Damage
 from tracefactory.store.leases import RunLock, has_workers
@@ -125,7 +125,7 @@ class RunFolder:
         self.started = time.time()
 
     def begin(self, resolved: Mapping[str, Any], plan: Plan) -> None:
-        write_text(self.path / "resolved.yaml", yaml.safe_dump(dict(resolved), sort_keys=False, allow_unicode=True))
+        write_text(self.path / "resolved.yaml", to_yaml(dict(resolved)))
         write_json(self.path / "plan.json", plan.model_dump(mode="json"))
 
     def log(self, event: str, **what: Any) -> None:

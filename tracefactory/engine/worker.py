@@ -28,6 +28,7 @@ from tracefactory.core.spans import Span
 from tracefactory.core.stage import Answer, Closing, Completer, Kept, Record, Work, stage_of
 from tracefactory.engine.batching import Batches
 from tracefactory.engine.canaries import Canaries
+from tracefactory.engine.control_tokens import PromptCheck
 from tracefactory.engine.identity import rows_of
 from tracefactory.engine.retry import LeftFailures
 from tracefactory.engine.shards import ShardJob, work_on_columns, work_on_rows, write_decided
@@ -89,6 +90,7 @@ class Worker:
         self._clients: dict[str, ChatClient] = {}
         self._slots = {name: asyncio.Semaphore(spec.requests_at_once) for name, spec in setup.pipeline.models.items()}
         self._in_flight: dict[str, asyncio.Future[Record]] = {}
+        self._prompts = PromptCheck(self.pipeline)
         self._verifiers: VerifierPool | None = None
         self._resources: dict[str, Closing] = {}
         self._claims: Claims | None = None
@@ -176,6 +178,8 @@ class Worker:
         """
         stored = stored_answers(self.requests, requests)
         missing = {request.key: request for request in requests if request.key not in stored}
+        refused = self._prompts.refused(model, missing)
+        missing = {key: request for key, request in missing.items() if key not in refused}
         if stored and missing and client is None:
             self.client(model).has_answered = True
         self.numbers[stage_id]["done"] += len(requests) - len(missing)
@@ -184,7 +188,7 @@ class Worker:
         outcomes = await asyncio.gather(
             *(self._pay(model, request, stage_id, client) for request in missing.values()), return_exceptions=True
         )
-        answers: dict[str, Answer] = dict(stored)
+        answers: dict[str, Answer] = {**stored, **refused}
         for key, outcome in zip(missing, outcomes, strict=True):
             if isinstance(outcome, BaseException) and not isinstance(outcome, RequestFailed):
                 raise self.stopped or outcome
@@ -325,7 +329,7 @@ class Worker:
     @property
     def verifiers(self) -> VerifierPool:
         if self._verifiers is None:
-            self._verifiers = VerifierPool(workers=self.verifier_processes)
+            self._verifiers = VerifierPool(workers=self.verifier_processes, allow=self.pipeline.sandbox.allow)
         return self._verifiers
 
     def secret(self, value: EnvStr) -> SecretStr:

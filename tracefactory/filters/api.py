@@ -134,8 +134,8 @@ def trace_filter(*, files: tuple[str, ...] = ()) -> Callable[[F], F]: ...
 def trace_filter(function: F | None = None, /, *, files: tuple[str, ...] = ()) -> F | Callable[[F], F]:
     """Declare a function `(trace, params) -> Decision` to be the filter of its file.
 
-    It is called for every trace, or for every problem if its first argument is a Problem, with the whole row. The
-    function is returned unchanged, so a test can call it.
+    It is called for every trace, or for every problem if its first argument is a Problem, or for rows of both kinds if
+    it is a `Problem | Trace`, with the whole row. The function is returned unchanged, so a test can call it.
 
     Args:
         function: the function.

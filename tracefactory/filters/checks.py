@@ -12,7 +12,7 @@ from typing import Any
 
 from tracefactory.core.decisions import REASON, Decision
 from tracefactory.core.errors import Mistake, UserError
-from tracefactory.core.rows import Kind, Problem, Trace
+from tracefactory.core.rows import Kind, Problem, Row, Trace
 from tracefactory.filters.api import FilterMark, Params, Rule
 
 _SHAPES = {
@@ -20,7 +20,7 @@ _SHAPES = {
     True: "def {name}(params: SomeParams) -> Rules",
 }
 _DECORATORS = ("trace_filter", "column_filter")
-_ROWS = {Trace: Kind.TRACES, Problem: Kind.PROBLEMS}
+_ROWS: dict[Any, Kind | None] = {Trace: Kind.TRACES, Problem: Kind.PROBLEMS, Row: None}
 _RULES = (Iterable[Rule], Iterator[Rule], list[Rule])
 # A filter may use only what is in its stage's key: its source, its parameters and the files that it declares.
 _MODULES = frozenset(
@@ -101,7 +101,8 @@ def check_function(
         file: its file.
 
     Returns:
-        The kind of its rows (None for a filter on columns), and the model of its parameters (None without parameters).
+        The kind of its rows (None for a filter on both kinds or on columns), and the model of its parameters (None
+        without parameters).
 
     Raises:
         UserError: with every mistake.
@@ -119,8 +120,9 @@ def check_function(
         mistakes.append(Mistake("a filter takes plain arguments", file, line, hint))
     if not mark.columns:
         first = arguments.pop(0) if arguments else None
-        kind = _ROWS.get(hints.get(first.name)) if first is not None else None  # type: ignore[arg-type]
-        if kind is None:
+        given = None if first is None else hints.get(first.name)
+        kind = _ROWS.get(given)
+        if given not in _ROWS:
             named = "" if first is None else f" {first.name!r}"
             mistakes.append(Mistake(f"its first argument{named} is not a Trace or a Problem", file, line, hint))
     if len(arguments) > 1:

@@ -71,7 +71,7 @@ class LoadedFilter:
 
     @property
     def kind(self) -> Kind | None:
-        """The kind of its rows; None for a filter on columns, which works on all rows that have the columns."""
+        """The kind of its rows; None for a filter on both kinds, or on columns, which takes all rows that have them."""
         return self._compiled.kind
 
     def rules(self, params: Params) -> list[Rule]:

@@ -34,6 +34,7 @@ class LocalSpec(ModelSpec):
     provider_label: ClassVar[str] = "llama.cpp"
     echoes_prefill: ClassVar[bool] = True
     digests_weights = True
+    reads_control_tokens = True
     sends_bills = False
 
     use: Literal["local"] = Field(default="local", description="The kind of model.")

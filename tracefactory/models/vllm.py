@@ -61,6 +61,7 @@ class VLLMSpec(ModelSpec):
     scores_tokens = runs_plugins = True
     provider_label: ClassVar[str] = "vllm"
     digests_weights = True
+    reads_control_tokens = True
     sends_bills = False
 
     use: Literal["vllm"] = Field(default="vllm", description="The kind of model.")

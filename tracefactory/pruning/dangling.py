@@ -132,7 +132,8 @@ def _labels(text: str) -> Iterator[tuple[Label, bool]]:
     for match in _LABEL.finditer(text):
         kind = (match["kind"] or match["zh"] or "equation").lower().rstrip(".")
         number = match["number"] or match["zh_number"] or match["tag"] or match["from"] or match["end"]
-        heads = bool(_BEFORE_HEAD.match(text[: match.start()]) and _AFTER_HEAD.match(text, match.end()))
+        first = match.start() <= QUOTE and _BEFORE_HEAD.match(text, 0, match.start()) is not None
+        heads = first and _AFTER_HEAD.match(text, match.end()) is not None
         yield ("equation" if kind in _EQUATIONS else kind, number.lower()), heads and not match["from"]
 
 

@@ -41,6 +41,7 @@ _DEFINITION = re.compile(
     re.IGNORECASE,
 )
 _UNIT = re.compile(r"\d[\s$]*(?:\\,|\\ )?\Z")
+_REACH = 80  # characters before a number or name in which its equals sign, operator or unit is searched
 
 
 @dataclass
@@ -89,7 +90,7 @@ def _fault(text: str, above: _Known, cut: _Known) -> str | None:
         above.names.update(_defined(sentence))
         for match in _USE.finditer(sentence):
             name = match["name"]
-            unit = _UNIT.search(sentence[: match.start()])
+            unit = _UNIT.search(_before(sentence, match))
             if name in cut.names and name not in above.names and not unit:
                 return f"the definition of {name} was cut: {_quoted(sentence)}"
     return None
@@ -113,13 +114,17 @@ def _defined(text: str) -> Iterator[str]:
 
 def _calculated(sentence: str, value: re.Match[str]) -> bool:
     """Return whether a value is the result of a calculation in its sentence."""
-    before = sentence[: value.start()]
-    return bool(_RESULT.search(before) and _OPERATOR.search(before))
+    return bool(_RESULT.search(_before(sentence, value)) and _OPERATOR.search(sentence, 0, value.start()))
+
+
+def _before(sentence: str, match: re.Match[str]) -> str:
+    """Return what precedes a match closely, so that a long sentence with many numbers takes linear time."""
+    return sentence[max(0, match.start() - _REACH) : match.start()]
 
 
 def _is_operand(sentence: str, value: re.Match[str]) -> bool:
     """Return whether a sentence calculates with a value."""
-    return bool(_BEFORE_OPERAND.search(sentence[: value.start()]) or _AFTER_OPERAND.match(sentence, value.end()))
+    return bool(_BEFORE_OPERAND.search(_before(sentence, value)) or _AFTER_OPERAND.match(sentence, value.end()))
 
 
 def _quoted(sentence: str) -> str:

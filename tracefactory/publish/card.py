@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 from tracefactory.core.prices import dollars
 from tracefactory.core.rows import Frozen
 from tracefactory.engine.lengths import LengthLine
+from tracefactory.publish.command import RecipeLine
 from tracefactory.publish.training import trainers_of
 from tracefactory.trainers import Data
 
@@ -47,6 +48,7 @@ _SIZES = {
     10**8: "10M<n<100M",
     10**9: "100M<n<1B",
 }
+_SHORT = 200  # characters of a changed value in a table; the pipeline has all of it
 _TAGS = ("tracefactory", "synthetic", "reasoning", "chain-of-thought", "distillation")
 _PLAIN = re.compile(r"[\w./:@+=-]+( [\w./:@+=-]+)*", re.ASCII)
 _MARKUP = re.compile(r"([\\`*_\[\]|~$]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
@@ -173,9 +175,9 @@ class SiblingLine(Frozen):
 class CardInputs(Frozen):
     """The content of a card, recorded by the run or written by its author.
 
-    `licence` is the licence of the dataset that its author declares; `command` and `pipeline` reproduce it. `notes` are
-    sentences, such as the shortfall of a mix. `repo` is the Hub repository, if there is one. `sft_weight` is the weight
-    of the SFT loss beside DPO in the recipe, 0 for none. The limitations are made from `decontaminated_against`,
+    `licence` is the licence that the author declares, `recipe` reproduces it. `notes` are sentences, such
+    as the shortfall of a mix. `repo` is the Hub repository, if there is one. `sft_weight` is the weight of the SFT loss
+    beside DPO in the recipe, 0 for none. The limitations are made from `decontaminated_against`,
     `near_duplicates_removed` and `reviewed_rows` (rows read by a person).
     """
 
@@ -201,8 +203,8 @@ class CardInputs(Frozen):
     decontaminated_against: tuple[str, ...] = ()
     near_duplicates_removed: bool = False
     reviewed_rows: int = 0
-    command: str = ""
-    pipeline: str = ""
+    control_tokens: str = ""
+    recipe: RecipeLine | None = None
 
 
 class ViewColumn(Frozen):
@@ -248,6 +250,7 @@ def render(inputs: CardInputs, *, version: str, configs: tuple[ConfigLine, ...])
         markdown=_Safe,
         reasons=_reasons,
         number=lambda value: _Safe(f"{value:,}"),
+        short=lambda text: text if len(text) <= _SHORT else f"{text[:_SHORT]} ...",
         percent=lambda value: _Safe(f"{100 * value:.1f}%"),
         hours=lambda value: _Safe(f"{value:,.2f}" if value else "-"),
         usd=lambda line: _Safe(dollars(line.cost, line.unpriced, line.requests)),

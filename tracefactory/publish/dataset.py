@@ -25,15 +25,17 @@ from tracefactory.core.spans import Span
 from tracefactory.core.stage import STAGES, Decided, ModelName, RowReader, Services, Stage, Work
 from tracefactory.engine.plan import make_plan
 from tracefactory.publish.claims import claimed_above, claimed_elsewhere
+from tracefactory.publish.control_tokens import REASON, sentence
 from tracefactory.publish.facts import card_inputs
 from tracefactory.publish.loading import check_loads
 from tracefactory.publish.recipe import compare, recipe_of
 from tracefactory.publish.release import MANIFEST, Manifest, assemble, check_version, put_in_place, verify_release
 from tracefactory.publish.release import read_manifest as read
-from tracefactory.publish.students import student_check, unrendered, view_mistakes
+from tracefactory.publish.students import student_check, token_check, unrendered, view_mistakes
 from tracefactory.publish.views import VIEWS
 from tracefactory.publish.writing import FILE_CHARACTERS, RangePart, write_range
 from tracefactory.store.leases import has_workers
+from tracefactory.text.control_tokens import ControlTokens
 
 BATCH_PROBLEMS = 256
 
@@ -55,6 +57,12 @@ class PublishParams(Frozen):
         default=None,
         description="The student that will be trained on it: views and rows that its chat template cannot render are "
         "refused. Without it, such rows under the students of stages above are counted and told.",
+    )
+    control_tokens: ControlTokens = Field(
+        default=ControlTokens.DROP,
+        description="What becomes of rows whose texts spell a control token, such as <|im_end|>, of a common chat "
+        "template or of `student`: drop them, escape it by a backslash after its first character, or keep it, as the "
+        "text that trainers turn into the real token.",
     )
     hub: str | None = Field(default=None, description="A dataset repository on the Hub to push to: owner/name.")
     private: bool = Field(default=True, description="Make a new repository private.")
@@ -165,7 +173,8 @@ class PublishDataset(Stage[PublishParams]):
         folder = scratch_folder(stage, services.pipeline, services.run_id)
         try:
             check = student_check(stage, services.pipeline)
-            return write_range(folder, number, stage.params.views, batches, list(rows.columns.values()), check)
+            columns, tokens = list(rows.columns.values()), token_check(stage, check)
+            return write_range(folder, number, stage.params.views, batches, columns, check, tokens)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)  # there will be no release; other ranges may still write files
             raise
@@ -181,6 +190,7 @@ class PublishDataset(Stage[PublishParams]):
                 shutil.rmtree(leftover, ignore_errors=True)
         refused = {row_id: error for part in reports for row_id, error in part.refused.items()}
         above = {one.id for one in pipeline.above(stage)}
+        card = card_inputs(stage, rows, frozenset(refused), services)
         try:
             manifest = assemble(
                 scratch,
@@ -188,7 +198,7 @@ class PublishDataset(Stage[PublishParams]):
                 name=release_name(stage, pipeline),
                 version=release_version(pipeline),
                 pipeline=pipeline.name,
-                card=card_inputs(stage, rows, frozenset(refused), services),
+                card=card.model_copy(update={"control_tokens": _control_tokens(stage, reports)}),
                 recipe=recipe_of(stage, pipeline),
                 keys={one: key for one, key in services.keys.items() if one in above},
             )
@@ -206,7 +216,7 @@ class PublishDataset(Stage[PublishParams]):
 
             receipt = push(folder, repo=params.hub, version=version, private=params.private, token=token)
             write_json(receipt_file(stage, pipeline), receipt.model_dump(mode="json"))
-            notes.append(f"published: {receipt.url}")
+            notes.append(f"published: {receipt.url}{receipt.main_note}")
         found = [(row_id, reason, detail) for row_id, (reason, detail) in refused.items()]
         schema = {"id": pl.String, "reason": pl.String, "detail": pl.String}
         decisions = rows.frame(Span.all(), ()).join(
@@ -276,6 +286,14 @@ def _place(scratch: Path, folder: Path, manifest: Manifest, stage: Spec, pipelin
 
 def _summary(changes: Sequence[str]) -> str:
     return "; ".join(changes[:4]) + (f"; and {len(changes) - 4} more" if len(changes) > 4 else "")
+
+
+def _control_tokens(stage: Spec, reports: Sequence[RangePart]) -> str:
+    """Return what the card says of control tokens in texts."""
+    dropped = sum(reason == REASON for part in reports for reason, _ in part.refused.values())
+    views = reports[0].views if reports else ()
+    spelled = {name: sum((part.views[name].spelled for part in reports), Counter[str]()) for name in views}
+    return sentence(stage.params.control_tokens, dropped, spelled)
 
 
 def _shorter_views(reports: Sequence[RangePart]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -28,6 +27,7 @@ from tracefactory.publish.card import (
     StageLine,
     VerifierLine,
 )
+from tracefactory.publish.command import recipe_line
 from tracefactory.serving.failures import failures_in
 from tracefactory.store.spend import Ledger
 from tracefactory.store.stages import StageFolder, StageRecord
@@ -86,8 +86,7 @@ def card_inputs(stage: StageSpec[Any], rows: RowReader, refused: frozenset[str],
             for name, one in sorted(rows.columns.items())
             if name not in ("verdict", "derivation")
         ),
-        command=f"tracefactory run pipelines/{pipeline.file.name}",
-        pipeline=Path(pipeline.file).read_text(encoding="utf-8"),
+        recipe=recipe_line(pipeline),
     )
 
 

@@ -1,57 +1,51 @@
 """Publish a release folder on the Hugging Face Hub: one commit, which is checked, then an immutable tag.
 
-The protocol: upload the content of the files, make exactly one commit on the current head (`parent_commit`), list that
-commit and compare every digest, and create the tag last. Readers pin the tag, so a version exists once it has its tag.
-Every step first reads the current state, so a killed process can be continued by the same call.
+The protocol: make exactly one commit on the head that was read (`parent_commit`), list that commit and compare every
+digest, and create the tag on its id last. A version exists once it has its tag, and readers pin the tag. Creating a tag
+that exists fails on the Hub, so of several publishers one wins. Before every request that writes, the state of the
+repository is read again, so a killed process is continued by the same call.
 
-`upload_folder` and `push_to_hub` are not used, because they can split a release into several commits.
+The main branch only moves to newer versions. A version that is older than the one on main is committed to a branch of
+its own, which is deleted once the tag keeps the commit. A commit that fails its check is undone.
 """
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
-import httpx2
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, RepoFile, get_session
-from huggingface_hub.errors import (
-    BadRequestError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-)
-from huggingface_hub.utils._validators import validate_repo_id
-from huggingface_hub.utils.sha import git_hash
 from pydantic import SecretStr, ValidationError
 
 from tracefactory.core.errors import RunError, UserError
-from tracefactory.core.fingerprint import digest_file
 from tracefactory.core.rows import Frozen
+from tracefactory.publish.hub_client import (
+    CHANGED,
+    FAILURES,
+    MAIN,
+    Attempts,
+    HubRepository,
+    MovedError,
+    Refs,
+    RemoteFile,
+    limited_waiting,
+)
 from tracefactory.publish.release import CARD, MANIFEST, FileLine, Manifest, verify_release
+from tracefactory.publish.versions import version_order
 
-T = TypeVar("T")
 _DATA = "data/"  # the folder of the repository for releases
-_ATTEMPTS = 6
-_WAIT_S = 1.0  # doubles with every attempt
-_TIMEOUT_S = 300.0  # without a byte sent or received
-_RETRIED = frozenset({408, 409, 412, 429, 500, 502, 503, 504})
-# A failed transfer raises RuntimeError or ConnectionError, a failed download LocalEntryNotFoundError.
-_FAILURES = (httpx2.HTTPError, LocalEntryNotFoundError, RuntimeError, ConnectionError, TimeoutError)
+_STEPS = 30  # requests that write, of one publication; three to five are needed
 # Files that a repository may have before the first release, which may replace them.
 _REPLACEABLE = frozenset({".gitattributes", ".gitignore", CARD})
 
 
 class Receipt(Frozen):
-    """A published release: its commit and tag. `created` is false when it had been published before."""
+    """A published release: its commit and tag. `created` is false when it had been published before.
+
+    `files` are those of the commit; the card of the same rows that were published before may be another one. `newest`
+    is the version on the main branch.
+    """
 
     repo: str
     version: str
@@ -60,6 +54,12 @@ class Receipt(Frozen):
     url: str
     files: tuple[FileLine, ...]
     created: bool
+    newest: str = ""
+
+    @property
+    def main_note(self) -> str:
+        """What to tell about the main branch: "; main keeps 1.1" after a version that is older than that, else ""."""
+        return f"; main keeps {self.newest}" if self.newest not in ("", self.version) else ""
 
 
 def push(
@@ -85,225 +85,237 @@ def push(
         endpoint: the URL of another Hub; one without Xet storage needs HF_HUB_DISABLE_XET=1 in the environment.
 
     Raises:
-        UserError: when the tag exists with other content, the folder is not an intact release of `version`, the
+        UserError: when the version exists with other content, the folder is not an intact release of `version`, the
             repository is public although `private` is set or has other files, or access is denied.
-        RunError: when the Hub cannot be reached; the same call continues later.
+        RunError: when the Hub cannot be reached or loses files; the same call continues later.
     """
     manifest = verify_release(folder)
     if manifest.version != version:
         raise UserError(f"{folder} has version {manifest.version}, not {version}")
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise UserError(f"hub: {repo!r} is not a repository name: {error}") from error
-    api = HfApi(endpoint=endpoint, token=None if token is None else token.get_secret_value())
-    with _timeout():
-        return _Publication(api, repo, folder, manifest, private).publish()
+    hub = HubRepository(repo, token, endpoint)
+    with limited_waiting():
+        hub.create(private)
+        return _Publication(hub, folder, manifest).publish()
 
 
-@contextmanager
-def _timeout() -> Iterator[None]:
-    """Set a time-out of the Hub client during publishing; by default, it waits forever for a server that hangs.
+@dataclass
+class _Found:
+    """A commit: its files, and the release that its manifest describes."""
 
-    After a time-out of a commit, as after any other failure, the head is read again to find the commit.
-    """
-    session = get_session()
-    before = session.timeout
-    session.timeout = httpx2.Timeout(_TIMEOUT_S)
-    try:
-        yield
-    finally:
-        session.timeout = before
+    files: dict[str, RemoteFile]
+    manifest: Manifest | None
 
 
 @dataclass
 class _Publication:
-    """The publication of one release in one repository."""
+    """The publication of one release in one repository.
 
-    api: HfApi
-    repo: str
+    `checked` is a commit of this publication that has all files.
+    """
+
+    hub: HubRepository
     folder: Path
     manifest: Manifest
-    private: bool
+    checked: str | None = None
+    created: bool = False
+    _intact: dict[str, bool] = field(default_factory=dict)
+    _found: dict[str, _Found] = field(default_factory=dict)
 
     @property
     def tag(self) -> str:
         return f"v{self.manifest.version}"
 
+    @property
+    def side_branch(self) -> str:
+        """The branch for a version that is older than the one on main; other content has another one."""
+        return f"release-{self.tag}-{self.manifest.content[:12]}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.manifest.name} {self.manifest.version}"
+
+    @property
+    def description(self) -> str:
+        return f"content {self.manifest.content}"
+
     def publish(self) -> Receipt:
         """Publish the release unless its tag exists already, from any intermediate state of the repository."""
-        self._ensure_repo()
-        commit = self._tagged_commit()
-        created = commit is None
-        if commit is None:
-            commit = self._tag(self._commit())
+        attempts = Attempts(self.hub.name)
+        for _ in range(_STEPS):
+            try:
+                refs = self.hub.refs()
+                if self.tag in refs.tags:
+                    if receipt := self._published(refs):
+                        return receipt
+                else:
+                    self._advance(refs)
+            except FAILURES as error:
+                if isinstance(error, CHANGED):
+                    self.checked = None
+                attempts.wait(error, f"publish {self.tag} in")
+        raise RunError(
+            f"could not publish {self.tag} in {self.hub.name}: the Hub does not show what was written to it, or others "
+            "change it all the time; run the same command again to continue"
+        )
+
+    def _advance(self, refs: Refs) -> None:
+        """Send the next request that writes. The tag does not exist yet."""
+        head = refs.branches[MAIN]
+        found = self._at(head)
+        self._refuse_other_data(found, head)
+        if self.checked is not None:
+            self.created = True  # also when there is no answer
+            self.created = self.hub.create_tag(self.tag, self.checked)
+        elif found.manifest is not None and self._is_newer(found.manifest):
+            self._advance_beside(refs)
+        elif found.manifest is not None and self._contradicts(found.manifest):
+            raise UserError(f"{self._other_content(head)}, the head of main: its publication has not ended")
+        else:
+            self.checked = head if self._is_intact(head) else self._commit(MAIN, head)
+
+    def _advance_beside(self, refs: Refs) -> None:
+        """Send the next request that writes for a version that is older than the one on main."""
+        head = refs.branches.get(self.side_branch)
+        if head is None:
+            self.hub.create_branch(self.side_branch, refs.branches[MAIN])
+        else:
+            self.checked = head if self._is_intact(head) else self._commit(self.side_branch, head)
+
+    def _is_newer(self, other: Manifest) -> bool:
+        return version_order(other.version) > version_order(self.manifest.version)
+
+    def _contradicts(self, other: Manifest) -> bool:
+        return other.version == self.manifest.version and other.content != self.manifest.content
+
+    def _published(self, refs: Refs) -> Receipt | None:
+        """Return the receipt of the tagged release; None after a commit to main, which had other rows as this version.
+
+        Raises:
+            UserError: when the tag has other content, or lacks files.
+        """
+        commit = refs.tags[self.tag]
+        found = self._at(commit)
+        if found.manifest is None or found.manifest.content != self.manifest.content:
+            self._withdraw(refs)
+            raise UserError(self._other_content(commit))
+        if not self._is_intact(commit):
+            raise UserError(
+                f"{self.hub.name}: commit {commit} of {self.tag} does not have the files that its manifest names: "
+                "raise `version:` in the pipeline, or delete the tag if nobody uses it and publish again"
+            )
+        if self.side_branch in refs.branches:
+            self.hub.delete_branch(self.side_branch)
+        head = refs.branches[MAIN]
+        main = self._at(head).manifest
+        if main is not None and self._contradicts(main):
+            self._commit(MAIN, head)
+            return None
         return Receipt(
-            repo=self.repo,
+            repo=self.hub.name,
             version=self.manifest.version,
             commit=commit,
             tag=self.tag,
-            url=f"{self.api.endpoint}/datasets/{self.repo}/tree/{self.tag}",
-            files=self.manifest.files,
-            created=created,
+            url=f"{self.hub.url}/tree/{self.tag}",
+            files=found.manifest.files,
+            created=self.created,
+            newest="" if main is None else main.version,
         )
 
-    def _ensure_repo(self) -> None:
-        self._retry(
-            lambda: self.api.create_repo(self.repo, repo_type="dataset", private=self.private, exist_ok=True),
-            "create",
+    def _other_content(self, commit: str) -> str:
+        return (
+            f"{self.hub.name} has {self.tag} with other content, and a published version is never changed: raise "
+            f"`version:` in the pipeline (the other one is in commit {commit})"
         )
-        info = self._retry(self._info, "read")
-        if self.private and info.private is False:
-            raise UserError(f"hub: {self.repo} is public, but the pipeline sets `private: true`")
 
-    def _tagged_commit(self) -> str | None:
-        """Return the commit of the release's tag; None when there is no tag.
+    def _commit(self, branch: str, head: str) -> str:
+        """Return a new commit on `head` with exactly this release; undo it when it has not.
+
+        The request is not idempotent, and the Hub can fail after creating the commit: then the branch is read again.
+        """
+        lines = [line.path for line in self.manifest.files]
+        added = {path: self.folder / path for path in (*lines, MANIFEST)}
+        deleted = [path for path in self._at(head).files if path.startswith(_DATA) and path not in added]
+        made = self.hub.commit(branch, head, added, deleted, self.title, self.description)
+        if not self._is_intact(made):
+            if [one.id for one in self.hub.history(made)[:2]] != [made, head]:
+                raise MovedError("the head of another client is there")
+            self._undo(branch, made, head)
+        return made
+
+    def _undo(self, branch: str, made: str, before: str) -> None:
+        """Take back a commit that does not have the files that were sent.
 
         Raises:
-            UserError: when the tag has other content.
+            RunError: always: what was done, and what is left to do.
         """
-        refs = self._retry(lambda: self.api.list_repo_refs(self.repo, repo_type="dataset"), "list the tags of")
-        commit = next((str(ref.target_commit) for ref in refs.tags if ref.name == self.tag), None)
-        if commit is None:
-            return None
-        published = self._manifest_at(commit)
-        if published is None or published.content != self.manifest.content:
-            raise UserError(
-                f"{self.repo} has {self.tag} with other content, and a published version is never changed: raise "
-                "`version:` in the pipeline"
-            )
-        return commit
-
-    def _commit(self) -> str:
-        """Return a commit of the main branch with exactly this release, and create it if there is none.
-
-        The request is not idempotent, and the server can fail after creating the commit. Therefore the head is read
-        again after every failure.
-        """
-        attempt = 0
-        paths = [*(line.path for line in self.manifest.files), MANIFEST]
-        while not self._holds_release(head := str(self._retry(self._info, "read the head of").sha)):
-            operations: list[CommitOperationAdd | CommitOperationDelete] = []
-            operations += [CommitOperationAdd(path, self.folder / path) for path in paths]
-            operations += self._deletions(head)
-            try:
-                made = self._send(operations, head)
-            except _FAILURES as error:
-                self._wait_or_raise(error, attempt, "commit to")
-                attempt += 1
-                continue
-            if not self._holds_release(made):
-                raise RunError(f"{self.repo}: commit {made} does not have the files that were sent; no tag was created")
-            return made
-        return head
-
-    def _send(self, operations: list[CommitOperationAdd | CommitOperationDelete], head: str) -> str:
-        try:
-            made = self.api.create_commit(
-                self.repo,
-                operations,
-                commit_message=f"{self.manifest.name} {self.manifest.version}",
-                commit_description=f"content {self.manifest.content}",
-                repo_type="dataset",
-                parent_commit=head,
-            )
-        except ValueError as error:
-            if isinstance(error.__cause__, BadRequestError):  # the Hub checks the card before any upload
-                raise UserError(f"hub: the Hub rejects the metadata of the card: {error}") from error
-            raise
-        return str(made.oid)
-
-    def _tag(self, commit: str) -> str:
-        """Create the tag on `commit` and return the commit that it points to."""
-        attempt = 0
-        while (present := self._tagged_commit()) is None:
-            try:
-                self.api.create_tag(self.repo, tag=self.tag, revision=commit, repo_type="dataset")
-                return commit
-            except _FAILURES as error:
-                self._wait_or_raise(error, attempt, f"create the tag {self.tag} in")
-                attempt += 1
-        return present
-
-    def _info(self) -> DatasetInfo:
-        return self.api.dataset_info(self.repo, timeout=_TIMEOUT_S)  # its default overrides the client's time-out
-
-    def _listing(self, commit: str) -> dict[str, RepoFile]:
-        entries = self._retry(
-            lambda: list(self.api.list_repo_tree(self.repo, recursive=True, revision=commit, repo_type="dataset")),
-            "list the files of",
-        )
-        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
-
-    def _holds_release(self, commit: str) -> bool:
-        """Return whether a commit has all files of the release with their digests, and no other data files."""
-        listing = self._listing(commit)
-        digests = {line.path: line.sha256 for line in self.manifest.files}
-        digests[MANIFEST] = digest_file(self.folder / MANIFEST)
-        if any(path.startswith(_DATA) and path not in digests for path in listing):
-            return False
-        for path, sha256 in digests.items():
-            remote = listing.get(path)
-            if remote is None:
-                return False
-            # The Hub has the sha256 of large files, and git's digest of the content of others.
-            if remote.lfs is not None and remote.lfs.sha256 != sha256:
-                return False
-            if remote.lfs is None and remote.blob_id != git_hash((self.folder / path).read_bytes()):
-                return False
-        return True
-
-    def _deletions(self, head: str) -> list[CommitOperationDelete]:
-        """Return deletions of the data files on `head` that are from an earlier release and not in this one.
-
-        Raises:
-            UserError: when `head` has files that are not from a release of this dataset; they are never replaced.
-        """
-        listing = self._listing(head)
-        earlier = self._manifest_at(head) if MANIFEST in listing else None
-        if earlier is None and (foreign := sorted(listing.keys() - _REPLACEABLE)):
-            raise UserError(f"hub: {self.repo} has other files ({', '.join(foreign[:3])}); use another repository")
-        if earlier is not None and earlier.name != self.manifest.name:
-            raise UserError(f"hub: {self.repo} has the dataset {earlier.name!r}; use another repository")
-        new_files = {line.path for line in self.manifest.files}
-        return [CommitOperationDelete(path) for path in sorted(listing.keys() - new_files) if path.startswith(_DATA)]
-
-    def _manifest_at(self, commit: str) -> Manifest | None:
-        """Return the manifest in a commit; None when there is no valid one."""
-        with tempfile.TemporaryDirectory() as cache:
-            download = partial(self.api.hf_hub_download, repo_type="dataset", revision=commit, cache_dir=cache)
-            try:
-                path = self._retry(lambda: str(download(self.repo, MANIFEST)), "read the manifest of")
-                return Manifest.model_validate_json(Path(path).read_bytes())
-            except (RemoteEntryNotFoundError, ValidationError):
-                return None
-
-    def _retry(self, call: Callable[[], T], action: str) -> T:
-        """Send an idempotent request, with retries while the Hub is unavailable."""
-        attempt = 0
-        while True:
-            try:
-                return call()
-            except RemoteEntryNotFoundError:
-                raise
-            except _FAILURES as error:
-                self._wait_or_raise(error, attempt, action)
-                attempt += 1
-
-    def _wait_or_raise(self, error: Exception, attempt: int, action: str) -> None:
-        """Wait before the next attempt; raise when a retry cannot help or no attempt is left."""
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        if status in (401, 403) or isinstance(error, RepositoryNotFoundError):
-            raise UserError(
-                f"hub: not allowed to {action} {self.repo} (status {status}); the token needs write access"
-            ) from error
-        if isinstance(error, OfflineModeIsEnabled):
-            raise UserError(f"hub: cannot {action} {self.repo}: HF_HUB_OFFLINE is set") from error
-        if status is not None and status not in _RETRIED:
-            raise error
-        if attempt + 1 == _ATTEMPTS:
+        fault = f"{self.hub.name}: commit {made} does not have the files that were sent; no tag was created"
+        if branch != MAIN:
+            self.hub.delete_branch(branch)
+            raise RunError(f"{fault}, and main was not changed: run the same command again")
+        if not self._restored(made, before):
             raise RunError(
-                f"could not {action} {self.repo} in {_ATTEMPTS} attempts; the last one failed with "
-                f"{type(error).__name__}{f' {status}' if status else ''}; run the same command again to continue"
-            ) from error
-        time.sleep(_WAIT_S * 2**attempt)
+                f"{fault}. It is on main and could not be undone, because there are other commits on it or the Hub "
+                f"failed. Undo it with: GIT_LFS_SKIP_SMUDGE=1 git clone {self.hub.url} fix && git -C fix revert "
+                f"--no-edit {made} && git -C fix push"
+            )
+        raise RunError(f"{fault}, and main was put back to {before}: run the same command again")
+
+    def _restored(self, made: str, before: str) -> bool:
+        """Put main back from `made` to the files of `before`, unless it has moved; return whether it has them."""
+        try:
+            with suppress(*FAILURES):  # it may have been done: main is read again
+                self.hub.restore(MAIN, made, before, f"Revert {self.title}")
+            return self._at(self.hub.refs().branches[MAIN]).files == self._at(before).files
+        except (RunError, UserError):
+            return False
+
+    def _withdraw(self, refs: Refs) -> None:
+        """Remove what this publication has committed, when another one has won its tag."""
+        if self.side_branch in refs.branches:
+            self.hub.delete_branch(self.side_branch)
+        if self.checked is not None and refs.branches[MAIN] == self.checked:
+            self._restored(self.checked, self.hub.history(self.checked)[1].id)
+
+    def _at(self, commit: str) -> _Found:
+        """Return the content of a commit, which never changes."""
+        if commit not in self._found:
+            files, manifest = self.hub.files(commit), None
+            if MANIFEST in files:
+                with suppress(ValidationError):
+                    manifest = Manifest.model_validate_json(self.hub.read(MANIFEST, commit))
+            self._found[commit] = _Found(files, manifest)
+        return self._found[commit]
+
+    def _is_intact(self, commit: str) -> bool:
+        """Return whether a commit has this release: the same rows, all files of its manifest, and no other data."""
+        if commit not in self._intact:
+            found = self._at(commit)
+            lines = {} if found.manifest is None else {line.path: line.sha256 for line in found.manifest.files}
+            self._intact[commit] = (
+                found.manifest is not None
+                and found.manifest.content == self.manifest.content
+                and not any(path.startswith(_DATA) and path not in lines for path in found.files)
+                and all(path in found.files and self._sha256(path, commit) == sha256 for path, sha256 in lines.items())
+            )
+        return self._intact[commit]
+
+    def _sha256(self, path: str, commit: str) -> str:
+        """Return the digest of a file of a commit; the Hub has it for large files."""
+        known = self._at(commit).files[path].sha256
+        return known if known is not None else hashlib.sha256(self.hub.read(path, commit)).hexdigest()
+
+    def _refuse_other_data(self, found: _Found, head: str) -> None:
+        """Refuse a repository whose files are not from a release of this dataset; they are never replaced.
+
+        Raises:
+            UserError: when the main branch has other files or another dataset.
+        """
+        if found.manifest is not None:
+            if found.manifest.name != self.manifest.name:
+                raise UserError(f"hub: {self.hub.name} has the dataset {found.manifest.name!r}; use another repository")
+        elif foreign := sorted(found.files.keys() - _REPLACEABLE):
+            last = self.hub.history(head)[0]
+            if last.title != self.title or self.description not in last.description:  # else it lost files of this
+                raise UserError(
+                    f"hub: {self.hub.name} has other files ({', '.join(foreign[:3])}); use another repository"
+                )

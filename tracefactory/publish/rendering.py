@@ -87,12 +87,13 @@ def _given(message: Message) -> Message:
     return given
 
 
-def check_row(row: Row, renderer: Renderer) -> None:
+def check_row(row: Row, renderer: Renderer, *, spelled: bool = False) -> None:
     """Check what a student is trained on: reasoning, answer and tool calls, once, delimited, ended, token by token.
 
     Args:
         row: a row of a view.
         renderer: the student's renderer.
+        spelled: whether a text may spell a control token.
 
     Raises:
         RenderError: when it is something else.
@@ -100,26 +101,28 @@ def check_row(row: Row, renderer: Renderer) -> None:
     turns = []
     for one in trainings(row):
         turn = rendered_turn(renderer.template, one.before, one.last, one.tools)
-        check_training(one, turn, renderer)
+        check_training(one, turn, renderer, spelled=spelled)
         turns.append(turn.text)
     if len(turns) == 2 and turns[0] == turns[1]:
         raise RenderError("pair_alike", "chosen and rejected are the same text")
 
 
-def check_training(one: Training, turn: AssistantTurn, renderer: Renderer) -> None:
+def check_training(one: Training, turn: AssistantTurn, renderer: Renderer, *, spelled: bool = False) -> None:
     """Check the rest of a conversation, whose last turn is whole, and the tokens that carry loss.
 
     Args:
         one: the conversation.
         turn: its rendering.
         renderer: the student's renderer.
+        spelled: whether a text may spell a control token.
 
     Raises:
         RenderError: when the rendering drops something that carries loss, or the tokens that do are others than meant.
     """
     messages = (*one.before, one.last)
     _check_messages(messages if one.earlier else (one.last,), turn.text)
-    check_special(renderer, [text for message in messages for text in _texts(message)])
+    if not spelled:
+        check_special(renderer, [text for message in messages for text in _texts(message)])
     tokens = renderer.tokens_of(turn)
     renderer.check_mask(tokens)
     if one.details:

@@ -10,21 +10,31 @@ from typing import Any
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.pipeline import Pipeline, StageSpec
+from tracefactory.publish.control_tokens import TokenCheck
 from tracefactory.publish.rendering import check_row, view_fault
 from tracefactory.publish.views import VIEWS, Row, Rows, ViewError
 from tracefactory.students.render import Renderer
 from tracefactory.text.chat_templates import RenderError
+from tracefactory.text.control_tokens import ControlTokens, RowMarks
 
 
 @dataclass(frozen=True)
 class StudentCheck:
     """Checks what students are trained on with every row of a dataset; a `strict` check refuses rows, others count.
 
-    `renderers` have the students' chat templates and tokenizers, by the name of the student.
+    `renderers` have the students' chat templates and tokenizers, by the name of the student. With `spelled`, a text may
+    spell a control token: the dataset keeps them.
     """
 
     renderers: Mapping[str, Renderer]
     strict: bool
+    spelled: bool = False
+
+    @property
+    def tokens(self) -> frozenset[str]:
+        """The control tokens of the students for whom rows are refused."""
+        own = (one.control_tokens for one in self.renderers.values()) if self.strict else ()
+        return frozenset[str]().union(*own)
 
     def refuse(self, made: Rows) -> Rows:
         """Return the rows of a view without those that a strict check refuses."""
@@ -46,7 +56,7 @@ class StudentCheck:
     def _faults(self, row: Row) -> Iterator[tuple[str, RenderError]]:
         for name, renderer in self.renderers.items():
             try:
-                check_row(row, renderer)
+                check_row(row, renderer, spelled=self.spelled)
             except RenderError as error:
                 yield name, error
 
@@ -75,7 +85,17 @@ def student_check(stage: StageSpec[Any], pipeline: Pipeline) -> StudentCheck:
         except (UserError, ModuleNotFoundError) as error:
             if strict:
                 raise UserError(f"stage {stage.id!r}: student {name!r}: {error}") from error
-    return StudentCheck(renderers, strict)
+    return StudentCheck(renderers, strict, spelled=stage.params.control_tokens is ControlTokens.KEEP)
+
+
+def token_check(stage: StageSpec[Any], check: StudentCheck) -> TokenCheck:
+    """Return what becomes of control tokens in the texts of a stage's rows.
+
+    Args:
+        stage: the publish stage.
+        check: the check of its rows; the control tokens of a student that the stage names count too.
+    """
+    return TokenCheck(stage.params.control_tokens, RowMarks(check.tokens))
 
 
 def view_mistakes(stage: StageSpec[Any], pipeline: Pipeline, views: Sequence[str]) -> Iterator[Mistake]:

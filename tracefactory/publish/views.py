@@ -6,7 +6,6 @@ pydantic model: the types determine the Arrow schema, and the descriptions are p
 
 from __future__ import annotations
 
-import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,9 +18,6 @@ from pydantic import BaseModel, Field
 from tracefactory.core.columns import ARROW, DERIVATION, MEASURED, VERDICT, Column
 from tracefactory.core.registry import Registry, registry
 from tracefactory.core.rows import Frozen, Problem, Thinking, Trace
-
-_CONTROL = re.compile(r"<\|[A-Za-z_]\w*\|>|<｜[^｜<>]{1,40}｜>|<(?:start|end)_of_turn>|\[/?INST\]")
-"""What chat templates delimit turns with: ChatML, Llama, Phi, GLM, DeepSeek, Gemma, Mistral."""
 
 Row = dict[str, Any]
 Refuse = Callable[[Trace, "ViewError"], object]
@@ -81,6 +77,8 @@ class View:
     `version` is increased when the rows of the same traces change. `summary` is one sentence for the dataset card. A
     trace that a `partial` view cannot represent is omitted only from this view; with any other view, it is omitted from
     the whole dataset. With `columns_too`, rows include the declared columns of stages, in `measures` and `fields`.
+    `texts` are the columns that a student is shown, which are searched for control tokens; None is all of them but
+    those of `Tracked`.
     """
 
     name: str
@@ -90,6 +88,7 @@ class View:
     make: Callable[[Group, Refuse], Iterable[Row]]
     partial: bool = False
     columns_too: bool = False
+    texts: tuple[str, ...] | None = None
 
     def schema(self, columns: Iterable[Column] = ()) -> pa.Schema:
         """Return the Arrow schema of the rows.
@@ -132,13 +131,14 @@ def trace_view(
     row: type[BaseModel],
     partial: bool = False,
     columns_too: bool = False,
+    texts: tuple[str, ...] | None = None,
 ) -> Callable[[Callable[[Trace], Row]], View]:
     """Return a decorator that registers a function as a view.
 
     The function returns the row of a trace, or raises ViewError for a trace that the view cannot represent.
 
     Args:
-        name, version, summary, row, partial, columns_too: see `View`.
+        name, version, summary, row, partial, columns_too, texts: see `View`.
     """
 
     def register(function: Callable[[Trace], Row]) -> View:
@@ -149,13 +149,13 @@ def trace_view(
                 except ViewError as error:
                     refuse(trace, error)
 
-        return VIEWS.register(name)(View(name, version, summary, row, make, partial, columns_too))
+        return VIEWS.register(name)(View(name, version, summary, row, make, partial, columns_too, texts))
 
     return register
 
 
 def group_view(
-    *, name: str, version: str, summary: str, row: type[BaseModel]
+    *, name: str, version: str, summary: str, row: type[BaseModel], texts: tuple[str, ...] | None = None
 ) -> Callable[[Callable[[Group, Refuse], Iterable[Row]]], View]:
     """Return a decorator that registers a function as a view.
 
@@ -163,11 +163,11 @@ def group_view(
     because groups may have no rows.
 
     Args:
-        name, version, summary, row: see `View`.
+        name, version, summary, row, texts: see `View`.
     """
 
     def register(function: Callable[[Group, Refuse], Iterable[Row]]) -> View:
-        return VIEWS.register(name)(View(name, version, summary, row, function, partial=True))
+        return VIEWS.register(name)(View(name, version, summary, row, function, partial=True, texts=texts))
 
     return register
 
@@ -192,12 +192,11 @@ def require_trainable(trace: Trace) -> None:
     """Check that a trace is a complete answer that can be used for training.
 
     A student would learn to write unclosed, doubled or nested think tags, and chat templates split turns at
-    `</think>` (https://github.com/huggingface/transformers). Trainers turn the text of a control token, such as
-    `<|im_end|>`, into the real token, which ends the turn in the middle of a message.
+    `</think>` (https://github.com/huggingface/transformers). Other control tokens are the business of `publish`.
 
     Raises:
         ViewError: for a refusal, for reasoning that is not closed or an empty answer, for think tags in what an
-            assistant wrote, and for control tokens in any message.
+            assistant wrote.
     """
     if trace.refusal is not None:
         raise ViewError("refused_sample", "the teacher refused")
@@ -209,21 +208,6 @@ def require_trainable(trace: Trace) -> None:
         for part, text in (("reasoning", turn.reasoning), ("text", turn.content)):
             if turn.role == "assistant" and ("<think>" in text or "</think>" in text):
                 raise ViewError("think_tag_inside", f"the {part} of message {number} contains a think tag")
-            require_uncontrolled(f"{part} of message {number}", text)
-
-
-def require_uncontrolled(part: str, text: str) -> None:
-    """Check that a text has no control token of a chat template.
-
-    Args:
-        part: what the text is, for the error.
-        text: the text.
-
-    Raises:
-        ViewError: when it has one.
-    """
-    if (found := _CONTROL.search(text)) is not None:
-        raise ViewError("control_token_inside", f"the {part} contains {found.group()}, which ends or starts a turn")
 
 
 def require_plain(trace: Trace) -> None:

@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 from tracefactory.core.columns import Column
 from tracefactory.core.digests import combined_digest, table_digest
 from tracefactory.core.errors import RunError
+from tracefactory.core.rows import Trace
 from tracefactory.core.stage import Batch
+from tracefactory.publish.control_tokens import TokenCheck
 from tracefactory.publish.students import StudentCheck
-from tracefactory.publish.views import VIEWS, Group, Row, View, ViewError
+from tracefactory.publish.views import VIEWS, Group, Row, Rows, View
 
 FILE_CHARACTERS = 160 << 20
 """Maximum characters of reasoning and answers in one file, before compression; a view can double them."""
@@ -35,7 +37,8 @@ class ViewPart:
     """The part of a view in one range: the file (None without rows), its number of rows and their digest.
 
     `left_out` counts by reason the traces that a partial view omits, and `unrendered` by student and reason the rows
-    that a chat template does not render as they were meant.
+    that a chat template does not render as they were meant. `spelled` counts by control token the rows that spell, or
+    before they were escaped spelled, one.
     """
 
     file: Path | None = None
@@ -43,6 +46,7 @@ class ViewPart:
     digest: str = combined_digest([])
     left_out: Counter[str] = field(default_factory=Counter)
     unrendered: Counter[tuple[str, str]] = field(default_factory=Counter)
+    spelled: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
@@ -61,6 +65,7 @@ def write_range(
     batches: Iterable[Batch],
     columns: Sequence[Column],
     check: StudentCheck | None = None,
+    tokens: TokenCheck | None = None,
 ) -> RangePart:
     """Write one range of a release.
 
@@ -71,28 +76,29 @@ def write_range(
         batches: the sorted traces of the range, in complete problems.
         columns: the declared columns of the traces.
         check: the check of the rows with chat templates of students; None for none.
+        tokens: what becomes of control tokens in texts; None drops those of common chat templates.
 
     Raises:
         RunError: for a duplicate row.
     """
-    check = check or StudentCheck({}, strict=False)
+    checks = _Checks(check or StudentCheck({}, strict=False), tokens or TokenCheck())
     part = RangePart(number, {name: ViewPart() for name in views})
     writers = {name: _Writer(folder / name / f"{number:05d}.parquet", VIEWS.get(name), columns) for name in views}
     for batch in batches:
         for traces in batch.groups():
-            group = Group(traces[0].problem, traces)
-            made = {name: check.refuse(VIEWS.get(name).rows(group)) for name in views}
+            refused = checks.tokens.refuse(traces)
+            made = checks.rows(views, [trace for trace in traces if trace.id not in refused])
             # Without the traces that a view cannot represent, all views that are not partial have equal rows.
-            refused: dict[str, ViewError] = {}
-            for name, rows in made.items():
-                refused = {**rows.refused, **refused} if not VIEWS.get(name).partial else refused
-            if refused:
-                part.refused |= {trace_id: (error.reason, error.detail) for trace_id, error in refused.items()}
-                kept = Group(group.problem, [trace for trace in traces if trace.id not in refused])
-                made = {name: check.refuse(VIEWS.get(name).rows(kept)) for name in views if kept.traces}
-            for name, rows in made.items():
+            unfit = {name: rows.refused for name, (rows, _) in made.items() if not VIEWS.get(name).partial}
+            if any(unfit.values()):
+                for errors in unfit.values():
+                    refused = {**errors, **refused}
+                made = checks.rows(views, [trace for trace in traces if trace.id not in refused])
+            part.refused |= {trace_id: (error.reason, error.detail) for trace_id, error in refused.items()}
+            for name, (rows, spelled) in made.items():
                 part.views[name].left_out.update(error.reason for error in rows.refused.values())
-                part.views[name].unrendered.update(check.count(rows.rows))
+                part.views[name].unrendered.update(checks.students.count(rows.rows))
+                part.views[name].spelled.update(spelled[row["id"]] for row in rows.rows if row["id"] in spelled)
                 writers[name].add(rows.rows)
     for name, writer in writers.items():
         writer.close()
@@ -100,6 +106,22 @@ def write_range(
         part.views[name].rows = writer.rows
         part.views[name].digest = combined_digest(writer.digests)
     return part
+
+
+@dataclass(frozen=True)
+class _Checks:
+    students: StudentCheck
+    tokens: TokenCheck
+
+    def rows(self, views: Sequence[str], traces: Sequence[Trace]) -> dict[str, tuple[Rows, dict[str, str]]]:
+        """Return the rows of each view, and by row id the control token that a row spells; none without traces."""
+        if not traces:
+            return {}
+        group, made = Group(traces[0].problem, traces), {}
+        for view in map(VIEWS.get, views):
+            rows, spelled = self.tokens.apply(view, view.rows(group))
+            made[view.name] = self.students.refuse(rows), spelled
+        return made
 
 
 class _Writer:

@@ -10,7 +10,7 @@ from typing import Literal
 AnswerFrom = Literal["field", "gsm8k", "boxed", "last_line", "without_unit"]
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
-_UNIT = re.compile(r"\s*\([^()]*\)\s*$")
+_UNIT = re.compile(r"\([^()]*\)$")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 
 
@@ -53,7 +53,7 @@ def last_line(text: str) -> str | None:
 
 def without_unit(text: str) -> str | None:
     """Return the text without a trailing unit in parentheses: "9 (apples)" gives 9 (ASDiv, Miao et al. 2020)."""
-    return _UNIT.sub("", text).strip() or None
+    return _UNIT.sub("", text.strip()).strip() or None
 
 
 def whole(text: str) -> str | None:

@@ -7,9 +7,9 @@ import re
 import warnings
 from dataclasses import dataclass
 
-_BLOCK = re.compile(r"```[ \t]*(?P<language>[A-Za-z0-9_+-]*)[^\n]*\n(?P<code>.*?)(?P<end>\n?[ \t]*```|\Z)", re.DOTALL)
+_BLOCK = re.compile(r"```[ \t]*+(?P<language>[A-Za-z0-9_+-]*+)[^\n`]*+\n(?P<code>.*?)(?P<end>```|\Z)", re.DOTALL)
 _LIKE_CODE = re.compile(
-    r"^\s*(?:def |class |import |from \w+ import|print\(|return\b|[A-Za-z_]\w*\s*=[^=])", re.MULTILINE
+    r"^[^\S\n]*+(?:def |class |import |from \w+ import|print\(|return\b|[A-Za-z_]\w*+\s*+=[^=])", re.MULTILINE
 )
 _PYTHON = frozenset(("python", "py", "python3", "tool_code", ""))
 
@@ -34,9 +34,9 @@ def find_program(text: str, *, names: tuple[str, ...] = (), cut_off: bool = Fals
         cut_off: whether the completion was truncated.
     """
     blocks = [
-        Program(match["code"], match.start("code"), match.end("code"))
+        _program(match)
         for match in _BLOCK.finditer(text)
-        if match["language"].lower() in _PYTHON and match["code"].strip() and (match["end"].strip() or not cut_off)
+        if match["language"].lower() in _PYTHON and match["code"].strip() and (match["end"] or not cut_off)
     ]
     for block in reversed(blocks):
         if names and any(defines(block.code, name) for name in names):
@@ -48,6 +48,12 @@ def find_program(text: str, *, names: tuple[str, ...] = (), cut_off: bool = Fals
         return None
     whole = parse_program(text) or parse_program("def _():\n" + text)
     return None if whole is None else Program(text, 0, len(text))
+
+
+def _program(block: re.Match[str]) -> Program:
+    """Return the program of a block, without the line break and the indentation of its closing fence."""
+    code = block["code"].rstrip(" \t").removesuffix("\n") if block["end"] else block["code"]
+    return Program(code, block.start("code"), block.start("code") + len(code))
 
 
 def defines(code: str, name: str) -> bool:

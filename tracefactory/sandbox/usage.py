@@ -19,6 +19,7 @@ BUSY_SHARE = 0.25
 """The machine is the cause when a program wanted to run in this share of the time in which it did not run."""
 _EVERY = 0.2  # seconds between two samples
 _TICK = 1 / os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _WAITS_FOR_DISK = "D"
 _RUNNABLE = "R"
 
@@ -66,6 +67,8 @@ class Meter:
 
     pid: int
     begin: float
+    memory: int = 0
+    """Bytes that the processes held at the last sample, without files and shared memory."""
     _cpu: dict[tuple[int, float], float] = field(default_factory=dict)
     _waited: dict[tuple[int, int], float] = field(default_factory=dict)
     _estimated: float = 0.0
@@ -91,12 +94,13 @@ class Meter:
         if passed < _EVERY and not last:
             return
         self._last = now
-        states = set()
+        states, self.memory = set(), 0
         for process in _tree(self.pid):
             stat = _stat(process)
             if stat is None:
                 continue
             state, cpu, started = stat
+            self.memory += _private_memory(process)
             states.add(state)
             self._cpu[process, started] = cpu
             for thread, waited in _run_delays(process):
@@ -130,6 +134,12 @@ def _stat(pid: int) -> tuple[str, float, float] | None:
         return None
     fields = text.rpartition(")")[2].split()  # the name before it may hold anything
     return fields[0], sum(map(int, fields[11:13])) * _TICK, int(fields[19]) * _TICK
+
+
+def _private_memory(pid: int) -> int:
+    """Return the resident bytes of a process that are neither of files nor shared."""
+    pages = (_read(f"/proc/{pid}/statm") or "0 0 0").split()
+    return (int(pages[1]) - int(pages[2])) * _PAGE
 
 
 def _run_delays(pid: int) -> Iterator[tuple[int, float]]:

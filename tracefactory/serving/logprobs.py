@@ -6,7 +6,7 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 _DIGITS = 5  # decimals of a natural logarithm: servers compute in half or single precision
@@ -47,10 +47,18 @@ def _bytes_of(entry: Mapping[str, Any]) -> bytes:
 
 
 def unpacked(stored: str) -> tuple[list[bytes], list[float]]:
-    """Return the bytes and the natural log-probability of every token in the output of `packed`, in order."""
-    values = json.loads(stored)
-    whole = values["text"].encode() if "text" in values else base64.b64decode(values["base64"])
-    ends = [0]
-    for length in values["lengths"]:
-        ends.append(ends[-1] + length)
-    return [whole[start:end] for start, end in pairwise(ends)], values["logprobs"]
+    """Return the bytes and the natural log-probability of every token in the output of `packed`, in order.
+
+    Raises:
+        ValueError: for a text in another format.
+    """
+    try:
+        values = json.loads(stored)
+        whole = values["text"].encode() if "text" in values else base64.b64decode(values["base64"])
+        ends = [0, *accumulate(map(int, values["lengths"]))]
+        numbers = list(map(float, values["logprobs"]))
+    except (TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise ValueError(f"no log-probabilities in the format of `packed`: {error}") from error
+    if len(numbers) != len(ends) - 1 or ends[-1] != len(whole) or sorted(ends) != ends:
+        raise ValueError("the log-probabilities are not those of the tokens")
+    return [whole[start:end] for start, end in pairwise(ends)], numbers

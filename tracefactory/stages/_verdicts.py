@@ -7,10 +7,12 @@ from typing import Any
 
 from tracefactory.core.columns import VERDICT, Column, Type
 from tracefactory.core.decisions import KEEP, Judgement
+from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Outcome, Trace, Verdict
 from tracefactory.core.stage import Services, stage_of, verify
 from tracefactory.reading.base import SOURCES
+from tracefactory.sandbox.protections import require
 from tracefactory.verification.base import VERIFIERS, VerifyTask
 from tracefactory.verification.pass_rates import pass_rate
 
@@ -20,7 +22,35 @@ PASS_RATES = {
     "pass_rate_high": "Upper end of the pass rate's 95% interval (Wilson).",
     "pass_samples": "Samples of this problem that the pass rate is of.",
 }
-RUNS_CODE = frozenset({"code", "program"})
+
+
+def runs_code(name: str) -> bool:
+    """Return whether a verifier runs programs of models."""
+    return name in VERIFIERS and VERIFIERS.get(name).runs_code
+
+
+def refused_programs(stage: StageSpec[Any], pipeline: Pipeline, named: str | None = None) -> Mistake | None:
+    """Return why a run must not begin: it will run programs of models, and the sandbox does not hold here.
+
+    Args:
+        stage: the verify stage.
+        pipeline: its pipeline.
+        named: the verifier that the stage names.
+    """
+    sources = [
+        SOURCES.get(above.name)().verifiers(above.params)
+        for above in pipeline.above(stage)
+        if above.verb == "source" and above.name in SOURCES
+    ]
+    # A source of rows that may name any verifier does not tell; its programs are refused when they come.
+    if not (runs_code(named) if named else any(names and all(map(runs_code, names)) for names in sources)):
+        return None
+    try:
+        require(pipeline.sandbox.allow)
+    except UserError as error:
+        found = error.mistakes[0]
+        return Mistake(f"stage {stage.id!r}: {found.message}", stage.file, stage.line, found.hint)
+    return None
 
 
 async def verdicts_by_rule(

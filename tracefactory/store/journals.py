@@ -149,13 +149,16 @@ def read_lines(path: Path, start: int = 0, *, closed: bool = False) -> Iterator[
     for one in _pieces(path, start, closed):
         if closed and isinstance(one, Line):
             one = _with_checked_key(one, path)
-        if isinstance(one, Unreadable):  # adjacent damaged bytes are one damage
-            damaged = one if damaged is None else damaged._replace(content=damaged.content + one.content)
-            continue
         if damaged is not None:
+            if isinstance(one, Unreadable) and damaged.start + len(damaged.content) == one.start:
+                damaged = damaged._replace(content=damaged.content + one.content)  # adjacent bytes are one damage
+                continue
             yield damaged
             damaged = None
-        yield one
+        if isinstance(one, Unreadable):
+            damaged = one
+        else:
+            yield one
     if damaged is not None:
         yield damaged
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -86,4 +85,7 @@ def divergence_measures(
 def stored_logprobs(record: Mapping[str, Any] | None) -> str | None:
     """Return the teacher's log-probabilities of a stored completion, None when it has none in a readable format."""
     logprobs: str | None = record["completion"].get("logprobs") if record else None
-    return logprobs if logprobs is not None and "lengths" in json.loads(logprobs) else None
+    try:
+        return logprobs if logprobs is not None and unpacked(logprobs) else None
+    except ValueError:
+        return None

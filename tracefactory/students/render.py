@@ -13,6 +13,7 @@ import numpy as np
 
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.token_scores import Ints
+from tracefactory.serving.encoding import Ranges, control_tokens_of, encode, ranges_of_texts
 from tracefactory.students.remedies import remedy
 from tracefactory.text.chat_templates import ChatTemplate, Message, RenderError
 from tracefactory.text.turns import AssistantTurn, rendered_turn
@@ -85,7 +86,7 @@ class Renderer:
             raise UserError(Mistake(message, hint=hint)) from error
 
     def render(self, question: str, reasoning: str, answer: str, system: str | None = None) -> Rendered:
-        """Render one trace.
+        """Render one trace to score it; a control token that somebody wrote into one of its texts is text.
 
         Args:
             question: the user's message.
@@ -98,7 +99,15 @@ class Renderer:
         """
         before = [{"role": "system", "content": system}] if system is not None else []
         before.append({"role": "user", "content": question})
-        item = self.conversation(before, assistant_message(reasoning, answer, self._placement))
+        last = assistant_message(reasoning, answer, self._placement)
+        turn = rendered_turn(self.template, before, last)
+        plain: Ranges = ()
+        # Think tags are refused in reasoning and answer, and are text in the question.
+        if any(map(self.control_token_in, (reasoning, answer))) or any(
+            self.control_token_in(one["content"]) or "think>" in one["content"] for one in before
+        ):
+            plain = ranges_of_texts(self.template, [*before, last], generate=False)
+        item = self._tokenized(turn.text, turn.start, turn.end, turn.body - turn.start, tuple(plain))
         # White space at the start of the body is the body's where the template keeps it.
         body = reasoning if reasoning.strip() else answer
         leading = body[: len(body) - len(body.lstrip())]
@@ -124,7 +133,7 @@ class Renderer:
         Raises:
             RenderError: when the turn has no token.
         """
-        return self._tokenized(turn.text, turn.start, turn.end, turn.body - turn.start)
+        return self._tokenized(turn.text, turn.start, turn.end, turn.body - turn.start, ())
 
     def check_mask(self, rendered: Rendered) -> None:
         """Check that the supervised tokens are what the template writes for the assistant's turn, and nothing else.
@@ -166,19 +175,22 @@ class Renderer:
         return None if found is None else found.group()
 
     @cached_property
+    def control_tokens(self) -> frozenset[str]:
+        """The control tokens of the tokenizer; think tags are none."""
+        return frozenset(control_tokens_of(self.tokenizer).values())
+
+    @cached_property
     def _controls(self) -> re.Pattern[str]:
-        added = (str(one) for one in self.tokenizer.added_tokens_decoder.values() if one.special)
-        names = {*self.tokenizer.all_special_tokens, *added} - {"<think>", "</think>"}
-        return re.compile("|".join(map(re.escape, sorted(names))) or r"(?!)")
+        return re.compile("|".join(map(re.escape, sorted(self.control_tokens))) or r"(?!)")
 
     def decode(self, ids: Ints) -> str:
         """Return the text of tokens, with control tokens and white space as they are."""
         return str(self.tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False))
 
-    def _tokenize(self, whole: str, start: int, end: int, body: int) -> Rendered:
-        encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-        ids = np.asarray(encoded["input_ids"], dtype=np.int32)
-        offsets = np.asarray(encoded["offset_mapping"], dtype=np.int32).reshape(-1, 2)
+    def _tokenize(self, whole: str, start: int, end: int, body: int, plain: Ranges) -> Rendered:
+        found, characters = encode(self.tokenizer, whole, plain, think=True)
+        ids = np.asarray(found, dtype=np.int32)
+        offsets = np.asarray(characters, dtype=np.int32).reshape(-1, 2)
         inside = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
         if len(inside) == 0 or inside[0] == 0:
             raise RenderError("no_supervised_tokens", "its assistant turn has no token after a prompt")

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from tracefactory.core.checkpoint import Checkpoint
+from tracefactory.serving.encoding import count
 from tracefactory.students.render import Renderer
 
 
 @lru_cache(maxsize=4)
 def token_counter(student: Checkpoint) -> Callable[[str], int]:
-    """Return a function that counts the tokens of a text in the student's tokenizer, without control tokens.
+    """Return a function that counts the tokens of a text in the student's tokenizer; a control token in it is text.
 
     Raises:
         UserError: when the tokenizer cannot be loaded.
@@ -19,7 +20,7 @@ def token_counter(student: Checkpoint) -> Callable[[str], int]:
     from tracefactory.serving.loading import load_tokenizer  # imports torch
 
     tokenizer = load_tokenizer(student)
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return lambda text: count(tokenizer, text)
 
 
 @lru_cache(maxsize=4)

@@ -73,6 +73,7 @@ class Verifier(ABC):
     name: ClassVar[str]
     version: ClassVar[str]
     changes: ClassVar[Mapping[str, str]] = {}
+    runs_code: ClassVar[bool] = False  # whether it runs programs of models, in the sandbox
     Params: ClassVar[type[Frozen]]
 
     def looks_like(self, task: VerifyTask) -> Shape:
@@ -124,7 +125,12 @@ class Verifier(ABC):
         return 0.0
 
     def verdict(
-        self, outcome: Outcome, method: str, extraction: Extraction | None = None, detail: str | None = None
+        self,
+        outcome: Outcome,
+        method: str,
+        extraction: Extraction | None = None,
+        detail: str | None = None,
+        log: str | None = None,
     ) -> Verdict:
         """Return a verdict of this verifier.
 
@@ -132,7 +138,8 @@ class Verifier(ABC):
             outcome: the outcome.
             method: the rule that decided, as a snake_case word.
             extraction: the answer that was compared, None when there is none.
-            detail: a note for a person.
+            detail: a note for a person; it is published, so it has no text of a program.
+            log: what a program wrote; it is shown to a person who verifies one answer, neither stored nor published.
         """
         return Verdict(
             outcome=outcome,
@@ -144,6 +151,7 @@ class Verifier(ABC):
             version=self.version,
             confidence=None if extraction is None else extraction.confidence,
             detail=detail,
+            log=log,
         )
 
     def compared(

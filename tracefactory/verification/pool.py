@@ -27,7 +27,8 @@ from typing import IO, Any, cast
 from tracefactory.core.errors import UserError
 from tracefactory.core.plugins import ProjectPlugins, active
 from tracefactory.core.rows import Outcome, Verdict
-from tracefactory.verification.base import Verifier, VerifyTask, best_of, per_gold, resolve
+from tracefactory.sandbox.protections import require
+from tracefactory.verification.base import VERIFIERS, Verifier, VerifyTask, best_of, per_gold, resolve
 
 START_SECONDS = 120.0
 """Time for a worker to import modules on a busy machine; it does not count toward an item's deadline."""
@@ -49,7 +50,8 @@ class _WorkerDiedError(Exception):
 class _Worker:
     """One worker process and its pipes. Not thread-safe: one thread uses it at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, allow: Sequence[str]) -> None:
+        self._allow = list(allow)
         reader, self._lifeline = os.pipe()
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as the process
         environment = {
@@ -85,7 +87,11 @@ class _Worker:
         if not self._ready:
             self._read(time.monotonic() + START_SECONDS)
             self._ready = True
-        message: dict[str, Any] = {"task": task.model_dump(mode="json"), "deadline": deadline + GRACE_SECONDS}
+        message: dict[str, Any] = {
+            "task": task.model_dump(mode="json"),
+            "deadline": deadline + GRACE_SECONDS,
+            "allow": self._allow,
+        }
         if (plugins := active()) != self._plugins:
             message["plugins"] = {"root": str(plugins.root), "sources": plugins.sources}
             self._plugins = plugins
@@ -142,7 +148,8 @@ class _Worker:
 class _Workers:
     """The workers of a pool: `live` are all of them, `idle` those without a task."""
 
-    def __init__(self) -> None:
+    def __init__(self, allow: Sequence[str]) -> None:
+        self._allow = allow
         self._lock = threading.Lock()
         self.idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self.live: set[_Worker] = set()
@@ -160,7 +167,7 @@ class _Workers:
             with self._lock:
                 if self._closed:
                     raise _WorkerDiedError("the pool is closed") from None
-                worker = _Worker()
+                worker = _Worker(self._allow)
                 self.live.add(worker)
                 return worker
 
@@ -178,25 +185,39 @@ class _Workers:
                 worker.kill()
 
 
+def runs_code(task: VerifyTask) -> bool:
+    """Return whether the verifier of a task runs programs of models."""
+    name = task.problem.verifier or "auto"
+    return name in VERIFIERS and VERIFIERS.get(name).runs_code
+
+
 class VerifierPool:
     """Checks answers; every item gets a verdict, and a time-out or crash is `verifier_error`, never `incorrect`.
 
     Args:
         workers: the maximum number of processes; default one per CPU, at most 8. They are started when needed.
         deadline: seconds for one item in a worker; items that run programs get at least the limits of these programs.
+        allow: the protections of the sandbox that may be missing where items run programs.
     """
 
-    def __init__(self, workers: int | None = None, deadline: float = 10.0) -> None:
+    def __init__(self, workers: int | None = None, deadline: float = 10.0, allow: Sequence[str] = ()) -> None:
         if deadline <= 0:
             raise UserError("a verifier's deadline must be positive")
         self.workers = workers or min(8, os.cpu_count() or 1)
         self.deadline = deadline
-        self._processes = _Workers()
+        self._allow = allow
+        self._processes = _Workers(allow)
         self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="verifier")
         self._finalizer = weakref.finalize(self, _shut_down, self._processes, self._threads)
 
     async def verify(self, tasks: Sequence[VerifyTask]) -> list[Verdict]:
-        """Return one verdict per task, in order, for the best matching gold answer of its problem. Never raises."""
+        """Return one verdict per task, in order, for the best matching gold answer of its problem.
+
+        What a program wrote (`Verdict.log`) is left out: it is for a person who verifies one answer.
+
+        Raises:
+            UserError: when a task runs a program and the sandbox does not hold here.
+        """
         by_gold = [one for task in tasks for one in per_gold(task)]
         verdicts: list[Verdict | None] = []
         waiting: dict[int, Future[Verdict]] = {}
@@ -204,6 +225,8 @@ class VerifierPool:
             for index, one in enumerate(by_gold):
                 verdicts.append(_quick(one))
                 if verdicts[-1] is None:
+                    if runs_code(one):
+                        await asyncio.to_thread(require, self._allow)
                     waiting[index] = self._threads.submit(self._full, one)
                 if index % _YIELD_EVERY == _YIELD_EVERY - 1:
                     await asyncio.sleep(0)
@@ -213,11 +236,17 @@ class VerifierPool:
         finally:
             for future in waiting.values():
                 future.cancel()
-        found = iter([verdict for verdict in verdicts if verdict is not None])
+        found = iter([verdict.model_copy(update={"log": None}) for verdict in verdicts if verdict is not None])
         return [best_of([next(found) for _ in per_gold(task)]) for task in tasks]
 
     def verify_now(self, task: VerifyTask) -> Verdict:
-        """Return the verdict of one task; for callers without an event loop."""
+        """Return the verdict of one task; for callers without an event loop.
+
+        Raises:
+            UserError: when the task runs a program and the sandbox does not hold here.
+        """
+        if runs_code(task):
+            require(self._allow)
         return best_of([_quick(one) or self._threads.submit(self._full, one).result() for one in per_gold(task)])
 
     def close(self) -> None:

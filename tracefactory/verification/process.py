@@ -18,6 +18,7 @@ from typing import Any
 
 from tracefactory.core.plugins import activate
 from tracefactory.core.rows import Outcome
+from tracefactory.sandbox.protections import allow_missing
 from tracefactory.verification.base import VerifyTask, resolve
 
 MEMORY_LIMIT = 4 << 30
@@ -36,6 +37,7 @@ def main() -> None:
         message = json.loads(line)
         if "plugins" in message:
             activate(Path(message["plugins"]["root"]), message["plugins"]["sources"])
+        allow_missing(message["allow"])
         task = VerifyTask.model_validate(message["task"])
         verifier, params = resolve(task)
         verifier.prepare()

@@ -10,10 +10,11 @@ from pydantic import Field
 
 from tracefactory.answers.extraction import Extraction
 from tracefactory.core.rows import Frozen, Outcome, Verdict
+from tracefactory.sandbox.launch import Limits
 from tracefactory.sandbox.programs import Program, defines, find_program
-from tracefactory.sandbox.run import Limits, RunResult, run_program, run_tests
+from tracefactory.sandbox.run import RunResult, run_program, run_tests
 from tracefactory.verification.base import Verifier, VerifyTask, verifier
-from tracefactory.verification.time_limit import TIME_LIMITS, TIMEOUTS, out_of_time
+from tracefactory.verification.programs import CONFINED, TIME_LIMITS, failure, unfinished
 
 _CALLED = re.compile(r"\b([A-Za-z_]\w*)\s*\(")
 
@@ -33,8 +34,8 @@ class CodeParams(Frozen):
 
     tests: tuple[str, ...] = Field(
         default=(),
-        description="Statements to run after it, such as assertions (MBPP) or a function `check` (HumanEval); by "
-        "default those of the problem.",
+        description="Statements to run after it, such as assertions (MBPP), a function `check` (HumanEval), functions "
+        "`test_...` or a `unittest.TestCase`; by default those of the problem.",
     )
     entry_point: str = Field(
         default="", description="The function that `check` is called with, unless the tests call it."
@@ -64,10 +65,14 @@ class CodeVerifier(Verifier):
     """Run the last program of the answer in the sandbox. It is correct when every test ran to its end."""
 
     name = "code"
-    version = "3"
+    version = "4"
     changes: ClassVar[Mapping[str, str]] = {
-        "3": f"{TIME_LIMITS}; where the tests loop by themselves, the program is not incorrect, but a verifier_error"
+        "3": f"{TIME_LIMITS}; where the tests loop by themselves, the program is not incorrect, but a verifier_error",
+        "4": f"{CONFINED}; functions `test_...`, test cases and `from solution import` of tests run; tests that assert "
+        "nothing about the program (no_test_ran) or cannot run (tests_broken) are verifier_errors; a program cannot "
+        "replace names of Python that the tests use",
     }
+    runs_code = True
     Params = CodeParams
 
     def quick(self, task: VerifyTask, params: CodeParams) -> Verdict | None:
@@ -92,10 +97,13 @@ class CodeVerifier(Verifier):
         shown = Extraction(program.code, program.start, program.end, "code")
         if params.cases:
             return self._cases(program, params, shown)
-        tests, text = list(params.tests), "\n".join(params.tests)
-        if params.entry_point and "def check(" in text and not re.search(r"^check\(", text, re.MULTILINE):
-            tests.append(f"check({params.entry_point})")
-        run = run_tests(whole_program(program.code, params), tests, params.limits())
+        run = run_tests(
+            whole_program(program.code, params),
+            params.tests,
+            params.limits(),
+            setup=f"{params.prompt if params.entry_point else ''}\n{params.setup}",
+            entry_point=params.entry_point,
+        )
         return self._judge(run, run.passed, shown, params, "tests")
 
     def _program(self, task: VerifyTask, params: CodeParams) -> Program | None:
@@ -115,12 +123,11 @@ class CodeVerifier(Verifier):
         return self.verdict(Outcome.CORRECT, "cases", shown)
 
     def _judge(self, run: RunResult, passed: bool, shown: Extraction, params: CodeParams, method: str) -> Verdict:
-        if run.ended in TIMEOUTS:
-            return out_of_time(self, run, params.limits(), params, shown)
+        if verdict := unfinished(self, run, params.limits(), params, shown):
+            return verdict
         if passed:
             return self.verdict(Outcome.CORRECT, method, shown)
-        method = "output_limit" if run.ended == "output" else method
-        return self.verdict(Outcome.INCORRECT, method, shown, (run.stderr.strip()[-300:] or f"exit code {run.code}"))
+        return self.verdict(Outcome.INCORRECT, method, shown, failure(run), run.log)
 
 
 def _with_tests(task: VerifyTask, params: CodeParams) -> CodeParams:

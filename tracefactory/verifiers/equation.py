@@ -24,10 +24,10 @@ from tracefactory.verifiers.math import gold_reading
 from tracefactory.verifiers.numeric import number_in
 
 MOST_EQUATIONS = 64
-_BLOCK = re.compile(r"```[^\n]*\n(.*?)```", re.DOTALL)
+_BLOCK = re.compile(r"```[^\n`]*+\n(.*?)```", re.DOTALL)
 _BREAK = re.compile(r"\n|\\\\|;|\\begin\{[a-z*]+\}|\\end\{[a-z*]+\}")
 _NAME = re.compile(r"(?<![\\\w])[A-Za-z]\w+")
-_PROSE = re.compile(r"^[^=]*[A-Za-z]\w*\s+(?=[A-Za-z])")  # the words before the name on the left side
+_PROSE = re.compile(r"^[^=]*[A-Za-z]\w{0,40}\s++(?=[A-Za-z])")  # the words before the name on the left side
 _ASKED = ("answer", "ans", "result")
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

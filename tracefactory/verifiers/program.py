@@ -6,6 +6,7 @@ The answer is the last line that the program prints, as in program of thoughts (
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -16,12 +17,14 @@ from tracefactory.answers.quantity_rules import MathParams, UndecidedError
 from tracefactory.answers.reading import read
 from tracefactory.core.rows import Outcome, Verdict
 from tracefactory.maths.symbolic import UnknownError, equivalent, library
+from tracefactory.sandbox.launch import Limits
 from tracefactory.sandbox.programs import Program, find_program, print_last
-from tracefactory.sandbox.run import Limits, run_program
+from tracefactory.sandbox.run import run_program
 from tracefactory.verification.base import Verifier, VerifyTask, verifier
-from tracefactory.verification.time_limit import TIME_LIMITS, TIMEOUTS, out_of_time
+from tracefactory.verification.programs import CONFINED, TIME_LIMITS, failure, unfinished
 from tracefactory.verifiers.math import gold_reading
 
+_NUMBER = re.compile(r"[-+]?[0-9]{1,20}(?:[./][0-9]{1,20})?(?:e[-+]?[0-9]{1,3})?")
 _OVERHEAD = 5.0
 """Seconds for starting the sandbox and for the comparison."""
 
@@ -43,8 +46,12 @@ class ProgramVerifier(Verifier):
     """Run the last code block of answer or reasoning; compare its last line of output."""
 
     name = "program"
-    version = "3"
-    changes: ClassVar[Mapping[str, str]] = {"3": TIME_LIMITS}
+    version = "4"
+    changes: ClassVar[Mapping[str, str]] = {
+        "3": TIME_LIMITS,
+        "4": f"{CONFINED}; `extracted` is what the program printed only where that is right or a number",
+    }
+    runs_code = True
     Params = ProgramParams
 
     def quick(self, task: VerifyTask, params: ProgramParams) -> Verdict | None:
@@ -70,10 +77,10 @@ class ProgramVerifier(Verifier):
             return self.verdict(Outcome.UNVERIFIABLE, "no_answer")
         limits = Limits(seconds=params.seconds, memory_mb=params.memory_mb)
         run = run_program(print_last(program.code), "", limits)
-        if run.ended in TIMEOUTS:
-            return out_of_time(self, run, limits, params)
-        if run.ended != "exit" or run.code != 0:
-            return self.verdict(Outcome.INCORRECT, "program_failed", detail=run.stderr.strip()[-300:] or run.ended)
+        if verdict := unfinished(self, run, limits, params):
+            return verdict
+        if run.code != 0:
+            return self.verdict(Outcome.INCORRECT, "program_failed", detail=failure(run), log=run.log)
         lines = [line for line in run.stdout.splitlines() if line.strip()]
         if not lines:
             return self.verdict(Outcome.UNVERIFIABLE, "no_output")
@@ -89,7 +96,10 @@ class ProgramVerifier(Verifier):
         try:
             same = comparison.readings(gold_reading(task.problem.answer or ""), read(value))
         except (UndecidedError, UnknownError, ProseError) as error:
-            verdict = self.verdict(Outcome.UNVERIFIABLE, "undecided", detail=str(error)[:300])
+            verdict = self.verdict(Outcome.UNVERIFIABLE, "undecided", log=f"{error}\nprinted: {value}")
         else:
-            verdict = self.verdict(Outcome.CORRECT if same else Outcome.INCORRECT, f"program_{comparison.method}")
-        return verdict.model_copy(update={"extracted": value})
+            outcome = Outcome.CORRECT if same else Outcome.INCORRECT
+            verdict = self.verdict(outcome, f"program_{comparison.method}", log=f"printed: {value}")
+        # A text that the program printed may be one that it read, and verdicts are published.
+        told = verdict.outcome is Outcome.CORRECT or _NUMBER.fullmatch(value)
+        return verdict.model_copy(update={"extracted": value}) if told else verdict

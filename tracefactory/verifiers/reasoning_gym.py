@@ -14,9 +14,9 @@ from tracefactory.answers.extraction import Extraction
 from tracefactory.core.rows import Outcome, Verdict
 from tracefactory.verification.base import READS_MORE, ExtractParams, Verifier, VerifyTask, stated_answer, verifier
 
-_TAGGED = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL | re.IGNORECASE)
+_TAGGED = re.compile(r"<answer>((?:[^<]|<(?!/?answer>))*+)</answer>", re.DOTALL | re.IGNORECASE)
 _FENCED = re.compile(r"```[a-zA-Z]*\n(.*?)\n?```", re.DOTALL)
-_ANNOUNCED = re.compile(r"(?:final\s+answer|answer)\s*(?:is)?\s*\**\s*[:：]\s*\**\s*", re.IGNORECASE)
+_ANNOUNCED = re.compile(r"answer\s*+(?:is\s*+)?(?:\**+\s*+)?[:：]\s*+\**+\s*+", re.IGNORECASE)
 _WHOLE_LIMIT = 2000
 
 

@@ -9,6 +9,9 @@ from pydantic import Field
 from tracefactory.core.rows import Frozen, Parent, Passage, StepLabel, Tool, Trace, Turn
 from tracefactory.publish.views import Row, declared_values, trace_view
 
+_FAILURES_HERE = frozenset({"exception", "crash"})
+"""Methods of verdicts whose detail tells of the machine: a message with paths, the end of a log."""
+
 
 class RawProblem(Frozen):
     """The problem of a trace."""
@@ -41,7 +44,7 @@ class RawVerdict(Frozen):
     method: str = Field(description="The rule that decided.")
     verifier: str = Field(description="The verifier.")
     version: str = Field(description="Its version.")
-    detail: str | None = Field(description="More, for a person.")
+    detail: str | None = Field(description="More, for a person; null where it tells of the machine.")
 
 
 class RawRow(Frozen):
@@ -81,14 +84,18 @@ class RawRow(Frozen):
 
 @trace_view(
     name="raw",
-    version="4",
+    version="5",
     summary="Every field of the trace: problem, reasoning, answer text, verdict, provenance, tokens, cost, measures.",
     row=RawRow,
     columns_too=True,
+    texts=(),
 )
 def raw(trace: Trace) -> Row:
     """Return all fields of the trace, with the declared columns of stages in `measures` and `fields`."""
-    excluded: Any = {"problem": {"fields", "measures"}, "verdict": {"seconds"}, "fields": True, "measures": True}
+    if trace.verdict is not None and trace.verdict.method in _FAILURES_HERE:
+        trace = trace.model_copy(update={"verdict": trace.verdict.model_copy(update={"detail": None})})
+    private = {"seconds", "log"}
+    excluded: Any = {"problem": {"fields", "measures"}, "verdict": private, "fields": True, "measures": True}
     return {
         **trace.model_dump(mode="json", exclude=excluded),
         "problem_id": trace.problem_id,

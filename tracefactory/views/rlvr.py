@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.rows import Frozen
-from tracefactory.publish.views import Group, Message, Refuse, Row, ViewError, group_view, require_uncontrolled
+from tracefactory.publish.views import Group, Message, Refuse, Row, ViewError, group_view
 
 
 class Reward(Frozen):
@@ -46,20 +46,14 @@ class RlvrRow(Frozen):
     version="2",
     summary="One row per problem in verl's layout: `prompt`, `reward_model.ground_truth`, `data_source`, `extra_info`.",
     row=RlvrRow,
+    texts=("prompt",),
 )
 def rlvr(group: Group, refuse: Refuse) -> Iterator[Row]:
-    """Yield the problem (https://verl.readthedocs.io, preparation of data), unless it has no gold answer.
-
-    A question with a control token is left out, as in the views for training: it would end the turn of the prompt.
-    """
+    """Yield the problem (https://verl.readthedocs.io, preparation of data), unless it has no gold answer."""
     problem = group.problem
-    try:
-        if problem.answer is None:
-            raise ViewError("no_gold", "the problem has no gold answer")
-        require_uncontrolled("question", problem.question)
-    except ViewError as error:
+    if problem.answer is None:
         for trace in group.traces:
-            refuse(trace, error)
+            refuse(trace, ViewError("no_gold", "the problem has no gold answer"))
         return
     yield {
         "id": problem.id,

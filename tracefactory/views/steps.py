@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from tracefactory.core.rows import Trace
-from tracefactory.publish.views import Row, Tracked, ViewError, require_uncontrolled, trace_view, tracking
+from tracefactory.publish.views import Row, Tracked, ViewError, trace_view, tracking
 
 
 class StepsRow(Tracked):
@@ -39,8 +39,6 @@ def steps(trace: Trace) -> Row:
     texts = [trace.reasoning[step.start : step.end].strip() for step in labelled]
     if not all(texts):
         raise ViewError("empty_step", "a step has no text")
-    for text in (trace.problem.question, *texts):
-        require_uncontrolled("question or a step", text)
     return {
         **tracking(trace),
         "prompt": trace.problem.question,

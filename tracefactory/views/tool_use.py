@@ -12,7 +12,6 @@ from tracefactory.publish.views import (
     Tracked,
     ViewError,
     require_trainable,
-    require_uncontrolled,
     trace_view,
     tracking,
 )
@@ -61,8 +60,8 @@ def tool_use(trace: Trace) -> Row:
     """Return the conversation as messages of the OpenAI protocol; keys that a message does not need are null.
 
     Raises:
-        ViewError: for a trace that cannot be used for training, also by the arguments of its calls, and for arguments
-            that are no JSON object: chat templates write them as one.
+        ViewError: for a trace that cannot be used for training, and for arguments of calls that are no JSON object:
+            chat templates write them as one.
     """
     require_trainable(trace)
     for call in (call for turn in trace.messages for call in turn.tool_calls):
@@ -83,12 +82,11 @@ def _require_object(call: ToolCall) -> None:
     """Check the arguments of a call.
 
     Raises:
-        ViewError: when they are no JSON object, or contain a control token.
+        ViewError: when they are no JSON object.
     """
     try:
         given = json.loads(call.arguments)
-    except ValueError:
+    except (ValueError, RecursionError):  # models write anything, also 100,000 brackets
         given = None
     if not isinstance(given, dict):
         raise ViewError("arguments_not_an_object", f"the arguments of a call of {call.name} are no JSON object")
-    require_uncontrolled(f"call of {call.name}", json.dumps(given, ensure_ascii=False))

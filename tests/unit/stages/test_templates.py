@@ -215,7 +215,7 @@ def test_every_row_is_rendered_and_refused_or_counted(strict: bool) -> None:
 def test_publish_with_a_student_leaves_out_rows_that_its_tokenizer_reads_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`<filename>` is a control token of SmolLM2 and of no chat template: no view refuses it for every student."""
+    """`<filename>` is a control token of SmolLM2 and of no chat template: it counts for this student alone."""
     publish = "  - {id: dataset, publish: dataset, with: {views: [sft, messages], licence: mit, student: pupil}}\n"
     file = project(tmp_path, TRACES + publish)
     row = json.loads((tmp_path / "traces.jsonl").read_text())
@@ -224,7 +224,7 @@ def test_publish_with_a_student_leaves_out_rows_that_its_tokenizer_reads_otherwi
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["run", str(file)])
     assert done.exit_code == 0, done.output
-    assert "special_token_inside 1" in done.output
+    assert "control_token_inside 1" in done.output
     manifest = json.loads((tmp_path / "out" / "sums" / "1" / "manifest.json").read_text())
     assert {name: one["rows"] for name, one in manifest["configs"].items()} == {"sft": 1, "messages": 1}
     file.write_text(file.read_text().replace(", student: pupil", "").replace('version: "1"', 'version: "2"'))

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tracefactory.core.errors import RunError
@@ -283,6 +283,7 @@ def test_a_damaged_index_is_named_and_rebuilt(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.binary(max_size=200) | st.integers(0, 3), max_size=8))
+@example([b"\x00\n\n", b"\x00"])  # an empty line is no damage, and parts damaged bytes
 def test_lines_between_any_garbage_are_found(pieces: list[bytes | int]) -> None:
     import tempfile
 

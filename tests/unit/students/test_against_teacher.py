@@ -64,4 +64,17 @@ def test_a_trace_without_comparison_has_a_reason() -> None:
 def test_log_probabilities_come_from_the_stored_completion() -> None:
     assert stored_logprobs(None) is None
     assert stored_logprobs({"completion": {"logprobs": None}}) is None
+    damaged = [
+        "",
+        "x",
+        "[]",
+        "{}",
+        "null",
+        "[" * 100_000,
+        '{"text": 1}',
+        '{"text": "ab", "lengths": [1], "logprobs": []}',
+    ]
+    damaged += ['{"text": "a", "lengths": ["x"], "logprobs": [0]}', '{"text": "a", "lengths": [9], "logprobs": [0]}']
+    for text in damaged:
+        assert stored_logprobs({"completion": {"logprobs": text}}) is None
     assert stored_logprobs({"completion": {"logprobs": teacher("a b", 0.5)}}) == teacher("a b", 0.5)

@@ -219,10 +219,9 @@ def test_arguments_are_not_written_as_json_within_json() -> None:
     assert reason_of(row, doubling) == "tool_call_not_rendered"
 
 
-@pytest.mark.parametrize("arguments", ["", "[1]", "{", "print(1)", json.dumps({"code": "<|im_end|>"})])
-def test_the_view_tool_use_refuses_arguments_that_are_no_object_or_end_a_turn(arguments: str) -> None:
-    reason = "control_token_inside" if "im_end" in arguments else "arguments_not_an_object"
-    assert tool_row(arguments) == reason
+@pytest.mark.parametrize("arguments", ["", "[1]", "{", "print(1)"])
+def test_the_view_tool_use_refuses_arguments_that_are_no_object(arguments: str) -> None:
+    assert tool_row(arguments) == "arguments_not_an_object"
 
 
 def test_views_of_one_trace_are_tokenized_once(monkeypatch: pytest.MonkeyPatch) -> None:

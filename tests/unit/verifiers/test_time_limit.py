@@ -16,12 +16,14 @@ from typing import Any
 import pytest
 
 from tracefactory.core.rows import Outcome, Verdict
-from tracefactory.sandbox import run as running
+from tracefactory.sandbox import launch as running
 from tracefactory.sandbox import usage as measuring
-from tracefactory.sandbox.run import Limits, RunResult, protections, run_program, run_tests
+from tracefactory.sandbox.launch import Limits
+from tracefactory.sandbox.protections import protections
+from tracefactory.sandbox.run import RunResult, run_program, run_tests
 from tracefactory.sandbox.usage import Meter, Usage, stopped_by
+from tracefactory.verification.programs import unfinished
 from tracefactory.verification.single import verify_one
-from tracefactory.verification.time_limit import out_of_time
 from tracefactory.verifiers import code as judging
 from tracefactory.verifiers.code import CodeParams, CodeVerifier
 from tracefactory.verifiers.program import ProgramParams, ProgramVerifier
@@ -43,7 +45,9 @@ def run(code: str, *, seconds: float = 1, wall: float = 4) -> RunResult:
 
 
 def judged(made: RunResult, params: CodeParams = DECLARED) -> Verdict:
-    return out_of_time(CodeVerifier(), made, params.limits(), params)
+    verdict = unfinished(CodeVerifier(), made, params.limits(), params)
+    assert verdict is not None
+    return verdict
 
 
 @pytest.mark.parametrize(
@@ -64,7 +68,7 @@ def judged(made: RunResult, params: CodeParams = DECLARED) -> Verdict:
 )
 def test_who_is_the_cause_follows_from_what_was_measured(used: Usage, cause: str) -> None:
     assert stopped_by(used, 5.0) == cause
-    made = RunResult("wall_time", None, "", "", False, used)
+    made = RunResult("wall_time", None, "", "", "", 0, None, used)
     verdict = judged(made, CodeParams(seconds=5))
     wanted = (Outcome.INCORRECT, "time_limit") if cause == "program" else (Outcome.VERIFIER_ERROR, "timeout")
     assert (verdict.outcome, verdict.method) == wanted
@@ -119,7 +123,7 @@ def test_tests_that_loop_by_themselves_say_nothing_of_the_program() -> None:
 def test_an_exit_code_is_no_time_out(code: int) -> None:
     made = run_tests(f"import os\ndef f(x):\n    os._exit({code})", TEST, Limits(seconds=5))
     verdict = CodeVerifier()._judge(made, made.passed, judging.Extraction("f", 0, 1, "code"), DECLARED, "tests")
-    assert (made.ended, verdict.outcome, verdict.method) == ("exit", Outcome.INCORRECT, "tests")
+    assert (made.ended, verdict.outcome, verdict.method) == ("left", Outcome.INCORRECT, "program_exited")
 
 
 @pytest.mark.parametrize(
@@ -129,15 +133,17 @@ def test_the_limit_of_the_spec_reaches_the_verdict(spec: dict[str, Any], monkeyp
     code = LOOP if "tests" in spec else "while True:\n    pass"
     monkeypatch.setattr(Limits, "wall_seconds", 60.0)
     verdict = verify_one(None, response=f"```python\n{code}\n```", kind="code", spec=spec)
-    assert (verdict.outcome, verdict.method, verdict.version) == (Outcome.INCORRECT, "time_limit", "3")
+    assert (verdict.outcome, verdict.method, verdict.version) == (Outcome.INCORRECT, "time_limit", "4")
     verdict = verify_one("4", response="```python\nwhile True:\n    pass\n```", kind="program", spec={"seconds": 1})
-    assert (verdict.outcome, verdict.method, verdict.version) == (Outcome.INCORRECT, "time_limit", "3")
+    assert (verdict.outcome, verdict.method, verdict.version) == (Outcome.INCORRECT, "time_limit", "4")
 
 
 def test_the_program_of_a_trace_has_the_same_rule() -> None:
     made = run_program("while True:\n    pass", "", Limits(seconds=1, wall=60))
     for params, outcome in ((ProgramParams(seconds=1), Outcome.INCORRECT), (ProgramParams(), Outcome.VERIFIER_ERROR)):
-        assert out_of_time(ProgramVerifier(), made, Limits(seconds=1), params).outcome is outcome
+        verdict = unfinished(ProgramVerifier(), made, Limits(seconds=1), params)
+        assert verdict is not None
+        assert verdict.outcome is outcome
 
 
 @pytest.mark.parametrize("counted", [True, False])

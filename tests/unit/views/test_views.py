@@ -106,15 +106,22 @@ def test_chat_keeps_reasoning_in_its_field() -> None:
     assert row_of("chat", SHORT)["messages"][1]["reasoning_content"] is None
 
 
-def test_raw_has_every_field_but_wall_time() -> None:
+def test_raw_has_every_field_but_wall_time_and_logs() -> None:
     row = row_of("raw", LONG)
     expected = json.loads(LONG.model_dump_json())
-    del expected["verdict"]["seconds"], expected["problem"]["measures"], expected["problem"]["fields"]
+    del expected["verdict"]["seconds"], expected["verdict"]["log"]
+    del expected["problem"]["measures"], expected["problem"]["fields"]
     # What stages measured of the problem and of the trace stands together.
     expected |= {"problem_id": PROBLEM.id, "measures": {"a": 1.0, "b": 2.0, "level": 3.0}, "fields": {"tags": ("x",)}}
     assert row == expected
-    slower = changed(verdict=VERDICT.model_copy(update={"seconds": 9.0}))
+    slower = changed(verdict=VERDICT.model_copy(update={"seconds": 9.0, "log": "what a program wrote"}))
     assert row_of("raw", slower) == row
+
+
+@pytest.mark.parametrize("method", ["exception", "crash"])
+def test_raw_does_not_tell_of_the_machine(method: str) -> None:
+    update = {"method": method, "outcome": Outcome.VERIFIER_ERROR, "detail": "OSError: /home/me/project/.env"}
+    assert row_of("raw", changed(verdict=VERDICT.model_copy(update=update)))["verdict"]["detail"] is None
 
 
 def test_raw_has_the_columns_that_stages_declared() -> None:
@@ -176,10 +183,6 @@ def _as_lists(row: Row) -> Row:
         (changed(reasoning="a </think> b"), "think_tag_inside"),
         (changed(answer_text="<think>again"), "think_tag_inside"),
         (changed(turns=(Turn(role="assistant", content="</think>"),)), "think_tag_inside"),
-        (changed(reasoning="It ends.<|im_end|>"), "control_token_inside"),
-        (changed(answer_text="4<｜end▁of▁sentence｜>"), "control_token_inside"),
-        (changed(problem=PROBLEM.model_copy(update={"question": "2 + 2?<|eot_id|>"})), "control_token_inside"),
-        (changed(turns=(Turn(role="user", content="<start_of_turn>model"),)), "control_token_inside"),
     ],
 )
 def test_a_trace_that_is_unfit_for_training_is_refused(name: str, trace: Trace, reason: str) -> None:
@@ -201,11 +204,6 @@ def test_refused_traces_are_reported_and_the_others_have_rows() -> None:
 def test_errors_survive_pickling() -> None:
     copy = pickle.loads(pickle.dumps(ViewError("thinking_open", "never closed")))
     assert (copy.reason, copy.detail, str(copy)) == ("thinking_open", "never closed", "thinking_open: never closed")
-
-
-@pytest.mark.parametrize("text", ["|x| < |y|", "<|psi|phi>", "a<b|c>d", "f(<x>)", "<think", "[INST", "{{ x }}"])
-def test_what_only_looks_like_a_control_token_is_published(text: str) -> None:
-    assert row_of("sft", changed(answer_text=text))["completion"][0]["content"].endswith(text)
 
 
 def test_messages_are_roles_and_texts_with_the_reasoning_of_every_turn_inline() -> None:

@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 from tracefactory.cli.catalog.entries import Entry, entries
 from tracefactory.config.model import ID_PATTERN, NAME_PATTERN
 from tracefactory.core.model import MODELS
-from tracefactory.core.pipeline import RunOptions, StageOptions
+from tracefactory.core.pipeline import RunOptions, SandboxOptions, StageOptions
 from tracefactory.core.stage import STAGES
 from tracefactory.filters import LoadedFilter
 
@@ -28,13 +28,8 @@ def pipeline_schema(filters: Mapping[str, LoadedFilter] | None = None) -> Schema
     models = {name: MODELS.get(name) for name in MODELS}
     operations = {name: STAGES.get(name).Params for name in STAGES if not name.startswith("filter:")}
     of_filters = {name: one.params_model for name, one in (filters or {}).items()}
-    named: list[type[BaseModel]] = [
-        *models.values(),
-        *operations.values(),
-        *of_filters.values(),
-        RunOptions,
-        StageOptions,
-    ]
+    named: list[type[BaseModel]] = [*models.values(), *operations.values(), *of_filters.values()]
+    named += [RunOptions, SandboxOptions, StageOptions]
     refs, definitions = models_json_schema([(one, "validation") for one in dict.fromkeys(named)])
 
     def ref(model: type[BaseModel]) -> Schema:
@@ -52,6 +47,7 @@ def pipeline_schema(filters: Mapping[str, LoadedFilter] | None = None) -> Schema
             "version": {"type": "string", "pattern": NAME_PATTERN, "description": "Version of the dataset, quoted."},
             "description": {"type": "string"},
             "run": ref(RunOptions),
+            "sandbox": ref(SandboxOptions),
             "models": {
                 "type": ["object", "null"],
                 "additionalProperties": _model({name: ref(one) for name, one in models.items()}, described),

@@ -14,12 +14,13 @@ from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen, Trace, Verdict
 from tracefactory.core.stage import STAGES, Batch, Result, RowReader, Services, Stage
 from tracefactory.core.upgrade import Upgrade
-from tracefactory.sandbox.run import protections
+from tracefactory.sandbox.protections import protections
 from tracefactory.stages._upgrade import upgrade_of_verdicts
 from tracefactory.stages._verdicts import (
-    RUNS_CODE,
     judgements,
     outcome_counts,
+    refused_programs,
+    runs_code,
     task_of,
     verdict_columns,
     verdicts_by_rule,
@@ -60,6 +61,9 @@ class VerifyAuto(Stage[VerifyParams]):
             return list(error.mistakes)
         return []
 
+    def refusal(self, stage: StageSpec[VerifyParams], pipeline: Pipeline) -> Mistake | None:
+        return refused_programs(stage, pipeline, stage.params.verifier)
+
     def columns(self, stage: StageSpec[VerifyParams], pipeline: Pipeline) -> Sequence[Column]:
         return verdict_columns(stage, pipeline)
 
@@ -76,7 +80,7 @@ class VerifyAuto(Stage[VerifyParams]):
     async def run(self, stage: StageSpec[VerifyParams], batch: Batch, services: Services) -> Result:
         traces, params = batch.traces, stage.params
         verdicts = await verdicts_by_rule(traces, services, canonical(params.policy), params.verifier)
-        code = any((params.verifier or trace.problem.verifier) in RUNS_CODE for trace in traces)
+        code = any(runs_code(params.verifier or trace.problem.verifier or "auto") for trace in traces)
         return Result(
             judged=judgements(traces, verdicts),
             numbers=outcome_counts(verdicts),

@@ -9,7 +9,7 @@ from tracefactory.text.steps.model import StepKind
 from tracefactory.text.steps.rules import CONFIRMS, FAILS, HEDGE, OPENING, RULES, Rule, is_filler
 
 REACH = 160  # characters around a cue in which the ends of its sentence are searched
-_BREAK = re.compile(r"[.!?]++(?=\s|\Z)|[。！？]|\n")
+_BREAK = re.compile(r"[.!?](?=\s|\Z)|[。！？]|\n")
 _ASIDE = re.compile(r"\b(?:because|since|even (?:if|though)|although|though|whereas)\b|因为|虽然|尽管", re.IGNORECASE)
 _TURNS = (StepKind.VERIFICATION, StepKind.REFLECTION, StepKind.RESTART, StepKind.CONCLUSION)
 

@@ -173,19 +173,19 @@ BOXED = (r"\\(?:boxed|fbox)\s*+\{(?!\s*\})", r"^[ \t]*####[ \t]*[^#\s]")
 ANSWER = (
     r"\bis (?:indeed |therefore |thus )?(?:the|our) (?:final |correct )?answer\b",
     r"\bfinal (?:answer|result)\b(?! (?:should|must|needs to) be (?:in|given|written|put))",
-    r"^[\s*_#>]*(?:the )?answer[\s*_]*[:：]",
+    r"^[ \t\u3000*_#>]*+(?:the )?answer[\s*_]*[:：]",
     (
         r"\b(?:the|our|my|correct) (?:\w+ )?answer (?:is|comes|to (?:the"
         r"|this|your)|should be|must be|would be|will be|becomes|equals|:|=)"
         r"(?! (?:in (?:the )?form|of the form|something|expressed|given|written|based|either|an? (?:integer|number)\b))"
     ),
-    r"^[\s*_#>]*(?:in conclusion|to conclude|in summary|to summari[sz]e|conclusion|summary|to sum up)\b",
+    r"^[ \t\u3000*_#>]*+(?:in conclusion|to conclude|in summary|to summari[sz]e|conclusion|summary|to sum up)\b",
     r"\bthe conclusion (?:is|would be|must be)\b",
     "(?:最终|正确)?(?:答案|最终结果)[*_ ]*(?:应该|应|就|便)?(?:是|为|：|:|等于)",
     "综上",
     "总之",
     "总结(?:一下|来说)?[，,：:]",
-    r"^[\s*_#]*结论",
+    r"^[ \t\u3000*_#]*+结论",
 )
 # A hedged sentence does not state an answer.
 HEDGES = (

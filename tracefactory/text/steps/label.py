@@ -11,7 +11,7 @@ from tracefactory.text.steps.model import Step, StepKind
 
 PER_PROMPT = 40  # steps per prompt
 MODEL_RULE = "model"  # the rule of a step that a model classified
-_LINE = re.compile(rf"^\W*(\d+)\W+({'|'.join(StepKind)})\b", re.IGNORECASE | re.MULTILINE)
+_LINE = re.compile(rf"^[^\w\n]*+(\d{{1,9}})\W{{1,20}}({'|'.join(StepKind)})\b", re.IGNORECASE | re.MULTILINE)
 
 
 class LabelItem(Frozen):

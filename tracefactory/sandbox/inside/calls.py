@@ -44,6 +44,9 @@ _BY_ITEMS: dict[str, tuple[type[Any], Callable[[list[Any]], Any]]] = {
 }
 
 
+_FOR_TESTS_ALONE = (AssertionError, StopIteration, StopAsyncIteration)
+
+
 class ClosedError(Exception):
     """The other process has exited."""
 
@@ -145,11 +148,13 @@ class Caller(Channel):
     def __init__(self, end: socket.socket) -> None:
         super().__init__(end)
         self.wrap = lambda number: Remote(self, number)
+        self.used = 0
+        """How many operations on objects of the program the tests have run."""
 
     def names(self) -> dict[str, Any]:
-        """Wait until the program has run, and return the names it defines."""
+        """Wait until the program has run, and return the names it defines, without those that Python reserves."""
         found = self._reply()
-        return {str(name): self.decode(data) for name, data in found["names"].items()}
+        return {str(name): self.decode(data) for name, data in found["names"].items() if not str(name).startswith("__")}
 
     def ask(self, op: str, number: int, *args: Any, **named: Any) -> Any:
         """Run an operation on an object of the program, and return its result.
@@ -163,6 +168,7 @@ class Caller(Channel):
         Raises:
             Exception: the built-in exception that the operation raised; RuntimeError for any other one.
         """
+        self.used += 1
         self.send({"op": op, "on": number, "args": self.encode(args), "named": self.encode(named)})
         reply = self._reply()
         if op == "call":
@@ -182,7 +188,8 @@ class Caller(Channel):
             reply = self.receive()
             if "error" in reply:
                 kind = getattr(builtins, str(reply["error"]), None)
-                if not (isinstance(kind, type) and issubclass(kind, Exception)) or kind is AssertionError:
+                # A StopIteration would end a loop of the tests over their own cases, as in `all(map(...))`.
+                if not (isinstance(kind, type) and issubclass(kind, Exception)) or kind in _FOR_TESTS_ALONE:
                     kind = RuntimeError
                 raise kind(f"{reply['error']}: {reply['text']}")
             if "back" not in reply:
@@ -236,6 +243,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "str": str,
     "repr": repr,
     "bool": bool,
+    "is": lambda target, value: isinstance(value, target),
     "iter": iter,
     "next": lambda iterator: list(itertools.islice(iterator, 1)),
 }
@@ -274,6 +282,9 @@ class Remote:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Remote) and bool(_ask(self, "same", other))
+
+    def __instancecheck__(self, value: object) -> bool:
+        return bool(_ask(self, "is", value))
 
     def __hash__(self) -> int:
         return self._number

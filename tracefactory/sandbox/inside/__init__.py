@@ -1,0 +1,1 @@
+"""What runs inside of the sandbox: only the standard library, imported before the file system is closed."""

@@ -1,0 +1,26 @@
+"""The process of the program: run it, then execute what the tests ask of its objects."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import types
+
+from tracefactory.sandbox.inside.calls import Server
+
+
+def serve(end: socket.socket, code: str) -> None:
+    """Run a program as the module `solution`, then serve the calls of the tests until they have ended. Never returns.
+
+    Args:
+        end: the program's end of the socket.
+        code: the program.
+    """
+    module = types.ModuleType("solution")
+    sys.modules["solution"] = module
+    sys.argv = ["solution.py"]
+    exec(compile(code, "solution.py", "exec"), module.__dict__)
+    Server(end).serve(dict(module.__dict__))
+    sys.stdout.flush()
+    os._exit(0)

@@ -1,0 +1,260 @@
+"""Start the sandbox with one program, collect its output within the limits, and kill all of its processes."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import logging
+import marshal
+import os
+import random
+import secrets
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from tracefactory.core.rows import Frozen
+from tracefactory.sandbox import bubblewrap
+from tracefactory.sandbox.cgroups import group
+from tracefactory.sandbox.inside.status import STATUS
+from tracefactory.sandbox.root import minimal_root
+from tracefactory.sandbox.usage import Meter, Usage
+
+_START = Path(__file__).parent / "inside/start.py"
+_PATIENCE = 0.2  # seconds between two looks at the program
+_HARNESS_BYTES = 32 << 20  # memory of the processes around the program
+_HARNESS_PROCESSES = 4
+_DYNAMIC_USERS = range(61184, 65520)  # as systemd's DynamicUser= takes them
+_NO_LOGIN_USERS = range(1_000_000_000, 2_000_000_000)
+_log = logging.getLogger(__name__)
+
+
+class Limits(Frozen):
+    """Resource limits of one program: `seconds` of CPU time, memory and files in MB, processes, output in bytes.
+
+    `wall` is the wall time in seconds after which a waiting program is killed, by default 5 + 4 * `seconds`, so that
+    programs do not fail on a busy machine.
+    """
+
+    seconds: float = 5.0
+    wall: float | None = None
+    memory_mb: int = 1024
+    file_mb: int = 16
+    processes: int = 16
+    output_bytes: int = 1 << 20
+
+    @property
+    def wall_seconds(self) -> float:
+        """The limit on wall time in seconds."""
+        return 5.0 + 4.0 * self.seconds if self.wall is None else self.wall
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a start of the sandbox ended.
+
+    `how` is "exit"; "output" after too much of it; "memory" when all processes together took too much; "cpu_time" when
+    the program used up its processor time; "tests_time" when the tests used up theirs while the program used hardly
+    any; "left" when the program exited before the tests ended; "stopped" when it stopped itself or the tests with a
+    signal; "refused" when a protection is missing, so that nothing was run; or "wall_time".
+    """
+
+    how: str
+    code: int | None
+    stdout: str
+    stderr: str
+    reply: Mapping[str, Any]
+    usage: Usage
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to confine programs: `outside` is "own" or "bubblewrap", `allow` the protections that may be missing."""
+
+    outside: str
+    allow: frozenset[str] = field(default=frozenset())
+
+
+def launch(way: Way, config: Mapping[str, Any], limits: Limits, tests: Mapping[str, Any] | None = None) -> Ended:
+    """Start the sandbox with one program and wait until it has ended.
+
+    Args:
+        way: how to confine it.
+        config: what `sandbox.inside.main` is to do.
+        limits: the resource limits.
+        tests: the tests, see `sandbox.inside.tests.run`.
+
+    Returns:
+        How it ended. The reply is empty unless it came from outside of the program's process.
+    """
+    folder = tempfile.mkdtemp(prefix="tracefactory-")
+    os.chmod(folder, 0o777)  # the program may run as another user
+    token = secrets.token_hex(32)
+    (config_in, config_out), (result_in, result_out), (tests_in, tests_out) = (os.pipe() for _ in range(3))
+    user, begin = _user(), time.monotonic()
+    memory = limits.memory_mb << 20
+    cage = group(memory + _HARNESS_BYTES, limits.processes + _HARNESS_PROCESSES)
+    command = [*_outside(way, user), sys.executable, "-I", str(_START)]
+    try:
+        process = subprocess.Popen(
+            [*(cage.entering() if cage else []), *command, *map(str, (config_in, result_out, tests_in))],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(config_in, result_out, tests_in),
+            env={},
+            cwd="/",
+            start_new_session=True,
+        )
+        for descriptor in (config_in, result_out, tests_in):
+            os.close(descriptor)
+        root = minimal_root()
+        host = {"outside": way.outside, "allow": sorted(way.allow), "pid": process.pid, "token": token}
+        place = {"user": user, "folder": folder, "paths": root.paths, "links": root.links}
+        nothing = {"probe": None, "code": "", "stdin": "", "stdio": False}
+        given = {**host, **place, **nothing, **limits.model_dump(), **config}
+        with process, os.fdopen(config_out, "wb") as file, os.fdopen(tests_out, "wb") as tests_file:
+            _write(file, given)
+            writer = threading.Thread(target=_write, args=(tests_file, {**(tests or {}), "token": token}))
+            writer.start()  # writing more than the pipe's buffer blocks until the tests start
+            watched = None if cage is not None else memory + _HARNESS_BYTES
+            how, parts, usage = _collect(process, result_in, limits, begin, watched)
+            writer.join()
+        if cage is not None and cage.out_of_memory():
+            how = "memory"
+    finally:
+        os.close(result_in)
+        shutil.rmtree(folder, ignore_errors=True)
+        if cage is not None:
+            cage.close()
+    stdout, stderr = (part.decode("utf-8", "replace") for part in parts[:2])
+    replies = _replies(parts[2], token)
+    if not replies or how == "broken":
+        raise SandboxError(f"the sandbox failed ({how}, code {process.returncode}): {stderr.strip()[-300:]}")
+    return Ended(how, process.returncode, stdout, stderr, replies, usage)
+
+
+class SandboxError(RuntimeError):
+    """The sandbox did not start or broke, so nothing is known about the program."""
+
+
+def _outside(way: Way, user: int | None) -> list[str]:
+    """Return the beginning of the command: what confines the process before it runs."""
+    program = bubblewrap.find() if way.outside == "bubblewrap" else None
+    return bubblewrap.command(program, minimal_root(), user or os.geteuid()) if program else []
+
+
+def _user() -> int | None:
+    """Return the id of a user and group that nothing belongs to, as root; None for other users, who cannot change."""
+    if os.geteuid() != 0:
+        return None
+    mapped = Path("/proc/self/uid_map").read_text().split()
+    many = int(mapped[0]) == 0 and int(mapped[2]) > _NO_LOGIN_USERS.stop
+    return random.SystemRandom().choice(_NO_LOGIN_USERS if many else _DYNAMIC_USERS)
+
+
+def _write(file: IO[bytes], config: dict[str, Any]) -> None:
+    try:
+        file.write(marshal.dumps(config))
+        file.close()
+    except BrokenPipeError:
+        _log.debug("the sandbox exited before it read its program")  # its end says why
+
+
+def _replies(data: bytes, token: str) -> Mapping[str, Any]:
+    """Return what the sandbox wrote: when it started, and how the tests ended.
+
+    Raises:
+        SandboxError: when it has not written that it started.
+    """
+    replies: dict[str, Any] = {}
+    for line in data.splitlines():  # written by our processes around the program
+        reply = ast.literal_eval(line.decode())
+        if secrets.compare_digest(reply.pop("token", ""), token):
+            replies |= reply
+    return replies
+
+
+def _collect(
+    process: subprocess.Popen[bytes], result: int, limits: Limits, begin: float, memory: int | None
+) -> tuple[str, list[bytes], Usage]:
+    """Read the output of the program until it exits or passes a limit; then kill its process tree."""
+    outputs = [pipe.fileno() for pipe in (process.stdout, process.stderr) if pipe is not None]
+    parts: dict[int, list[bytes]] = {descriptor: [] for descriptor in (*outputs, result)}
+    sizes, how, meter = 0, "exit", Meter(process.pid, begin)
+    used: float | None = None  # processor time, known when the process has been waited for
+    with selectors.DefaultSelector() as selector:
+        for descriptor in parts:
+            selector.register(descriptor, selectors.EVENT_READ)
+        while selector.get_map() and how == "exit":
+            left = begin + limits.wall_seconds - time.monotonic()
+            patience = min(max(left, 0), _PATIENCE)
+            ready = selector.select(patience)
+            meter.woken(patience)
+            meter.sample()
+            if not ready and left > 0 and (used := _reaped(process)) is not None:
+                break  # a process that outlived the program holds the pipes open
+            for key, _ in ready:
+                chunk = os.read(key.fd, 1 << 16)
+                if not chunk:
+                    selector.unregister(key.fd)
+                parts[key.fd].append(chunk)
+                sizes += len(chunk)
+            how = _passed_limit(limits, sizes, left, meter, memory)
+    while how == "exit" and used is None and (used := _reaped(process)) is None:
+        time.sleep(0.005)
+        meter.sample()
+        how = _passed_limit(limits, sizes, begin + limits.wall_seconds - time.monotonic(), meter, memory)
+    if used is None:  # otherwise the kernel has told what it used
+        meter.sample(last=True)
+    _kill_tree(process)
+    used = used if used is not None else _reaped(process, wait=True)
+    if how == "exit":
+        how = {code: name for name, code in STATUS.items()}.get(process.returncode, how)
+    return how, [b"".join(chunks)[: limits.output_bytes] for chunks in parts.values()], meter.usage(used or 0.0)
+
+
+def _passed_limit(limits: Limits, output: int, left: float, meter: Meter, memory: int | None) -> str:
+    if output > limits.output_bytes:
+        return "output"
+    if memory is not None and meter.memory > memory:
+        return "memory"
+    return "wall_time" if left <= 0 else "exit"
+
+
+def _reaped(process: subprocess.Popen[bytes], *, wait: bool = False) -> float | None:
+    """Return the processor time of a process that has exited, with that of its descendants; None while it runs."""
+    if process.returncode is not None:
+        return 0.0
+    try:
+        pid, status, used = os.wait4(process.pid, 0 if wait else os.WNOHANG)
+    except ChildProcessError:  # signals of children are ignored here, so the kernel has reaped it
+        process.wait()
+        return 0.0
+    if not pid:
+        return None
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return used.ru_utime + used.ru_stime
+
+
+def _kill_tree(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process tree: its group, processes that left the group, and with them the process namespace."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # the process has exited, and its first process killed the rest
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        _log.debug("the program has already exited")
