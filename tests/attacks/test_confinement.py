@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import psutil
 import pytest
 
 from tests.attacks.programs import ESCAPES, TOO_MUCH
-from tests.attacks.users import AS_ROOT, PROJECT, possible_users, run
+from tests.attacks.users import AS_ROOT, PROJECT, command, possible_users, run
 from tracefactory.sandbox.protections import PROTECTIONS
 
 WITHOUT_NAMESPACES = (sys.executable, "-m", "tests.attacks.without_namespaces")
@@ -129,6 +130,19 @@ def test_a_missing_protection_is_a_refusal_with_the_remedy(user: str, here: dict
     _, allowed, secret = run(user, requests, *WITHOUT_NAMESPACES)
     assert allowed["stdout"] == "ran\n"
     assert "ESCAPED" not in secret["stdout"]
+
+
+@pytest.mark.parametrize("user", possible_users())
+def test_a_protection_that_is_lost_after_it_was_measured_is_no_verdict(user: str) -> None:
+    code = (
+        "from tracefactory.sandbox.launch import Limits, SandboxError, Way, launch\n"
+        "try:\n    print('ran', launch(Way('own'), {'code': 'print(1)', 'stdio': True}, Limits()))\n"
+        "except SandboxError as error:\n    print('refused', error)\n"
+    )
+    process = [*command(user), *WITHOUT_NAMESPACES, sys.executable, "-c", code]
+    done = subprocess.run(process, capture_output=True, text=True, cwd="/", check=True)
+    assert done.stdout.startswith("refused"), done.stdout
+    assert "unshare" in done.stdout
 
 
 def test_the_program_is_not_root_although_the_interpreter_lies_in_a_folder_of_root() -> None:

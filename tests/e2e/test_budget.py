@@ -114,10 +114,12 @@ def test_kill_9_does_not_forget_what_was_in_flight(teacher_of: Teachers, project
 
 
 def test_two_runs_at_once_share_one_budget(teacher_of: Teachers, project_of: Projects) -> None:
-    teacher = teacher_of(latency_s=0.1)
+    teacher = teacher_of(latency_s=0.5)
     project = project_of(teacher.url)
     seeds = ("--set", "stages.long.with.seed=5", "--set", "stages.short.with.seed=5")
-    runs = [project.start("--budget", "requests=70"), project.start("--budget", "requests=70", *seeds)]
+    slow = [part for name in ("long", "short") for part in ("--set", f"models.{name}_teacher.concurrency=4")]
+    cap = ("--budget", "requests=70", *slow)  # slow, so that one does not spend all before the other has started
+    runs = [project.start(*cap), project.start(*cap, *seeds)]
     assert [one.wait(120) for one in runs] == [3, 3]
     assert teacher.stats()["received"] == teacher.stats()["completed_total"] == 70
     by_run: dict[str, int] = {}

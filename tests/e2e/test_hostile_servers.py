@@ -38,7 +38,7 @@ stages:
 @pytest.fixture
 def hostile_url() -> Iterator[str]:
     """Serve a mutated answer to every request, another one each time."""
-    replies = cycle(bodies("openai", 100, seed=61))
+    replies = cycle(list(bodies("openai", 100, seed=61)))  # a list, because threads take from it
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -20,8 +20,9 @@ def check_loads(folder: Path, configs: Collection[str]) -> None:
     """
     import datasets
 
-    progress = datasets.are_progress_bars_disabled()
+    progress, torch = datasets.are_progress_bars_disabled(), datasets.config.TORCH_AVAILABLE
     datasets.disable_progress_bars()
+    datasets.config.TORCH_AVAILABLE = False  # a streamed dataset would import it, which takes a second
     try:
         found = datasets.get_dataset_config_names(str(folder))
         if sorted(found) != sorted(configs):
@@ -39,5 +40,6 @@ def check_loads(folder: Path, configs: Collection[str]) -> None:
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise RunError(f"{folder}: the release does not load with `datasets`: {error}") from error
     finally:
+        datasets.config.TORCH_AVAILABLE = torch
         if not progress:
             datasets.enable_progress_bars()

@@ -10,14 +10,13 @@ import os
 import random
 import secrets
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -67,7 +66,7 @@ class Ended:
     `how` is "exit"; "output" after too much of it; "memory" when all processes together took too much; "cpu_time" when
     the program used up its processor time; "tests_time" when the tests used up theirs while the program used hardly
     any; "left" when the program exited before the tests ended; "stopped" when it stopped itself or the tests with a
-    signal; "refused" when a protection is missing, so that nothing was run; or "wall_time".
+    signal; or "wall_time".
     """
 
     how: str
@@ -96,53 +95,66 @@ def launch(way: Way, config: Mapping[str, Any], limits: Limits, tests: Mapping[s
         tests: the tests, see `sandbox.inside.tests.run`.
 
     Returns:
-        How it ended. The reply is empty unless it came from outside of the program's process.
+        How it ended. The reply comes from the processes around the program, which cannot write any.
+
+    Raises:
+        SandboxError: when the sandbox did not start or broke.
     """
-    folder = tempfile.mkdtemp(prefix="tracefactory-")
-    os.chmod(folder, 0o777)  # the program may run as another user
-    token = secrets.token_hex(32)
-    (config_in, config_out), (result_in, result_out), (tests_in, tests_out) = (os.pipe() for _ in range(3))
-    user, begin = _user(), time.monotonic()
-    memory = limits.memory_mb << 20
-    cage = group(memory + _HARNESS_BYTES, limits.processes + _HARNESS_PROCESSES)
-    command = [*_outside(way, user), sys.executable, "-I", str(_START)]
+    token, begin, memory = secrets.token_hex(32), time.monotonic(), (limits.memory_mb << 20) + _HARNESS_BYTES
+    with contextlib.ExitStack() as closing:
+        folder = closing.enter_context(tempfile.TemporaryDirectory(prefix="tracefactory-", ignore_cleanup_errors=True))
+        os.chmod(folder, 0o777)  # the program may run as another user
+        root, user = minimal_root(), _user()
+        cage = group(memory, limits.processes + _HARNESS_PROCESSES)
+        if cage is not None:
+            closing.callback(cage.close)
+        command = [*(cage.entering() if cage else []), *_outside(way, user), sys.executable, "-I", str(_START)]
+        process, config_out, result_in, tests_out = _started(command, closing)
+        host = {"outside": way.outside, "allow": sorted(way.allow), "pid": process.pid, "token": token}
+        place = {"user": user, "folder": folder, "paths": root.paths, "links": root.links}
+        nothing = {"probe": None, "code": "", "stdin": "", "stdio": False}
+        _write(config_out, {**host, **place, **nothing, **limits.model_dump(), **config})
+        writer = threading.Thread(target=_write, args=(tests_out, {**(tests or {}), "token": token}))
+        writer.start()  # writing more than the pipe's buffer blocks until the tests start
+        how, parts, usage = _collect(process, result_in.fileno(), limits, begin, None if cage else memory)
+        writer.join()
+        if cage is not None and cage.out_of_memory():
+            how = "memory"
+    stdout, stderr = (part.decode("utf-8", "replace") for part in parts[:2])
+    replies = _replies(parts[2], token)
+    if not replies or how in ("broken", "refused"):
+        why = replies.get("missing") or stderr.strip()[-300:]
+        raise SandboxError(f"the sandbox failed ({how}, code {process.returncode}): {why}")
+    return Ended(how, process.returncode, stdout, stderr, replies, usage)
+
+
+def _started(
+    command: Sequence[str], closing: contextlib.ExitStack
+) -> tuple[subprocess.Popen[bytes], IO[bytes], IO[bytes], IO[bytes]]:
+    """Start the process; return it with the ends of its pipes: for its configuration, its replies and its tests."""
+    pipes = [os.pipe() for _ in range(3)]
+    (config_in, config_out), (result_in, result_out), (tests_in, tests_out) = pipes
+    modes = ((config_out, "wb"), (result_in, "rb"), (tests_out, "wb"))
+    own = [closing.enter_context(os.fdopen(end, mode)) for end, mode in modes]
+    of_the_process = (config_in, result_out, tests_in)
     try:
         process = subprocess.Popen(
-            [*(cage.entering() if cage else []), *command, *map(str, (config_in, result_out, tests_in))],
+            [*command, *map(str, of_the_process)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            pass_fds=(config_in, result_out, tests_in),
+            pass_fds=of_the_process,
             env={},
             cwd="/",
             start_new_session=True,
         )
-        for descriptor in (config_in, result_out, tests_in):
-            os.close(descriptor)
-        root = minimal_root()
-        host = {"outside": way.outside, "allow": sorted(way.allow), "pid": process.pid, "token": token}
-        place = {"user": user, "folder": folder, "paths": root.paths, "links": root.links}
-        nothing = {"probe": None, "code": "", "stdin": "", "stdio": False}
-        given = {**host, **place, **nothing, **limits.model_dump(), **config}
-        with process, os.fdopen(config_out, "wb") as file, os.fdopen(tests_out, "wb") as tests_file:
-            _write(file, given)
-            writer = threading.Thread(target=_write, args=(tests_file, {**(tests or {}), "token": token}))
-            writer.start()  # writing more than the pipe's buffer blocks until the tests start
-            watched = None if cage is not None else memory + _HARNESS_BYTES
-            how, parts, usage = _collect(process, result_in, limits, begin, watched)
-            writer.join()
-        if cage is not None and cage.out_of_memory():
-            how = "memory"
     finally:
-        os.close(result_in)
-        shutil.rmtree(folder, ignore_errors=True)
-        if cage is not None:
-            cage.close()
-    stdout, stderr = (part.decode("utf-8", "replace") for part in parts[:2])
-    replies = _replies(parts[2], token)
-    if not replies or how == "broken":
-        raise SandboxError(f"the sandbox failed ({how}, code {process.returncode}): {stderr.strip()[-300:]}")
-    return Ended(how, process.returncode, stdout, stderr, replies, usage)
+        for descriptor in of_the_process:
+            os.close(descriptor)
+    closing.enter_context(process)
+    for file in own:  # closed before the process is waited for, which may be reading
+        closing.callback(file.close)
+    return process, own[0], own[1], own[2]
 
 
 class SandboxError(RuntimeError):

@@ -37,6 +37,7 @@ GRACE_SECONDS = 5.0
 QUICK_CHARS = 20_000
 """Longer answers are checked in a process with a deadline, also by rules, because rules for texts are not free."""
 _YIELD_EVERY = 32
+_PATIENCE = 0.5  # seconds to wait for a worker that is busy; starting one takes a second of a CPU
 
 
 class _TimeoutInWorkerError(Exception):
@@ -76,6 +77,8 @@ class _Worker:
         self._requests, self._replies = cast(IO[bytes], self.process.stdin), cast(IO[bytes], self.process.stdout)
         self._buffer = b""
         self._ready = False
+        self.used = False
+        """Whether it has begun a task, and with that has imported what tasks need."""
         self._plugins = ProjectPlugins(Path(), {})
 
     def ask(self, task: VerifyTask, deadline: float) -> Verdict:
@@ -101,6 +104,7 @@ class _Worker:
         except OSError as error:
             raise _WorkerDiedError(self.exit_report()) from error
         self._read(time.monotonic() + START_SECONDS)  # the worker imports what the task needs
+        self.used = True
         return Verdict.model_validate(self._read(time.monotonic() + deadline))
 
     def _read(self, end: float) -> dict[str, Any]:
@@ -158,18 +162,24 @@ class _Workers:
     def acquire(self) -> _Worker:
         """Return an idle worker, or a new one.
 
+        Importing what tasks need takes seconds of a CPU, so a few short tasks should not start all workers: as many may
+        be starting as have started, and an idle one is waited for shortly.
+
         Raises:
             _WorkerDiedError: when the pool is closed.
         """
-        try:
-            return self.idle.get_nowait()
-        except queue.Empty:
-            with self._lock:
-                if self._closed:
-                    raise _WorkerDiedError("the pool is closed") from None
-                worker = _Worker(self._allow)
-                self.live.add(worker)
-                return worker
+        while True:
+            try:
+                return self.idle.get(timeout=_PATIENCE) if self.live else self.idle.get_nowait()
+            except queue.Empty:
+                with self._lock:
+                    if self._closed:
+                        raise _WorkerDiedError("the pool is closed") from None
+                    used = sum(worker.used for worker in self.live)
+                    if len(self.live) - used < max(1, used):
+                        worker = _Worker(self._allow)
+                        self.live.add(worker)
+                        return worker
 
     def discard(self, worker: _Worker) -> None:
         """Close a worker that cannot be used again."""
