@@ -6,11 +6,8 @@ from typing import Any
 
 from pydantic import Field
 
-from tracefactory.core.rows import Frozen, Parent, Passage, StepLabel, Tool, Trace, Turn
+from tracefactory.core.rows import Frozen, Outcome, Parent, Passage, StepLabel, Tool, Trace, Turn
 from tracefactory.publish.views import Row, declared_values, trace_view
-
-_FAILURES_HERE = frozenset({"exception", "crash"})
-"""Methods of verdicts whose detail tells of the machine: a message with paths, the end of a log."""
 
 
 class RawProblem(Frozen):
@@ -44,7 +41,7 @@ class RawVerdict(Frozen):
     method: str = Field(description="The rule that decided.")
     verifier: str = Field(description="The verifier.")
     version: str = Field(description="Its version.")
-    detail: str | None = Field(description="More, for a person; null where it tells of the machine.")
+    detail: str | None = Field(description="More, for a person; null for a verifier_error.")
 
 
 class RawRow(Frozen):
@@ -92,7 +89,8 @@ class RawRow(Frozen):
 )
 def raw(trace: Trace) -> Row:
     """Return all fields of the trace, with the declared columns of stages in `measures` and `fields`."""
-    if trace.verdict is not None and trace.verdict.method in _FAILURES_HERE:
+    if trace.verdict is not None and trace.verdict.outcome is Outcome.VERIFIER_ERROR:
+        # It may tell of the machine: a message with paths or addresses, the end of a log.
         trace = trace.model_copy(update={"verdict": trace.verdict.model_copy(update={"detail": None})})
     private = {"seconds", "log"}
     excluded: Any = {"problem": {"fields", "measures"}, "verdict": private, "fields": True, "measures": True}

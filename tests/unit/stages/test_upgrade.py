@@ -113,6 +113,22 @@ async def test_a_plan_announces_what_the_run_then_changes(run_stages: RunStages,
         assert f"{one.count} {one.before} -> unverifiable (too_large, e.g. trace {one.row}: '" in str(one)
 
 
+async def test_a_judge_whose_rules_changed_judges_again(run_stages: RunStages, next_version: Any) -> None:
+    """The rules decide first there, so their version is in its key; votes that were paid for are taken."""
+    stages = STAGES.replace("verify: auto", "verify: judge, with: {model: teacher}")
+    assert stages != STAGES
+    before = await run_stages(stages, SUMS, **TEACHER)
+    next_version()
+    found = upgrade(before)
+    assert found.words == (f"math 9: {NEWS}",)
+    assert found.verdicts is not None
+    assert found.verdicts.changed == ()  # what the rules leave open now is asked, so nothing is known of it
+    after = await run_stages(stages, SUMS, **TEACHER)
+    assert before.paid() == 36
+    assert after.paid() > 0  # votes on what the rules leave open now
+    assert not after.stage("checked").cached
+
+
 def _stored_version(made: Made) -> str:
     identity = read_record(folder(made, "checked") / "identity.json", "", lambda damage: pytest.fail(str(damage)))
     assert identity is not None

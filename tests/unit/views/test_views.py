@@ -118,7 +118,7 @@ def test_raw_has_every_field_but_wall_time_and_logs() -> None:
     assert row_of("raw", slower) == row
 
 
-@pytest.mark.parametrize("method", ["exception", "crash"])
+@pytest.mark.parametrize("method", ["exception", "crash", "judge"])
 def test_raw_does_not_tell_of_the_machine(method: str) -> None:
     update = {"method": method, "outcome": Outcome.VERIFIER_ERROR, "detail": "OSError: /home/me/project/.env"}
     assert row_of("raw", changed(verdict=VERDICT.model_copy(update=update)))["verdict"]["detail"] is None

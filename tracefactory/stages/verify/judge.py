@@ -25,14 +25,27 @@ from tracefactory.core.stage import (
     PromptName,
     Record,
     Result,
+    RowReader,
     Services,
     Stage,
 )
+from tracefactory.core.upgrade import Upgrade
 from tracefactory.stages._sampling import spent
 from tracefactory.stages._templates import prompt_mistakes
-from tracefactory.stages._verdicts import judgements, outcome_counts, verdict_columns, verdicts_by_rule
+from tracefactory.stages._upgrade import upgrade_of_verdicts
+from tracefactory.stages._verdicts import (
+    judgements,
+    outcome_counts,
+    refused_programs,
+    task_of,
+    verdict_columns,
+    verdicts_by_rule,
+    verifier_versions,
+)
 from tracefactory.text.reasoning import split_reasoning
+from tracefactory.verification.base import VERIFIERS
 from tracefactory.verification.judge import judge
+from tracefactory.verification.pool import quick_verdict
 
 LONGEST_ANSWER = 2000  # characters of an answer text from which the rules could extract nothing
 VOTES = Column(name="judge/votes", type=Type.NUMBER, description="Times the judge was asked.", unit="votes")
@@ -66,10 +79,14 @@ class VerifyJudge(Stage[JudgeParams]):
         return {
             "model": pipeline.models[stage.params.model].identity(Environment(root=pipeline.project.root)),
             "prompt": pipeline.prompts[stage.params.prompt].digest,
+            "versions": verifier_versions(stage, pipeline),  # the rules decide first, unless a stage above did
         }
 
     def asks(self, stage: StageSpec[JudgeParams], pipeline: Pipeline) -> str | None:
         return stage.params.model
+
+    def refusal(self, stage: StageSpec[JudgeParams], pipeline: Pipeline) -> Mistake | None:
+        return refused_programs(stage, pipeline)
 
     def check(self, stage: StageSpec[JudgeParams], pipeline: Pipeline) -> list[Mistake]:
         votes = stage.params.votes
@@ -91,6 +108,19 @@ class VerifyJudge(Stage[JudgeParams]):
 
     def columns(self, stage: StageSpec[JudgeParams], pipeline: Pipeline) -> Sequence[Column]:
         return [*verdict_columns(stage, pipeline), VOTES, AGREES]
+
+    def upgrade(
+        self, stage: StageSpec[JudgeParams], pipeline: Pipeline, before: Mapping[str, Any], rows: RowReader | None
+    ) -> Upgrade:
+        def again(samples: Sequence[Trace]) -> list[Verdict | None]:
+            """Return verdicts by the rules; a stored one that the judge gave is not compared."""
+            by_rules = [one.verdict is not None and one.verdict.verifier in VERIFIERS for one in samples]
+            found = [
+                quick_verdict(task_of(one)) if ruled else None for one, ruled in zip(samples, by_rules, strict=True)
+            ]
+            return [one if one is None or one.outcome is not Outcome.UNVERIFIABLE else None for one in found]
+
+        return upgrade_of_verdicts(before, verifier_versions(stage, pipeline), rows, again)
 
     async def run(self, stage: StageSpec[JudgeParams], batch: Batch, services: Services) -> Result:
         traces = batch.traces
