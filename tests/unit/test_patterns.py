@@ -157,8 +157,10 @@ def of_structure(text: str) -> None:
     find_program(text, names=("f",))
 
 
+@pytest.mark.parametrize("size", [QUICK_CHARS // 2, pytest.param(QUICK_CHARS, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("work", [verified, of_answers, of_values, of_structure, of_statements, pruned])
-def test_every_function_over_texts_of_models_takes_linear_time(work: Callable[[str], object]) -> None:
+def test_every_function_over_texts_of_models_takes_linear_time(work: Callable[[str], object], size: int) -> None:
+    floor = 0.4 * (size / QUICK_CHARS) ** 2  # seconds; what takes quadratic time needs more of the largest text
     def taken(unit: str, size: int) -> float:
         begin = time.thread_time()
         work(unit * (size // len(unit)))
@@ -167,8 +169,8 @@ def test_every_function_over_texts_of_models_takes_linear_time(work: Callable[[s
     work("warm")
     faults = []
     for unit in (*UNITS, *PHRASES):
-        whole = taken(unit, QUICK_CHARS)
-        if whole > 0.4 and (ratio := min(whole, taken(unit, QUICK_CHARS)) / taken(unit, QUICK_CHARS // 4)) > STEEPEST:
+        whole = taken(unit, size)
+        if whole > floor and (ratio := min(whole, taken(unit, size)) / taken(unit, size // 4)) > STEEPEST:
             faults.append((unit, whole, ratio))
     assert faults == []
 

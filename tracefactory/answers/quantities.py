@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from tracefactory.answers.literals import is_false_base, read_decimal_comma, read_number
+from tracefactory.answers.literals import is_false_base, read_number
 from tracefactory.answers.units import CURRENCIES, UNITS, Unit, noun_words, parse_unit
 from tracefactory.answers.values import Number, Quantity, Text
-from tracefactory.maths.evaluate import symbols
 from tracefactory.maths.expression import Node, parse_expression
 from tracefactory.maths.tokens import UnparsedError
 from tracefactory.maths.vocabulary import FUNCTIONS
 
 _PERCENT = re.compile(r"\s*(?:%|(?:percent(?:age)?s?|pct|per cent)(?![a-zA-Z]))\s*(?:points?)?$", re.IGNORECASE)
 _ZH_PERCENT = re.compile(r"^百分之\s*")
-_PREFIX = re.compile(r"^([-+]?)\s*(USD|US|€|£|¥|₹|Rs\.?|RMB)\s*(?:USD\s*)?([-+]?\s*[\d.\\(].*)$")
+_PREFIX = re.compile(r"^([-+]?)\s*(?:USD?\s*)?(USD|€|£|¥|₹|Rs\.?|RMB)\s*([-+]?\s*[\d.\\(].*)$")
 _ABOUT = re.compile(
-    r"^(?:approximately|about|roughly|around|exactly|only|just|约|大约|大概|人民币|\\approx|≈|~|\\sim)\s*",
+    r"^(?:approximately|about|roughly|around|exactly|only|just|约|大约|大概|人民币|\\sim)\s*",
     re.IGNORECASE,
 )
 _COUNTED_WORDS = re.compile(
@@ -28,21 +27,21 @@ _COUNTED_WORDS = re.compile(
 _COUNTED_CHINESE = re.compile(r"([一二两三四五六七八九十百千万]+)([个只本页人名条张块支棵辆件次岁天元米位颗].{0,10})$")
 _TAIL_START = re.compile(r"(?<=[\d)}\]!°. ])(?=[A-Za-z°¢€£¥₹\u4e00-\u9fff(])")
 _TAIL = re.compile(
-    r"[A-Za-z°¢€£¥₹\u4e00-\u9fff()/^{}\-' .,]*(?:\^\s*\{?\s*-?\d\s*\}?|[a-z][23])?"
-    r"[A-Za-z°\u4e00-\u9fff()/^{}\-' .]*(?:\^?\s*\{?-?\d\}?)?"
+    r"[A-Za-z°¢€£¥₹\u4e00-\u9fff()/^{}\-' .,]*(?:\^\{?-?\d\}?|[a-z][23])?"
+    r"[A-Za-z°\u4e00-\u9fff()/^{}\-' .]*(?:\^?\{?-?\d\}?)?"
 )
 _ONLY_WORDS = re.compile(r"[A-Za-z]{3,}|[A-Za-z]{2,}(?: [A-Za-z]{2,})+")
 _COMMAND = re.compile(r"\\[a-zA-Z]+|(?<![a-zA-Z])(?:sqrt|sin|cos|tan|log|ln|exp|pi)(?![a-zA-Z])")
-_WORD_HEAD = re.compile(r"(?<![A-Za-z{_])[A-Za-z]{2,}(?=[\s,]|$)")
-"""A word of prose before the unit, which makes the text a sentence and not a quantity."""
-_TRIGONOMETRIC = re.compile(r"(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
+_WORD_HEAD = re.compile(r"(?<![A-Za-z])[A-Za-z]{2,}(?=\s|$)")
+"""A word of prose before the unit, which makes the text a sentence and not a quantity; begun once, in linear time."""
+_TRIGONOMETRIC = re.compile(r"sin|cos|tan|cot|sec|csc")
 _LONGEST_TAIL = 80
-_AMBIGUOUS = frozenset("mgshLlNJKWVA")
+_AMBIGUOUS = frozenset("mgshLlNJWVA")
 _PER_TIME = re.compile(
     r"(?:/\s*|\s(?:per|an?|each|every)\s+)(sec(?:ond)?|min(?:ute)?|hr|hour|day|week|month|year)s?$", re.IGNORECASE
 )
 """The end of an amount for each unit of time, `$34 a month`, `5 letters a day`."""
-_PLAIN_NUMBER = re.compile(r"[-+]?[\d,. ]*\d\.?")
+_PLAIN_NUMBER = re.compile(r"[-+]?[\d,. ]*\d")
 _WORDS = re.compile(r"[A-Za-z]{3,}|[\u4e00-\u9fff]")
 
 
@@ -53,31 +52,28 @@ def number_quantity(source: str, number: Number) -> Quantity:
 
 
 def read_quantity(text: str) -> Quantity | Text:
-    """Parse a quantity. Words without a number become `Text`; mathematics outside the grammar has no node."""
-    if is_false_base(text.strip()) or re.search(r"%\s*%", text):
-        return Text(text.strip())
-    rate = _PER_TIME.search(text.strip())
-    each = "" if rate is None else text.strip()[: rate.start()].rstrip()
-    if rate is not None and re.search(r"\d", each) and not each.endswith("/"):
-        amount, time = read_quantity(each), parse_unit(rate[1])
-        if isinstance(amount, Quantity) and amount.node is not None and time is not None and not symbols(amount.node):
+    """Parse a stripped text. Words without a number become `Text`; mathematics outside the grammar has no node."""
+    if is_false_base(text) or "%%" in text:
+        return Text(text)
+    if rate := _PER_TIME.search(text):
+        amount = read_quantity(text[: rate.start()].rstrip())
+        if isinstance(amount, Quantity) and amount.node is not None:
             money = amount.unit is None or amount.unit.dimension[0][0] in CURRENCIES
             if money:
-                return replace(amount, per=time)
-    counted = _counted_words(text.strip())
+                return replace(amount, per=parse_unit(rate[1]))
+    counted = _counted_words(text)
     if counted is not None:
         return counted
-    if _ONLY_WORDS.fullmatch(text.strip()) and not _is_function(text):
-        return Text(text.strip())
-    source = text = _ABOUT.sub("", text.strip()).strip()
-    percent = bool(_PERCENT.search(text) or _ZH_PERCENT.match(text))
-    if percent:
-        text = _ZH_PERCENT.sub("", _PERCENT.sub("", text))
+    if _ONLY_WORDS.fullmatch(text) and not _is_function(text):
+        return Text(text)
+    source = _ABOUT.sub("", text)
+    text = _ZH_PERCENT.sub("", _PERCENT.sub("", source))
+    percent = text != source
     unit: Unit | None = None
     if match := _PREFIX.match(text):
-        unit = UNITS.get(match[2]) or UNITS["USD"]
+        unit = UNITS[match[2]]
         text = match[1] + match[3]
-    number = read_number(re.sub(r"^([-+]?)\s*\(([\d.,]+)\)$", r"\1\2", text))
+    number = read_number(text)
     if number is not None:
         return replace(number_quantity(source, number), percent=percent, unit=unit)
     split = _split_unit(text)
@@ -86,7 +82,7 @@ def read_quantity(text: str) -> Quantity | Text:
         glued = re.search(r"\d[A-Za-z]$", text) is not None
         unit = unit or tail_unit
         as_symbols = _expression(text) if unit is not None or nouns else None
-        number = read_number(head) or read_decimal_comma(head)
+        number = read_number(head)
         quantity = Quantity(source, _expression(head)) if number is None else number_quantity(source, number)
         return replace(quantity, percent=percent, unit=unit, nouns=nouns, as_symbols=as_symbols, glued=glued)
     node = _expression(text)
@@ -109,8 +105,8 @@ def _counted_words(text: str) -> Quantity | None:
 def _split_unit(text: str) -> tuple[str, Unit | None, frozenset[str]] | None:
     """Split off a trailing unit or noun; return None when there is none."""
     for start in _TAIL_START.finditer(text):
-        head, tail = text[: start.start()].strip(), text[start.start() :].strip().rstrip(".")
-        if not head or len(tail) > _LONGEST_TAIL or not _TAIL.fullmatch(tail) or re.search(r"[-+*/^=(\\]$", head):
+        head, tail = text[: start.start()].strip(), text[start.start() :]
+        if len(tail) > _LONGEST_TAIL or not _TAIL.fullmatch(tail):
             continue
         glued = not text[start.start() - 1].isspace()
         if (
@@ -119,15 +115,15 @@ def _split_unit(text: str) -> tuple[str, Unit | None, frozenset[str]] | None:
             or (tail.startswith("°") and _TRIGONOMETRIC.search(head))  # `\\sin 30°`: part of the argument
         ):
             continue
-        if not (read_number(head) or read_decimal_comma(head) or _expression(head)):
+        if not (read_number(head) or _expression(head)):
             continue
-        unit = parse_unit(tail) or (parse_unit(tail.partition("(")[0].rstrip()) if tail.endswith(")") else None)
+        unit = parse_unit(tail)
         if unit is not None:
             return head, unit, frozenset()
-        if re.fullmatch(r"[A-Za-z]", head) and (head in "aAI" or not re.fullmatch(r"[A-Za-z]{3,}", tail)):
+        if re.fullmatch(r"[A-Za-z]", head):
             continue  # "a rectangle", "n is odd"
-        if not _is_function(tail) and (_WORDS.search(tail) or _PERCENT.match(tail)):
-            lead = re.match(r"([A-Za-z°²/]+)\s", tail)
+        if not _is_function(tail) and _WORDS.search(tail):
+            lead = re.match(r"([A-Za-z°/]+)\s", tail)
             leading = parse_unit(lead[1]) if lead and lead[1] not in _AMBIGUOUS else None
             return head, leading, frozenset() if leading else noun_words(tail)
     return None
@@ -137,10 +133,10 @@ def _may_be_unit(head: str, tail: str, glued: bool) -> bool:
     """Return whether a letter is a unit and not a variable: only after a plain number and a space, or as m²."""
     letter = re.match(r"([A-Za-z])(?![A-Za-z])", tail)
     if letter is None:
-        return not (glued and re.match(r"[a-z]{2}$", tail) and tail not in UNITS)
+        return True
     if not _PLAIN_NUMBER.fullmatch(head) or letter[1] not in _AMBIGUOUS:
         return False
-    return not glued or re.fullmatch(r"[mgshLVWNJKA]|m\s*(?:\^\{[23]\}|/s.*)", tail) is not None
+    return not glued or re.fullmatch(r"[mgshLVWNJA]|m(?:\^\{[23]\}|/s.*)", tail) is not None
 
 
 def _is_function(tail: str) -> bool:
@@ -154,10 +150,8 @@ def _is_words(text: str) -> bool:
 
 
 def _expression(text: str) -> Node | None:
-    if re.fullmatch(r"[A-Z]{2,}", text.strip()):
+    if re.fullmatch(r"[A-Z]{2,}", text):
         return None
-    text = re.sub(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r"\\times ", text)
-    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     if r"\overline" in text or r"\dot" in text:
         return None
     try:

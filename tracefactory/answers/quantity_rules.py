@@ -94,17 +94,14 @@ class QuantityRules:
         scale = self._unit_scale(gold, answer)
         if scale is not None:
             scale = self._rate_scale(gold, answer, scale)
-        if scale is None:
-            return self._as_symbols(gold, answer) or self._angle(gold, answer)
-        if gold.percent == answer.percent:
-            if self._same_number(gold, answer, scale):
+        if scale is not None and gold.percent != answer.percent:
+            exact = Fraction(1, 100) if gold.percent else Fraction(100)
+            if self._same_number(gold, answer, scale * exact):
                 return True
-            return self._as_symbols(gold, answer) or self._angle(gold, answer)
-        hundredth = Fraction(1, 100)
-        exact = hundredth if gold.percent else 1 / hundredth
-        if self._same_number(gold, answer, scale * exact):
+            return self.params.percent == "either" and self._same_number(gold, answer, scale)
+        if scale is not None and self._same_number(gold, answer, scale):
             return True
-        return self.params.percent == "either" and self._same_number(gold, answer, scale)
+        return self._as_symbols(gold, answer) or self._angle(gold, answer)
 
     def ask(self, gold: Quantity, answer: Quantity) -> bool:
         """Return whether computer algebra finds the texts of two quantities equal.
@@ -129,12 +126,12 @@ class QuantityRules:
     def _unit_scale(self, gold: Quantity, answer: Quantity) -> Fraction | None:
         """Return one unit of the gold answer in units of the answer, None when the dimensions differ."""
         if gold.unit is None or answer.unit is None:
-            symbolic = any(quantity.unit is None and symbols(node_of(quantity)) for quantity in (gold, answer))
+            symbolic = any(symbols(node_of(quantity)) for quantity in (gold, answer))
             if symbolic and gold.unit is not answer.unit:
                 return None
-            if gold.glued and answer.unit is None and not answer.nouns:
+            if gold.glued:
                 return None  # the gold answer 5m may be an expression
-            if gold.unit is not None and answer.unit is None and not answer.percent and self.params.units == "required":
+            if gold.unit is not None and self.params.units == "required":
                 return None
             return Fraction(1)
         if gold.unit.dimension != answer.unit.dimension:
@@ -146,8 +143,10 @@ class QuantityRules:
 
     def _rate_scale(self, gold: Quantity, answer: Quantity, scale: Fraction) -> Fraction | None:
         """Return the scale with the times of two rates; a rate may leave its time out where units are optional."""
-        if gold.per is None or answer.per is None:
-            return None if gold.per is not answer.per and self.params.units == "required" else scale
+        if gold.per is None:
+            return scale
+        if answer.per is None:
+            return None if self.params.units == "required" else scale
         if gold.per.dimension != answer.per.dimension:
             return None
         return scale * answer.per.factor / gold.per.factor
@@ -164,7 +163,7 @@ class QuantityRules:
     def _angle(self, gold: Quantity, answer: Quantity) -> bool:
         """Compare an angle in degrees with one in radians, written with or without its unit."""
         for one, two in ((gold, answer), (answer, gold)):
-            if one.unit == _DEGREE and (two.unit is None or two.unit == _RADIAN) and not symbols(node_of(one)):
+            if one.unit == _DEGREE and two.unit in (None, _RADIAN):
                 radians = Node("fn", (node_of(one),), name="degrees")
                 if "pi" in node_of(two).names() and self._identical(radians, node_of(two), gold, answer):
                     return True
@@ -204,16 +203,15 @@ class QuantityRules:
         if self.params.decimals is not None and difference <= precise(Fraction(1, 2 * 10**self.params.decimals)):
             return True
         literals = [quantity for quantity in (gold, answer) if quantity.decimals is not None]
-        if not literals or not size:
+        if not literals:
             return False
         if difference <= size * precise(Fraction(1, 10**12)):
             return any(quantity.digits >= 9 for quantity in literals)
         rounded = min(literals, key=lambda quantity: quantity.digits)
         unit = precise(Fraction(10) ** -(rounded.decimals or 0) * (scale if rounded is gold else 1))
-        enough = rounded.digits >= self.params.digits or (rounded.digits >= 5 and (rounded.decimals or 0) >= 6)
         exact, short = (right, left) if rounded is gold else (left, right)
         cut = difference < unit and abs(short) < abs(exact)
-        return bool(enough and (rounded.decimals or 0) >= 1 and (cut or difference <= unit / 2))
+        return rounded.digits >= self.params.digits and (cut or bool(difference <= unit / 2))
 
 
 def precise(value: Fraction) -> Number:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tracefactory.answers.relations import difference
-from tracefactory.answers.values import Quantity, Region, Relation, Sequence, Value, as_interval
+from tracefactory.answers.values import Quantity, Region, Relation, Sequence, Value, as_interval, infinite
 from tracefactory.maths.evaluate import (
     CONSTANTS,
     INFINITY,
@@ -94,7 +94,7 @@ def _from_items(value: Sequence) -> tuple[Span, ...] | None:
 
 
 def _number(value: Value) -> Number | None:
-    if not isinstance(value, Quantity) or value.node is None or symbols(value.node):
+    if not isinstance(value, Quantity) or value.node is None:
         return None
     try:
         number = constant(value.node)
@@ -130,9 +130,9 @@ def _absolute(relation: Relation) -> Sequence | None:
     if not (isinstance(one, Quantity) and isinstance(two, Quantity)) or one.node is None or two.node is None:
         return None
     sign, flip = relation.signs[0], {"<": ">", ">": "<"}
-    if two.node.op == "fn" and two.node.name == "abs":
+    if two.node.name == "abs":
         one, two, sign = two, one, flip[sign[0]] + sign[1:]
-    if one.node is None or two.node is None or one.node.name != "abs" or symbols(two.node):
+    if one.node is None or two.node is None or one.node.name != "abs":
         return None
     inner = Quantity(one.source, one.node.args[0])
     below = Relation((inner, Quantity(two.source, Node("neg", (two.node,)))), (flip[sign[0]] + sign[1:],), ("", ""))
@@ -140,20 +140,20 @@ def _absolute(relation: Relation) -> Sequence | None:
 
 
 def _half_line(relation: Relation) -> tuple[Span, ...] | None:
-    if any(isinstance(term, Quantity) and _is_infinite(term) for term in relation.terms):
+    if any(isinstance(term, Quantity) and infinite(term) for term in relation.terms):
         return ALL  # `x < infinity` holds for every real number
     node = difference(relation)
     if node is None or len(symbols(node)) != 1:
         return None
     (name,) = symbols(node)
     try:
-        values = [numeric(node, {**CONSTANTS, name: number(at)}) for at in (0, 1, 2, 5)]
+        values = [numeric(node, {**CONSTANTS, name: number(at)}) for at in (0, 1, -3, 5)]
     except UnboundedError:
         return None
     slope = values[1] - values[0]
     if any(value.imag for value in values) or not slope:
         return None
-    if not (close(values[2] - values[0], 2 * slope) and close(values[3] - values[0], 5 * slope)):
+    if not (close(values[2] - values[0], -3 * slope) and close(values[3] - values[0], 5 * slope)):
         return None
     root = -values[0].real / slope.real
     sign = relation.signs[0]
@@ -162,16 +162,9 @@ def _half_line(relation: Relation) -> tuple[Span, ...] | None:
     if sign == "!=":
         return (Span(-INFINITY, root, False, False), Span(root, INFINITY, False, False))
     closed = sign.endswith("=")
-    if (sign[0] == "<") == bool(slope.real > 0):
+    if (sign[0] == "<") == (slope.real > 0):
         return (Span(-INFINITY, root, False, closed),)
     return (Span(root, INFINITY, closed, False),)
-
-
-def _is_infinite(value: Quantity) -> bool:
-    node = value.node
-    while isinstance(node, Node) and node.op == "neg":
-        node = node.args[0]
-    return isinstance(node, Node) and node.name == "infty"
 
 
 def _merged(spans: tuple[Span, ...]) -> tuple[Span, ...]:

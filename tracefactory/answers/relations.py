@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from tracefactory.answers.normalize import squash
-from tracefactory.answers.values import Approximation, Quantity, Ratio, Relation, Value
+from tracefactory.answers.values import Approximation, Quantity, Relation, Value
 from tracefactory.maths.evaluate import Number, UnboundedError, constant, proportional, symbols
 from tracefactory.maths.expression import Node
 
@@ -14,7 +14,7 @@ _LETTER = r"(?:\\[a-zA-Z]+|[A-Za-z])(?:_(?:\{[^{}]*\}|\w))?'*"
 _NAME = re.compile(
     rf"(?:{_LETTER}"
     rf"|{_LETTER}\s*\([\w\s,+\-\\]*\)"
-    r"|\|?\s*(?:m?\s*\\?(?:angle|triangle|overline|vec)\s*)?\{?[A-Z]{1,4}\}?\s*\|?°?"
+    r"|\|?\s*(?:m?\s*\\?(?:angle|triangle|overline|vec)\s*)?\{?[A-Z]{1,4}\}?\s*\|?"
     rf"|\(\s*{_LETTER}(?:\s*,\s*{_LETTER})+\s*\)"
     rf"|{_LETTER}(?:\s*:\s*{_LETTER})+"
     r"|[a-w](?:\s*\+\s*[a-w])+"
@@ -38,26 +38,25 @@ def is_equation(relation: Relation) -> bool:
 
 def name_of(relation: Relation) -> str | None:
     """Return the label on the left of a relation, such as `x`, `f(x)`, `AB` or "words"; None for other left sides."""
-    left = relation.sources[0].strip()
+    left = relation.sources[0]
     if _NAME.fullmatch(left):
-        return re.sub(r"[\s{}]", "", left)
-    if re.search(r"[A-Za-z]{3,}|[\u4e00-\u9fff]", re.sub(r"\\[a-zA-Z]+", "", left)) and not re.search(r"[\d=^]", left):
+        return re.sub(r"\s", "", left)
+    if re.search(r"[A-Za-z]{3,}|[\u4e00-\u9fff]", re.sub(r"\\[a-zA-Z]+", "", left)) and not re.search(r"[\d^]", left):
         return "words"
     return None
 
 
 def named_value(relation: Relation) -> Value | None:
     """Return the value that a relation assigns to a name (`x = 5`, `x in [0, 1]`, `S = 3 + 2 = 5`), or None."""
-    signs = set(relation.signs)
-    if signs == {"in"} and len(relation.terms) == 2:
+    if relation.signs == ("in",):
         return relation.terms[1]
-    if signs != {"="}:
+    if not is_equation(relation):
         return None
     if name_of(relation) is not None:
         return relation.terms[-1]
     last, first = relation.terms[-1], relation.terms[0]
-    if isinstance(last, Quantity) and last.node is not None and last.node.op == "sym" and not isinstance(first, Ratio):
-        return first if isinstance(first, Quantity) and not _variables_of(first) else None  # 5 = x
+    if isinstance(last, Quantity) and last.node is not None and last.node.op == "sym":
+        return None if _variables_of(first) else first  # 5 = x
     if all(isinstance(term, Quantity) and term.node is not None and not _variables_of(term) for term in relation.terms):
         return last  # 2 + 3 = 5
     return None
@@ -72,10 +71,7 @@ def names_match(one: str | None, two: str | None) -> bool:
     one, two = (None if name is None else re.sub(r"_.*", "", name) for name in (one, two))
     if one == two or "words" in (one, two):
         return True
-    functions = [
-        name is not None and (name == "y" or re.fullmatch(r"[fghy]\(\w\)", name) is not None) for name in (one, two)
-    ]
-    return all(functions)
+    return all(re.fullmatch(r"y|[fghy]\(\w\)", name or "") for name in (one, two))
 
 
 def is_solved(relation: Relation) -> bool:
@@ -83,8 +79,8 @@ def is_solved(relation: Relation) -> bool:
 
     A relation with other variables in its terms, such as `y = 2x + 1`, counts as solved for none.
     """
-    names = [source.strip().lstrip("-").strip("| ") for source in relation.sources]
-    bare = [_NAME.fullmatch(name) is not None and name != r"\infty" for name in names]
+    names = [source.strip("-| ") for source in relation.sources]
+    bare = [_NAME.fullmatch(name) is not None and name not in (r"\infty", r"\pi") for name in names]
     others = [term for term, named in zip(relation.terms, bare, strict=True) if not named]
     return sum(bare) == 1 and not any(_variables_of(term) - {"infty"} for term in others)
 
@@ -102,8 +98,6 @@ def same_chain(one: Relation, two: Relation, equal: Callable[[Value, Value], boo
         two: a relation.
         equal: the comparison of two terms.
     """
-    if len(one.terms) != len(two.terms) or len(one.terms) > 6:
-        return False
     signs = tuple(_FLIPPED[sign] for sign in reversed(two.signs))
     for terms, sources, others in (
         (two.terms, two.sources, two.signs),
@@ -129,7 +123,7 @@ def difference(relation: Relation) -> Node | None:
 
 
 def same_up_to_factor(one: Relation, two: Relation) -> bool | None:
-    """Return whether two equations, or two inequalities, are multiples of each other.
+    """Return whether two equations, or two relations that are none, are multiples of each other.
 
     A negative factor reverses the sign of an inequality. The result is None when a side is outside the grammar or
     cannot be evaluated.
@@ -137,8 +131,8 @@ def same_up_to_factor(one: Relation, two: Relation) -> bool | None:
     left, right = difference(one), difference(two)
     if left is None or right is None:
         return None
-    equations = is_equation(one) and is_equation(two)
-    if equations and symbols(left) != symbols(right):
+    equations = is_equation(one)
+    if symbols(left) != symbols(right):
         return False
     try:
         factor = proportional(left, right)
@@ -154,15 +148,13 @@ def agree(value: Approximation) -> bool:
     exact, decimal = (_constant(side) for side in (value.exact, value.decimal))
     if exact is None or decimal is None:
         return True
-    shown = named_value(value.decimal) if isinstance(value.decimal, Relation) else value.decimal
-    places = shown.decimals if isinstance(shown, Quantity) and shown.decimals is not None else 0
+    places = (value.decimal.decimals or 0) if isinstance(value.decimal, Quantity) else 0
     return bool(abs(exact - decimal) <= max(abs(exact) / 100, 10.0**-places))
 
 
-def _constant(value: Value) -> Number | None:
+def _constant(value: Value | None) -> Number | None:
     if isinstance(value, Relation):
-        inner = named_value(value)
-        return None if inner is None or isinstance(inner, Relation) else _constant(inner)
+        return _constant(named_value(value))
     if not isinstance(value, Quantity) or value.node is None or value.unit is not None or value.percent:
         return None
     try:

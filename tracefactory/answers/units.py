@@ -90,7 +90,7 @@ _ROWS: tuple[tuple[str, str, str], ...] = (
     ("W", "1", "W watt watts 瓦"),
     ("W", "1000", "kW kilowatt kilowatts 千瓦"),
     ("V", "1", "V volt volts 伏特"),
-    ("A", "1", "amp amps ampere amperes 安培"),
+    ("A", "1", "A amp amps ampere amperes 安培"),
     ("Hz", "1", "Hz hertz 赫兹"),
     ("Pa", "1", "Pa pascal pascals"),
     ("mol", "1", "mol mole moles"),
@@ -105,11 +105,9 @@ def _table() -> dict[str, Unit]:
         dimension = {"m2": (("m", 2),), "m3": (("m", 3),)}.get(base, ((base, 1),))
         for name in names.split():
             table[name] = Unit(dimension, Fraction(factor))
-    metre, second = table["m"], table["s"]
     table["mph"] = table["mile"].times(table["hour"], -1)
-    table["km/h"] = table["kph"] = table["kmph"] = table["km"].times(table["hour"], -1)
-    table["m/s"] = metre.times(second, -1)
-    for chinese, unit in (("米", metre), ("厘米", table["cm"]), ("分米", table["dm"]), ("千米", table["km"])):
+    table["kph"] = table["kmph"] = table["km"].times(table["hour"], -1)
+    for chinese, unit in (("米", table["m"]), ("厘米", table["cm"]), ("分米", table["dm"]), ("千米", table["km"])):
         table[f"平方{chinese}"] = unit.power(2)
         table[f"立方{chinese}"] = unit.power(3)
     return table
@@ -118,19 +116,13 @@ def _table() -> dict[str, Unit]:
 UNITS = _table()
 CURRENCIES = frozenset({"USD", "EUR", "GBP", "CNY", "INR", "JPY"})
 _AREA = {"square": 2, "sq": 2, "sq.": 2, "cubic": 3, "cu": 3}
-_POWERED = re.compile(r"([^\s^\d]+?)\s*(?:\^\s*\{?\s*(-?\d)\s*\}?|(?<=[a-zA-Z])([23]))?$")
-_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+_POWERED = re.compile(r"(.+?)(?:\^\{?(-?\d)\}?|([23]))?")
 
 
 @lru_cache(maxsize=4096)
 def parse_unit(text: str) -> Unit | None:
     """Return the unit that a normalised text names, None when a word in it is not a unit."""
-    text = text.strip().strip("()").strip()
-    if not text:
-        return None
-    if text in UNITS:
-        return UNITS[text]
-    text = re.sub(r"\s+per\s+|每", "/", text)
+    text = re.sub(r"\s+per\s+|每", "/", text.strip("() "))
     text = re.sub(r"(?:degrees?|°)\s*(?=celsius|fahrenheit|C\b|F\b)", "°", text, flags=re.IGNORECASE)
     text = re.sub(r"°(celsius|fahrenheit)", lambda match: "°" + match[1][0].upper(), text, flags=re.IGNORECASE)
     above, *below = re.split(r"/", text)
@@ -146,7 +138,7 @@ def parse_unit(text: str) -> Unit | None:
 def _product(text: str) -> Unit | None:
     result: Unit | None = None
     exponent = 1
-    for word in re.split(r"\s*(?:\\cdot|\*)\s*|\s+", re.sub(r"\s*\^\s*", "^", text.strip())):
+    for word in re.sub(r"\s*\^", "^", text).split():
         if word.lower() in _AREA:
             exponent = _AREA[word.lower()]
             continue
@@ -165,10 +157,10 @@ def _product(text: str) -> Unit | None:
 
 
 def noun_words(text: str) -> frozenset[str]:
-    """Return the counted nouns of a label such as `81 teachers`, in the singular, without counting words."""
+    """Return the counted nouns of a label such as `81 teachers`, without endings of the plural and counting words."""
     found = set()
-    for word in re.findall(r"[A-Za-z]+(?:-[a-z]+)*|[\u4e00-\u9fff]+", text):
-        if word.lower() in COUNTED or (_CHINESE.match(word) and word[:1] in COUNTED):
+    for word in re.findall(r"[a-z]+(?:-[a-z]+)*|[\u4e00-\u9fff]+", text.lower()):
+        if word in COUNTED or (word >= "\u4e00" and word[:1] in COUNTED):
             continue
-        found.add(re.sub(r"(?<=[a-z]{2})(?:es|s)$", "", word.lower()))
+        found.add(word.rstrip("es").rstrip("iy"))  # the same of apple and apples, glass and glasses, city and cities
     return frozenset(found)
