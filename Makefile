@@ -42,9 +42,11 @@ types: dev ## check the types of the package, strictly
 	$(BIN)/mypy
 
 .PHONY: test
+TEST_WORKERS ?= 3
+# One more than two cores: many tests wait for servers.
 test: dev ## run the tests
-	$(BIN)/pytest -q --durations=20 --numprocesses 2 --dist load tests/contract tests/e2e
-	$(BIN)/pytest -q --durations=20 --numprocesses 2 --dist loadfile tests/unit tests/filters tests/attacks tests/trainers
+	$(BIN)/pytest -q --durations=20 --numprocesses $(TEST_WORKERS) --dist load tests/contract tests/e2e
+	$(BIN)/pytest -q --durations=20 --numprocesses $(TEST_WORKERS) --dist loadfile tests/unit tests/filters tests/attacks tests/trainers
 
 .PHONY: check
 check: lint types test ## everything that must pass before a change lands: what CI runs
