@@ -4,8 +4,9 @@
     make mutants PACKAGE="--sample 60 tracefactory/core"  # 60 of its mutants, drawn with a fixed seed
     make mutants PACKAGE="--sample 60"                    # the same for every package of OWN_TESTS: hours
 
-Mutants that no test of the package runs count as survivors. What survives is listed; `mutmut show NAME` in the printed
-folder shows the change.
+Prints the share of killed mutants and the diff of each survivor. mutmut runs the tests that call the mutant in their
+own process. A mutant that these do not notice is written into a copy of the sources and tried with all tests of the
+package, since worker processes can run it, too.
 """
 
 from __future__ import annotations
@@ -17,21 +18,32 @@ import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+SANDBOX = "tests/unit/verifiers/test_code.py tests/unit/verifiers/test_other_verifiers.py"
 OWN_TESTS = {
     "tracefactory/core": "tests/unit/test_fingerprint.py tests/unit/test_digests.py tests/unit/test_yamlfile.py "
-    "tests/unit/test_yamlmodel.py tests/unit/test_prices.py tests/contract/test_golden_keys.py",
+    "tests/unit/test_yamlmodel.py tests/unit/test_prices.py tests/unit/test_processes.py tests/unit/test_patterns.py "
+    "tests/contract/test_golden_keys.py "  # mutmut doubles the depth of the stack, which this test measures:
+    "--deselect=tests/unit/test_fingerprint.py::test_values_nested_too_deep_for_orjson_are_encoded",
     "tracefactory/config": "tests/unit/test_config.py tests/unit/test_project.py",
     "tracefactory/store": "tests/unit/store tests/unit/test_store.py tests/unit/test_requests.py "
     "tests/unit/test_lease.py",
     "tracefactory/answers": "tests/unit/verifiers",
     "tracefactory/maths": "tests/unit/verifiers",
-    "tracefactory/text": "tests/unit/steps tests/unit/test_prompts.py tests/unit/models/test_reasoning.py",
-    "tracefactory/sampling": "tests/unit/decoders",
-    "tracefactory/filters": "tests/unit/filters",
+    "tracefactory/sandbox/inside": f"{SANDBOX} tests/attacks/test_judging.py",
+    "tracefactory/sandbox": SANDBOX,
+    "tracefactory/text/steps": "tests/unit/steps",
+    "tracefactory/text": "tests/unit/steps tests/unit/test_prompts.py tests/unit/models/test_reasoning.py "
+    "tests/unit/test_control_tokens.py tests/unit/test_template_budget.py",
+    "tracefactory/sampling": "tests/unit/decoders/test_rule.py tests/unit/decoders/test_noise.py "
+    "tests/unit/decoders/test_family.py tests/unit/decoders/test_served.py",
+    "tracefactory/decoding": "tests/unit/decoders",
+    "tracefactory/decoders": "tests/unit/decoders",
+    "tracefactory/filters": "tests/unit/filters tests/filters tests/unit/students/test_student_filters.py",
     "tracefactory/pruning": "tests/unit/pruners",
     "tracefactory/pruners": "tests/unit/pruners",
     "tracefactory/rollouts": "tests/unit/rollouts",
@@ -39,61 +51,152 @@ OWN_TESTS = {
     "tracefactory/verification": "tests/unit/verifiers",
     "tracefactory/reading": "tests/unit/sources",
     "tracefactory/sources": "tests/unit/sources",
-    "tracefactory/views": "tests/unit/views tests/unit/test_release.py",
+    "tracefactory/views": "tests/unit/views tests/unit/test_release.py tests/unit/students/test_masks.py",
     "tracefactory/publish": "tests/unit/test_card.py tests/unit/test_release.py tests/unit/test_compare.py "
+    "tests/unit/test_publishing.py tests/unit/test_hub.py tests/unit/test_versions.py "
     "tests/unit/stages/test_publish.py",
     "tracefactory/students": "tests/unit/students",
     "tracefactory/stages": "tests/unit/stages",
-    "tracefactory/models": "tests/unit/models/test_base.py tests/unit/models/test_fake.py tests/unit/test_prices.py",
+    "tracefactory/models": "tests/unit/models tests/unit/test_prices.py",
     "tracefactory/serving": "tests/unit/models",
-    "tracefactory/engine": "tests/unit/test_progress.py tests/unit/test_spending.py tests/unit/stages",
+    "tracefactory/engine": "tests/unit/test_progress.py tests/unit/test_spending.py tests/unit/test_display.py "
+    "tests/unit/stages",
+    "tracefactory/trainers": "tests/unit/trainers",
 }
+"""Tests by the folder that they are of; the first folder that holds the given path counts."""
+
+WITHOUT_MUTMUT = "tracefactory/sandbox/inside"
+"""Runs where mutmut cannot be imported, so all of its mutants are written into the sources."""
+
+UNNOTICED, NOT_TRIED = {0, 5, 33}, {None, 2, 34}
+"""Exit codes of mutmut, by what they say of a mutant; a test failed, crashed or timed out with all others."""
 
 
-SURVIVED = {0, 5, 33}
-"""Exit codes of mutmut for mutants that all tests passed with, and for those that no test runs."""
+COPIED = ["tracefactory", "tests", "prompts", "filters", "pipelines", "README.md", "Makefile"]
+"""What the tests read."""
+
+START_OF_CHILDREN = """import os
+if os.environ.get("MUTANT_UNDER_TEST") == "stats":
+    del os.environ["MUTANT_UNDER_TEST"]
+"""
+"""A `sitecustomize` for the processes that tests start: they cannot record for mutmut which tests run which code."""
 
 
-def mutate(package: str, tests: str, sample: int) -> None:
-    """Run mutmut on a package in a copy of the repository, and print the share that is killed.
+def mutate(package: str, tests: list[str], sample: int) -> None:
+    """Try mutants of a package in a copy of the repository; print the share that is killed and the survivors.
 
     Args:
         package: the folder or file to change.
         tests: the paths of its tests.
-        sample: the number of mutants to run; 0 runs all.
+        sample: the number of mutants to try; 0 tries all.
+
+    Raises:
+        SystemExit: its tests fail on the unchanged code, or there is nothing to change.
     """
-    folder = Path(tempfile.mkdtemp(prefix="mutants-"))
-    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-    subprocess.run(["tar", "c", "--null", "-T", "-", "-f", f"{folder}/all.tar"], cwd=ROOT, input=tracked, check=True)
+    with tempfile.TemporaryDirectory(prefix="mutants-") as name:
+        folder = Path(name)
+        _copy_repository(folder, package, tests)
+        _mutmut(folder, "run", "no mutant has this name")  # only makes the mutants
+        names = sorted(_exit_codes(folder))
+        chosen = random.Random(0).sample(names, min(sample or len(names), len(names)))
+        if not chosen:
+            sys.exit(f"{package}: nothing to change, or mutmut failed: see {_log(folder)}")
+        unnoticed = chosen
+        if not package.startswith(WITHOUT_MUTMUT):
+            _mutmut(folder, "run", *chosen)
+            codes = _exit_codes(folder)
+            if any(codes[mutant] in NOT_TRIED for mutant in chosen):
+                sys.exit(f"{package}: mutants were not tried; do its tests pass? see {_log(folder)}")
+            unnoticed = [mutant for mutant in chosen if codes[mutant] in UNNOTICED]
+        survived = _applied(folder, package, tests, unnoticed)
+        killed = len(chosen) - len(survived)
+        share = f"{killed} of {len(chosen)} mutants killed ({killed / len(chosen):.0%}), {len(names)} in all"
+        print(f"{package}: {share}, by {' '.join(tests)}", flush=True)
+        for mutant in survived:
+            print(_mutmut(folder, "show", mutant), flush=True)
+
+
+def _copy_repository(folder: Path, package: str, tests: list[str]) -> None:
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    files = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0")
+    present = "\0".join(sorted({file for file in files if file and (ROOT / file).exists()}))
+    archive = ["tar", "c", "--null", "-T", "-", "-f", f"{folder}/all.tar"]
+    subprocess.run(archive, cwd=ROOT, input=present.encode(), check=True)
     subprocess.run(["tar", "x", "-f", "all.tar"], cwd=folder, check=True)
     configured = {
         "source_paths": [package],
-        "pytest_add_cli_args_test_selection": tests.split(),
-        "also_copy": ["tracefactory", "tests", "prompts", "filters", "pipelines", "README.md", "Makefile"],
+        "do_not_mutate": [] if package.startswith(WITHOUT_MUTMUT) else [f"{WITHOUT_MUTMUT}/*"],
+        "pytest_add_cli_args_test_selection": tests,
+        "process_isolation": "forkserver",  # "fork" stops at a process that a test leaves behind
+        "timeout_multiplier": 5,  # of the time that the tests of the mutant take
+        "also_copy": [*COPIED, "sitecustomize.py"],
     }
     lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in configured.items())
     with (folder / "pyproject.toml").open("a") as file:
         file.write(f"\n[tool.mutmut]\n{lines}")
-    _mutmut(folder, "run", *(["no mutant has this name"] if sample else []))  # which makes them, and times the tests
-    if sample:
-        names = sorted(name for meta in folder.glob("mutants/**/*.meta") for name in _exit_codes(meta))
-        _mutmut(folder, "run", *random.Random(0).sample(names, min(sample, len(names))))
-    codes = [code for meta in folder.glob("mutants/**/*.meta") for code in _exit_codes(meta).values()]
-    tried = [code for code in codes if code is not None]
-    killed = sum(code not in SURVIVED for code in tried)
-    share = f"{killed} of {len(tried)} mutants killed ({killed / max(1, len(tried)):.0%})"
-    print(f"{package}: {share}, {len(codes)} in all, by {tests}; in {folder}", flush=True)
+    (folder / "sitecustomize.py").write_text(START_OF_CHILDREN)
+    (folder / "home").mkdir()
+    (folder / "mutants").mkdir()  # Python leaves out a folder of PYTHONPATH that does not exist when it starts
 
 
-def _mutmut(folder: Path, *arguments: str) -> None:
+def _applied(folder: Path, package: str, tests: list[str], mutants: list[str]) -> list[str]:
+    """Write each mutant into the copied sources, run all tests, and return the mutants that they passed with."""
+    if not mutants:
+        return []
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    began = time.monotonic()
+    clean = _run(command, folder, folder)
+    if clean.returncode:
+        sys.exit(f"{package}: its tests fail on the unchanged code:\n{clean.stdout[-3000:]}")
+    limit = 30 + 5 * (time.monotonic() - began)
+    survived = []
+    for mutant in mutants:
+        before = {path: path.read_bytes() for path in (folder / package.split("/")[0]).rglob("*.py")}
+        _mutmut(folder, "apply", mutant)
+        if all(path.read_bytes() == content for path, content in before.items()):
+            sys.exit(f"{package}: {mutant} was not written: see {_log(folder)}")
+        try:
+            if _run(command, folder, folder, limit).returncode == 0:
+                survived.append(mutant)
+        except subprocess.TimeoutExpired:
+            pass  # the tests notice a change that makes them hang
+        for path, content in before.items():
+            path.write_bytes(content)
+    return survived
+
+
+def _run(
+    command: list[str], folder: Path, imports: Path, limit: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command whose processes import from `imports` first, in a home of its own: mutants also write caches."""
+    home = folder / "home"
+    own = {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "PYTHONPATH": str(imports), "TERM": "dumb"}
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, **own}, capture_output=True, text=True, check=False, timeout=limit
+    )
+
+
+def _mutmut(folder: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "mutmut", *arguments]
+    done = _run(command, folder, folder / "mutants")
     with (folder / "mutmut.log").open("a") as log:
-        subprocess.run(command, cwd=folder, check=False, env={**os.environ, "TERM": "dumb"}, stdout=log, stderr=log)
+        log.write(f"{' '.join(arguments[:1])}\n{done.stdout}{done.stderr}")
+    return done.stdout
 
 
-def _exit_codes(meta: Path) -> dict[str, int | None]:
-    """Return what the tests ended with, by mutant; None for one that was not run."""
-    found: dict[str, int | None] = json.loads(meta.read_text())["exit_code_by_key"]
+def _log(folder: Path) -> str:
+    """Keep the log of mutmut, and return its path."""
+    descriptor, kept = tempfile.mkstemp(prefix="mutmut-", suffix=".log")
+    os.write(descriptor, (folder / "mutmut.log").read_bytes())
+    os.close(descriptor)
+    return kept
+
+
+def _exit_codes(folder: Path) -> dict[str, int | None]:
+    """Return what the tests ended with, by mutant; None for one that was not tried."""
+    found: dict[str, int | None] = {}
+    for meta in folder.glob("mutants/**/*.meta"):
+        found.update(json.loads(meta.read_text())["exit_code_by_key"])
     return found
 
 
@@ -104,10 +207,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("packages", nargs="*")
     given = parser.parse_args(arguments)
     for package in given.packages or OWN_TESTS:
-        tests = next((own for name, own in OWN_TESTS.items() if package.startswith(name)), None)
-        if tests is None:
+        named = package.rstrip("/")
+        tests = next((own for name, own in OWN_TESTS.items() if f"{named}/".startswith(f"{name}/")), None)
+        if tests is None or not (ROOT / named).exists():
             sys.exit(f"no tests are known for {package}; add it to OWN_TESTS in {Path(__file__).name}")
-        mutate(package, tests, given.sample)
+        mutate(named, tests.split(), given.sample)
 
 
 if __name__ == "__main__":

@@ -46,3 +46,9 @@ def test_traces_positions_and_streams_are_independent() -> None:
     assert abs(base.mean() - 0.5) < 0.01
     assert base.min() > 0
     assert base.max() < 1
+
+
+def test_a_number_is_made_of_both_halves_of_the_key_and_of_its_place() -> None:
+    first, second, *_ = philox4x32(words(7, 3, TEACHER, 0), words(0x13198A2E, 0xA4093822))
+    drawn = Noise(np.array([0xA409382213198A2E], dtype=np.uint64), np.array([3])).uniform(TEACHER, np.array([[7]]))
+    assert drawn[0, 0] == (((int(first[0]) >> 5) << 26) + (int(second[0]) >> 6) + 0.5) / 2**53

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from tracefactory.sampling.acceptance import Acceptance, decide, predict_decisions
-from tracefactory.sampling.candidates import NO_TOKEN, Candidates, Sampling, candidates_of
+from tracefactory.sampling.candidates import NO_TOKEN, Candidates, Sampling, candidate_bounds, candidates_of
 from tracefactory.sampling.noise import Noise
 
 TEACHER_P = [0.5, 0.3, 0.15, 0.05]
@@ -116,3 +116,35 @@ def test_predicted_decisions_are_better_than_independent_draws() -> None:
         predict_decisions(rules, pools(TEACHER_P), noise)
         == decide(rules, pools(TEACHER_P), pools(TEACHER_P), noise).tokens
     ).all()
+
+
+def test_a_greedy_position_tests_its_likeliest_token_with_certainty() -> None:
+    found = pools([0.5, 0.3, 0.15, 0.05], 1, temperature=0, top_p=0.4, tested="tempered")
+    assert found.tested.tolist() == [[1.0, 0.0, 0.0, 0.0]]
+
+
+def test_positions_with_fewer_candidates_are_filled_with_no_token() -> None:
+    joined = Candidates.concatenate([pools(TEACHER_P, 1, top_k=4), pools(TEACHER_P, 1, top_k=2)])
+    assert joined.ids[1].tolist() == [0, 1, NO_TOKEN, NO_TOKEN]
+    assert joined.weights[1, 2:].tolist() == [-math.inf, -math.inf]
+    assert joined.tested[1, 2:].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+@pytest.mark.parametrize("tail", ["even", "steep", "mixed"])
+def test_bounds_hold_the_candidates_of_the_full_vocabulary(temperature: float, tail: str) -> None:
+    """Each bound is reached: by unknown tokens of equal probability, and by ones like the last known token."""
+    rest = {"even": [0.002] * 100, "steep": [0.1, 0.1], "mixed": [0.05] * 2 + [0.005] * 20}[tail]
+    p = np.array([0.4, 0.3, 0.1, *rest, *[0.0] * (100 - len(rest))])
+    sampling = Sampling(temperature=temperature, top_p=0.99, top_k=3, tested="tempered")
+    exact = candidates_of(torch.tensor(p).log()[None], [sampling])
+    rows = [[(token, math.log(p[token])) for token in range(known)] for known in (3, 2)]  # rows of different lengths
+    fewer, more = candidate_bounds(rows, [sampling, Sampling(top_k=2)], len(p))
+    assert fewer.ids.tolist() == [[0, 1, 2], [0, 1, NO_TOKEN]]
+    assert (fewer.weights[0] >= exact.weights[0] - 1e-9).all()
+    assert (more.weights[0] <= exact.weights[0] + 1e-9).all()
+    assert (fewer.tested[0] >= exact.tested[0] - 1e-9).all()
+    assert (more.tested[0] <= exact.tested[0] + 1e-9).all()
+    if tail != "mixed":
+        reached = fewer if (tail == "even") == (temperature < 1) else more
+        np.testing.assert_allclose(reached.weights[0], exact.weights[0], atol=1e-9)

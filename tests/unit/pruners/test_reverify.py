@@ -206,6 +206,13 @@ async def test_a_reasoning_that_does_not_lead_to_the_answer_is_refused(
     assert checked.verdict is None
 
 
+async def test_a_refusal_quotes_what_the_reasoning_states(lab: SimpleNamespace) -> None:
+    checked = await follows(lab, f"{DERIVED.removesuffix('42.')}41.")
+    assert checked.result.reason == "reasoning_states_another_answer"
+    assert checked.result.detail is not None
+    assert "the answer is 41" in checked.result.detail
+
+
 async def test_every_order_of_the_sentences_but_those_that_end_in_the_answer_is_refused(lab: SimpleNamespace) -> None:
     passed = 0
     for seed in range(40):
@@ -248,3 +255,9 @@ async def test_no_cut_leaves_a_calculation_without_its_result(lab: SimpleNamespa
     assert anywhere.result.reason is None  # `stops: any` is the paper's search
     (whole,) = await reverify([item], [keep(item, (0, 1, 2, 3), "The answer is 42.")], lab.verify)
     assert whole.result.reason is None
+
+
+async def test_a_parent_that_ends_in_a_calculation_may_keep_its_end(lab: SimpleNamespace) -> None:
+    item = item_of(lab, ["Take 6 rows of 7.", "Let us see.", "So we need 35 + 7."])
+    (checked,) = await reverify([item], [keep(item, (0, 2), "The answer is 42.")], lab.verify)
+    assert checked.result.reason is None

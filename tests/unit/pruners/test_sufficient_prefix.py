@@ -39,6 +39,14 @@ async def test_no_continuation_is_sampled_without_a_shorter_prefix(
     assert (result.reason, student.extended) == (reason, [])
 
 
+async def test_a_cut_trace_counts_its_judgements_and_its_continuation(lab: SimpleNamespace) -> None:
+    student = lab.Student(enough(3), Conclusion(text="So \\boxed{42}.", reasoning="Now multiply: 42."))
+    (result,) = await SufficientPrefix().prune(
+        [PruneItem.of(lab.numbered(20))], Tools(verify=lab.verify, student=student)
+    )
+    assert (result.calls, result.samples) == (student.calls("t") + 1, student.calls("t") + 1)
+
+
 async def test_a_failed_continuation_keeps_the_parent_and_counts_as_a_call(lab: SimpleNamespace) -> None:
     student = lab.Student(enough(1), Conclusion(error="server_error"))
     (result,) = await SufficientPrefix().prune(

@@ -326,3 +326,22 @@ EXPECTED: dict[str, tuple[int, dict[str, int]]] = {
     "olympiadbench_test.jsonl": (675, {}),
     "svamp_test.jsonl": (1000, {}),
 }
+
+
+TOOL = {"name": "python", "description": "Run a program.", "parameters": {"type": "object"}}
+
+
+def test_tools_are_read_whole_and_without_their_envelope(tmp_path: Path):
+    given = [TOOL, {"type": "function", "function": TOOL}, {"name": "search"}]
+    write_lines(tmp_path / "a.jsonl", *({**ROWS[0], "tools": tools} for tools in (given, json.dumps(given))))
+    for row in problems(tmp_path, paths="a.jsonl", tools="tools"):
+        found = [(tool.name, tool.description, json.loads(tool.parameters)) for tool in row.tools]
+        assert found == [("python", "Run a program.", {"type": "object"})] * 2 + [("search", "", {})]
+
+
+@pytest.mark.parametrize("tools", ["[{", [{"description": "nameless"}], ["python"], [{"function": "python"}]])
+def test_tools_without_a_name_reject_the_row(tmp_path: Path, tools: Any):
+    write_lines(tmp_path / "a.jsonl", {**ROWS[0], "tools": tools})
+    (row,) = read(tmp_path, paths="a.jsonl", tools="tools")
+    assert isinstance(row, Rejected)
+    assert row.reason == "bad_tools"

@@ -14,6 +14,13 @@ from tracefactory.reading import gym
 from tracefactory.reading.base import Rejected
 from tracefactory.sources.reasoning_gym import ReasoningGym, interleave
 
+
+@pytest.fixture(autouse=True)
+def _no_marks_of_earlier_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass is remembered in the cache of the user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
 SMALL = {"task": "chain_sum", "params": {"min_terms": 2, "max_terms": 2, "max_digits": 1}}
 
 

@@ -172,7 +172,8 @@ def test_a_file_of_garbage_costs_nothing_else(tmp_path: Path) -> None:
     keys, lines = zip(*(line_of(number, "sum") for number in range(2)), strict=True)
     journal_in(tmp_path, b"".join(lines))
     folder = tmp_path / "requests"
-    (folder / "journal-garbage.jsonl").write_bytes(os.urandom(5000) + b"\n")
+    garbage = os.urandom(5000).replace(b"\n\n", b"\n\xff")  # an empty line is not damage, but ends one
+    (folder / "journal-garbage.jsonl").write_bytes(b"\xff" + garbage + b"\n")
     (folder / "garbage.parquet").write_bytes(os.urandom(5000))
     (folder / "empty.parquet").touch()
     (folder / "readme.txt").write_text("not ours")
