@@ -79,6 +79,10 @@ ESCAPES = {
         "    if b'SECRET' in open(path, 'rb').read(): print('ESCAPED')"
     ),
     "write to the kernel": "open('/proc/sys/kernel/core_pattern', 'w').write('|/tmp/x')\nprint('ESCAPED')",
+    "open descriptors of the host": (
+        "import os\nfor fd in range(3, 4096):\n    try: os.fstat(fd)\n    except OSError: continue\n"
+        "    print('ESCAPED', fd)"
+    ),
     "leave by the parent folder": "import os\nos.chdir('..')\nos.chdir('../../..')\nprint('ESCAPED', os.listdir('/etc/cron.d'))",
 }  # fmt: skip
 

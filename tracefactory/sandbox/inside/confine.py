@@ -66,7 +66,6 @@ def confine(config: dict[str, Any]) -> dict[str, str]:
 
 
 def _confine_here(config: dict[str, Any], missing: dict[str, str]) -> None:
-    proc = os.open("/proc/self", os.O_PATH) if os.path.isdir("/proc/self") else -1
     try:
         _enter_namespaces()
     except OSError as error:
@@ -79,8 +78,8 @@ def _confine_here(config: dict[str, Any], missing: dict[str, str]) -> None:
             _kill_descendants()
         os._exit(os.waitstatus_to_exitcode(status) & 255)
     call("prctl", _SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    proc = os.open("/proc/self", os.O_PATH)
     if not missing:
-        proc = os.open("/proc/self", os.O_PATH)
         try:
             _enter_root(config)
         except OSError as error:
@@ -90,6 +89,7 @@ def _confine_here(config: dict[str, Any], missing: dict[str, str]) -> None:
             _become(config["user"], proc, in_namespace="network" not in missing)
         except OSError as error:
             missing["user"] = str(error)
+    os.close(proc)
     os.chdir(WORK if "files" not in missing else config["folder"])
     _drop_capabilities()
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from tracefactory.sandbox.inside.confine import confine
 from tracefactory.sandbox.inside.kernel import call
-from tracefactory.sandbox.inside.status import STATUS
+from tracefactory.sandbox.inside.status import MOST_DESCRIPTORS, STATUS
 
 _SET_DUMPABLE = 4
 _LAST_WORDS = 1.0  # seconds for a program that has closed its pipes to say why
@@ -162,9 +162,9 @@ def _in_memory(text: str) -> int:
 
 
 def _run_script(code: str, stdin: int) -> None:
-    """Run the program as a script."""
+    """Run the program as a script, with no descriptors but the standard ones."""
     os.dup2(stdin, 0)
-    os.close(stdin)
+    os.closerange(3, MOST_DESCRIPTORS)
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     sys.argv = ["solution.py"]

@@ -8,6 +8,7 @@ import sys
 import types
 
 from tracefactory.sandbox.inside.calls import Server
+from tracefactory.sandbox.inside.status import MOST_DESCRIPTORS
 
 
 def serve(end: socket.socket, code: str) -> None:
@@ -17,6 +18,8 @@ def serve(end: socket.socket, code: str) -> None:
         end: the program's end of the socket.
         code: the program.
     """
+    os.closerange(3, end.fileno())
+    os.closerange(end.fileno() + 1, MOST_DESCRIPTORS)
     module = types.ModuleType("solution")
     sys.modules["solution"] = module
     sys.argv = ["solution.py"]
