@@ -5,11 +5,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import site
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -154,6 +158,24 @@ def test_the_program_is_not_root_although_the_interpreter_lies_in_a_folder_of_ro
     assert int(user) > 60_000
     assert int(group) > 60_000
     assert groups == "[]"
+
+
+@pytest.mark.parametrize("user", possible_users())
+def test_an_interpreter_below_the_folder_for_temporary_files_is_not_hidden(user: str) -> None:
+    """The writable folder is at /tmp, where environments of tests and of notebooks lie."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        venv.create(folder, symlinks=True)
+        packages = next(folder.glob("lib/python*/site-packages"))
+        (packages / "only_here.py").write_text("value = 7")
+        (packages / "others.pth").write_text("\n".join(site.getsitepackages()))
+        program = {"code": "import only_here\nprint(only_here.value)\nopen('x', 'w').close()"}
+        process = [*command(user), str(folder / "bin/python"), "-m", "tests.attacks.driver"]
+        done = subprocess.run(process, input=json.dumps([program]), capture_output=True, text=True, cwd="/", check=True)
+    protections, end = json.loads(done.stdout)
+    assert protections["possible"] == {}
+    assert end["stdout"] == "7\n", end["stderr"]
 
 
 def test_the_minimal_root_shows_no_folder_of_the_project() -> None:

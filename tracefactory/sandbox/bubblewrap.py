@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 
-from tracefactory.sandbox.inside.confine import DEVICES, WORK
+from tracefactory.sandbox.inside.confine import DEVICES
 from tracefactory.sandbox.root import Root, package_files
 
 
@@ -35,4 +35,4 @@ def command(program: str, root: Root, user: int) -> list[str]:
         parts += ["--symlink", target, path]
     for device in DEVICES:
         parts += ["--dev-bind", device, device]
-    return [*parts, "--dir", WORK, "--remount-ro", "/", "--"]
+    return [*parts, "--dir", root.work, "--remount-ro", "/", "--"]

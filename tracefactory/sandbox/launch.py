@@ -111,7 +111,7 @@ def launch(way: Way, config: Mapping[str, Any], limits: Limits, tests: Mapping[s
         command = [*(cage.entering() if cage else []), *_outside(way, user), sys.executable, "-I", str(_START)]
         process, config_out, result_in, tests_out = _started(command, closing)
         host = {"outside": way.outside, "allow": sorted(way.allow), "pid": process.pid, "token": token}
-        place = {"user": user, "folder": folder, "paths": root.paths, "links": root.links}
+        place = {"user": user, "folder": folder, "paths": root.paths, "links": root.links, "work": root.work}
         nothing = {"probe": None, "code": "", "stdin": "", "stdio": False}
         _write(config_out, {**host, **place, **nothing, **limits.model_dump(), **config})
         writer = threading.Thread(target=_write, args=(tests_out, {**(tests or {}), "token": token}))

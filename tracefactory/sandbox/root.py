@@ -23,6 +23,12 @@ class Root:
     paths: tuple[str, ...]
     links: tuple[tuple[str, str], ...]
 
+    @property
+    def work(self) -> str:
+        """The folder that a program can write to: /tmp, unless that would hide an interpreter below it."""
+        hides = any(is_below(path, "/tmp") for path in (*self.paths, *package_files(), *dict(self.links)))
+        return "/sandbox" if hides else "/tmp"
+
 
 @lru_cache(maxsize=1)
 def minimal_root() -> Root:

@@ -16,8 +16,6 @@ from tracefactory.sandbox.inside import landlock
 from tracefactory.sandbox.inside.kernel import call
 from tracefactory.sandbox.inside.system_calls import refuse_system_calls
 
-WORK = "/tmp"
-"""The only folder that the program can write to."""
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 """The only devices of the minimal root."""
 _WORK_BYTES, _WORK_FILES = 64 << 20, 4096  # of that folder; it counts as memory
@@ -36,7 +34,8 @@ def confine(config: dict[str, Any]) -> dict[str, str]:
 
     Args:
         config: `outside` is "own" when this process makes the namespaces and "bubblewrap" when it is in them already;
-            `paths` and `links` are what the minimal root shows, `folder` is where it is made, `user` is the user and
+            `paths` and `links` are what the minimal root shows, `work` is the only folder that the program can write
+            to, `folder` is where the root is made, `user` is the user and
             group id to change to (null to stay), and the limits are those of `sandbox.run.Limits`.
 
     Returns:
@@ -47,8 +46,8 @@ def confine(config: dict[str, Any]) -> dict[str, str]:
     if config["outside"] == "own":
         _confine_here(config, missing)
     else:
-        _mount_work("", os.geteuid())
-        os.chdir(WORK)
+        _mount_work(config["work"], os.geteuid())
+        os.chdir(config["work"])
         _drop_capabilities()
     # The kernel counts the processes of a user in its namespace: without one, all that the user runs would count.
     _limit(config, processes=config["user"] is not None or "processes" not in missing)
@@ -90,7 +89,7 @@ def _confine_here(config: dict[str, Any], missing: dict[str, str]) -> None:
         except OSError as error:
             missing["user"] = str(error)
     os.close(proc)
-    os.chdir(WORK if "files" not in missing else config["folder"])
+    os.chdir(config["work" if "files" not in missing else "folder"])
     _drop_capabilities()
 
 
@@ -121,21 +120,21 @@ def _enter_root(config: dict[str, Any]) -> None:
         os.makedirs(os.path.dirname(root + path), exist_ok=True)
         if not os.path.lexists(root + path):
             os.symlink(target, root + path)
-    os.makedirs(root + WORK, exist_ok=True)
+    os.makedirs(root + config["work"], exist_ok=True)
     _set_attributes(root, _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NODEV, recursive=True)
     for device in DEVICES:
         call("mount", device.encode(), (root + device).encode(), None, _BIND, None)
         _set_attributes(root + device, _ATTR_RDONLY | _ATTR_NOSUID | _ATTR_NOEXEC)
-    _mount_work(root, owner)
+    _mount_work(root + config["work"], owner)
     os.chdir(root)
     call("pivot_root", b".", b".")
     call("umount2", b".", _DETACH)
     os.chdir("/")
 
 
-def _mount_work(root: str, owner: int) -> None:
+def _mount_work(path: str, owner: int) -> None:
     options = f"size={_WORK_BYTES},nr_inodes={_WORK_FILES},mode=0700,uid={owner},gid={owner}"
-    call("mount", b"tmpfs", (root + WORK).encode(), b"tmpfs", _NOSUID | _NODEV, options.encode())
+    call("mount", b"tmpfs", path.encode(), b"tmpfs", _NOSUID | _NODEV, options.encode())
 
 
 def _bind(path: str, root: str) -> None:
