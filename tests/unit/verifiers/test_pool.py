@@ -122,7 +122,7 @@ def test_close_while_items_run_ends_them() -> None:
 def test_workers_are_silent_and_end_when_the_parent_is_killed() -> None:
     """One worker is busy and the other idle when the parent goes."""
     program = (
-        "import threading\n"
+        "import threading, time\n"
         "from tracefactory.core.rows import Problem\n"
         "from tracefactory.verification import VerifierPool, VerifyTask\n"
         "problem = Problem.make(question='', answer='5', verifier='math')\n"
@@ -130,6 +130,8 @@ def test_workers_are_silent_and_end_when_the_parent_is_killed() -> None:
         "hangs, easy = [VerifyTask(problem=problem, answer_text=text) for text in texts]\n"
         "pool = VerifierPool(workers=2, deadline=300)\n"
         "threading.Thread(target=pool.verify_now, args=(hangs,)).start()\n"
+        "while not pool._processes.live:\n"  # the other item would be quick enough to leave its worker to this one
+        "    time.sleep(0.01)\n"
         "print(pool.verify_now(easy).outcome.value, flush=True)\n"
         "threading.Event().wait()\n"
     )
