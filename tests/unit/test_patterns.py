@@ -161,6 +161,7 @@ def of_structure(text: str) -> None:
 @pytest.mark.parametrize("work", [verified, of_answers, of_values, of_structure, of_statements, pruned])
 def test_every_function_over_texts_of_models_takes_linear_time(work: Callable[[str], object], size: int) -> None:
     floor = 0.4 * (size / QUICK_CHARS) ** 2  # seconds; what takes quadratic time needs more of the largest text
+
     def taken(unit: str, size: int) -> float:
         begin = time.thread_time()
         work(unit * (size // len(unit)))
