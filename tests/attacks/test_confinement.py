@@ -16,13 +16,14 @@ import time
 import venv
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import pytest
 
 from tests.attacks.programs import ESCAPES, TOO_MUCH
 from tests.attacks.users import AS_ROOT, PROJECT, command, possible_users, run
+from tracefactory.core.pipeline import Protection
 from tracefactory.sandbox.protections import PROTECTIONS
 
 WITHOUT_NAMESPACES = (sys.executable, "-m", "tests.attacks.without_namespaces")
@@ -176,6 +177,10 @@ def test_an_interpreter_below_the_folder_for_temporary_files_is_not_hidden(user:
     protections, end = json.loads(done.stdout)
     assert protections["possible"] == {}
     assert end["stdout"] == "7\n", end["stderr"]
+
+
+def test_every_protection_can_be_allowed_by_its_name() -> None:
+    assert get_args(Protection) == tuple(PROTECTIONS)
 
 
 def test_the_minimal_root_shows_no_folder_of_the_project() -> None:

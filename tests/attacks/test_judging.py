@@ -59,6 +59,17 @@ def test_every_style_of_tests_tells_right_from_wrong(spec: dict[str, Any]) -> No
     assert (right.outcome, wrong.outcome) == (Outcome.CORRECT, Outcome.INCORRECT), (right, wrong)
 
 
+@pytest.mark.parametrize("base", ["unittest.TestCase", "object"])
+def test_methods_of_one_name_in_two_classes_both_run(base: str) -> None:
+    classes = [
+        f"class {name}({base}):\n    def test_it(self):\n        assert f({x}) == {2 * x}"
+        for name, x in (("TestTwo", 2), ("TestThree", 3))
+    ]
+    spec: dict[str, Any] = {"tests": ["\n".join(["import unittest", *classes])]}
+    assert check(RIGHT, **spec).outcome is Outcome.CORRECT
+    assert check("def f(x):\n    return 4", **spec).outcome is Outcome.INCORRECT
+
+
 def test_an_exception_that_is_expected_is_an_assertion() -> None:
     spec: dict[str, Any] = {"tests": ["try:\n    f('x')\n    assert False\nexcept TypeError:\n    pass"]}
     assert check("def f(x):\n    return x - 1", **spec).outcome is Outcome.CORRECT

@@ -8,14 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 from pydantic import SecretStr
 
-from tests.hub_server import TOKEN, HubServer, running
+from tests.hub_server import TOKEN, HubServer
 from tests.unit.test_release import row_id, write
 from tracefactory.core.errors import RunError, UserError
 from tracefactory.core.rows import Problem, Thinking, Trace
@@ -40,14 +38,6 @@ def release(
     ]
     write(root / version, traces, name="traces", views=views, card=CardInputs(title="Traces", licence="mit", repo=REPO))
     return root / version
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(hub_client, "_WAIT_S", 0.001)
-    with running(tmp_path / "hub") as running_server:
-        yield running_server
 
 
 def publish(server: HubServer, folder: Path, *, private: bool = False, repo: str = REPO) -> Receipt:

@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub.constants
 import pytest
 from pydantic import SecretStr
 
-from tests.hub_server import OTHER_TOKEN, TOKEN, HubServer, running
+from tests.hub_server import OTHER_TOKEN, TOKEN, HubServer
 from tests.unit.test_hub import release
 from tracefactory.core.errors import RunError, UserError
-from tracefactory.publish import hub_client
 from tracefactory.publish.hub import Receipt, push
 from tracefactory.publish.hub_client import HubRepository, Refs
 from tracefactory.publish.release import Manifest, read_manifest
 
 REPO = "someone/traces"
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(hub_client, "_WAIT_S", 0.001)
-    with running(tmp_path / "hub") as running_server:
-        yield running_server
 
 
 def publish(server: HubServer, folder: Path, token: str = TOKEN, repo: str = REPO) -> Receipt:

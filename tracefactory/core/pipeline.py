@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
 from pydantic import ConfigDict, Field, SerializeAsAny, field_validator
 
@@ -91,8 +91,8 @@ class SandboxOptions(Frozen):
 
     allow: tuple[Protection, ...] = Field(
         default=(),
-        description="Protections of the sandbox that may be missing where this pipeline runs: user, files, processes, "
-        "network, system_calls, memory, process_count. By default, programs are not run where one is missing.",
+        description="Protections of the sandbox that may be missing where this pipeline runs: "
+        f"{', '.join(get_args(Protection))}. By default, programs are not run where one is missing.",
     )
 
 

@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -82,7 +82,7 @@ class Way:
     """A way to confine programs: `outside` is "own" or "bubblewrap", `allow` the protections that may be missing."""
 
     outside: str
-    allow: frozenset[str] = field(default=frozenset())
+    allow: frozenset[str] = frozenset()
 
 
 def launch(way: Way, config: Mapping[str, Any], limits: Limits, tests: Mapping[str, Any] | None = None) -> Ended:
@@ -185,11 +185,7 @@ def _write(file: IO[bytes], config: dict[str, Any]) -> None:
 
 
 def _replies(data: bytes, token: str) -> Mapping[str, Any]:
-    """Return what the sandbox wrote: when it started, and how the tests ended.
-
-    Raises:
-        SandboxError: when it has not written that it started.
-    """
+    """Return what the sandbox wrote: what is missing, once it has started, and how the tests ended."""
     replies: dict[str, Any] = {}
     for line in data.splitlines():  # written by our processes around the program
         reply = ast.literal_eval(line.decode())

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tracefactory.sandbox.launch import Ended, Limits
-from tracefactory.sandbox.launch import launch as _launch
+from tracefactory.sandbox.launch import Ended, Limits, launch
 from tracefactory.sandbox.protections import way
 from tracefactory.sandbox.usage import Usage
 
@@ -65,7 +64,7 @@ def run_tests(code: str, tests: Sequence[str], limits: Limits, *, setup: str = "
         SandboxError: when it did not start.
     """
     given = {"tests": list(tests), "setup": setup, "entry_point": entry_point}
-    return _result(_launch(way(), {"code": code}, limits, given))
+    return _result(launch(way(), {"code": code}, limits, given))
 
 
 def run_program(code: str, stdin: str, limits: Limits) -> RunResult:
@@ -80,7 +79,7 @@ def run_program(code: str, stdin: str, limits: Limits) -> RunResult:
         UserError: when the sandbox does not hold here.
         SandboxError: when it did not start.
     """
-    return _result(_launch(way(), {"code": code, "stdin": stdin, "stdio": True}, limits))
+    return _result(launch(way(), {"code": code, "stdin": stdin, "stdio": True}, limits))
 
 
 def _result(ended: Ended) -> RunResult:

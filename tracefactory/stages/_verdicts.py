@@ -13,7 +13,7 @@ from tracefactory.core.rows import Outcome, Trace, Verdict
 from tracefactory.core.stage import Services, stage_of, verify
 from tracefactory.reading.base import SOURCES
 from tracefactory.sandbox.protections import require
-from tracefactory.verification.base import VERIFIERS, VerifyTask
+from tracefactory.verification.base import VERIFIERS, VerifyTask, runs_code
 from tracefactory.verification.pass_rates import pass_rate
 
 PASS_RATES = {
@@ -22,11 +22,6 @@ PASS_RATES = {
     "pass_rate_high": "Upper end of the pass rate's 95% interval (Wilson).",
     "pass_samples": "Samples of this problem that the pass rate is of.",
 }
-
-
-def runs_code(name: str) -> bool:
-    """Return whether a verifier runs programs of models."""
-    return name in VERIFIERS and VERIFIERS.get(name).runs_code
 
 
 def refused_programs(stage: StageSpec[Any], pipeline: Pipeline, named: str | None = None) -> Mistake | None:

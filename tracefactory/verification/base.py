@@ -181,6 +181,12 @@ READS_MORE = (
 VERIFIERS: Registry[Verifier] = registry("verifier")
 """Every verifier by name."""
 
+
+def runs_code(name: str | None) -> bool:
+    """Return whether a verifier runs programs of models; without a name it is that of problems that name none."""
+    return (name or "auto") in VERIFIERS and VERIFIERS.get(name or "auto").runs_code
+
+
 _BEST_FIRST = (Outcome.CORRECT, Outcome.VERIFIER_ERROR, Outcome.UNVERIFIABLE, Outcome.INCORRECT)
 
 

@@ -28,7 +28,7 @@ from tracefactory.core.errors import UserError
 from tracefactory.core.plugins import ProjectPlugins, active
 from tracefactory.core.rows import Outcome, Verdict
 from tracefactory.sandbox.protections import require
-from tracefactory.verification.base import VERIFIERS, Verifier, VerifyTask, best_of, per_gold, resolve
+from tracefactory.verification.base import Verifier, VerifyTask, best_of, per_gold, resolve, runs_code
 
 START_SECONDS = 120.0
 """Time for a worker to import modules on a busy machine; it does not count toward an item's deadline."""
@@ -195,12 +195,6 @@ class _Workers:
                 worker.kill()
 
 
-def runs_code(task: VerifyTask) -> bool:
-    """Return whether the verifier of a task runs programs of models."""
-    name = task.problem.verifier or "auto"
-    return name in VERIFIERS and VERIFIERS.get(name).runs_code
-
-
 class VerifierPool:
     """Checks answers; every item gets a verdict, and a time-out or crash is `verifier_error`, never `incorrect`.
 
@@ -228,6 +222,7 @@ class VerifierPool:
         Raises:
             UserError: when a task runs a program and the sandbox does not hold here.
         """
+        required = False
         by_gold = [one for task in tasks for one in per_gold(task)]
         verdicts: list[Verdict | None] = []
         waiting: dict[int, Future[Verdict]] = {}
@@ -235,8 +230,9 @@ class VerifierPool:
             for index, one in enumerate(by_gold):
                 verdicts.append(_quick(one))
                 if verdicts[-1] is None:
-                    if runs_code(one):
+                    if not required and runs_code(one.problem.verifier):
                         await asyncio.to_thread(require, self._allow)
+                        required = True
                     waiting[index] = self._threads.submit(self._full, one)
                 if index % _YIELD_EVERY == _YIELD_EVERY - 1:
                     await asyncio.sleep(0)
@@ -246,7 +242,7 @@ class VerifierPool:
         finally:
             for future in waiting.values():
                 future.cancel()
-        found = iter([verdict.model_copy(update={"log": None}) for verdict in verdicts if verdict is not None])
+        found = iter([_without_log(verdict) for verdict in verdicts if verdict is not None])
         return [best_of([next(found) for _ in per_gold(task)]) for task in tasks]
 
     def verify_now(self, task: VerifyTask) -> Verdict:
@@ -255,7 +251,7 @@ class VerifierPool:
         Raises:
             UserError: when the task runs a program and the sandbox does not hold here.
         """
-        if runs_code(task):
+        if runs_code(task.problem.verifier):
             require(self._allow)
         return best_of([_quick(one) or self._threads.submit(self._full, one).result() for one in per_gold(task)])
 
@@ -306,6 +302,10 @@ def quick_verdict(task: VerifyTask) -> Verdict | None:
     # An answer that is right for one gold answer is right, whatever the others are.
     decided = len(verdicts) == len(found) or any(one.outcome is Outcome.CORRECT for one in verdicts)
     return best_of(verdicts) if decided else None
+
+
+def _without_log(verdict: Verdict) -> Verdict:
+    return verdict if verdict.log is None else verdict.model_copy(update={"log": None})
 
 
 def _quick(task: VerifyTask) -> Verdict | None:

@@ -13,12 +13,12 @@ import struct
 from typing import Any
 
 from tracefactory.sandbox.inside import landlock
-from tracefactory.sandbox.inside.kernel import call
+from tracefactory.sandbox.inside.kernel import CAPABILITY_HEADER, call
 from tracefactory.sandbox.inside.system_calls import refuse_system_calls
 
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 """The only devices of the minimal root."""
-_WORK_BYTES, _WORK_FILES = 64 << 20, 4096  # of that folder; it counts as memory
+_WORK_BYTES, _WORK_FILES = 64 << 20, 4096  # of the writable folder; it counts as memory
 _NEWNS, _NEWCGROUP, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = (
     0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000,
 )  # fmt: skip
@@ -26,7 +26,6 @@ _SET_PDEATHSIG, _SET_DUMPABLE, _DROP_BOUND, _SET_SUBREAPER, _NO_NEW_PRIVS = 1, 4
 _NOSUID, _NODEV, _NOEXEC, _BIND, _REC, _PRIVATE, _DETACH = 2, 4, 8, 4096, 16384, 1 << 18, 2
 _MOUNT_SETATTR, _AT_FDCWD, _RECURSIVE = 442, -100, 0x8000
 _ATTR_RDONLY, _ATTR_NOSUID, _ATTR_NODEV, _ATTR_NOEXEC = 1, 2, 4, 8
-_CAPABILITY_VERSION_3 = 0x20080522
 
 
 def confine(config: dict[str, Any]) -> dict[str, str]:
@@ -35,8 +34,8 @@ def confine(config: dict[str, Any]) -> dict[str, str]:
     Args:
         config: `outside` is "own" when this process makes the namespaces and "bubblewrap" when it is in them already;
             `paths` and `links` are what the minimal root shows, `work` is the only folder that the program can write
-            to, `folder` is where the root is made, `user` is the user and
-            group id to change to (null to stay), and the limits are those of `sandbox.run.Limits`.
+            to, `folder` is where the root is made, `user` is the user and group id to change to (null to stay), and the
+            limits are those of `sandbox.launch.Limits`.
 
     Returns:
         For each protection that is missing the reason.
@@ -100,10 +99,25 @@ def _enter_namespaces() -> None:
     if user == 0:
         call("unshare", kinds)
         return
-    call("unshare", kinds | _NEWUSER)
+    proc = os.open("/proc/self", os.O_PATH)
+    _enter_user_namespace(kinds, user, group, proc)
+    os.close(proc)
+
+
+def _enter_user_namespace(more: int, user: int, group: int, proc: int) -> None:
+    """Enter a user namespace in which the ids of this process are what they are outside.
+
+    Args:
+        more: the flags of other namespaces to enter.
+        user: the id of the user of this process.
+        group: the id of its group.
+        proc: a descriptor of the folder of this process in /proc.
+    """
+    call("unshare", more | _NEWUSER)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
+        descriptor = os.open(name, os.O_WRONLY, dir_fd=proc)
+        os.write(descriptor, text.encode())
+        os.close(descriptor)
 
 
 def _enter_root(config: dict[str, Any]) -> None:
@@ -171,18 +185,13 @@ def _become(user: int, proc: int, *, in_namespace: bool) -> None:
     os.setresuid(user, user, user)
     call("prctl", _SET_DUMPABLE, 1, 0, 0, 0)  # changing the user cleared it, and its own /proc files went to root
     call("prctl", _SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if not in_namespace:
-        return
-    call("unshare", _NEWUSER)
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{user} {user} 1")):
-        descriptor = os.open(name, os.O_WRONLY, dir_fd=proc)
-        os.write(descriptor, text.encode())
-        os.close(descriptor)
+    if in_namespace:
+        _enter_user_namespace(0, user, user, proc)
 
 
 def _drop_capabilities() -> None:
     """Drop all capabilities, also those in a new user namespace."""
-    call("capset", struct.pack("Ii", _CAPABILITY_VERSION_3, 0), bytes(24))
+    call("capset", CAPABILITY_HEADER, bytes(24))
 
 
 def _limit(config: dict[str, Any], *, processes: bool) -> None:

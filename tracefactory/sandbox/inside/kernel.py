@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 
+CAPABILITY_HEADER = struct.pack("Ii", 0x20080522, 0)
+"""Version 3 of the capabilities, of this process (capget(2))."""
 libc = ctypes.CDLL(None, use_errno=True)
 
 

@@ -14,11 +14,11 @@ import sys
 import time
 import types
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from tracefactory.sandbox.inside.confine import confine
 from tracefactory.sandbox.inside.kernel import call
-from tracefactory.sandbox.inside.status import MOST_DESCRIPTORS, STATUS
+from tracefactory.sandbox.inside.status import MOST_DESCRIPTORS, STATUS, tell
 
 _SET_DUMPABLE = 4
 _LAST_WORDS = 1.0  # seconds for a program that has closed its pipes to say why
@@ -54,12 +54,12 @@ def _start(config_fd: int, result_fd: int, tests_fd: int) -> Callable[[], None]:
         from tracefactory.sandbox.inside import program, tests
     missing = confine(config)
     call("prctl", _SET_DUMPABLE, 0, 0, 0, 0)  # no process may trace or read the processes of this program
-    _tell(result_fd, {"token": config["token"], "missing": missing})
+    tell(result_fd, {"token": config["token"], "missing": missing})
     if config["probe"] == "memory":
         allocate(config["memory_mb"] // 2)
         os._exit(0)
     if config["probe"]:
-        _tell(result_fd, {"token": config["token"], "possible": probe(config)})
+        tell(result_fd, {"token": config["token"], "possible": probe(config)})
         os._exit(0)
     if set(missing) - set(config["allow"]) - {"landlock"}:
         os._exit(STATUS["refused"])
@@ -83,10 +83,6 @@ def _start(config_fd: int, result_fd: int, tests_fd: int) -> Callable[[], None]:
         return lambda: program.serve(program_end, config["code"])
     program_end.close()
     return _leave(_Watch(config["seconds"]).both(program_pid, tests_pid))
-
-
-def _tell(result_fd: int, reply: dict[str, Any]) -> None:
-    os.write(result_fd, repr(reply).encode() + b"\n")
 
 
 def _leave(code: int) -> NoReturn:

@@ -10,10 +10,10 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tracefactory.sandbox.inside.kernel import call, error_of
+from tracefactory.sandbox.inside.kernel import CAPABILITY_HEADER, call, error_of
 from tracefactory.sandbox.inside.system_calls import refused_calls
 
-_GET_NO_NEW_PRIVS, _CAPABILITY_VERSION_3 = 39, 0x20080522
+_GET_NO_NEW_PRIVS = 39
 _FORKS = 4  # times the limit
 
 
@@ -56,8 +56,8 @@ def _user() -> Iterator[str]:
     for name in ("setuid", "setgid", "seteuid"):
         if error_of(name, 0) == 0:
             yield f"become root ({name})"
-    header, data = struct.pack("Ii", _CAPABILITY_VERSION_3, 0), ctypes.create_string_buffer(24)
-    call("capget", header, data)
+    data = ctypes.create_string_buffer(24)
+    call("capget", CAPABILITY_HEADER, data)
     if any(struct.unpack("6I", data.raw)):
         yield "use capabilities"
     if call("prctl", _GET_NO_NEW_PRIVS, 0, 0, 0, 0) != 1:

@@ -1,8 +1,8 @@
 """The process of the tests: evaluate them on proxies for the program's objects, and report how they ended.
 
 Tests come in several styles: statements (MBPP), a function `check` (HumanEval), functions `test_...` as pytest collects
-them, and `unittest.TestCase`. What nobody called is called here. Tests that assert nothing about the program say
-nothing about it: that is reported, and not counted as passed.
+them, and `unittest.TestCase`. Those that the tests do not call themselves are called here. Tests that assert nothing
+about the program say nothing about it: that is reported, and not counted as passed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import os
 import socket
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from tracefactory.sandbox.inside.calls import Caller, ClosedError, Remote
-from tracefactory.sandbox.inside.status import STATUS
+from tracefactory.sandbox.inside.status import STATUS, tell
 
 _ASSERTED, _ENTERED = "__asserted__", "__entered__"
 _MODULE_ALIASES = {"np": "numpy", "pd": "pandas", "plt": "matplotlib.pyplot", "sp": "sympy", "nx": "networkx"}
@@ -47,7 +47,7 @@ def run(end: socket.socket, tests_fd: int, result_fd: int) -> None:
         suite = _Suite(Caller(end), given["setup"], given["entry_point"] or _tested_builtin(trees))
         for number, tree in enumerate(trees, 1):  # noqa: B007  # reported
             suite.run(tree)
-        suite.call_what_nobody_called()
+        suite.call_the_rest()
         ended = "passed" if suite.asserted() else "no_test_ran"
     except ClosedError:
         os._exit(STATUS["left"])  # the program's stderr has the reason
@@ -60,8 +60,7 @@ def run(end: socket.socket, tests_fd: int, result_fd: int) -> None:
 
         traceback.print_exception(error, limit=-2)
         sys.stderr.flush()
-    reply = {"token": given["token"], "ended": ended, "test": number, "error": _public_name(error)}
-    os.write(result_fd, repr(reply).encode() + b"\n")
+    tell(result_fd, {"token": given["token"], "ended": ended, "test": number, "error": _public_name(error)})
     os._exit(0 if ended == "passed" else 1)
 
 
@@ -98,13 +97,14 @@ class _Suite:
         _Counted().visit(tree)
         self._run(ast.fix_missing_locations(tree), "tests.py")
 
-    def call_what_nobody_called(self) -> None:
+    def call_the_rest(self) -> None:
         """Call `check` with the entry point, functions `test_...` and methods of test cases that have not run yet."""
+        entered = frozenset(self._entered)
         check = self._names.get("check")
-        if isinstance(check, types.FunctionType) and "check" not in self._entered and self._entry_point in self._names:
+        if isinstance(check, types.FunctionType) and "check" not in entered and self._entry_point in self._names:
             check(self._names[self._entry_point])
         for name, value in list(self._names.items()):
-            if isinstance(value, types.FunctionType) and name.startswith("test") and name not in self._entered:
+            if isinstance(value, types.FunctionType) and name.startswith("test") and name not in entered:
                 if not _needs_arguments(value):
                     result = value()
                     if isinstance(result, types.CoroutineType):
@@ -112,28 +112,12 @@ class _Suite:
 
                         asyncio.run(result)
             elif isinstance(value, type) and value.__module__ == "tests":
-                self._run_class(value)
+                _run_class(value, entered)
 
     def asserted(self) -> bool:
         """Return whether assertions ran, and the tests used the program."""
         used = self._caller.used or self._loaded & self._plain
         return bool(used and self._assertions)
-
-    def _run_class(self, kind: type) -> None:
-        import unittest
-
-        methods = [name for name in dir(kind) if name.startswith("test") and name not in self._entered]
-        if not methods:
-            return
-        if issubclass(kind, unittest.TestCase):
-            result = unittest.TestResult()
-            result.failfast = True
-            unittest.TestSuite(map(kind, methods)).run(result)
-            if failed := [*result.errors, *result.failures]:
-                raise AssertionError(failed[0][1])
-        elif kind.__name__.startswith("Test"):  # as pytest collects classes
-            for name in methods:
-                getattr(kind(), name)()
 
     def _run(self, tree: ast.Module, file: str) -> None:
         try:
@@ -157,6 +141,24 @@ class _Suite:
         if module is not None:
             return isinstance(value, types.ModuleType) and value.__name__ == module
         return not hasattr(builtins, name)
+
+
+def _run_class(kind: type, entered: Set[str]) -> None:
+    import unittest
+
+    tests = [name for name in dir(kind) if name.startswith("test")]
+    methods = [name for name in tests if getattr(getattr(kind, name), "__qualname__", name) not in entered]
+    if not methods:
+        return
+    if issubclass(kind, unittest.TestCase):
+        result = unittest.TestResult()
+        result.failfast = True
+        unittest.TestSuite(map(kind, methods)).run(result)
+        if failed := [*result.errors, *result.failures]:
+            raise AssertionError(failed[0][1])
+    elif kind.__name__.startswith("Test"):  # as pytest collects classes
+        for name in methods:
+            getattr(kind(), name)()
 
 
 def _parsed(test: str) -> ast.Module:
@@ -201,13 +203,16 @@ def _definitions(text: str, without: set[str]) -> ast.Module:
 
 
 class _Counted(ast.NodeTransformer):
-    """Counts the assertions that run, and notes which functions are entered."""
+    """Counts the assertions that run, and notes which functions are entered, by qualified name."""
 
     def __init__(self) -> None:
         self._classes: list[str] = []
 
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        return self.generic_visit(node)
+        self._classes.append(node.name)
+        self.generic_visit(node)
+        self._classes.pop()
+        return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         return self._entered(node)
@@ -218,7 +223,8 @@ class _Counted(ast.NodeTransformer):
     def _entered(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.AST:
         self.generic_visit(node)
         if node.name == "check" or node.name.startswith("test"):
-            node.body.insert(0, _statement(_ENTERED, ast.Constant(node.name)))
+            name = ".".join([*self._classes, node.name])
+            node.body.insert(0, _statement(_ENTERED, ast.Constant(name)))
         return node
 
     def generic_visit(self, node: ast.AST) -> ast.AST:

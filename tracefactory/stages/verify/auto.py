@@ -20,13 +20,12 @@ from tracefactory.stages._verdicts import (
     judgements,
     outcome_counts,
     refused_programs,
-    runs_code,
     task_of,
     verdict_columns,
     verdicts_by_rule,
     verifier_versions,
 )
-from tracefactory.verification.base import VERIFIERS, check_policy
+from tracefactory.verification.base import VERIFIERS, check_policy, runs_code
 from tracefactory.verification.pool import quick_verdict
 
 
@@ -80,7 +79,7 @@ class VerifyAuto(Stage[VerifyParams]):
     async def run(self, stage: StageSpec[VerifyParams], batch: Batch, services: Services) -> Result:
         traces, params = batch.traces, stage.params
         verdicts = await verdicts_by_rule(traces, services, canonical(params.policy), params.verifier)
-        code = any(runs_code(params.verifier or trace.problem.verifier or "auto") for trace in traces)
+        code = any(runs_code(params.verifier or trace.problem.verifier) for trace in traces)
         return Result(
             judged=judgements(traces, verdicts),
             numbers=outcome_counts(verdicts),

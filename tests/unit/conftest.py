@@ -1,0 +1,21 @@
+"""What several unit tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from tests.hub_server import HubServer, running
+from tracefactory.publish import hub_client
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """Return a fake Hub that is waited for only shortly."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(hub_client, "_WAIT_S", 0.001)
+    with running(tmp_path / "hub") as running_server:
+        yield running_server
