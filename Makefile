@@ -102,6 +102,11 @@ trainers-table: dev $(TRAINERS_VENV)-a/trainers.stamp $(TRAINERS_VENV)-b/trainer
 bench: dev ## measure speed, as ratios within one run
 	$(BIN)/pytest -q -m bench -s
 
+# Needs no network and no environment of ours: torch, transformers and small wheels. VLLM=ENV adds the served teacher.
+.PHONY: gpu
+gpu: ## measure scoring, decoding and a served teacher on a GPU, and write gpu.json: VLLM=ENV
+	$(PYTHON) -m tests.bench.gpu $(if $(VLLM),--vllm $(VLLM))
+
 .PHONY: attack
 attack: dev ## try hostile programs, answers, servers, templates and texts, as root and as an ordinary user, and print a table
 	$(BIN)/python -m tests.attacks.table

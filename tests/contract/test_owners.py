@@ -13,10 +13,11 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The only modules that may import these packages.
 OWNERS = {
-    "ray": {"engine/executors/ray.py"},
+    "ray": {f"engine/executors/{name}.py" for name in ("ray", "ray_cluster", "ray_nodes", "ray_servers")},
     "openai": {"serving/client.py"},
     "huggingface_hub": {"publish/hub_client.py", "publish/card.py", "sources/hub_dataset.py"},
     "genai_prices": {"core/prices.py"},
+    "obstore": {"store/shared/cloud.py"},
     "xllamacpp": {"serving/llama_server.py"},
     "reasoning_gym": {"reading/gym.py", "verifiers/reasoning_gym.py"},
     "math_verify": {"maths/symbolic.py"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -27,8 +28,7 @@ models:
   short_teacher: {{use: openai, model: fake-short, base_url: "{url}", retries: 8, price: {{input: 0, output: 1.0}}}}
 stages:
   - id: problems
-    source: reasoning_gym
-    with: {{size: {size}, seed: 3, tasks: [{{task: chain_sum, params: {{min_terms: 2, max_terms: 4}}}}]}}
+    {source}
   - {{id: long, sample: chat, from: problems, with: {{model: long_teacher, prompt: long, samples: {samples}}}}}
   - {{id: short, sample: chat, from: problems, with: {{model: short_teacher, prompt: short, samples: {samples}}}}}
   - {{id: checked, verify: auto, from: [long, short]}}
@@ -37,6 +37,24 @@ stages:
   - {{id: dataset, publish: dataset}}
 run: {{executor: {executor}}}
 """
+
+
+GYM = (
+    "source: reasoning_gym\n    with: {{size: {size}, seed: 3, "
+    "tasks: [{{task: chain_sum, params: {{min_terms: 2, max_terms: 4}}}}]}}"
+)
+SUMS = "source: files\n    with: {paths: sums.jsonl}"
+"""The source of the sums that `write_sums` writes: their verdicts need no process, which takes seconds to start."""
+
+
+def write_sums(root: Path, size: int) -> None:
+    """Write a file of different sums and differences of integers, with their answers."""
+    chance, lines = random.Random(3), {}
+    while len(lines) < size:
+        terms = [chance.randint(10, 99) for _ in range(chance.randint(2, 4))]
+        question = f"What is {' + '.join(map(str, terms[:-1]))} - {terms[-1]}?"
+        lines[question] = json.dumps({"question": question, "answer": str(sum(terms[:-1]) - terms[-1])}) + "\n"
+    (root / "sums.jsonl").write_text("".join(lines.values()))
 
 
 @dataclass
@@ -119,18 +137,22 @@ class Project:
 
 @pytest.fixture
 def project_of(tmp_path: Path) -> Iterator[Callable[..., Project]]:
-    """Make projects with the pipeline above."""
+    """Make projects with the pipeline above; with `gym`, problems of reasoning_gym and its verifiers in processes."""
     made: list[Project] = []
 
-    def make(url: str, *, size: int = 40, samples: int = 2, executor: str = "inline", name: str = "demo") -> Project:
+    def make(
+        url: str, *, size: int = 40, samples: int = 2, executor: str = "inline", name: str = "demo", gym: bool = False
+    ) -> Project:
         root = tmp_path / name
         for folder in ("pipelines", "prompts"):
             (root / folder).mkdir(parents=True)
         (root / "prompts" / "long.md").write_text(LONG)
         (root / "prompts" / "short.md").write_text(SHORT)
         (root / "filters").symlink_to(Path(__file__).parents[2] / "filters")
+        write_sums(root, size)
+        source = GYM.format(size=size) if gym else SUMS
         pipeline = root / "pipelines" / "sums.yaml"
-        pipeline.write_text(PIPELINE.format(url=url, size=size, samples=samples, executor=executor))
+        pipeline.write_text(PIPELINE.format(url=url, source=source, samples=samples, executor=executor))
         made.append(Project(root, pipeline))
         return made[-1]
 

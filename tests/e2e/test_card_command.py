@@ -51,7 +51,7 @@ def teacher(teacher_of: Callable[..., Teacher]) -> Teacher:
 @pytest.fixture
 def project(teacher: Teacher, project_of: Callable[..., Project]) -> Project:
     """A project in a folder with a space, whose pipeline is not in pipelines/."""
-    made = project_of(teacher.url, size=10, name="my project")
+    made = project_of(teacher.url, size=10, name="my project", gym=True)
     file = made.root / "sub folder" / "it's sums.yaml"
     file.parent.mkdir()
     file.write_text(made.pipeline.read_text() + PROFILES)

@@ -75,7 +75,7 @@ def test_credentials_in_an_address_are_a_message(project_of: Projects, key: str,
     ids=["digits", "brackets", "float", "twice", "50 MB"],
 )  # fmt: skip
 def test_a_hostile_pipeline_is_a_mistake_at_its_line(project_of: Projects, before: str, after: str) -> None:
-    project = project_of("http://127.0.0.1:9/v1")
+    project = project_of("http://127.0.0.1:9/v1", gym=True)
     text = project.pipeline.read_text()
     line = 1 if len(after) > 1_000_000 else text[: text.index(before)].count("\n") + 1
     project.pipeline.write_text(text.replace(before, after, 1))

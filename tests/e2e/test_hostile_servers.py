@@ -28,10 +28,11 @@ models: {{t: {{use: openai, model: m, base_url: "{url}", retries: 0, max_pause_s
              skip_checks: [empty, reasoning, duplicate, unclosed, answer, siblings, logprobs, truncated, model]}}}}
 stages:
   - id: problems
-    source: reasoning_gym
-    with: {{size: {size}, seed: 3, tasks: [{{task: chain_sum}}]}}
+    source: files
+    with: {{paths: sums.jsonl}}
   - {{id: asked, sample: chat, from: problems, with: {{model: t, prompt: short, samples: 1, max_tokens: 64}}}}
   - {{id: checked, verify: auto}}
+run: {{max_error_rate: 1}}
 """
 
 
@@ -68,8 +69,8 @@ def tally_of(outcome: dict[str, Any], stage: str) -> dict[str, Any]:
 def test_a_run_against_a_hostile_server_ends_with_all_rows_accounted_for(
     hostile_url: str, project_of: Projects
 ) -> None:
-    project = project_of(hostile_url)
-    project.pipeline.write_text(STAGES.format(url=hostile_url, size=100))
+    project = project_of(hostile_url, size=100)
+    project.pipeline.write_text(STAGES.format(url=hostile_url))
     kept = []
     for _ in range(2):
         tally = tally_of(project.make(), "asked")
@@ -109,8 +110,8 @@ def test_a_stored_record_that_cannot_be_read_is_a_failed_row_and_is_not_paid_aga
     teacher_of: Callable[..., Teacher], project_of: Projects, compacted: bool
 ) -> None:
     teacher = teacher_of()
-    project = project_of(teacher.url)
-    project.pipeline.write_text(STAGES.format(url=teacher.url, size=12))
+    project = project_of(teacher.url, size=12)
+    project.pipeline.write_text(STAGES.format(url=teacher.url))
     project.make()
     state = project.root / ".tracefactory"
     (journal,) = (state / "requests").glob("journal-*.jsonl")
@@ -141,8 +142,8 @@ def test_a_stored_record_that_cannot_be_read_is_a_failed_row_and_is_not_paid_aga
 
 def test_the_row_of_an_unreadable_record_names_it(teacher_of: Callable[..., Teacher], project_of: Projects) -> None:
     teacher = teacher_of()
-    project = project_of(teacher.url)
-    project.pipeline.write_text(STAGES.format(url=teacher.url, size=4))
+    project = project_of(teacher.url, size=4)
+    project.pipeline.write_text(STAGES.format(url=teacher.url))
     outcome = project.make()
     state = project.root / ".tracefactory"
     (journal,) = (state / "requests").glob("journal-*.jsonl")

@@ -77,7 +77,7 @@ def test_all_mistakes_are_said_at_once(project_of: Callable[..., Project], refus
 
 def test_unknown_runs_rows_and_projects(project_of: Callable[..., Project], refused: Refused) -> None:
     project = project_of(URL)
-    assert "no run that has ended" in refused(project, "show")
+    assert "no run under" in refused(project, "show")
     assert "no finished run" in refused(project, "explain", "abc")
     assert "does not exist" in project.run("run", "pipelines/sms.yaml", expect=2)  # a process of its own, for once
     assert "is in no project" in refused(project, "show", "--project", "/")

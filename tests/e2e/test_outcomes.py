@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +34,9 @@ def test_show_tells_how_every_run_has_ended(teacher_of: Teachers, project_of: Pr
     process = project.start()
     wait_until(lambda: teacher.stats()["received"] > 8)
     assert [one["state"] for one in listed(project)] == ["running"]
+    running = shown(project)
+    assert (running["state"], [one["id"] for one in running["stages"] if one["done"]]) == ("running", ["problems"])
+    assert "the run goes on" in project.run("show", running["run"])
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     outcome, paid = shown(project), len(project.paid_lines())
@@ -50,6 +54,13 @@ def test_show_tells_how_every_run_has_ended(teacher_of: Teachers, project_of: Pr
     kill_tree(process.pid)
     process.wait()
     wait_until(lambda: teacher.stats()["in_flight"] == 0)
+    killed = shown(project)
+    assert (killed["state"], killed["run"] > outcome["run"]) == ("killed", True)
+    # What was in flight counts too: the provider may have billed it.
+    assert sum(one["requests"] for one in killed["spend"]) >= len(project.paid_lines()) - paid > 0
+    text = " ".join(project.run("show", killed["run"]).split())
+    assert "the run was killed" in text
+    assert "problems 40 40" in text
     project.run("run", str(project.pipeline), "--budget", "requests=150", expect=3)
     at_cap = shown(project)
     assert at_cap["state"] == "cap"
@@ -69,7 +80,10 @@ def test_show_tells_how_every_run_has_ended(teacher_of: Teachers, project_of: Pr
 def test_show_tells_why_a_run_was_stopped_or_has_failed(teacher_of: Teachers, project_of: Projects) -> None:
     teacher = teacher_of(outage={"after": 30, "requests": 1, "status": 402})
     project = project_of(teacher.url)
-    project.run("run", str(project.pipeline), expect=1)
+    said = project.run("run", str(project.pipeline), expect=1)
+    assert re.search(r"^ problems +40 +40 +0 +0 +done", said, re.MULTILINE)
+    assert re.search(r"^ (long|short) .* failed", said, re.MULTILINE)
+    assert said.splitlines()[-1].startswith("failed: ")
     outcome = shown(project)
     assert outcome["state"] == "stopped"
     assert "add credit" in outcome["reason"]

@@ -65,8 +65,8 @@ def test_ray_and_inline_make_the_same_dataset(
     teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
 ) -> None:
     teacher = teacher_of(**FAULTS)
-    inline = project_of(teacher.url, name="inline").make()
-    ray = project_of(teacher.url, executor="ray", name="ray").make()
+    inline = project_of(teacher.url, name="inline", gym=True).make()
+    ray = project_of(teacher.url, executor="ray", name="ray", gym=True).make()
     assert digests(inline) == digests(ray)
     assert teacher.stats()["completed_total"] == 320  # two projects, two stores
 
@@ -76,9 +76,9 @@ def test_kill_9_of_the_whole_tree_at_random_moments(
     kills: int, teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
 ) -> None:
     teacher = teacher_of(**{**FAULTS, "latency_s": 0.3})
-    reference = project_of(teacher.url, size=60, name="reference").make()
+    reference = project_of(teacher.url, size=60, name="reference", gym=True).make()
     before = teacher.stats()["completed"]
-    project = project_of(teacher.url, size=60, executor="ray", name="killed")
+    project = project_of(teacher.url, size=60, executor="ray", name="killed", gym=True)
     random.seed(11)
     for _ in range(kills):
         process = project.start()
@@ -100,8 +100,8 @@ def test_kill_9_of_only_the_driver_or_only_an_actor(
     victim: str, teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
 ) -> None:
     teacher = teacher_of(**{**FAULTS, "latency_s": 0.5})
-    reference = project_of(teacher.url, name="reference").make()
-    project = project_of(teacher.url, executor="ray", name="killed")
+    reference = project_of(teacher.url, name="reference", gym=True).make()
+    project = project_of(teacher.url, executor="ray", name="killed", gym=True)
     process = project.start()
     wait_until(lambda: len(project.paid_lines()) > 20)
     if victim == "driver":

@@ -21,10 +21,11 @@ models:
   teacher: {{use: openai, model: fake, base_url: "{url}", retries: 0}}
   failing: {{use: openai, model: fake, base_url: "{failing}", retries: 0, price: {{input: 0, output: 1}}}}
 stages:
-  - {{id: problems, source: reasoning_gym, with: {{size: 100, seed: 3, tasks: [{{task: chain_sum}}]}}}}
+  - {{id: problems, source: files, with: {{paths: sums.jsonl}}}}
   - {{id: long, sample: chat, with: {{model: teacher, prompt: long, samples: 1}}}}
   - {stage}
   - {{id: dataset, publish: dataset}}
+run: {{max_error_rate: 1}}
 """
 JUDGE = "{id: asked, verify: judge, with: {model: failing, votes: 1, ask: all}}"
 ROLLOUT = "{id: asked, rollout: until_correct, from: problems, with: {model: failing, prompt: short, attempts: 1}}"
@@ -57,7 +58,7 @@ def test_one_kind_of_failure_is_tried_again(
     teacher_of: Teachers, project_of: Projects, stage: str, reply: str | None
 ) -> None:
     failing = teacher_of(rate_500=0.15, rate_drop=0.15, max_faults=1, reply=reply)
-    project = project_of("")
+    project = project_of("", size=100)
     write_pipeline(project, url=teacher_of().url, failing=failing.url, stage=stage)
     assert "nothing is published" in project.run("run", str(project.pipeline), expect=1)
     failed = tally(project, "asked").reasons
@@ -80,9 +81,9 @@ def test_one_kind_of_failure_is_tried_again(
 def test_final_failures_are_not_to_pay(teacher_of: Teachers, project_of: Projects) -> None:
     """A plan counts what a run sends: owed rows, and final ones only where their kind is named."""
     teacher = teacher_of(filtered="+ 1", rate_500=0.3, max_faults=1)
-    project = project_of(teacher.url)
+    project = project_of(teacher.url, size=100)
     no_retries = ["--set", "models.long_teacher.retries=0", "--set", "models.short_teacher.retries=0"]
-    project.run("run", str(project.pipeline), *no_retries, expect=1)
+    project.run("run", str(project.pipeline), *no_retries, "--set", "run.max_error_rate=1", expect=1)
     failed = {name: tally(project, name).reasons for name in ("long", "short")}
     filtered, owed = (sum(one.get(kind, 0) for one in failed.values()) for kind in ("content_filter", "server_error"))
     assert filtered > 0

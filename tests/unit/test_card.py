@@ -10,6 +10,7 @@ from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 from pydantic import ValidationError
 
+from tracefactory.config.command import quoted
 from tracefactory.core.pipeline import Change
 from tracefactory.engine.lengths import LengthLine
 from tracefactory.publish.card import (
@@ -26,7 +27,7 @@ from tracefactory.publish.card import (
     limits,
     render,
 )
-from tracefactory.publish.command import RecipeLine, quoted
+from tracefactory.publish.command import RecipeLine
 
 CONFIGS = (
     ConfigLine(name="sft", summary="`prompt` and `completion`.", rows=1200, files="data/sft/*.parquet"),
@@ -272,6 +273,12 @@ def test_limitations_name_the_checks_that_were_not_done() -> None:
     assert "No decontamination" not in told
     assert "aime24" in told
     assert "3 rows were read by a person." in told
+    reasons = {"conflicting_answers": 2}
+    twice = StageLine(id="problems", verb="source: files", rows_in=3, kept=1, dropped=2, reasons=reasons)
+    assert any(
+        one.startswith("2 rows of the sources repeat a question with another answer")
+        for one in limits(FULL.model_copy(update={"stages": (twice,)}))
+    )
     unsure = FULL.model_copy(
         update={
             "models": (ModelLine(name="t", role="teacher", model="org/m"),),

@@ -46,6 +46,18 @@ def test_equal_rows_of_different_recipes_are_identical(tmp_path):
     assert found.made_by.keys() == {"licence", "model long"}
 
 
+def test_a_changed_parameter_is_told_as_the_plan_tells_it(tmp_path):
+    rows, folders = traces(12), [tmp_path / "1.0", tmp_path / "1.1"]
+    for folder, share in zip(folders, (0.4, 0.2), strict=True):
+        write(folder, rows)
+        identity = {"op": "mix:long_short", "version": "1", "uses": {}, "with": {"long": share}, "inputs": {}}
+        changed = {**json.loads((folder / "manifest.json").read_text()), "recipe": {"mixed": identity}}
+        (folder / "manifest.json").write_text(json.dumps(changed | {"stages": {"mixed": str(share)}}))
+    said = CliRunner().invoke(app, ["diff", *map(str, folders)]).stdout
+    assert "• mixed: long: 0.4 -> 0.2" in said
+    assert "stage mixed" not in said
+
+
 def test_the_diff_command_prints_tables_and_json(tmp_path):
     rows = traces(12)
     write(tmp_path / "1.0", rows)

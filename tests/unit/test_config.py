@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pickle
 import re
@@ -444,6 +445,16 @@ def test_missing_weights_of_a_used_model_are_reported(project: Maker) -> None:
     assert check_project(find_project(project.file, {})) == []
 
 
+def test_missing_libraries_of_a_used_model_are_reported(project: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project.root / "weights").mkdir()
+    project.change("helper: {use: fake}", "helper: {use: transformers, model: ./weights}")
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else found(name))
+    told = [one for one in project.told() if "torch" in one]
+    said = "pipelines/mix.yaml:5: model 'helper': it needs torch (pip install 'tracefactory[student]')"
+    assert told == [said]
+
+
 def test_all_mistakes_of_a_project_are_reported_at_once(project: Maker) -> None:
     for case in (
         "unknown key",
@@ -475,6 +486,14 @@ def test_all_mistakes_of_a_project_are_reported_at_once(project: Maker) -> None:
         "--limit must be at least 1, found 0",
         "prompts/math_long.md:4",
     ]
+
+
+def test_what_is_broken_elsewhere_does_not_stop_a_pipeline_that_does_not_name_it(project: Maker) -> None:
+    (project.root / "prompts" / "spare.md").write_text("no front matter\n")
+    (project.root / "filters" / "spare.py").write_text("def spare(:\n")
+    assert "spare" not in project.load().filters
+    told = [str(one).replace(f"{project.root}/", "") for one in check_project(project.load().project)]
+    assert [text.split(": ")[0] for text in told] == ["filters/spare.py:1", "prompts/spare.md:1"]
 
 
 def test_a_broken_prompt_is_not_also_an_unknown_one(project: Maker) -> None:

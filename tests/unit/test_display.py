@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tracefactory.engine.display import _left as left_text
+from tracefactory.engine.report import FunnelLine, funnel, rounded
+from tracefactory.store.stages import Tally
 
 
 def left(live: dict[str, float], rows: int = 40, shards: int = 2) -> str:
@@ -36,3 +40,32 @@ def left(live: dict[str, float], rows: int = 40, shards: int = 2) -> str:
 )
 def test_the_time_left_goes_by_requests_or_by_their_bound(live: dict[str, float], said: str) -> None:
     assert left(live) == said
+
+
+def test_no_number_is_cut_off_at_80_columns() -> None:
+    notice = "t: paused, tries again at 08:28:45, gives up at 08:58:30 (127.0.0.1:9: the connection failed (OSError))"
+    tally = Tally(rows_in=1234567, kept=1200000, dropped=30000, errors=4567, numbers={"requests": 1.0})
+    paid = {"requests": 1234567, "prompt_tokens": 123456789, "completion_tokens": 987654321, "cost": 12345.678}
+    states = (notice, "3/8 shards, 128 in flight, at most 12:34 left", "waits for run 20261122-084035-554664-sums")
+    lines = [FunnelLine(f"a_rather_long_stage_{n}", tally, paid, state) for n, state in enumerate(states)]
+    out = io.StringIO()
+    Console(file=out, width=80).print(funnel("t", lines))
+    said = " ".join(out.getvalue().split())
+    assert "…" not in said
+    for number in ("1,234,567", "1,200,000", "30,000", "4,567", "1.23M", "1.11B", "12,345.67"):
+        assert said.count(f" {number} ") == len(lines), number
+    assert all(text in said for text in ("gives up at 08:58:30", "at most 12:34 left", states[2]))
+
+
+def test_what_a_stage_has_paid_shows_before_its_first_shard_is_done() -> None:
+    out = io.StringIO()
+    Console(file=out, width=80).print(funnel("t", [FunnelLine("long", Tally(), {"requests": 7, "cost": 0.5}, "runs")]))
+    assert " 7 " in out.getvalue()
+    assert " 0.5000 " in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(0, "0"), (99_999, "99,999"), (100_000, "100k"), (1_234_567, "1.23M"), (1.23e10, "12.3B")]
+)
+def test_large_numbers_are_rounded(number: float, said: str) -> None:
+    assert rounded(number) == said

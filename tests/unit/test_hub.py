@@ -28,7 +28,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationW
 
 
 def release(
-    root: Path, version: str, count: int = 5, *, answer: str = "4", views: tuple[str, ...] = ("sft", "raw")
+    root: Path,
+    version: str,
+    count: int = 5,
+    *,
+    answer: str = "4",
+    views: tuple[str, ...] = ("sft", "raw"),
+    card: CardInputs = CardInputs(title="Traces", licence="mit", repo=REPO),  # noqa: B008 - it is frozen
 ) -> Path:
     """Write a small release and return its folder."""
     problems = [Problem.make(question=f"{n} + 2?", answer=str(n + 2), verifier="math") for n in range(count)]
@@ -36,7 +42,7 @@ def release(
         Trace(id=row_id(n), problem=problem, reasoning="Add two.", answer_text=answer, thinking=Thinking.CLOSED)
         for n, problem in enumerate(problems)
     ]
-    write(root / version, traces, name="traces", views=views, card=CardInputs(title="Traces", licence="mit", repo=REPO))
+    write(root / version, traces, name="traces", views=views, card=card)
     return root / version
 
 
@@ -69,6 +75,17 @@ def test_a_release_becomes_one_commit_and_one_tag(server: HubServer, tmp_path: P
     for path in held:
         assert server.read(REPO, path, "v1.0") == (folder / path).read_bytes()
     assert TOKEN not in receipt.model_dump_json()
+
+
+def test_the_card_on_the_hub_names_the_repository(server: HubServer, tmp_path: Path) -> None:
+    folder = release(tmp_path, "1.0", card=CardInputs(title="Traces", licence="mit"))
+    assert "PATH/TO/THIS/FOLDER" in (folder / "README.md").read_text()
+    first, again = publish(server, folder), publish(server, folder)
+    card = server.read(REPO, "README.md", "v1.0").decode()
+    assert "PATH/TO/THIS/FOLDER" not in card
+    assert f'load_dataset("{REPO}", "sft", revision="v1.0"' in card
+    assert (first.created, again.created, first.commit) == (True, False, again.commit)
+    assert "PATH/TO/THIS/FOLDER" in (folder / "README.md").read_text()
 
 
 def test_publishing_again_changes_nothing(server: HubServer, tmp_path: Path) -> None:

@@ -37,6 +37,16 @@ def test_the_state_can_be_kept_elsewhere(root: Path, tmp_path: Path) -> None:
     assert find_project(root, {"TRACEFACTORY_HOME": ""}).state_dir == root / ".tracefactory"
 
 
+def test_the_state_can_be_shared(root: Path) -> None:
+    assert find_project(root, {}).shared == ""
+    project = find_project(root, {"TRACEFACTORY_SHARED": "s3://bucket/state/"})
+    assert (project.shared, project.state_dir) == ("s3://bucket/state", root / ".tracefactory")
+    with pytest.raises(UserError, match="names no object store"):
+        find_project(root, {"TRACEFACTORY_SHARED": "s4://bucket"})
+    with pytest.raises(UserError, match="TRACEFACTORY_SHARED is the object store"):
+        find_project(root, {"TRACEFACTORY_HOME": "s3://bucket"})
+
+
 def test_a_path_outside_of_projects_is_refused(tmp_path: Path, root: Path) -> None:
     lost = tmp_path / "lost.yaml"
     lost.write_text("name: x\n")
@@ -69,7 +79,8 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_init_copies_the_starter(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "new" / "project"
     written = init_project(target)
-    assert [str(file) for file in written] == ["filters/length.py", "pipelines/p.yaml", "prompts/long.md"]
+    assert [str(file) for file in written] == [".gitignore", "filters/length.py", "pipelines/p.yaml", "prompts/long.md"]
+    assert {"/.tracefactory/", "/out/"} <= set((target / ".gitignore").read_text().splitlines())
     assert sorted(file.relative_to(target) for file in target.rglob("*") if file.is_file()) == written
     assert find_project(target / "pipelines" / "p.yaml", {}).root == target
     assert [item.name for item in target.parent.iterdir()] == ["project"]

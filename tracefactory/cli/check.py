@@ -20,6 +20,7 @@ def check(
     from tracefactory.config import check_project, load_pipeline
     from tracefactory.config.project import find_project, pipeline_files
     from tracefactory.core.stage import stage_of
+    from tracefactory.engine.file_count import many_files
     from tracefactory.stages._templates import unread_templates
 
     if path.is_file():
@@ -28,6 +29,8 @@ def check(
         if found:
             raise UserError(found)
         print(f"{path}: {len(loaded.stages)} stages, {len(loaded.models)} models, no mistakes")
+        if many := many_files(loaded):
+            print(f"note: {many}")
         if unread := unread_templates(loaded):
             print(
                 f"note: the chat template of {', '.join(unread)} is not on this machine, so what becomes of the system "

@@ -56,5 +56,6 @@ def _details(found: Difference) -> Iterator[str]:
             yield f"{name}: {', '.join(one[:12] for one in ids[:_SHOWN])}{more}"
     for one in found.views:
         yield from (f"{one.view}: only one of the versions has the column {name}" for name in one.columns)
+    yield from found.changes
     for what, (first, second) in found.made_by.items():
         yield f"{what}: {first or 'none'}, then {second or 'none'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from tracefactory.cli.options import (
@@ -35,15 +36,20 @@ def plan(
     from tracefactory.cli.show import stdout_console
     from tracefactory.config import load_pipeline
     from tracefactory.engine.costs import unpriced
+    from tracefactory.engine.file_count import many_files
     from tracefactory.engine.plan import asked_models, make_plan
+    from tracefactory.engine.sharing import Sharing
 
     check_kind(retry_failed)
     loaded = load_pipeline(pipeline, profile=profile, sets=with_budget(sets, budget), limit=limit)
+    with closing(Sharing(loaded)) as sharing:
+        sharing.pull()
     made = make_plan(loaded, loaded.project.state_dir, compare=True, retry_kind=retry_failed)
     if json:
         print(made.model_dump_json(indent=2))
         return
     refused = [f"no run begins: {one}" for one in unpriced(loaded, asked_models(loaded, made))]
+    refused += filter(None, [many_files(loaded)])
     stdout_console().print(_table(made, refused), highlight=False)
 
 
@@ -65,6 +71,7 @@ def _table(plan: Plan, refused: list[str]) -> RenderableType:
         table.add_row(stage.id, f"cached, {stage.why}" if cached else stage.state.value, *_to_pay(stage))
     to_run = [one for one in plan.stages if one.state is not State.CACHED]
     notes = [f"{one.id}: {text}" for one in to_run for text in (one.why, *(one.upgrade.lines if one.upgrade else ()))]
+    notes += [f"GPU phase {number} of {len(plan.phases)}: {one}" for number, one in enumerate(plan.phases, 1)]
     notes += [*map(str, plan.caps), *map(str, plan.gpus), *refused, *(f"damaged: {one}" for one in plan.damage)]
     return Group(table, *(Text(f"• {note}") for note in notes))
 

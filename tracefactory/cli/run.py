@@ -41,6 +41,10 @@ def run(
     progress: Annotated[
         Lines, typer.Option(help="How progress is shown on stderr: a table on a terminal, lines, or JSON lines.")
     ] = Lines.AUTO,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(help="Serve the progress to Prometheus at this port of 127.0.0.1; 0 takes a free one."),
+    ] = None,
     no_requests: Annotated[
         bool,
         typer.Option("--no-requests", help="Send nothing: work with the stored completions; the others stay owed."),
@@ -49,13 +53,24 @@ def run(
     """Make the dataset of a pipeline. Finished stages are not repeated, and stored completions are not paid again."""
     from rich.console import Console
 
-    from tracefactory.cli.show import print_outcome
+    from tracefactory.cli.show import print_outcome, stdout_console
     from tracefactory.config import load_pipeline
     from tracefactory.engine.display import Display
     from tracefactory.engine.run import run_pipeline
+    from tracefactory.engine.runs import RunOutcome
 
     check_kind(retry_failed)
-    loaded = load_pipeline(pipeline, profile=profile, sets=with_budget(sets, budget), limit=limit)
-    display = Display(Console(file=sys.stderr), progress.value)
-    outcome = asyncio.run(run_pipeline(loaded, display, retry_kind=retry_failed, sends=not no_requests))
-    print_outcome(outcome, loaded.project.state_dir, as_json=json)
+    changed = with_budget(sets, budget)
+    if metrics_port is not None:
+        changed.append(f"run.metrics_port={metrics_port}")
+    loaded = load_pipeline(pipeline, profile=profile, sets=changed, limit=limit)
+    state_dir, stderr = loaded.project.state_dir, Console(file=sys.stderr)
+
+    def unfinished(outcome: RunOutcome) -> None:
+        told = outcome if json else outcome.model_copy(update={"reason": ""})  # the last line on stderr says it
+        print_outcome(told, state_dir, as_json=json, console=stderr)
+
+    running = run_pipeline(
+        loaded, Display(stderr, progress.value), retry_kind=retry_failed, sends=not no_requests, unfinished=unfinished
+    )
+    print_outcome(asyncio.run(running), state_dir, as_json=json, console=stdout_console())

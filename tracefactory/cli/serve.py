@@ -124,7 +124,7 @@ async def _keep(endpoint: SharedEndpoint, folder: Path, kept: SharedServers) -> 
 def _placement(pipeline: Pipeline) -> Placement:
     """Return the placement of the servers: the Ray cluster of the pipeline, or this machine."""
     if pipeline.run.executor != "inline" and pipeline.run.ray_address is not None:
-        from tracefactory.engine.executors.ray import RayPlacement
+        from tracefactory.engine.executors.ray_servers import RayPlacement
 
-        return RayPlacement(pipeline.run.ray_address)
+        return RayPlacement(pipeline.run)
     return LocalPlacement()

@@ -23,6 +23,8 @@ ENDED = {
     End.STOPPED: "the run was stopped",
     End.INTERRUPTED: "the run was interrupted",
     End.FAILED: "the run failed",
+    End.RUNNING: "the run goes on; this is what its finished shards say",
+    End.KILLED: "the run was killed; this is what its finished shards say",
 }
 SPENT = ("requests", "cost", "unpriced")
 WIDTH = 80  # of a table that goes to a file or a pipe
@@ -39,10 +41,10 @@ def show(
     project: ProjectFolder = Path(),
     json: Json = False,
 ) -> None:
-    """Print the funnel of a run that has ended, with the lengths of its traces."""
+    """Print the funnel of a run, also of one that failed or goes on, and the lengths of its traces."""
     root = find_project(project).state_dir
     if not every:
-        print_outcome(load_outcome(root, run, finished=False), root, as_json=json)
+        print_outcome(load_outcome(root, run, finished=False), root, as_json=json, console=stdout_console())
         return
     lines = runs_of(root)
     if json:
@@ -51,20 +53,23 @@ def show(
         stdout_console().print(run_list(lines), highlight=False)
 
 
-def print_outcome(outcome: RunOutcome, root: Path, *, as_json: bool) -> None:
-    """Print a run that has ended to stdout.
+def print_outcome(outcome: RunOutcome, root: Path, *, as_json: bool, console: Console) -> None:
+    """Print a run.
 
     Args:
         outcome: the run.
         root: the folder of the project's state.
-        as_json: print JSON instead of tables.
+        as_json: print JSON to stdout instead of tables.
+        console: where tables are printed.
     """
     if as_json:
         print(outcome.model_dump_json(indent=2))
         return
-    console = stdout_console()
     seconds = outcome.finished - outcome.started
-    states = ("cached" if one.cached else "done" if one.done else "not done" for one in outcome.stages)
+    states = (
+        "failed" if one.failed else "cached" if one.cached else "done" if one.done else "not done"
+        for one in outcome.stages
+    )
     lines = [FunnelLine(one.id, one.tally, one.paid, state) for one, state in zip(outcome.stages, states, strict=True)]
     notes = list(dict.fromkeys(note for one in outcome.stages for note in one.tally.notes))
     if outcome.state is End.FINISHED:

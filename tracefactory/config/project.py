@@ -9,23 +9,33 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tracefactory.core.errors import Mistake, UserError
+from tracefactory.core.files import write_text
 from tracefactory.core.pipeline import Project
+from tracefactory.store.shared.cloud import checked_url
 
 FOLDERS = ("pipelines", "prompts", "filters")
+_GITIGNORE = """\
+# Paid completions and computed stages: keep a copy of .tracefactory/requests, but not in git.
+/.tracefactory/
+# Releases, which `tracefactory publish` pushes to the Hub.
+/out/
+__pycache__/
+"""
 _NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 
 
 def find_project(path: Path, environ: Mapping[str, str] = os.environ) -> Project:
     """Return the project of a pipeline file or folder: the nearest folder, here or above, that contains pipelines/.
 
-    Its state is in `.tracefactory`, or in the folder that the environment variable TRACEFACTORY_HOME names.
+    Its state is in `.tracefactory`, or in the folder that the environment variable TRACEFACTORY_HOME names. With the
+    URL of an object store in TRACEFACTORY_SHARED, this state is shared with other machines.
 
     Args:
         path: a file or folder.
         environ: the environment variables.
 
     Raises:
-        UserError: when `path` does not exist or is not in a project.
+        UserError: when `path` does not exist or is not in a project, or a variable names no state.
     """
     if not path.exists():
         others = sorted(file.name for file in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
@@ -34,16 +44,30 @@ def find_project(path: Path, environ: Mapping[str, str] = os.environ) -> Project
     absolute = path.resolve()
     for folder in (absolute, *absolute.parents):
         if (folder / "pipelines").is_dir():
-            home = environ.get("TRACEFACTORY_HOME")
-            return Project(
-                root=folder, state_dir=Path(home).expanduser().resolve() if home else folder / ".tracefactory"
-            )
+            return Project(root=folder, state_dir=_state_dir(folder, environ), shared=_shared(environ))
     raise UserError(
         Mistake(
             f"{path} is in no project: neither its folder nor one above it contains a folder pipelines/",
             hint="`tracefactory init my-project` makes a project",
         )
     )
+
+
+def _state_dir(project: Path, environ: Mapping[str, str]) -> Path:
+    home = environ.get("TRACEFACTORY_HOME")
+    if home and "://" in home:
+        raise UserError(
+            Mistake(
+                f"TRACEFACTORY_HOME={home} is a URL, and the state of a machine is a folder",
+                hint="TRACEFACTORY_SHARED is the object store that machines share",
+            )
+        )
+    return Path(home).expanduser().resolve() if home else project / ".tracefactory"
+
+
+def _shared(environ: Mapping[str, str]) -> str:
+    url = environ.get("TRACEFACTORY_SHARED", "")
+    return checked_url(url).rstrip("/") if url else ""
 
 
 def find_optional_project(folder: Path) -> Project | None:
@@ -104,6 +128,7 @@ def init_project(target: Path) -> list[Path]:
         for name in FOLDERS:
             if (starter / name).is_dir():
                 shutil.copytree(starter / name, draft / name, ignore=_NOT_COPIED)
+        write_text(draft / ".gitignore", _GITIGNORE)
         written = sorted(file.relative_to(draft) for file in draft.rglob("*") if file.is_file())
         draft.replace(target)
     return written

@@ -19,13 +19,14 @@ from tracefactory.core import plugins
 from tracefactory.core.budget import Budget
 from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import Mistake, UserError, nearest
+from tracefactory.core.gpus import too_many_gpus
 from tracefactory.core.model import MODELS, ModelSpec, env_names
 from tracefactory.core.pipeline import Pipeline, Project, RunOptions, SandboxOptions, StageSpec, Written
 from tracefactory.core.rows import Frozen
 from tracefactory.core.stage import stage_of
 from tracefactory.core.yamlfile import Node, Position, parse_yaml, read_text
 from tracefactory.core.yamlmodel import read_model
-from tracefactory.filters import FilterSet, load_filters
+from tracefactory.filters import FilterSet, read_filters
 from tracefactory.text.prompts import Prompt, prompt_files, read_prompts
 
 _SECTIONS = ("models", "stages", "profiles")
@@ -48,7 +49,7 @@ class _ProjectFiles:
 
     prompts: Mapping[str, Prompt]
     prompt_names: frozenset[str]
-    filters: FilterSet | None
+    filters: FilterSet
     filter_names: frozenset[str]
     plugins: Mapping[str, str]
     broken: tuple[Mistake, ...]
@@ -80,13 +81,15 @@ class _Reader:
 class _Reading:
     """The result of reading a file: a pipeline of its valid parts, and the mistakes.
 
-    `readers` are the stages, and the models that they use.
+    `readers` are the stages, and the models that they use. `used` are the files of the prompts and filters that the
+    stages name.
     """
 
     pipeline: Pipeline | None
     mistakes: tuple[Mistake, ...]
     readers: tuple[_Reader, ...] = ()
     profiles: tuple[str, ...] = ()
+    used: frozenset[Path] = frozenset()
 
 
 def load_pipeline(
@@ -110,13 +113,15 @@ def load_pipeline(
         environ: the environment variables.
 
     Raises:
-        UserError: with all mistakes in the pipeline and in the project's prompts, filters and plugins. A missing
-            environment variable is a mistake if a stage or a used model reads it.
+        UserError: with all mistakes in the pipeline, in the prompts and filters that it names, and in the project's
+            plugins. A missing environment variable is a mistake if a stage or a used model reads it.
     """
     project = find_project(path, environ)
     files = _read_project_files(project)
     reading = _read_pipeline(path, project, files, _Overlays(profile, tuple(sets), limit))
-    mistakes = [*reading.mistakes, *files.broken, *_unset(reading, environ)]
+    others = {*prompt_files(project.prompts), *project.filters.glob("*.py")} - reading.used
+    broken = [mistake for mistake in files.broken if mistake.file not in others]
+    mistakes = [*reading.mistakes, *broken, *_unset(reading, environ)]
     environment = Environment(project.root, environ)
     for reader in reading.readers:
         for mistake in reader.check(environment):
@@ -163,11 +168,7 @@ def _read_all(project: Project, files: _ProjectFiles) -> Iterator[_Reading]:
 def _read_project_files(project: Project) -> _ProjectFiles:
     broken: list[Mistake] = []
     prompts = read_prompts(project.prompts, broken)
-    filters: FilterSet | None = None
-    try:
-        filters = load_filters(project.filters)
-    except UserError as error:
-        broken.extend(error.mistakes)
+    filters = read_filters(project.filters, broken)
     sources = plugins.read(project.root, broken)
     plugins.activate(project.root, sources)
     broken += plugins.load_active()
@@ -224,7 +225,7 @@ def _read_pipeline(path: Path, project: Project, files: _ProjectFiles, overlays:
             changes=tuple(changed(as_written, root)),
         ),
         prompts=files.prompts,
-        filters=files.filters if files.filters is not None else FilterSet({}),
+        filters=files.filters,
         plugins=files.plugins,
     )
     mistakes.extend(_check_stages(pipeline, files.broken))
@@ -235,7 +236,15 @@ def _read_pipeline(path: Path, project: Project, files: _ProjectFiles, overlays:
     readers += [
         _Reader(one.what, one.params, one.node.child("with") or one.node) for one in drafts if one.params is not None
     ]
-    return _Reading(pipeline, tuple(mistakes), tuple(readers), tuple(profiles.mapping() if profiles else ()))
+    names = tuple(profiles.mapping() if profiles else ())
+    return _Reading(pipeline, tuple(mistakes), tuple(readers), names, _files_of(drafts, project))
+
+
+def _files_of(drafts: Sequence[StageDraft], project: Project) -> frozenset[Path]:
+    """Return the files of the prompts and filters that stages name."""
+    prompts = {ref.name for draft in drafts for ref in draft.refs if ref.kind == "prompt"}
+    filters = (project.filters / f"{name}.py" for draft in drafts for name in draft.filter_names)
+    return frozenset([*filters, *(file for file in prompt_files(project.prompts) if file.stem in prompts)])
 
 
 def _read_head(root: Node, mistakes: list[Mistake]) -> _Head | None:
@@ -314,7 +323,7 @@ def _check_stages(pipeline: Pipeline, broken: Sequence[Mistake]) -> Iterator[Mis
     """Yield the mistakes that operations find, except those of broken plugins, which are reported at their files."""
     for stage in pipeline.stages:
         try:
-            found: Sequence[Mistake] = stage_of(stage).check(stage, pipeline)
+            found: Sequence[Mistake] = [*stage_of(stage).check(stage, pipeline), *too_many_gpus(stage, pipeline)]
         except UserError as error:
             found = error.mistakes
         for mistake in (one for one in found if one not in broken):

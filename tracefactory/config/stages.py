@@ -26,18 +26,21 @@ _CHAIN = "filter:chain"
 class Declared:
     """The names that a stage may use. They include names of broken files, whose mistakes are reported at the files.
 
-    `filters` is None when a filter does not load; then parameters of filters are not checked.
+    `filters` are those that load; parameters of others are not checked.
     """
 
     models: frozenset[str]
     prompts: frozenset[str]
     filter_names: frozenset[str]
-    filters: FilterSet | None
+    filters: FilterSet
 
 
 @dataclass
 class StageDraft:
-    """A stage that is being read. `op` and `params` are None until they are known to be valid."""
+    """A stage that is being read. `op` and `params` are None until they are known to be valid.
+
+    `filter_names` are the filters that it names, also those that do not load.
+    """
 
     node: Node
     id: str
@@ -48,6 +51,7 @@ class StageDraft:
     params: Frozen | None = None
     run: StageOptions | None = None
     refs: list[FoundRef] = field(default_factory=list)
+    filter_names: list[str] = field(default_factory=list)
 
     @property
     def what(self) -> str:
@@ -303,7 +307,8 @@ def _read_filter(draft: StageDraft, item: Node, declared: Declared, mistakes: li
             node.position.mistake(f"{draft.what}: unknown filter {name!r}", nearest(name, declared.filter_names))
         )
         return None
-    if declared.filters is None:
+    draft.filter_names.append(name)
+    if name not in declared.filters:
         return None
     params = read_model(declared.filters[name].params_model, node, f"{draft.what}: filter {name!r}", mistakes)
     line = None if node.position.file is None else node.position.line

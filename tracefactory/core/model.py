@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, ClassVar, Literal, Protocol, Self
 
 from pydantic import Field, JsonValue, SecretStr, field_validator
@@ -50,7 +50,7 @@ class ModelSpec(Frozen, ABC):
     budget: Budget | None = Field(
         default=None, description="Caps on what this pipeline spends on the model; `wall` is of the pipeline alone."
     )
-    concurrency: int = Field(default=16, ge=1, le=1000, description="Requests in flight.")
+    concurrency: int = Field(default=16, ge=1, description="Requests in flight.")
     timeout_s: float = Field(
         default=1800.0,
         gt=0,
@@ -179,6 +179,11 @@ class ModelSpec(Frozen, ABC):
         return 1
 
     @property
+    def client_processes(self) -> int:
+        """How many of those workers there are on Ray, where several may share its requests in flight as clients."""
+        return self.workers
+
+    @property
     def worker_gpus(self) -> int:
         """How many GPUs each of those workers holds for itself, for a model in the worker's own memory."""
         return 0
@@ -187,6 +192,20 @@ class ModelSpec(Frozen, ABC):
     def gpus_held(self) -> int:
         """How many GPUs a server or worker of ours holds for it; their hours are counted."""
         return self.worker_gpus
+
+    @property
+    def gpus_in_all(self) -> int:
+        """How many GPUs all its servers and workers of ours hold together while it is loaded."""
+        return self.worker_gpus * self.workers
+
+    @property
+    def keeps_gpus(self) -> bool:
+        """Whether it stays loaded when no stage works with it, until another model needs its GPUs."""
+        return False
+
+    def is_served(self, environment: Environment) -> bool:
+        """Tell whether servers that another command keeps answer for it now, so that a run loads nothing."""
+        return False
 
     @property
     def echoes_prefill(self) -> bool:
@@ -261,6 +280,15 @@ class ModelSpec(Frozen, ABC):
 
 MODELS: Registry[type[ModelSpec]] = registry("model")
 """Every kind of model by the value of `use:`."""
+
+
+def public_name(model: str) -> str:
+    """Return a model's id as rows and cards name it: of a path on one machine, the last part alone.
+
+    Args:
+        model: the id: the name of a model, a repository, a path, or env:NAME.
+    """
+    return PurePath(model).name if PurePath(model).is_absolute() or model.startswith("~") else model
 
 
 def env_names(spec: Frozen) -> list[str]:

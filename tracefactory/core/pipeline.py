@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 
-from pydantic import ConfigDict, Field, SerializeAsAny, field_validator
+from pydantic import ConfigDict, Field, JsonValue, SerializeAsAny, field_validator
 
 from tracefactory.core.budget import COUNTED, Budget, Cap
 from tracefactory.core.model import ModelSpec
@@ -20,11 +20,13 @@ P = TypeVar("P", bound=Frozen)
 class Project(Frozen):
     """The folders of a project. Only `pipelines` always exists.
 
-    `state_dir` contains paid completions and computed stages; `out_dir` contains the datasets.
+    `state_dir` contains paid completions and computed stages; `out_dir` contains the datasets. `shared` is the URL of
+    the object store that several machines share as their state, empty without one.
     """
 
     root: Path
     state_dir: Path
+    shared: str = ""
 
     @property
     def pipelines(self) -> Path:
@@ -53,6 +55,12 @@ class StageOptions(Frozen):
     concurrency: int | None = Field(
         default=None, ge=1, description="Shards of this stage that are processed at once; null lets the engine choose."
     )
+    max_error_rate: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of its requests or rows that may fail before the run stops; null is that of the pipeline.",
+    )
 
 
 Protection = Literal["user", "files", "processes", "network", "system_calls", "memory", "process_count"]
@@ -68,12 +76,54 @@ class RunOptions(Frozen):
         "or GPUs, and on machines with more than four CPUs.",
     )
     workers: int | None = Field(default=None, ge=1, description="CPU worker processes; null is one per CPU.")
+    gpus: int | None = Field(
+        default=None,
+        ge=1,
+        description="GPUs that the run may hold at once; null is all of the machine or cluster. Stages whose models "
+        "need more than that together take turns.",
+    )
     ray_address: str | None = Field(
-        default=None, description="The Ray cluster to join; null starts one on this machine."
+        default=None,
+        description="The Ray cluster to join: HOST:PORT of its head, or auto for that of RAY_ADDRESS or of this "
+        "machine; null starts one on this machine, except inside a Ray job.",
+    )
+    runtime_env: dict[str, JsonValue] = Field(
+        default_factory=dict, description="What Ray prepares on the nodes for the workers, as in `ray.init`."
+    )
+    send_package: bool = Field(
+        default=False,
+        description="Send this installation's own code to the workers, for nodes that have the dependencies, but "
+        "another version of it or none.",
+    )
+    ray_dashboard: bool = Field(
+        default=False,
+        description="Start Ray's dashboard with the cluster of this machine; needs `pip install 'ray[default]'`.",
+    )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port where the run serves its progress to Prometheus, as /metrics; 0 takes a free one, null none.",
+    )
+    metrics_host: str = Field(
+        default="127.0.0.1", description="Address where it does so; 0.0.0.0 is every interface of the machine."
+    )
+    grace_s: float = Field(
+        default=60.0,
+        gt=0,
+        description="Seconds after SIGTERM in which requests in flight are finished and stored; then the run ends at "
+        "once.",
     )
     shards: int | None = Field(
         default=None,
         description="Parts that problems are split into, a power of two; auto depends on the number of problems.",
+    )
+    max_error_rate: float = Field(
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Share of the requests or rows of a stage that may fail before the run stops, looked at from the "
+        "50th on; 1 never stops. A verdict such as `incorrect` is no failure.",
     )
 
     @field_validator("shards", mode="before")
@@ -241,6 +291,11 @@ class Pipeline(Frozen):
             if one.id in wanted:
                 wanted.update(one.inputs)
         return [one for one in self.stages if one.id in wanted]
+
+    def max_error_rate(self, stage: StageSpec[Any]) -> float:
+        """Return the share of the requests or rows of a stage that may fail before a run stops."""
+        own = stage.run.max_error_rate
+        return self.run.max_error_rate if own is None else own
 
     def prompt(self, name: str) -> PromptTemplate:
         """Return a prompt by its name."""

@@ -12,21 +12,25 @@ from abc import ABC
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Protocol
 
 import polars as pl
-from pydantic import SecretStr
 
 from tracefactory.core.columns import Column
 from tracefactory.core.decisions import Judgement, Made
-from tracefactory.core.environment import Environment, EnvStr
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake
-from tracefactory.core.model import ChatRequest, Completion, ModelSpec, RequestFailed
 from tracefactory.core.pipeline import P, Pipeline, StageSpec
 from tracefactory.core.refs import Ref
 from tracefactory.core.registry import Registry, registry
-from tracefactory.core.rows import Kind, Problem, Row, Trace, Verdict
+from tracefactory.core.rows import Kind, Problem, Row, Trace
+from tracefactory.core.services import Answer as Answer
+from tracefactory.core.services import Closing as Closing
+from tracefactory.core.services import Completer as Completer
+from tracefactory.core.services import Kept as Kept
+from tracefactory.core.services import Record as Record
+from tracefactory.core.services import Services as Services
+from tracefactory.core.services import verify as verify
 from tracefactory.core.spans import Span
 from tracefactory.core.upgrade import Upgrade
 
@@ -139,33 +143,6 @@ class Wanted:
     prompt_bytes: int
 
 
-Record = Mapping[str, Any]
-"""A completion as the request store keeps it: `request`, `completion`, `cost` when paid, and the `run` that paid."""
-
-Answer = Record | RequestFailed
-
-
-class Completer(Protocol):
-    """What answers requests: a model's client, or models in this process."""
-
-    async def complete(self, request: ChatRequest) -> Completion:
-        """Return the completion.
-
-        Raises:
-            RequestFailed: when there is none.
-        """
-        ...
-
-
-class Closing(Protocol):
-    """What a worker keeps until it ends."""
-
-    async def close(self) -> None: ...
-
-
-Kept = TypeVar("Kept", bound=Closing)
-
-
 class RowReader(Protocol):
     """The rows that a stage is given; see `store.rows.StageRows`."""
 
@@ -185,59 +162,6 @@ class RowReader(Protocol):
     def batches(self, span: Span, problems: int) -> Iterator[Batch]:
         """Yield the rows of a span, up to `problems` whole problems at a time."""
         ...
-
-
-class Services(Protocol):
-    """What a worker gives to the stages that run on it."""
-
-    pipeline: Pipeline
-    state_dir: Path
-    run_id: str
-    keys: Mapping[str, str]
-    """The keys of all stages of the pipeline."""
-
-    @property
-    def environment(self) -> Environment: ...
-
-    @property
-    def verifiers(self) -> Any:
-        """The pool of verifier processes: a `verification.VerifierPool`."""
-        ...
-
-    async def complete(
-        self, model: str, requests: Sequence[ChatRequest], stage_id: str, client: Completer | None = None
-    ) -> list[Answer]:
-        """Return an answer for every request, in order: from the store, or paid for and stored as it arrives."""
-        ...
-
-    def left_failure(self, stage_id: str, row_id: str) -> RequestFailed | None:
-        """Return the earlier failure of a row that this run does not try again; None for all other rows."""
-        ...
-
-    def stored(self, keys: Sequence[str]) -> Mapping[str, Record]:
-        """Return the completions stored under these keys."""
-        ...
-
-    def client(self, model: str, served_as: tuple[str, ModelSpec] | None = None) -> Any:
-        """Return the one client of a model: a `serving.client.ChatClient`.
-
-        `served_as` (what for, and how) gives a separate client to a model that is served otherwise than declared.
-        """
-        ...
-
-    def keep(self, name: str, make: Callable[[], Kept]) -> Kept:
-        """Return what is filed under `name`: made at the first call, and closed with the worker."""
-        ...
-
-    def secret(self, value: EnvStr) -> SecretStr:
-        """Return the value of an "env:NAME" parameter."""
-        ...
-
-
-async def verify(tasks: Sequence[Any], services: Services) -> list[Verdict]:
-    """Return the verdict of each `verification.VerifyTask`, in order; a failure is a verdict too."""
-    verdicts: list[Verdict] = await services.verifiers.verify(tasks)
-    return verdicts
 
 
 class Stage(ABC, Generic[P]):
@@ -314,6 +238,11 @@ class Stage(ABC, Generic[P]):
     def asks(self, stage: StageSpec[P], pipeline: Pipeline) -> str | None:
         """Return the model that the stage asks first: its shards run on that model's worker; None for none."""
         return None
+
+    def loads(self, stage: StageSpec[P], pipeline: Pipeline) -> frozenset[str]:
+        """Return the models that are loaded for the stage: that of its workers, and those with servers of their own."""
+        first = self.asks(stage, pipeline)
+        return frozenset(name for name in stage.model_names if name == first or not pipeline.models[name].in_process)
 
     def teachers(self, stage: StageSpec[P], pipeline: Pipeline) -> frozenset[str]:
         """Return the names under which the traces that the stage makes have a teacher; "*" for names in the rows."""

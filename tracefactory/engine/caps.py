@@ -112,17 +112,7 @@ def spend_of(pipeline: Pipeline, root: Path, run: str) -> tuple[SpendLine, ...]:
     found = {model: amount for (model, of), amount in sorted(ledger.totals().items()) if of == run}
     ledger.close()
     return tuple(
-        SpendLine(
-            model=model,
-            price=prices[model].label() if model in prices else "",
-            requests=amount.requests,
-            prompt_tokens=amount.prompt_tokens,
-            completion_tokens=amount.completion_tokens,
-            cost=amount.usd,
-            unpriced=amount.unpriced,
-            gpu_hours=amount.gpu_hours,
-        )
-        for model, amount in found.items()
+        SpendLine.of(model, amount, prices[model].label() if model in prices else "") for model, amount in found.items()
     )
 
 

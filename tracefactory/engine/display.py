@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -18,10 +19,11 @@ from rich.text import Text
 
 from tracefactory.engine.executors.base import Executor
 from tracefactory.engine.flow import Flow, StageRun
+from tracefactory.engine.plain import PlainLines
 from tracefactory.engine.progress import Live as Numbers
 from tracefactory.engine.progress import Progress, snapshot, time_left
 from tracefactory.engine.report import FunnelLine, funnel
-from tracefactory.engine.telemetry import exporter
+from tracefactory.engine.telemetry import MetricsPage, exporter, prometheus_text
 
 _LIVE_S, _LOOK_S, _PLAIN_S = 0.5, 2.0, 10.0
 INTERRUPTED = 130
@@ -31,7 +33,11 @@ STOPPING = "stopping: no new requests are sent; those in flight are finished and
 
 
 class Display:
-    """Displays a run and handles Ctrl-C and SIGTERM: the first drains the run, the second ends the process at once."""
+    """Displays a run and handles Ctrl-C and SIGTERM.
+
+    The first drains the run, the second ends the process at once. After SIGTERM, which schedulers send before SIGKILL,
+    the process also ends when `run: grace_s` is over.
+    """
 
     def __init__(self, console: Console, lines: Literal["auto", "plain", "json"] = "auto") -> None:
         """Display on a console: a table on a terminal and lines elsewhere (`auto`), or always lines, or JSON lines."""
@@ -40,24 +46,31 @@ class Display:
 
     @asynccontextmanager
     async def __call__(self, flow: Flow, executor: Executor) -> AsyncIterator[None]:
+        page = self._page(flow)
         loop = asyncio.get_running_loop()
         drains: set[asyncio.Task[None]] = set()
         stopping = False
 
-        def drain() -> None:
-            self.console.print(STOPPING)
+        grace_s = flow.pipeline.run.grace_s
+        last = threading.Timer(grace_s, self._leave, (flow,))  # of a thread, which also runs when the loop is blocked
+        last.daemon = True
+
+        def drain(number: int) -> None:
+            self._say(STOPPING if number == signal.SIGINT else f"{STOPPING}, at the latest in {grace_s:g} s")
+            flow.run.log("stopping", signal=signal.Signals(number).name)
             drains.add(loop.create_task(flow.stop()))
 
         def interrupted(number: int, frame: FrameType | None) -> None:
             nonlocal stopping
-            if stopping:  # servers and workers of this process end with it; see `core.processes`
-                os.write(2, (SHOW_CURSOR if self.console.is_terminal else "").encode() + LEFT.encode())
-                os._exit(INTERRUPTED)
+            if stopping:
+                self._leave(flow)
             stopping = True
-            loop.call_soon_threadsafe(drain)
+            if number == signal.SIGTERM:
+                last.start()
+            loop.call_soon_threadsafe(drain, number)
 
         before = {one: signal.signal(one, interrupted) for one in (signal.SIGINT, signal.SIGTERM)}
-        watching = loop.create_task(self._watch(flow, executor))
+        watching = loop.create_task(self._watch(flow, executor, page))
         try:
             yield
         finally:
@@ -65,20 +78,50 @@ class Display:
             with suppress(asyncio.CancelledError):
                 await watching
             self._warn(flow)
+            if page is not None:
+                page.close()
             for one, handler in before.items():
                 signal.signal(one, handler)
 
-    async def _watch(self, flow: Flow, executor: Executor) -> None:
+    def _say(self, text: str) -> None:
+        """Print a line, with the time of day where lines are kept."""
+        stamp = "" if self._has_table else f"{time.strftime('%H:%M:%S')} "
+        self.console.print(f"{stamp}{text}", markup=False, highlight=False, soft_wrap=True)
+
+    @property
+    def _has_table(self) -> bool:
+        return self.lines == "auto" and self.console.is_terminal
+
+    def _page(self, flow: Flow) -> MetricsPage | None:
+        """Return the page for Prometheus that the pipeline asks for.
+
+        Raises:
+            UserError: when its address cannot be used.
+        """
+        run = flow.pipeline.run
+        if run.metrics_port is None:
+            return None
+        page = MetricsPage(run.metrics_host, run.metrics_port)
+        flow.run.log("metrics", host=page.host, port=page.port)
+        self._say(f"metrics: http://{page.host}:{page.port}/metrics")
+        return page
+
+    def _leave(self, flow: Flow) -> None:
+        """End the process at once; servers and workers of this process end with it, see `core.processes`."""
+        flow.run.log("left", exit_status=INTERRUPTED)
+        os.write(2, (SHOW_CURSOR if self.console.is_terminal else "").encode() + LEFT.encode())
+        os._exit(INTERRUPTED)
+
+    async def _watch(self, flow: Flow, executor: Executor, page: MetricsPage | None) -> None:
         export, logged = exporter(), float("-inf")
         before: Progress | None = None
-        printed: dict[str, str] = {}
-        table = self.lines == "auto" and self.console.is_terminal
+        plain, table = PlainLines(self._say), self._has_table
         with Live(console=self.console, auto_refresh=False, transient=True) if table else nullcontext() as live:
             while True:
                 now = Progress(time.monotonic(), await executor.progress(), await executor.models())
                 for run in flow.stages.values():
                     told = [(name, now.models[name].notice) for name in run.stage.model_names if name in now.models]
-                    run.notice = "; ".join(f"{name}: {notice}" for name, notice in told if notice)
+                    run.notice = "; ".join(f"{name}: {flow.run.text(notice)}" for name, notice in told if notice)
                 if live is not None:
                     live.update(render(flow, now, before), refresh=True)
                 self._warn(flow)
@@ -88,11 +131,13 @@ class Display:
                     flow.run.log("progress", **found)
                     if export is not None:
                         export(found)
+                    if page is not None:
+                        page.text = prometheus_text(found)
                     if self.lines == "json":
                         self.console.file.write(json.dumps({"time": time.time(), **found}) + "\n")
                         self.console.file.flush()
                     elif live is None:
-                        self._print_changes(flow, now, printed)
+                        plain.show(_plain_lines(flow, now))
                     before = now
                 await asyncio.sleep(_LIVE_S if live is not None else _LOOK_S)
 
@@ -103,15 +148,7 @@ class Display:
             if self.lines == "json":
                 self.console.file.write(json.dumps({"time": time.time(), "warning": warning}) + "\n")
             else:
-                self.console.print(warning, highlight=False, soft_wrap=True)
-
-    def _print_changes(self, flow: Flow, now: Progress, printed: dict[str, str]) -> None:
-        """Print a line for every stage and every held-back model whose line has changed."""
-        for run in flow.stages.values():
-            line = _plain(run, now.stages.get(run.stage.id, {}), flow)
-            if line and printed.get(run.stage.id) != line:
-                printed[run.stage.id] = line
-                self.console.print(line, highlight=False, soft_wrap=True)
+                self._say(warning)
 
 
 def render(flow: Flow, now: Progress, before: Progress | None) -> RenderableType:
@@ -133,7 +170,7 @@ def render(flow: Flow, now: Progress, before: Progress | None) -> RenderableType
             text += f", paused for {one.paused_s:.0f} s" if one.paused_s >= 1 else ""
             servers.append(text)
         if status.notice:
-            servers.append(f"  {name}: {status.notice}")
+            servers.append(f"  {name}: {flow.run.text(status.notice)}")
     return Group(table, *(Text(line) for line in servers))
 
 
@@ -164,6 +201,11 @@ def _left(run: StageRun, live: Numbers, flow: Flow) -> str:
         return ""
     clock = f"{int(left.seconds // 60)}:{int(left.seconds % 60):02d} left"
     return f"{int(live.get('in_flight', 0))} in flight, {'at most ' if left.at_most else ''}{clock}"
+
+
+def _plain_lines(flow: Flow, now: Progress) -> list[tuple[str, str, bool]]:
+    """Return the lines of all stages for `PlainLines.show`."""
+    return [(name, _plain(run, now.stages.get(name, {}), flow), run.record.done()) for name, run in flow.stages.items()]
 
 
 def _plain(run: StageRun, live: Numbers, flow: Flow) -> str:

@@ -15,21 +15,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Interrupted, RunError, RunStopped
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import Stage, Work, kinds_of, stage_of
 from tracefactory.engine.caps import BudgetWatch
+from tracefactory.engine.emptied import nothing_left, only_from
 from tracefactory.engine.executors.base import Executor
+from tracefactory.engine.failing import check_shards
+from tracefactory.engine.gpus import GpuTurns
 from tracefactory.engine.identity import Identity, rows_of
 from tracefactory.engine.plan import is_current
-from tracefactory.engine.runs import RunFolder
+from tracefactory.engine.runs import PAID, RunFolder
 from tracefactory.engine.shards import combined_inputs
+from tracefactory.engine.sharing import Sharing
 from tracefactory.serving.failures import failures_in
 from tracefactory.store.leases import Lease
 from tracefactory.store.stages import OWED, ShardRecord, StageFolder, StageRecord, Tally, stage_digest
-
-PAID = ("requests", "prompt_tokens", "completion_tokens", "cost", "unpriced")
 
 
 @dataclass
@@ -43,8 +46,11 @@ class StageRun:
     record: asyncio.Future[StageRecord] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     tally: Tally = field(default_factory=Tally)
     paid: dict[str, float] = field(default_factory=dict)  # by this run
+    worked: Tally = field(default_factory=Tally)  # of the shards that this run has finished
+    made: list[int] = field(default_factory=list)  # these shards
     finished: int = 0
     cached: bool = False
+    failed: bool = False
     started: float | None = None
     waiting: str = ""
     notice: str = ""  # about its models; set by the display
@@ -67,6 +73,8 @@ class StageRun:
     def add(self, index: int, record: ShardRecord, run_id: str) -> None:
         self.tally += record.tally
         if record.run == run_id:
+            self.worked += record.tally
+            self.made.append(index)
             for name in PAID:
                 self.paid[name] = self.paid.get(name, 0) + record.tally.numbers.get(f"paid_{name}", 0)
         self.finished += 1
@@ -100,11 +108,15 @@ class Flow:
         keys: Mapping[str, Identity],
         executor: Executor,
         run: RunFolder,
+        sharing: Sharing,
         retry: str = OWED,
     ) -> None:
+        self.sharing = sharing
         self.pipeline, self.root, self.identities, self.executor, self.run = pipeline, root, keys, executor, run
         self.retry = retry
         self.budget = BudgetWatch(pipeline, root, run.started)
+        environment = Environment(root=pipeline.project.root, servers=root / "servers")
+        self.gpus = GpuTurns(pipeline, environment, executor.gpus, self._release)
         self.stopping = False
         self.stages: dict[str, StageRun] = {}
         for stage in pipeline.stages:
@@ -125,7 +137,17 @@ class Flow:
     async def stop(self) -> None:
         """Start no further shards and send no further requests; requests in flight are finished and stored."""
         self.stopping = True
+        self.gpus.stop()
         await self.executor.drain()
+
+    async def _release(self, model: str) -> None:
+        self.run.log("model_released", model=model)
+        await self.executor.release(model)
+
+    def lost(self, why: str) -> None:
+        """Stop, because a lease in the shared state was lost; the stage that held it fails with `why`."""
+        self.run.log("lease_lost", text=why)
+        self._stopped = asyncio.create_task(self.stop())
 
     async def _guarded(self, run: StageRun) -> None:
         try:
@@ -133,6 +155,7 @@ class Flow:
         except BaseException as error:
             run.fail()
             if not isinstance(error, Interrupted):
+                run.failed = True
                 self.run.log("stage_failed", stage=run.stage.id, error=repr(error))
                 await self.stop()
             raise
@@ -146,14 +169,22 @@ class Flow:
         whole = inputs_are_done if work is Work.COLUMNS else work is not Work.ROWS
         if whole:
             await self._inputs(run)
-        async with Lease(self.root, run.folder.path, self.run.id, lambda text: self._wait(run, text)):
-            run.waiting = ""
+        async with (
+            Lease(self.root, run.folder.path, self.run.id, lambda text: self._wait(run, text)),
+            self.sharing.stage(run.folder.path, self.run.id, lambda text: self._wait(run, text), self.lost),
+        ):
+            self._wait(run, "")
             if run.folder.record() is not None and await self._reuse(run):
                 return
-            run.started = time.time()
-            run.folder.write_identity(self.identities[run.stage.id].stored())
-            records = await (self._run_whole(run) if whole else self._run_shards(run, max(layouts.values())))
-            run.finish(self._write_record(run, records, await self._inputs(run)))
+            async with self.gpus.turn(run.stage, lambda text: self._wait(run, text)):
+                self._wait(run, "")
+                run.started = time.time()
+                run.folder.write_identity(self.identities[run.stage.id].stored())
+                self.run.log("stage_begun", stage=run.stage.id)
+                records = await (self._run_whole(run) if whole else self._run_shards(run, max(layouts.values())))
+            record = self._write_record(run, records, await self._inputs(run))
+            self._check_left(run, record)
+            run.finish(record)
             run.paid["seconds"] = time.time() - run.started
 
     async def _reuse(self, run: StageRun) -> bool:
@@ -163,8 +194,17 @@ class Flow:
             return False
         record = run.folder.record()
         assert record is not None
+        run.tally = record.tally
+        self._check_left(run, record)
         run.finish(record, cached=True)
+        self.run.log("stage_cached", stage=run.stage.id, digest=record.digest)
         return True
+
+    def _check_left(self, run: StageRun, record: StageRecord) -> None:
+        """Raise RunError when a stage keeps no row, and a stage below has no rows but from it."""
+        if record.tally.kept == 0 and (below := only_from(run.stage, self.pipeline)):
+            inputs = {source: self.stages[source].tally for source in run.stage.inputs}
+            raise RunError(nothing_left(run.stage, self.pipeline, run.folder, record, inputs, below))
 
     async def _inputs(self, run: StageRun) -> dict[str, StageRecord]:
         return {source: await self.stages[source].record for source in run.stage.inputs}
@@ -230,6 +270,7 @@ class Flow:
         async with run.slots:
             if self.stopping:
                 raise Interrupted
+            self.run.log("shard_begun", stage=run.stage.id, shard=index, of=count)
             try:
                 record = await self.executor.run_shard(run.stage, index, layouts)
             except BaseException as error:
@@ -239,6 +280,11 @@ class Flow:
         if record is None:
             raise Interrupted
         run.add(index, record, self.run.id)
+        counts = {name: getattr(record.tally, name) for name in ("rows_in", "kept", "dropped", "errors", "owed")}
+        reused = record.run != self.run.id
+        self.run.log("shard_done", stage=run.stage.id, shard=index, of=count, reused=reused, **counts)
+        if self.retry == OWED:  # otherwise owed rows of earlier runs are left
+            check_shards(run.stage, self.pipeline, run.folder, run.made, count, run.worked)
         return record
 
     def _write_record(
@@ -289,5 +335,6 @@ class Flow:
         return any(one & other for index, one in enumerate(makers) for other in makers[:index])
 
     def _wait(self, run: StageRun, text: str) -> None:
-        run.waiting = text
-        self.run.log("waiting", stage=run.stage.id, text=text)
+        if text != run.waiting:
+            run.waiting = text
+            self.run.log("waiting", stage=run.stage.id, text=text or "not any more")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -13,6 +14,7 @@ from pydantic import Field, computed_field
 
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake, UserError
+from tracefactory.core.gpus import phases
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen, Kind
 from tracefactory.core.spans import Span
@@ -25,6 +27,7 @@ from tracefactory.engine.retry import FailedRow, failed_rows
 from tracefactory.engine.shards import combined_inputs
 from tracefactory.engine.spending import prices_of
 from tracefactory.engine.stored import usable_records
+from tracefactory.serving.vllm.placement import visible_gpus
 from tracefactory.store.damage import Damage
 from tracefactory.store.requests import RequestStore
 from tracefactory.store.rows import StageRows, stored_rows
@@ -81,7 +84,8 @@ class Plan(Frozen):
     """The plan of a run. `rebuilt` is the number of stages stored by an earlier version in an unsupported layout.
 
     `damage` are sentences about damaged files that planning has met; `tracefactory fsck` reads everything. `caps` are
-    those of the budget, with what counts against them, and `gpus` the GPU-hours to pay.
+    those of the budget, with what counts against them, `gpus` the GPU-hours to pay, and `phases` the stages that have
+    their GPUs at the same time, with the GPUs by model: as many phases as `run: gpus`, or else this machine, demands.
     """
 
     pipeline: str
@@ -91,6 +95,7 @@ class Plan(Frozen):
     damage: tuple[str, ...] = ()
     caps: tuple[PlannedCap, ...] = ()
     gpus: tuple[GpuTime, ...] = ()
+    phases: tuple[str, ...] = ()
 
     @computed_field  # type: ignore[prop-decorator]  # mypy knows no decorated properties
     @property
@@ -157,6 +162,9 @@ def make_plan(
     dues = [stage.to_pay.models for stage in stages if stage.to_pay is not None]
     whole = not any(stage.unknown for stage in stages)
     caps, gpus = planned_caps(pipeline, root, dues, planner.damage.append, whole=whole) if count else ((), ())
+    to_run = {stage.id for stage in stages if stage.state is not State.CACHED}
+    on_this_machine = len(visible_gpus(os.environ)) if pipeline.run.ray_address is None else 0
+    found = phases(pipeline, to_run, pipeline.run.gpus or on_this_machine or None)
     damage = tuple(dict.fromkeys(map(str, (*planner.damage, *planner.store.damage))))
     return Plan(
         pipeline=pipeline.name,
@@ -166,6 +174,7 @@ def make_plan(
         damage=damage,
         caps=caps,
         gpus=gpus,
+        phases=tuple(map(str, found)),
     )
 
 

@@ -17,6 +17,7 @@ from tracefactory.engine.lengths import LengthLine
 from tracefactory.engine.runs import RunLine, SpendLine
 from tracefactory.store.stages import Tally
 
+_STATE = 12  # characters of a state in the table
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
@@ -38,16 +39,23 @@ def plain_table(title: str) -> Table:
 def funnel(title: str, lines: Iterable[FunnelLine]) -> Group:
     """Return the funnel: rows in, kept, dropped and failed by stage with the costs, then the reasons by stage.
 
-    It fits 80 columns if stage ids have up to 16 characters and numbers up to 7 digits.
+    No number is cut off at 80 columns, for up to 9,999,999 rows: stages and states are folded instead, and a longer
+    state is a line below the table.
     """
     table = plain_table(title)
-    table.add_column("stage", no_wrap=True)
+    table.padding = (0, 1, 0, 0)
+    table.add_column("stage", overflow="fold")
     for name in ("in", "kept", "dropped", "errors", "paid", "tokens", "cost $"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("state")
+    table.add_column("state", overflow="fold")
     reasons: list[Text] = []
     for line in lines:
-        table.add_row(*_cells(line))
+        state, _, more = line.state.partition(", ") if len(line.state) > _STATE else (line.state, "", "")
+        if len(state) > _STATE:
+            state, more = "see below", line.state
+        table.add_row(*_cells(line), Text(state))  # a message of a server may look like markup
+        if more:
+            reasons.append(Text(f"• {line.id}: {more}"))
         found = sorted(line.tally.reasons.items(), key=lambda one: -one[1])
         dropped = ", ".join(f"{name} {count:,}" for name, count in found)
         told = (f"dropped {dropped}" if dropped else "", _unchanged(line.tally))
@@ -61,8 +69,19 @@ def _cells(line: FunnelLine) -> list[str]:
     counts = [f"{n:,}" for n in (tally.rows_in, tally.kept, tally.dropped, tally.errors)]
     tokens = paid.get("prompt_tokens", 0) + paid.get("completion_tokens", 0)
     cost = dollars(paid.get("cost", 0.0), paid.get("unpriced", 0), paid.get("requests", 0))
-    spent = [f"{paid.get('requests', 0):,.0f}", f"{tokens:,.0f}", cost.replace("at least ", "≥ ")]
-    return [line.id, *counts, *(spent if "requests" in tally.numbers else [""] * 3), line.state]
+    if paid.get("cost", 0.0) >= 100:
+        cost = cost[:-2]  # without hundredths of cents
+    spent = [rounded(paid.get("requests", 0)), rounded(tokens), cost.replace("at least ", "≥ ")]
+    return [line.id, *counts, *(spent if "requests" in tally.numbers or paid.get("requests") else [""] * 3)]
+
+
+def rounded(number: float) -> str:
+    """Return a number in at most six characters: 99,999 exactly, then 123k, 1.23M, 12.3B."""
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e5, "k")):
+        if number >= limit:
+            share = number / (1e3 if unit == "k" else limit)
+            return f"{share:.3g}{unit}" if share < 999.5 else f"{share:,.0f}{unit}"
+    return f"{number:,.0f}"
 
 
 def _unchanged(tally: Tally) -> str:

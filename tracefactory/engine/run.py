@@ -9,7 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,12 +23,14 @@ from tracefactory.core.rows import Kind
 from tracefactory.core.stage import kinds_of, stage_of
 from tracefactory.engine.caps import ended, ended_at_wall, spend_of
 from tracefactory.engine.costs import unpriced
+from tracefactory.engine.events import logged
 from tracefactory.engine.executors import open_executor
 from tracefactory.engine.executors.base import Executor
 from tracefactory.engine.flow import Flow, StageRun
 from tracefactory.engine.identity import identities
 from tracefactory.engine.plan import Plan, State, asked_models, make_plan, retry_of
-from tracefactory.engine.runs import End, RunFolder, RunOutcome, StageOutcome
+from tracefactory.engine.runs import End, RunFolder, RunOutcome, StageOutcome, exit_status
+from tracefactory.engine.sharing import Sharing
 from tracefactory.engine.worker import WorkerSetup
 from tracefactory.store.requests import compact
 from tracefactory.store.spend import Ledger
@@ -40,7 +42,12 @@ Watch = Callable[[Flow, Executor], AbstractAsyncContextManager[None]]
 
 
 async def run_pipeline(
-    pipeline: Pipeline, watch: Watch, *, retry_kind: str | None = None, sends: bool = True
+    pipeline: Pipeline,
+    watch: Watch,
+    *,
+    retry_kind: str | None = None,
+    sends: bool = True,
+    unfinished: Callable[[RunOutcome], None] = lambda outcome: None,
 ) -> RunOutcome:
     """Run a pipeline until it is finished or stopped.
 
@@ -49,37 +56,56 @@ async def run_pipeline(
         watch: displays the run.
         retry_kind: the kind of failed rows to try again; by default all that are owed.
         sends: whether requests are sent; otherwise those without a stored completion fail, and stay owed.
+        unfinished: is given the outcome of a run that did not finish, before what ended it is raised.
 
     Raises:
         UserError: before any request is paid, e.g. when the version exists with different content.
         BudgetReached: when a cap was reached; what was in flight is stored, and the same command continues the run.
         Interrupted: when it was stopped; requests in flight are stored, and the same command continues the run.
     """
+    with closing(Sharing(pipeline)) as sharing:
+        await asyncio.to_thread(sharing.pull)
+        return await _run(pipeline, sharing, watch, retry_kind, sends=sends, unfinished=unfinished)
+
+
+async def _run(
+    pipeline: Pipeline,
+    sharing: Sharing,
+    watch: Watch,
+    retry_kind: str | None,
+    *,
+    sends: bool,
+    unfinished: Callable[[RunOutcome], None],
+) -> RunOutcome:
     root = pipeline.project.state_dir
     plan = make_plan(pipeline, root, count=False, retry_kind=retry_kind)
     refuse(pipeline, plan)
-    run = RunFolder(root, pipeline.name)
+    environ = _environ(pipeline)
+    run = RunFolder(root, pipeline.name, {name: secret.get_secret_value() for name, secret in environ.items()})
     flow: Flow | None = None
     try:
         run.begin(resolved(pipeline), plan)
         found = identities(pipeline)
         keys = {stage: identity.key for stage, identity in found.items()}
         retry = retry_of(pipeline, retry_kind) if sends else ""  # failed rows keep their cause
-        executor = open_executor(WorkerSetup(pipeline, keys, root, run.id, _environ(pipeline), retry, sends))
-        flow = Flow(pipeline, root, found, executor, run, retry)
+        executor = open_executor(WorkerSetup(pipeline, keys, root, run.id, environ, retry, sends))
+        flow = Flow(pipeline, root, found, executor, run, sharing, retry)
         await _drive(flow, executor, watch)
         await asyncio.to_thread(compact, root)
         outcome = _outcome(pipeline, run, flow)
         run.finish(outcome)
+        await asyncio.to_thread(sharing.put_run, run.path)
         return outcome
     except BudgetReached as reached:
         stopped = await asyncio.to_thread(ended, pipeline, root, reached, retry_kind)
         run.log("budget_reached", text=str(stopped))
-        run.finish(_outcome(pipeline, run, flow, stopped))
+        unfinished(_ended(pipeline, run, flow, stopped))
+        await asyncio.to_thread(sharing.put_run, run.path)
         raise stopped from reached
     except BaseException as error:
         with suppress(OSError, RunError):  # e.g. on a full disk, which `error` is about
-            run.finish(_outcome(pipeline, run, flow, error))
+            unfinished(_ended(pipeline, run, flow, error))
+            await asyncio.to_thread(sharing.put_run, run.path)
         raise
     finally:
         run.close()
@@ -90,7 +116,9 @@ async def _drive(flow: Flow, executor: Executor, watch: Watch) -> None:
     run = flow.run
     try:
         async with (
+            flow.sharing.during(run.id, run.log, flow.lost),
             _closed(executor, run),
+            logged(executor, run.log),
             watch(flow, executor),
             _compacting(flow.root),
             ended_at_wall(flow, run.started),
@@ -156,6 +184,13 @@ def _environ(pipeline: Pipeline) -> Mapping[str, SecretStr]:
     return {name: SecretStr(os.environ[name]) for name in sorted(names) if name in os.environ}
 
 
+def _ended(pipeline: Pipeline, run: RunFolder, flow: Flow | None, error: BaseException) -> RunOutcome:
+    """Store how a run has ended that did not finish, and return it."""
+    outcome = _outcome(pipeline, run, flow, error)
+    run.finish(outcome)
+    return outcome
+
+
 def _outcome(pipeline: Pipeline, run: RunFolder, flow: Flow | None, error: BaseException | None = None) -> RunOutcome:
     """Return how a run has ended; `error` is what it raised."""
     reason = "" if error is None or isinstance(error, Interrupted) else str(error) or repr(error)
@@ -170,6 +205,7 @@ def _outcome(pipeline: Pipeline, run: RunFolder, flow: Flow | None, error: BaseE
         spend=spend_of(pipeline, pipeline.project.state_dir, run.id),
         state=End.of(error),
         reason=reason,
+        exit_status=exit_status(error),
     )
 
 
@@ -183,6 +219,7 @@ def _stage_outcome(run: StageRun, kinds: Mapping[str, Kind]) -> StageOutcome:
         digest=run.record.result().digest if done else "",
         cached=run.cached,
         done=done,
+        failed=run.failed,
         tally=run.tally,
         paid=run.paid,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ from tracefactory.store.stages import ShardRecord, Tables
 
 BATCH_PROBLEMS = {Host.MODEL: 64, Host.CPU: 512}
 """Problems in one batch; fewer for stages with slow requests."""
+MODEL_SHARDS = 8
+"""Concurrent shards of one model's stages, enough to keep its slots busy during stragglers."""
 BATCHES_AT_ONCE = {Host.MODEL: 4, Host.CPU: 1}
 
 
@@ -75,18 +77,27 @@ class _Union(StageRows):
         return self._rows(span, wanted).with_columns(kept=pl.lit(value=True))
 
 
-async def work_on_rows(job: ShardJob, services: Services, live: MutableMapping[str, float]) -> ShardRecord:
+async def work_on_rows(
+    job: ShardJob,
+    services: Services,
+    live: MutableMapping[str, float],
+    look_at: Callable[[str, Batch, Result], None],
+) -> ShardRecord:
     """Process the rows of a shard in batches, and commit the rows and decisions of the stage.
 
     Stages with slow requests process several batches concurrently; results are written in order. When a batch fails,
     the others are awaited, so that no response in flight is lost. `live` are numbers for the display: `at_most` is an
-    upper bound on the requests for the rows so far, corrected when a batch is finished.
+    upper bound on the requests for the rows so far, corrected when a batch is finished. `look_at` is given the stage,
+    and every batch with its result; what it raises ends the shard.
     """
     op, declared = job.op, known_columns(job)
     asked = op.asks(job.stage, job.pipeline)
     # Of a model with batches, all requests of the shard are to be in its batches, so that all of them are made now.
     has_batches = asked is not None and job.pipeline.models[asked].batching is not None
     at_once = AT_ONCE if has_batches else BATCHES_AT_ONCE[op.host]
+    if asked is not None:  # rows for twice the requests in flight, because the first straggler holds back later batches
+        rows = 2 * job.pipeline.models[asked].concurrency
+        at_once = max(at_once, -(-rows // (MODEL_SHARDS * BATCH_PROBLEMS[op.host])))
     running: deque[tuple[Batch, int, asyncio.Task[Result]]] = deque()
     with Tables(job.rows.folder, job.index, job.rows.shards) as tables:
 
@@ -96,6 +107,7 @@ async def work_on_rows(job: ShardJob, services: Services, live: MutableMapping[s
             if bound:
                 live["at_most"] += result.numbers.get("requests", 0) - bound
             _check(job, batch, result)
+            look_at(job.stage.id, batch, result)
             add_result(tables, op, result, batch, declared)
 
         try:

@@ -80,6 +80,7 @@ def trial_of(
             "billed_to": pipeline.billed_to or pipeline.name,
             "stages": tuple(stages),
             "limit": problems,
+            "run": pipeline.run.model_copy(update={"max_error_rate": 1.0}),  # a teacher that fails is a result
         }
     )
     used = {student_name, *(name for stage in stages for name in stage.model_names)}

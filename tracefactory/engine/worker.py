@@ -7,8 +7,8 @@ and starts them when a shard first needs them.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -25,11 +25,13 @@ from tracefactory.core.plugins import activate
 from tracefactory.core.prices import Price
 from tracefactory.core.rows import Kind
 from tracefactory.core.spans import Span
-from tracefactory.core.stage import Answer, Closing, Completer, Kept, Record, Work, stage_of
+from tracefactory.core.stage import Answer, Completer, Kept, Record, Work, stage_of
 from tracefactory.engine.batching import Batches
 from tracefactory.engine.canaries import Canaries
 from tracefactory.engine.control_tokens import PromptCheck
+from tracefactory.engine.failing import Failing
 from tracefactory.engine.identity import rows_of
+from tracefactory.engine.loaded import LoadedModels
 from tracefactory.engine.retry import LeftFailures
 from tracefactory.engine.shards import ShardJob, work_on_columns, work_on_rows, write_decided
 from tracefactory.engine.sources import read_source
@@ -87,20 +89,18 @@ class Worker:
         self.stopped: RunError | None = None  # why this run cannot go on
         self.numbers: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._lock = RunLock(setup.root, setup.run_id)
-        self._clients: dict[str, ChatClient] = {}
+        self._loaded = LoadedModels(self.pipeline.models, setup.log_dir, lambda: self.environment)
         self._slots = {name: asyncio.Semaphore(spec.requests_at_once) for name, spec in setup.pipeline.models.items()}
         self._in_flight: dict[str, asyncio.Future[Record]] = {}
         self._prompts = PromptCheck(self.pipeline)
         self._verifiers: VerifierPool | None = None
-        self._resources: dict[str, Closing] = {}
         self._claims: Claims | None = None
-        self._gpus_held: dict[str, int] = {}  # by this process for models in its memory
-        self._model_of: dict[str, str] = {}  # by the name of a client
         folder = (setup.pipeline, setup.root, setup.run_id)
         self._batches = Batches(*folder, self.requests, self._keep, self.client, lambda: self.environment)
         self.spending = Spending(*folder, lambda: self.claims, lambda: self.draining, self._batches)
         self._canaries = Canaries(setup.root / "canaries")
         self._left = LeftFailures(setup.retry)
+        self._failing = Failing(self.pipeline, self._left, self.stop)
 
     def job(self, stage_id: str, index: int, layouts: Mapping[str, int], inputs: Mapping[str, str]) -> ShardJob:
         """Return the job for one shard; `layouts` has the numbers of shards of this stage and the stages above it."""
@@ -116,9 +116,9 @@ class Worker:
         job, count = self.job(stage_id, index, layouts, {}), layouts[stage_id]
         first = job.op.asks(job.stage, self.pipeline)
         if first is not None and (held := self.pipeline.models[first].worker_gpus):
-            self._gpus_held[first] = held
+            self._loaded.hold(first, held)
         if any(self.pipeline.models[name].gpus_held for name in job.stage.model_names):
-            self.spending.meter(self._gpus, self.stop)
+            self.spending.meter(self._loaded.gpus, self.stop)
         span = Span.of(index, count)
         inputs = {one.folder.stage_id: input_token(one.folder, one.shards, span) for one in job.rows.inputs}
         job = replace(job, inputs=inputs)
@@ -126,12 +126,13 @@ class Worker:
         live["shards"] += 1
         done = job.rows.folder.shard_record(index, count)
         if done is not None and done.inputs == inputs and not to_retry(done.tally, self.setup.retry):
+            self._failing.add_finished(stage_id, done.tally)
             return done
         self._left.add(job.rows.folder, index, count)
         if job.op.work(job.stage, self.pipeline) is Work.COLUMNS:
             return await asyncio.to_thread(work_on_columns, job)
         try:
-            return await work_on_rows(job, self, live)
+            return await work_on_rows(job, self, live, partial(self._failing.add_rows, shard=index))
         except Interrupted:
             if self.stopped is not None:
                 raise self.stopped from None
@@ -183,11 +184,16 @@ class Worker:
         if stored and missing and client is None:
             self.client(model).has_answered = True
         self.numbers[stage_id]["done"] += len(requests) - len(missing)
-        if missing and self.setup.sends and client in (None, self._clients.get(model)):
+        self._failing.add_stored(stage_id, len(stored))
+        if missing and self.setup.sends and self._loaded.is_own(model, client):
             await self._check_first_answers(model, list(missing.values()), stage_id)
-        outcomes = await asyncio.gather(
-            *(self._pay(model, request, stage_id, client) for request in missing.values()), return_exceptions=True
+        paying = (
+            self._failing.counted(stage_id, request, self._pay(model, request, stage_id, client))
+            for request in missing.values()
         )
+        outcomes = await asyncio.gather(*paying, return_exceptions=True)
+        if self.stopped is not None:
+            raise self.stopped
         answers: dict[str, Answer] = {**stored, **refused}
         for key, outcome in zip(missing, outcomes, strict=True):
             if isinstance(outcome, BaseException) and not isinstance(outcome, RequestFailed):
@@ -244,7 +250,7 @@ class Worker:
 
     async def _send(self, model: str, request: ChatRequest, stage_id: str, client: Completer | None) -> Record:
         """Send a request and store its completion; a completion that was paid for is stored in any case."""
-        live, own = self.numbers[stage_id], client in (None, self._clients.get(model))
+        live, own = self.numbers[stage_id], self._loaded.is_own(model, client)
         batched = own and self.pipeline.models[model].batching is not None
         # The results of a batch stay at the provider until they are stored.
         async with self.requests.reserve(0 if batched else bytes_at_most(request)):
@@ -296,29 +302,16 @@ class Worker:
         self.stopped = self.stopped or why
         self.drain()
 
-    def _gpus(self) -> dict[str, int]:
-        """Return the GPUs that servers of this worker and the worker itself hold, by model."""
-        found = Counter(self._gpus_held)
-        for name, client in self._clients.items():
-            found[self._model_of[name]] += client.gpus
-        return dict(found)
-
     def client(self, model: str, served_as: tuple[str, ModelSpec] | None = None) -> ChatClient:
         """Return the client of a model; its endpoint is started by the first request."""
-        name = model if served_as is None else f"{model}-{served_as[0]}"
-        if name not in self._clients:
-            self._model_of[name] = model
-            # Importing it takes half a second, which a run that asks nothing does not spend.
-            from tracefactory.serving.client import ChatClient
+        return self._loaded.client(model, served_as)
 
-            spec = self.pipeline.models[model] if served_as is None else served_as[1]
-            self._clients[name] = ChatClient.connect(spec, self.setup.log_dir / name, self.environment)
-        return self._clients[name]
+    def keep(self, name: str, make: Callable[[], Kept], models: Collection[str]) -> Kept:
+        return self._loaded.keep(name, make, models)
 
-    def keep(self, name: str, make: Callable[[], Kept]) -> Kept:
-        if name not in self._resources:
-            self._resources[name] = make()
-        return cast(Kept, self._resources[name])
+    async def release(self, model: str) -> None:
+        """End the clients and servers of a model, and what of it is in memory; a later request starts them again."""
+        await self._loaded.release(model)
 
     @cached_property
     def environment(self) -> Environment:
@@ -339,17 +332,22 @@ class Worker:
         """Return live numbers by stage: requests, tokens, cost, requests in flight."""
         return {stage: dict(numbers) for stage, numbers in self.numbers.items()}
 
+    def events(self) -> list[dict[str, Any]]:
+        """Return the failures since the last call, for the log of the run."""
+        return self._failing.events.take()
+
     def models(self) -> dict[str, ModelStatus]:
         """Return the state of every model that was asked; a store that cannot be written holds back all of them."""
-        found = {name: client.status for name, client in self._clients.items()}
         blocked, batches = self.requests.blocked, self._batches
-        return {name: one._replace(notice=blocked or one.notice or batches.notice(name)) for name, one in found.items()}
+        return {
+            name: one._replace(notice=blocked or one.notice or batches.notice(name))
+            for name, one in self._loaded.status().items()
+        }
 
     def drain(self) -> None:
         """Send no further requests; those in flight are finished and stored."""
         self.draining = self.requests.draining = True
-        for client in self._clients.values():
-            client.drain()
+        self._loaded.drain()
         self._batches.drain()
 
     async def close(self) -> None:
@@ -361,8 +359,7 @@ class Worker:
         try:
             await self._batches.close()
         finally:
-            for one in (*self._clients.values(), *self._resources.values()):
-                await one.close()
+            await self._loaded.close()
             await self.spending.close()
             if self._verifiers is not None:
                 self._verifiers.close()

@@ -46,7 +46,7 @@ from tracefactory.filters.api import (
     drop_if,
     trace_filter,
 )
-from tracefactory.filters.loader import FilterSet, LoadedFilter, apply, load_filters
+from tracefactory.filters.loader import FilterSet, LoadedFilter, apply, load_filters, read_filters
 
 __all__ = [
     "KEEP",
@@ -72,5 +72,6 @@ __all__ = [
     "drop",
     "drop_if",
     "load_filters",
+    "read_filters",
     "trace_filter",
 ]

@@ -121,15 +121,28 @@ class FilterSet(Mapping[str, LoadedFilter]):
 
 
 def load_filters(folder: Path) -> FilterSet:
-    """Load every `*.py` file of a folder as a filter; the result is empty when the folder does not exist.
-
-    The files that a filter declares are relative to the project, which is the parent of the folder.
+    """Load every filter of a folder, see `read_filters`.
 
     Raises:
         UserError: with the mistakes of all files, as file:line.
     """
-    filters: dict[str, LoadedFilter] = {}
     mistakes: list[Mistake] = []
+    filters = read_filters(folder, mistakes)
+    if mistakes:
+        raise UserError(mistakes)
+    return filters
+
+
+def read_filters(folder: Path, mistakes: list[Mistake]) -> FilterSet:
+    """Load the valid `*.py` files of a folder as filters; there are none when the folder does not exist.
+
+    The files that a filter declares are relative to the project, which is the parent of the folder.
+
+    Args:
+        folder: the folder.
+        mistakes: the list to which the mistakes in other files are added, as file:line.
+    """
+    filters: dict[str, LoadedFilter] = {}
     for file in sorted(folder.glob("*.py")):
         try:
             loaded = _load(file)
@@ -137,8 +150,6 @@ def load_filters(folder: Path) -> FilterSet:
             mistakes += error.mistakes
         else:
             filters[loaded.name] = loaded
-    if mistakes:
-        raise UserError(mistakes)
     return FilterSet(filters)
 
 

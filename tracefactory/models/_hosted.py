@@ -33,6 +33,10 @@ def _resolved(url: EnvStr, environment: Environment) -> str:
     return address
 
 
+IN_FLIGHT_PER_CLIENT = 500
+"""Requests in flight that one process is given on Ray by default."""
+
+
 class HostedSpec(ModelSpec):
     """A model behind an address, which is not started by this package."""
 
@@ -41,6 +45,12 @@ class HostedSpec(ModelSpec):
     batch: BatchSettings | None = Field(
         default=None,
         description="Get completions by the provider's batch API, at its discount: {window: 24h, max_wait: 30h}.",
+    )
+    clients: int | None = Field(
+        default=None,
+        ge=1,
+        description="Processes that send its requests on Ray, which share `concurrency`; null is one for each "
+        f"{IN_FLIGHT_PER_CLIENT} in flight. A model with `batch` has one.",
     )
 
     @field_validator("base_url")
@@ -56,6 +66,14 @@ class HostedSpec(ModelSpec):
     def batching(self) -> BatchSettings | None:
         """How its completions are got by batches, as declared."""
         return self.batch
+
+    @property
+    def client_processes(self) -> int:
+        """As declared, or by the requests in flight; never more than there are requests."""
+        if self.batching is not None:
+            return 1
+        wanted = -(-self.concurrency // IN_FLIGHT_PER_CLIENT) if self.clients is None else self.clients
+        return min(wanted, self.concurrency)
 
     def endpoint(self, environment: Environment) -> Endpoint:
         """Return the resolved addresses.

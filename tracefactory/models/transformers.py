@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self
 
@@ -55,6 +56,10 @@ class TransformersSpec(ModelSpec):
     chunk: int = Field(default=256, gt=0, description="Positions of one log-softmax.")
     gpus: int = Field(default=0, ge=0, description="GPUs that each replica has for itself.")
     replicas: int = Field(default=1, ge=1, description="Workers that hold the model.")
+    keep: bool = Field(
+        default=False,
+        description="Keep it loaded when no stage works with it, until another model needs its GPUs or the run ends.",
+    )
 
     @model_validator(mode="after")
     def _pinned(self) -> Self:
@@ -74,6 +79,11 @@ class TransformersSpec(ModelSpec):
     def worker_gpus(self) -> int:
         """The GPUs of one replica."""
         return self.gpus
+
+    @property
+    def keeps_gpus(self) -> bool:
+        """As declared by `keep`."""
+        return self.keep
 
     def checkpoint(self, environment: Environment) -> Checkpoint:
         """Return what to load, with paths and environment variables resolved.
@@ -107,11 +117,14 @@ class TransformersSpec(ModelSpec):
         return {**_identity(student, stamp), "provider": self.provider_label}
 
     def check(self, environment: Environment) -> list[Mistake]:
-        """Return whether the checkpoint is missing; unset variables are checked elsewhere."""
+        """Return whether its libraries or the checkpoint are missing; unset variables are checked elsewhere."""
+        # They are looked for and not imported, which takes seconds.
+        absent = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+        mistakes = [Mistake(f"it needs {' and '.join(absent)}", hint=_INSTALL)] if absent else []
         if self.model.env_name is not None and self.model.env_name not in environment.environ:
-            return []
+            return mistakes
         path = local_path(self.checkpoint(environment).model)
-        return [] if path is None or path.exists() else [Mistake(f"there is no checkpoint {path}")]
+        return mistakes if path is None or path.exists() else [*mistakes, Mistake(f"there is no checkpoint {path}")]
 
     def endpoint(self, environment: Environment) -> Endpoint:
         """Refuse: there is no server.
@@ -122,6 +135,7 @@ class TransformersSpec(ModelSpec):
         raise UserError("a `use: transformers` model is not served: to sample chats, use `local` (GGUF) or `vllm`")
 
 
+_INSTALL = "pip install 'tracefactory[student]'"
 _SHARED = ("tokenizer_revision", "reasoning", "dtype", "device", "max_batch_tokens", "chunk")
 
 

@@ -20,7 +20,7 @@ from tracefactory.core.model import MODELS, ChatRequest, ModelSpec
 from tracefactory.serving.vllm.endpoint import VLLMEndpoint
 from tracefactory.serving.vllm.placement import LocalPlacement
 from tracefactory.serving.vllm.replica import ServerPlan
-from tracefactory.serving.vllm.shared import SharedLookup, identity_label
+from tracefactory.serving.vllm.shared import SharedLookup, identity_label, is_registered
 
 # Set from other fields, or needed by the watching of the servers.
 _OURS = frozenset(
@@ -71,6 +71,10 @@ class VLLMSpec(ModelSpec):
     )
     gpus: int = Field(default=1, ge=0, description="GPUs of each server, by tensor parallelism; 0 runs on the CPU.")
     replicas: int = Field(default=1, ge=1, description="Servers of the model.")
+    keep: bool = Field(
+        default=False,
+        description="Keep it loaded when no stage works with it, until another model needs its GPUs or the run ends.",
+    )
     env: EnvStr = Field(
         default=EnvStr(""),
         description="The Python environment that holds vLLM, so that its pins constrain nothing else: a folder with "
@@ -113,6 +117,20 @@ class VLLMSpec(ModelSpec):
     def gpus_held(self) -> int:
         """The GPUs of one server."""
         return self.gpus
+
+    @property
+    def gpus_in_all(self) -> int:
+        """The GPUs of all servers."""
+        return self.gpus * self.replicas
+
+    @property
+    def keeps_gpus(self) -> bool:
+        """As declared by `keep`."""
+        return self.keep
+
+    def is_served(self, environment: Environment) -> bool:
+        """Tell whether `tracefactory serve` keeps servers of this model."""
+        return environment.servers is not None and is_registered(environment.servers, self.sharing_key(environment))
 
     def identity(self, environment: Environment | None = None) -> dict[str, Any]:
         """Return what decides completions: not the number of servers and GPUs, nor what only changes their speed.

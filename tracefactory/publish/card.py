@@ -97,13 +97,24 @@ class MixLine(Frozen):
 
 
 class ModelLine(Frozen):
-    """A model that the dataset was made with or for. `role` is teacher, student or rewriter; empty if not recorded."""
+    """A model of the dataset; `role` is teacher, student, rewriter, judge, or several; empty if not recorded."""
 
     name: str
     role: str
     model: str
     revision: str = ""
     licence: str = ""
+
+
+class PruneLine(Frozen):
+    """The rows that one stage pruned: the median share of characters kept, and the `unit` that are saved in all."""
+
+    stage: str
+    pruner: str
+    rows: int
+    kept_share: float
+    saved: int
+    unit: str
 
 
 class BillLine(Frozen):
@@ -195,6 +206,7 @@ class CardInputs(Frozen):
     notes: tuple[str, ...] = ()
     missing: tuple[MissingLine, ...] = ()
     lengths: tuple[LengthLine, ...] = ()
+    pruned: tuple[PruneLine, ...] = ()
     models: tuple[ModelLine, ...] = ()
     prompts: tuple[PromptLine, ...] = ()
     sources: tuple[SourceLine, ...] = ()
@@ -320,6 +332,9 @@ def limits(inputs: CardInputs) -> list[str]:
         found.append("No decontamination: the problems were not compared with any benchmark.")
     if not inputs.near_duplicates_removed:
         found.append("Near-duplicate problems were not removed.")
+    if conflicting := sum(stage.reasons.get("conflicting_answers", 0) for stage in inputs.stages):
+        repeats = f"{conflicting:,} rows of the sources repeat a question with another answer"
+        found.append(f"{repeats}: the first one was kept, and nobody has checked which is right.")
     reviewed = f"{inputs.reviewed_rows:,} rows were" if inputs.reviewed_rows else "No row was"
     found.append(f"{reviewed} read by a person.")
     for model in inputs.models:

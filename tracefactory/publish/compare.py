@@ -9,7 +9,9 @@ import polars as pl
 
 from tracefactory.core.errors import UserError
 from tracefactory.core.rows import Frozen
+from tracefactory.publish.recipe import between
 from tracefactory.publish.release import Manifest, verify_release
+from tracefactory.store.stages import IDENTITY
 
 _OTHER = "_other"
 
@@ -32,12 +34,17 @@ class ViewDifference(Frozen):
 
 
 class Difference(Frozen):
-    """The differences of two releases. `made_by` has the differences of their manifests, with both values."""
+    """The differences of two releases.
+
+    `made_by` has the differences of their manifests, with both values. `changes` are sentences on what was changed in
+    the pipeline or by another version of this package; a release of version 0.1 only has the keys of its stages.
+    """
 
     first: str
     second: str
     views: tuple[ViewDifference, ...]
     made_by: Mapping[str, tuple[str | None, str | None]]
+    changes: tuple[str, ...] = ()
 
     @property
     def identical(self) -> bool:
@@ -68,6 +75,7 @@ def compare(first: Path, second: Path) -> Difference:
             for view in shared
         ),
         made_by=_made_by(*manifests),
+        changes=_changes(*manifests),
     )
 
 
@@ -96,11 +104,23 @@ def _ids(rows: pl.DataFrame) -> tuple[str, ...]:
     return tuple(sorted(rows["id"].to_list()))
 
 
+def _changes(first: Manifest, second: Manifest) -> tuple[str, ...]:
+    """Return what was changed between two releases that have a recipe."""
+    if not _have_recipes(first, second):
+        return ()
+    found = between(first.recipe, second.recipe)
+    return (*found.by_user, *found.by_upgrade)
+
+
+def _have_recipes(*manifests: Manifest) -> bool:
+    return all(one.recipe and all(stage.keys() >= IDENTITY for stage in one.recipe.values()) for one in manifests)
+
+
 def _made_by(first: Manifest, second: Manifest) -> dict[str, tuple[str | None, str | None]]:
     """Return the differences of the manifests in how the rows were made, with both values as text."""
     found: dict[str, tuple[str | None, str | None]] = {}
     pairs = {"licence": (first.licence, second.licence), "tracefactory": (first.tracefactory, second.tracefactory)}
-    for stage in dict.fromkeys([*first.stages, *second.stages]):
+    for stage in () if _have_recipes(first, second) else dict.fromkeys([*first.stages, *second.stages]):
         keys = (first.stages.get(stage), second.stages.get(stage))
         pairs[f"stage {stage}"] = (keys[0] and keys[0][:12], keys[1] and keys[1][:12])
     models = [

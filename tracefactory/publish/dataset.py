@@ -34,6 +34,7 @@ from tracefactory.publish.release import read_manifest as read
 from tracefactory.publish.students import student_check, token_check, unrendered, view_mistakes
 from tracefactory.publish.views import VIEWS
 from tracefactory.publish.writing import FILE_CHARACTERS, RangePart, write_range
+from tracefactory.stages._measured import not_measured
 from tracefactory.store.leases import has_workers
 from tracefactory.text.control_tokens import ControlTokens
 
@@ -107,9 +108,14 @@ class PublishDataset(Stage[PublishParams]):
         mistakes: list[Mistake] = []
         for view in stage.params.views:
             try:
-                VIEWS.get(view)
+                wanted = VIEWS.get(view).made_from
             except UserError as error:
                 mistakes += error.mistakes
+            else:
+                missing = [list(not_measured("", [name], stage, pipeline)) for name in wanted]
+                if missing and all(missing):
+                    what = f"views: {view!r} needs traces with {' or '.join(wanted)}, and no stage above makes them"
+                    mistakes.append(Mistake(what, hint="`verify:` makes verdicts, `prune:` derivations"))
         token = stage.params.token
         if token is not None and token.env_name is None:
             mistakes.append(Mistake("token: write env:NAME; a secret must not be in the file"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 
+from tracefactory.core.model import public_name
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.prices import DECLARED, UNKNOWN, bills_of
 from tracefactory.core.refs import find_refs
@@ -22,6 +23,7 @@ from tracefactory.publish.card import (
     MixLine,
     ModelLine,
     PromptLine,
+    PruneLine,
     SiblingLine,
     SourceLine,
     StageLine,
@@ -32,7 +34,13 @@ from tracefactory.serving.failures import failures_in
 from tracefactory.store.spend import Ledger
 from tracefactory.store.stages import StageFolder, StageRecord
 
-_COLUMNS = ("style", "completion_tokens", "prompt", "prompt_digest", "verdict")
+_COLUMNS = ("style", "completion_tokens", "prompt", "prompt_digest", "verdict", "stage", "op")
+_SAVED = {
+    "prune_tokens_saved": "tokens of the student",
+    "prune_tokens_saved_estimated": "tokens, estimated",
+    "prune_characters_saved": "characters",
+}
+_KEPT = "prune_kept_share"
 
 
 def card_inputs(stage: StageSpec[Any], rows: RowReader, refused: frozenset[str], services: Services) -> CardInputs:
@@ -50,7 +58,8 @@ def card_inputs(stage: StageSpec[Any], rows: RowReader, refused: frozenset[str],
     records = {one: record for one, folder in folders.items() if (record := folder.record()) is not None}
     facts = {one.id: stage_of(one).facts(one, records[one.id].tally.numbers) for one in above}
     mixed_by = {found.shares_by for found in facts.values() if found.shares}
-    frame = rows.frame(Span.all(), {*_COLUMNS, *mixed_by}).filter(
+    pruning = {_KEPT, *_SAVED} & rows.columns.keys()
+    frame = rows.frame(Span.all(), {*_COLUMNS, *mixed_by, *pruning}).filter(
         ~pl.col("id").is_in(pl.Series(sorted(refused), dtype=pl.String).implode())
     )
     return CardInputs(
@@ -74,11 +83,9 @@ def card_inputs(stage: StageSpec[Any], rows: RowReader, refused: frozenset[str],
             LengthLine.of(str(style), group["completion_tokens"].to_list())
             for (style,), group in frame.sort("style").group_by("style", maintain_order=True)
         ),
+        pruned=tuple(_prune_lines(frame)),
         models=tuple(_model_lines(above, services)),
-        prompts=tuple(
-            PromptLine(name=name, digest=digest)
-            for name, digest in frame.select("prompt", "prompt_digest").unique().sort("prompt").iter_rows()
-        ),
+        prompts=tuple(_prompt_lines(above, frame, pipeline)),
         sources=tuple(_source_lines(facts, records, rows, frame["problem_id"])),
         verifiers=tuple(_verifier_lines(frame)),
         measures=tuple(
@@ -113,18 +120,60 @@ def _missing_lines(records: Mapping[str, StageRecord]) -> Iterator[MissingLine]:
             yield MissingLine(stage=stage, rows=tally.owed, of=tally.rows_in, reasons=reasons)
 
 
+def _prune_lines(frame: pl.DataFrame) -> Iterator[PruneLine]:
+    """Yield what pruning did to the published rows, by stage."""
+    pruned = frame.filter(pl.col("op").cast(pl.String).str.starts_with("prune:").fill_null(value=False))
+    for (stage, op), rows in pruned.group_by("stage", "op", maintain_order=True):
+        saved = next((name for name in _SAVED if name in rows.columns and rows[name].count()), None)
+        share = rows[_KEPT].cast(pl.Float64).median() if _KEPT in rows.columns else None
+        yield PruneLine(
+            stage=str(stage),
+            pruner=str(op),
+            rows=rows.height,
+            kept_share=share if isinstance(share, float) else 1.0,
+            saved=round(float(rows[saved].sum())) if saved else 0,
+            unit=_SAVED[saved] if saved else "",
+        )
+
+
+def _prompt_lines(stages: Sequence[StageSpec[Any]], frame: pl.DataFrame, pipeline: Pipeline) -> Iterator[PromptLine]:
+    """Yield the prompts that the published traces were written under, and those of stages that ask about traces."""
+    written = dict(frame.select("prompt", "prompt_digest").unique().iter_rows())
+    for stage in stages:
+        if not stage_of(stage).teachers(stage, pipeline):
+            refs = find_refs(type(stage.params), stage.params)
+            written |= {ref.name: pipeline.prompts[ref.name].digest for ref in refs if ref.kind == "prompt"}
+    for name, digest in sorted(written.items()):
+        yield PromptLine(name=name, digest=digest)
+
+
+def _roles(stage: StageSpec[Any], pipeline: Pipeline) -> Iterator[tuple[str, str]]:
+    """Yield the models that a stage names, each with what it is for the dataset."""
+    teachers = stage_of(stage).teachers(stage, pipeline)
+    needs: frozenset[str] = getattr(stage.params, "needs", frozenset())
+    for ref in (ref for ref in find_refs(type(stage.params), stage.params) if ref.kind == "model"):
+        if ref.name in teachers:
+            yield ref.name, "teacher"
+        elif stage.verb == "verify" or ref.path[0] == "types":
+            yield ref.name, "judge"
+        elif stage.verb == "prune" and ref.path == ("model",) and "writer" in needs:
+            yield ref.name, "rewriter"
+        else:
+            yield ref.name, "student"
+
+
 def _model_lines(stages: Sequence[StageSpec[Any]], services: Services) -> Iterator[ModelLine]:
-    """Yield the models that stages use. A model that stages name only in `student:` has the role of a student."""
-    parameters: dict[str, set[str | int]] = {}
-    for ref in (ref for stage in stages for ref in find_refs(type(stage.params), stage.params)):
-        if ref.kind == "model":
-            parameters.setdefault(ref.name, set()).add(ref.path[-1])
-    for name, spec in sorted(services.pipeline.models.items()):
-        if name in parameters:
+    """Yield the models that stages use, with all of their roles."""
+    pipeline = services.pipeline
+    roles: defaultdict[str, set[str]] = defaultdict(set)
+    for name, role in (found for stage in stages for found in _roles(stage, pipeline)):
+        roles[name].add(role)
+    for name, spec in sorted(pipeline.models.items()):
+        if name in roles:
             yield ModelLine(
                 name=name,
-                role="student" if parameters[name] == {"student"} else "teacher",
-                model=spec.model,
+                role=", ".join(sorted(roles[name], reverse=True)),
+                model=public_name(spec.model),
                 revision=spec.recorded_revision(services.environment),
                 licence=spec.licence,
             )
@@ -138,7 +187,7 @@ def _bill_lines(records: Iterable[StageRecord], services: Services) -> Iterator[
     for bill in bills_of(numbers):
         tokens = bill.prompt_tokens + bill.completion_tokens
         yield BillLine(
-            model=bill.model,
+            model=public_name(bill.model),
             price=bill.price,
             requests=bill.requests,
             tokens=tokens,

@@ -31,7 +31,7 @@ from tracefactory.publish.hub_client import (
     RemoteFile,
     limited_waiting,
 )
-from tracefactory.publish.release import CARD, MANIFEST, FileLine, Manifest, verify_release
+from tracefactory.publish.release import CARD, MANIFEST, FileLine, Manifest, addressed_to, verify_release
 from tracefactory.publish.versions import version_order
 
 _DATA = "data/"  # the folder of the repository for releases
@@ -93,9 +93,9 @@ def push(
     if manifest.version != version:
         raise UserError(f"{folder} has version {manifest.version}, not {version}")
     hub = HubRepository(repo, token, endpoint)
-    with limited_waiting():
+    with limited_waiting(), addressed_to(repo, folder, manifest) as release:
         hub.create(private)
-        return _Publication(hub, folder, manifest).publish()
+        return _Publication(hub, *release).publish()
 
 
 @dataclass

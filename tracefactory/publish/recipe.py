@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tracefactory.core.marks import split_version
+from tracefactory.core.model import public_name
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.engine.identity import identities
 from tracefactory.engine.plan import changes
@@ -25,9 +26,9 @@ class Changes(NamedTuple):
 
 
 def recipe_of(stage: StageSpec[Any], pipeline: Pipeline) -> dict[str, dict[str, Any]]:
-    """Return the current identities of the stages above a release."""
+    """Return the current identities of the stages above a release, as they are published: without local paths."""
     found = identities(pipeline)
-    return {one.id: found[one.id].stored() for one in pipeline.above(stage)}
+    return {one.id: _published(found[one.id].stored(), pipeline) for one in pipeline.above(stage)}
 
 
 def compare(manifest: Manifest, stage: StageSpec[Any], pipeline: Pipeline) -> Changes:
@@ -39,6 +40,26 @@ def compare(manifest: Manifest, stage: StageSpec[Any], pipeline: Pipeline) -> Ch
         pipeline: the current pipeline.
     """
     before, after = previous_recipe(manifest, stage, pipeline.project.state_dir), recipe_of(stage, pipeline)
+    return between({one: _published(found, pipeline) for one, found in before.items()}, after)
+
+
+def _published(value: Any, pipeline: Pipeline) -> Any:
+    """Return an identity, or a part of one, with the models of a pipeline as rows and cards name them."""
+    if isinstance(value, Mapping):
+        return {name: _published(one, pipeline) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_published(one, pipeline) for one in value]
+    named = isinstance(value, str) and value in {spec.model for spec in pipeline.models.values()}
+    return public_name(value) if named else value
+
+
+def between(before: Recipe, after: Recipe) -> Changes:
+    """Return the changes from one recipe to another.
+
+    Args:
+        before: the first recipe.
+        after: the second recipe.
+    """
     by_user = [f"stage {one} is new" for one in after if one not in before]
     by_user += [f"stage {one} was removed" for one in before if one not in after]
     by_upgrade: list[str] = []

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -46,12 +48,20 @@ class ConfigDigest(Frozen):
     digest: str
 
 
+class CardSource(Frozen):
+    """What the card of a release was made from, so that it can be made again for a repository on the Hub."""
+
+    inputs: CardInputs
+    configs: tuple[ConfigLine, ...]
+
+
 class Manifest(Frozen):
     """The manifest of a release. `content` is a digest of name, version, licence and rows, not of time, files or card.
 
     `format` is the version of these digests (1 up to tracefactory 0.1). `stages` maps stage ids to stage keys, and
     `recipe` to what the keys were made from. `pipeline` is the name of the pipeline that made it, "" up to tracefactory
     0.2. `created` is ISO 8601, UTC. `missing` are the rows of stages that are missing because their requests failed.
+    `card` is what the card was made from, None up to tracefactory 0.2.
     """
 
     format: int = 1
@@ -68,6 +78,7 @@ class Manifest(Frozen):
     recipe: Mapping[str, Any] = Field(default_factory=dict)
     models: tuple[ModelLine, ...]
     missing: Mapping[str, int] = Field(default_factory=dict)
+    card: CardSource | None = None
 
 
 def check_version(version: str) -> None:
@@ -117,6 +128,7 @@ def assemble(
         recipe={stage: dict(identity) for stage, identity in recipe.items()},
         models=card.models,
         missing={line.stage: line.rows for line in card.missing},
+        card=CardSource(inputs=card, configs=configs),
     )
     write_text(scratch / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
     return manifest
@@ -152,6 +164,30 @@ def _placed(scratch: Path, parts: Sequence[RangePart]) -> tuple[dict[str, Config
     if not digests:
         raise RunError("no row is left; nothing was published")
     return digests, files
+
+
+@contextmanager
+def addressed_to(repo: str, folder: Path, manifest: Manifest) -> Iterator[tuple[Path, Manifest]]:
+    """Yield a release whose card tells how to load it from a repository: itself, or one with another card.
+
+    Args:
+        repo: the repository on the Hub.
+        folder: the folder of the release, which is not changed.
+        manifest: its manifest.
+    """
+    if manifest.card is None or manifest.card.inputs.repo == repo:
+        yield folder, manifest
+        return
+    card = manifest.card.model_copy(update={"inputs": manifest.card.inputs.model_copy(update={"repo": repo})})
+    with tempfile.TemporaryDirectory(prefix="tracefactory-card-") as name:
+        copy = Path(name)
+        (copy / "data").symlink_to(folder.resolve() / "data", target_is_directory=True)
+        write_text(copy / CARD, render(card.inputs, version=manifest.version, configs=card.configs))
+        files = [line for line in manifest.files if line.path != CARD]
+        told = {"card": card, "files": (*files, _file_line(copy, copy / CARD, None))}
+        found = manifest.model_copy(update=told)
+        write_text(copy / MANIFEST, found.model_dump_json(indent=2) + "\n")
+        yield copy, found
 
 
 def put_in_place(scratch: Path, folder: Path) -> None:

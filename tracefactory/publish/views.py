@@ -52,7 +52,10 @@ class Tracked(Frozen):
     style: str = Field(description="The style of the prompt that the trace was sampled with.")
     teacher: str = Field(description="The model that wrote the trace, by its name in the pipeline.")
     prompt_tokens: int = Field(description="Tokens of the prompt, as the teacher's server counted them.")
-    completion_tokens: int = Field(description="Tokens of the completion, as the teacher's server counted them.")
+    completion_tokens: int = Field(
+        description="Tokens of the completion, as the teacher's server counted them; of a pruned trace an estimate: "
+        "that count times the share of the text that is left."
+    )
 
 
 _TRACKED = tuple(Tracked.model_fields)
@@ -78,7 +81,8 @@ class View:
     trace that a `partial` view cannot represent is omitted only from this view; with any other view, it is omitted from
     the whole dataset. With `columns_too`, rows include the declared columns of stages, in `measures` and `fields`.
     `texts` are the columns that a student is shown, which are searched for control tokens; None is all of them but
-    those of `Tracked`.
+    those of `Tracked`. `made_from` are columns of traces of which a row needs at least one: a pipeline in which no
+    stage makes one of them is a mistake.
     """
 
     name: str
@@ -89,6 +93,7 @@ class View:
     partial: bool = False
     columns_too: bool = False
     texts: tuple[str, ...] | None = None
+    made_from: tuple[str, ...] = ()
 
     def schema(self, columns: Iterable[Column] = ()) -> pa.Schema:
         """Return the Arrow schema of the rows.
@@ -155,7 +160,13 @@ def trace_view(
 
 
 def group_view(
-    *, name: str, version: str, summary: str, row: type[BaseModel], texts: tuple[str, ...] | None = None
+    *,
+    name: str,
+    version: str,
+    summary: str,
+    row: type[BaseModel],
+    texts: tuple[str, ...] | None = None,
+    made_from: tuple[str, ...] = (),
 ) -> Callable[[Callable[[Group, Refuse], Iterable[Row]]], View]:
     """Return a decorator that registers a function as a view.
 
@@ -163,11 +174,12 @@ def group_view(
     because groups may have no rows.
 
     Args:
-        name, version, summary, row, texts: see `View`.
+        name, version, summary, row, texts, made_from: see `View`.
     """
 
     def register(function: Callable[[Group, Refuse], Iterable[Row]]) -> View:
-        return VIEWS.register(name)(View(name, version, summary, row, function, partial=True, texts=texts))
+        view = View(name, version, summary, row, function, partial=True, texts=texts, made_from=made_from)
+        return VIEWS.register(name)(view)
 
     return register
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
 from pydantic import Field, JsonValue
 
+from tracefactory.core.errors import nearest
 from tracefactory.core.rows import Frozen, Passage, Problem, Tool
 from tracefactory.reading.base import Rejected, json_text
 from tracefactory.reading.extract import EXTRACTORS, AnswerFrom
@@ -88,6 +89,24 @@ def lookup(row: Mapping[str, Any], field: str) -> Any:
         else:
             return None
     return value
+
+
+def missing_fields(records: Sequence[Record], mapping: FieldMapping, source: str) -> list[str]:
+    """Return a mistake for every field of a mapping that none of some records has, with the nearest one they have.
+
+    Args:
+        records: the first records of a source.
+        mapping: the mapping from their fields.
+        source: the source of the records, for messages.
+    """
+    known = {name for record in records for name in record.values}
+    missing = [
+        field
+        for field in dict.fromkeys(mapping.fields())
+        if records and field not in known and all(lookup(record.values, field) is None for record in records)
+    ]
+    hints = {field: nearest(field, known) for field in missing}
+    return [f"{source} has no field {field!r}" + (f" ({hint})" if hint else "") for field, hint in hints.items()]
 
 
 def to_problem(record: Record, mapping: FieldMapping, source: str) -> Problem | Rejected:

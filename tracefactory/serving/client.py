@@ -290,7 +290,10 @@ class ChatClient:
                 max_retries=0,
                 timeout=openai.Timeout(self.spec.timeout_s, connect=min(_CONNECT_S, self.spec.timeout_s)),
                 http_client=openai.DefaultAioHttpClient(
-                    trust_env=not loopback, event_hooks={"response": [refuse_large]}
+                    trust_env=not loopback,
+                    event_hooks={"response": [refuse_large]},
+                    # 0 is no limit to aiohttp, None is 100: the dispatcher limits what is in flight.
+                    limits=httpx2.Limits(max_connections=0),
                 ),
             )
         return client

@@ -16,6 +16,8 @@ from tracefactory.serving.failures import AttemptFailed
 from tracefactory.serving.pace import Pace
 from tracefactory.serving.status import EndpointStatus
 
+FIRST_ANSWER_S = 120.0
+"""Seconds that servers which have not answered once may fail: they are more likely wrong than out for a while."""
 _AVOIDED_S = 10.0  # how long a server is avoided after a failed connection, while there is another one
 
 
@@ -85,7 +87,8 @@ class Dispatcher:
         """Note a failure that tells of the state of a server.
 
         Raises:
-            RunStopped: when no server has answered anything for `max_pause_s`, or one asks for a longer wait.
+            RunStopped: when no server has answered anything for `max_pause_s`, one asks for a longer wait, or none has
+                ever answered for `FIRST_ANSWER_S`, unless one says that it is overloaded or starting.
         """
         now = time.monotonic()
         wait = failure.retry_after_s
@@ -98,6 +101,12 @@ class Dispatcher:
         paces = [self._paces[one] for one in self._urls]
         silent_s = min((one.silent_s(now) for one in paces), default=0.0)
         asked_s = min((one.paused_until - now for one in paces), default=0.0)
+        waits = failure.kind.name in ("rate_limited", "overloaded")
+        if not waits and silent_s > FIRST_ANSWER_S and all(one.answered_at is None for one in paces):
+            raise RunStopped(
+                f"{self.name} has not answered once, and is silent for {silent_s:.0f} s ({reason}); check `base_url:`, "
+                "and that the server runs, then run the same command"
+            )
         if max(silent_s, asked_s) > self.max_pause_s:
             what = f"asks to wait {asked_s:.0f} s" if asked_s > self.max_pause_s else f"is silent for {silent_s:.0f} s"
             raise RunStopped(

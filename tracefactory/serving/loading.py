@@ -70,21 +70,23 @@ def _pretrained(factory: Any, name: str, revision: str | None, **options: Any) -
 
 @contextmanager
 def _read_once() -> Iterator[None]:
-    """Parse the header of a GGUF file once: transformers does it for the tokenizer, the configuration and the weights.
+    """Parse the header of a GGUF file, and make the table of tensor names, once.
 
-    Parsing a vocabulary of 49,000 tokens takes seconds.
+    Transformers parses for the tokenizer, the configuration and the weights, and makes the table for every module: that
+    takes seconds each, for a vocabulary of 49,000 tokens.
     """
     if find_spec("gguf") is None:
         yield
         return
     import gguf
 
-    reader = gguf.GGUFReader
+    reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
     gguf.GGUFReader = lambda path, *_: _reader(reader, str(path), os.stat(path).st_mtime_ns)
+    gguf.get_tensor_name_map = lru_cache(maxsize=1)(names)
     try:
         yield
     finally:
-        gguf.GGUFReader = reader
+        gguf.GGUFReader, gguf.get_tensor_name_map = reader, names
 
 
 @lru_cache(maxsize=1)

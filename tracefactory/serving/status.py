@@ -30,6 +30,21 @@ class EndpointStatus(NamedTuple):
     paused_s: float
     reason: str
 
+    def plus(self, other: EndpointStatus) -> EndpointStatus:
+        """Return the state of the server as this and another process see it together."""
+        rates = [one.rate for one in (self, other) if one.rate is not None]
+        return EndpointStatus(
+            host=self.host,
+            in_flight=self.in_flight + other.in_flight,
+            limit=self.limit + other.limit,
+            rate=sum(rates) if len(rates) == 2 else None,
+            answered=self.answered + other.answered,
+            refused=self.refused + other.refused,
+            failed=self.failed + other.failed,
+            paused_s=min(self.paused_s, other.paused_s),
+            reason=self.reason or other.reason,
+        )
+
 
 class ModelStatus(NamedTuple):
     """The state of a model: a sentence for the user, empty when there is nothing to say, and its servers."""

@@ -15,7 +15,7 @@ from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.fingerprint import digest_file
 from tracefactory.core.rows import Problem
 from tracefactory.reading.base import SOURCES, Rejected, Source, take
-from tracefactory.reading.mapping import FieldMapping, lookup, to_problem
+from tracefactory.reading.mapping import FieldMapping, missing_fields, to_problem
 from tracefactory.reading.records import Format, Record, read_records
 
 _PEEK = 20
@@ -111,16 +111,8 @@ def _find(params: FilesParams, base_dir: Path) -> list[tuple[str, Path]]:
 def _mistakes_in(params: FilesParams, label: str, file: Path) -> list[str]:
     """Return the mistakes that the first rows of a file show: missing fields, or no usable row."""
     rows = list(islice(read_records(file, params.format, params.encoding), _PEEK))
-    records = [row for row in rows if isinstance(row, Record)]
-    known = {name for record in records for name in record.values}
-    missing = [
-        field
-        for field in dict.fromkeys(params.fields())
-        if records and all(lookup(record.values, field) is None for record in records) and field not in known
-    ]
-    if missing:
-        hints = {field: nearest(field, known) for field in missing}
-        return [f"{label} has no field {field!r}" + (f" ({hint})" if hint else "") for field, hint in hints.items()]
+    if missing := missing_fields([row for row in rows if isinstance(row, Record)], params, label):
+        return missing
     tried = [to_problem(row, params, label) if isinstance(row, Record) else row for row in rows]
     rejected = [row for row in tried if isinstance(row, Rejected)]
     if len(rejected) == len(tried):

@@ -5,19 +5,22 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from tracefactory.core.errors import UserError, nearest
+from tracefactory.core.errors import Mistake, RunError, UserError, nearest
 from tracefactory.core.rows import Problem
 from tracefactory.reading.base import SOURCES, Rejected, Source, take
-from tracefactory.reading.mapping import FieldMapping, to_problem
+from tracefactory.reading.mapping import FieldMapping, missing_fields, to_problem
 from tracefactory.reading.records import Record
 
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_AT_ONCE = 20  # rows; the first ones are looked at for missing fields
 _BRANCHES = {"main", "master", "dev", "develop", "HEAD"}
 
 
@@ -76,20 +79,57 @@ class HubDataset(Source[HubDatasetParams]):
         if params.allow_moving:
             revision = _commit(params.repo, revision)
         elif not _COMMIT.fullmatch(revision):
-            _refuse_branch(params.repo, revision)
+            with _asking(params.repo):
+                _refuse_branch(params.repo, revision)
         # This import takes longer than all others of the command line.
         import datasets
         from datasets.exceptions import DatasetNotFoundError
 
+        label = f"{params.repo}@{revision}"
         try:
-            rows = datasets.load_dataset(
-                params.repo, params.name, split=params.split, revision=revision, streaming=True
-            )
+            with _asking(params.repo):
+                rows = datasets.load_dataset(
+                    params.repo, params.name, split=params.split, revision=revision, streaming=True
+                )
+                records = (Record(values, "row", number) for number, values in enumerate(rows, 1))
+                some = list(islice(records, _AT_ONCE))
         except DatasetNotFoundError as error:
             raise UserError(f"no data set {params.repo!r} at revision {revision!r}: {error}") from error
-        label = f"{params.repo}@{revision}"
-        for number, values in enumerate(rows, 1):
-            yield to_problem(Record(values, "row", number), params, label)
+        except ValueError as error:  # an unknown configuration or split
+            raise UserError(f"{label}: {error}") from error
+        if missing := missing_fields(some, params, label):
+            raise UserError([Mistake(text) for text in missing])
+        while some:
+            yield from (to_problem(record, params, label) for record in some)
+            with _asking(params.repo):
+                some = list(islice(records, _AT_ONCE))
+
+
+@contextmanager
+def _asking(repo: str) -> Iterator[None]:
+    """Turn the failures of the Hub and of the way there into messages.
+
+    Raises:
+        UserError: when the Hub refuses the repository or revision.
+        RunError: when it cannot be reached or does not answer.
+    """
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        what = f"the Hub answers {status} for the data set {repo!r}: {' '.join(str(error).split())[:300]}"
+        if 400 <= status < 500 and status not in (408, 429):
+            raise UserError(f"{what}; check `repo:`, `revision:` and, of a gated data set, the login") from error
+        raise RunError(f"{what}; run the same command again") from error
+    except (httpx2.HTTPError, ConnectionError, TimeoutError) as error:
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RunError(
+            f"the Hub cannot be reached for the data set {repo!r} ({why}); check the network, or read a copy from here "
+            "with `source: files`"
+        ) from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -97,7 +137,8 @@ def _commit(repo: str, revision: str) -> str:
     """Return the commit of a revision. It is requested once per process, so that key and rows use the same commit."""
     from huggingface_hub import HfApi
 
-    commit = HfApi().dataset_info(repo, revision=revision).sha
+    with _asking(repo):
+        commit = HfApi().dataset_info(repo, revision=revision).sha
     if commit is None:
         raise UserError(f"the Hub names no commit for revision {revision!r} of {repo!r}")
     return str(commit)

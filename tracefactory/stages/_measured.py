@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from tracefactory.core.columns import Column
+from tracefactory.core.columns import VERDICT, Column
 from tracefactory.core.errors import Mistake, nearest
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Kind
@@ -48,7 +48,7 @@ def _why(name: str, known: Iterable[str], pipeline: Pipeline) -> tuple[str, str 
     owner, slash, rest = name.rpartition("/")
     there = [one for one in known if one.rpartition("/")[0] == owner]
     alike = sorted(one.rpartition("/")[0] for one in known if one.endswith(f"/{rest}"))
-    if rest == "pass_rate" and not alike:
+    if rest in ("pass_rate", VERDICT.name) and not alike:
         return f"no stage above measures {rest!r}", "`verify:` does"
     if not slash:
         return f"no stage above measures {name!r}", nearest(f"{alike[0]}/{name}" if alike else name, known)

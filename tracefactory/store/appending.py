@@ -1,7 +1,8 @@
 """The writer of the request store: appends paid completions, and keeps those that cannot be written yet in memory.
 
 A failed write is tried again until it succeeds. Meanwhile no request may be sent: `Writer.reserve`, which is entered
-before a request is sent, waits. It also waits while the file system has too little space for the answers in flight.
+before a request is sent, waits. It also waits while the file system has too little space for the answers in flight, and
+while completions of this machine cannot be put into a shared state (`store.shared.holding`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 from tracefactory.core.errors import Interrupted, RunError
 from tracefactory.store.journals import Journal, encode
+from tracefactory.store.shared.holding import why_held
 
 ROTATE_BYTES = 32 << 20
 FREE_BYTES = 64 << 20
@@ -66,7 +68,7 @@ class Writer:
         if self._failure:
             waiting = f"{len(self._waiting)} paid answers wait in memory" if self._waiting else "no answer was lost"
             return f"{self._failure}; {waiting}, and no request is sent. {_REMEDY}"
-        return self._shortage and f"{self._shortage}. {_REMEDY}"
+        return self._shortage
 
     @asynccontextmanager
     async def reserve(self, size: int) -> AsyncIterator[None]:
@@ -241,19 +243,22 @@ class _Space:
         self._free = free
         self.available = 0
         self._measured = float("-inf")
+        self._held = ""  # why the shared state holds requests back
 
     def has(self, size: int) -> bool:
-        """Return whether there is space for `size` more bytes."""
+        """Return whether there is space for `size` more bytes, and nothing else holds requests back."""
         if time.monotonic() - self._measured > _MEASURE_EVERY_S:
             self._measure()
-        return size + self.reserved <= self.available
+        return not self._held and size + self.reserved <= self.available
 
     def shortage(self, size: int) -> str:
-        """Return a sentence that says how much is missing for `size` more bytes."""
+        """Return why there is no space for `size` more bytes, and what to do."""
+        if self._held:
+            return self._held
         have, need = max(0, self.available) / 1e6, (size + self.reserved) / 1e6
         return (
             f"{self.folder} has {have:,.1f} MB left for completions, and the next request and those in flight may need"
-            f" {need:,.1f} MB; no further request is sent"
+            f" {need:,.1f} MB; no further request is sent. {_REMEDY}"
         )
 
     def forget(self) -> None:
@@ -267,4 +272,5 @@ class _Space:
         found = os.statvfs(folder)
         margin = min(FREE_BYTES, found.f_blocks * found.f_frsize // 10) if self._free is None else self._free
         self.available = found.f_bavail * found.f_frsize - margin
+        self._held = why_held(self.folder)
         self._measured = time.monotonic()

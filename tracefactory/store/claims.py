@@ -4,7 +4,7 @@
     requests/claims/<writer>.alive   locked by its process while it lives; a claim of a dead process is void
 
 A claim is released when the completion is stored or the request has failed. On file systems whose locks are local to a
-host, the time stamp of the `.alive` file is used instead, which its process renews.
+host, the `.alive` file is watched instead, which its process renews (`store.heartbeats`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from tracefactory.core.errors import RunError
+from tracefactory.store.heartbeats import Heartbeats
 from tracefactory.store.leases import HEARTBEAT_S, STALE_S, is_locked
 
 ROTATE_BYTES = 4 << 20
@@ -54,11 +55,10 @@ class Claims:
         self._file.flush()
         self._shards: dict[str, _Shard] = {}
         self._alive: dict[str, tuple[float, bool]] = {}  # by writer: when it was looked up, and whether it lives
+        self._heartbeats = Heartbeats()
         self._closed = threading.Event()
+        self._remove_dead(Heartbeats())
         threading.Thread(target=self._renew, daemon=True).start()
-        for path in folder.glob("*.alive"):
-            if path != self._own and not _lives(path):
-                path.unlink(missing_ok=True)
 
     def take(self, key: str) -> Claim:
         """Claim a request before it is sent.
@@ -102,14 +102,23 @@ class Claims:
         """Return whether the process with this writer id lives; it is looked up once a second."""
         looked_at, alive = self._alive.get(writer, (float("-inf"), True))
         if alive and time.monotonic() - looked_at > 1.0:
-            alive = writer == self.writer or _lives(self.folder / f"{writer}.alive")
+            alive = writer == self.writer or _lives(self.folder / f"{writer}.alive", self._heartbeats)
             self._alive[writer] = (time.monotonic(), alive)
         return alive
 
     def _renew(self) -> None:
+        heartbeats = Heartbeats()  # of this thread
         while not self._closed.wait(HEARTBEAT_S):
             with suppress(OSError):
                 os.utime(self._own)
+                self._remove_dead(heartbeats)
+
+    def _remove_dead(self, heartbeats: Heartbeats) -> None:
+        """Remove the files of dead processes; for those of other hosts this takes several looks."""
+        for path in self.folder.glob("*.alive"):
+            if path != self._own and not _lives(path, heartbeats):
+                path.unlink(missing_ok=True)
+                heartbeats.forget(path)
 
 
 class _Shard:
@@ -180,11 +189,11 @@ class _Shard:
             del self.holders[key]
 
 
-def _lives(path: Path) -> bool:
+def _lives(path: Path, heartbeats: Heartbeats) -> bool:
     """Return whether the process of an `.alive` file lives."""
     try:
         elsewhere = path.read_text() not in ("", socket.gethostname())
-        if elsewhere and time.time() - path.stat().st_mtime < STALE_S:
+        if elsewhere and heartbeats.silent_s(path) < STALE_S:
             return True
     except FileNotFoundError:
         return False

@@ -9,6 +9,7 @@ a copy of the footer of the segment's Parquet file (not in the indexes of versio
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from numpy.typing import NDArray
 from tracefactory.core.files import whole_file
 
 _MAGIC, _MAGIC_0_2 = b"tfindex4", b"tfindex3"
+MAPPED_BYTES = 1 << 20
+"""Index files of so many bytes are memory-mapped."""
 _HEADER = struct.Struct("<8sQQ")
 _CRC_AT = 16
 
@@ -53,7 +56,7 @@ class Index:
 
 
 class MappedIndex(Index):
-    """An index file, memory-mapped.
+    """An index file, memory-mapped; a small one is read, because each mapping holds a file open.
 
     Raises:
         FileNotFoundError: when there is none.
@@ -62,23 +65,27 @@ class MappedIndex(Index):
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # ValueError for an empty file
-        whole = memoryview(self._map)
+            is_small = os.fstat(file.fileno()).st_size < MAPPED_BYTES
+            self._map = None if is_small else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            content = file.read() if self._map is None else self._map
+        whole = memoryview(content)
         try:
             count = _checked_count(whole)
         except ValueError:
             whole.release()
-            self._map.close()
+            if self._map is not None:
+                self._map.close()
             raise
         end = _HEADER.size + 12 * count
-        self.prefixes = np.frombuffer(self._map, np.uint64, count, _HEADER.size)
-        self.rows = np.frombuffer(self._map, np.uint32, count, _HEADER.size + 8 * count)
+        self.prefixes = np.frombuffer(content, np.uint64, count, _HEADER.size)
+        self.rows = np.frombuffer(content, np.uint32, count, _HEADER.size + 8 * count)
         self.footer = bytes(whole[end:])
         whole.release()
 
     def close(self) -> None:
         del self.prefixes, self.rows
-        self._map.close()
+        if self._map is not None:
+            self._map.close()
 
 
 def _checked_count(whole: memoryview) -> int:

@@ -3,7 +3,7 @@
 A lease is an exclusive `flock` on a file in the stage's folder, so it is released when its process ends, in any way.
 Workers can outlive a killed driver for some seconds; each holds a shared lock on its run's `alive` file, and the next
 owner of the lease waits for these locks. On file systems where locks are local to a host, the heartbeat (the mtime of
-the lease) is used instead.
+the lease) is used instead: the lease of another host is free after `STALE_S` without one (`store.heartbeats`).
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import fcntl
 import json
 import os
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
+from tracefactory.store.heartbeats import Heartbeats
+
 HEARTBEAT_S = 10.0
 STALE_S = 60.0
+"""After so many seconds without a heartbeat a process of another host is taken to be dead."""
 
 
 class RunLock:
@@ -50,16 +52,22 @@ class Lease:
         self.run_id = run_id
         self.notify = notify
         self._file: IO[bytes] | None = None
+        self._heartbeats = Heartbeats()
         self._heartbeat: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Lease:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("a+b")
-        try:
-            await self._acquire()
-        except BaseException:
-            self._file.close()
-            raise
+        while not self._is_in_place():  # otherwise the folder was deleted while this waited (`store.garbage`)
+            if self._file is not None:
+                self._file.close()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                self._file = self.path.open("a+b")
+                try:
+                    await self._acquire()
+                except BaseException:
+                    self._file.close()
+                    raise
+        assert self._file is not None
         self._file.seek(0)
         self._file.truncate()
         owner = {"run": self.run_id, "host": socket.gethostname(), "pid": os.getpid()}
@@ -76,6 +84,17 @@ class Lease:
         if self._file is not None:
             self._file.truncate(0)
             self._file.close()
+
+    def _is_in_place(self) -> bool:
+        """Return whether the file that is open here is the one that others open."""
+        try:
+            return (
+                self._file is not None
+                and not self._file.closed
+                and os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+            )
+        except FileNotFoundError:
+            return False
 
     async def _acquire(self) -> None:
         """Wait for the lock, and report its owner once."""
@@ -98,16 +117,17 @@ class Lease:
         try:
             owner = self._owner()
         except ValueError as error:  # perhaps of a run on another host, which would renew it
-            age = time.time() - self.path.stat().st_mtime
-            if age >= STALE_S:
+            silent_s = self._heartbeats.silent_s(self.path)
+            if silent_s >= STALE_S:
                 return None
             fcntl.flock(self._file, fcntl.LOCK_UN)
-            return f"its damaged lease {self.path} ({error}) to become stale, in {STALE_S - age:.0f} s at most"
+            return f"its damaged lease {self.path} ({error}) to become stale, in {STALE_S - silent_s:.0f} s at most"
         if owner is None or owner["run"] == self.run_id:
             return None
-        elsewhere = owner["host"] != socket.gethostname()
-        fresh = elsewhere and time.time() - self.path.stat().st_mtime < STALE_S
-        if fresh or has_workers(self.root, owner["run"]):
+        if owner["host"] != socket.gethostname() and self._heartbeats.silent_s(self.path) < STALE_S:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            return f"{_describe(owner)}, until it ends or shows no sign of life for {STALE_S:g} s"
+        if has_workers(self.root, owner["run"]):
             fcntl.flock(self._file, fcntl.LOCK_UN)
             return f"{_describe(owner)}, whose workers are still finishing"
         return None

@@ -34,7 +34,7 @@ def repair(root: Path, damage: Iterable[Damage]) -> Path:
         RunError: when a file cannot be moved or written.
     """
     aside = root / "damaged" / datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")
-    with _alone(root):
+    with alone(root, "repair the store"):
         for path in dict.fromkeys(one.path for one in damage):
             try:
                 _repair(root, path, aside)
@@ -59,18 +59,18 @@ def _repair(root: Path, path: Path, aside: Path) -> None:
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Hold the locks of all journals.
+def alone(root: Path, what: str) -> Iterator[None]:
+    """Hold the locks of all journals; `what` is what to do when a run has ended.
 
     Raises:
         UserError: when a run uses the state folder.
     """
     for alive in sorted((root / "runs").glob("*/alive")):
         if is_locked(alive):
-            raise UserError(f"run {alive.parent.name} is going on: repair the store when it has ended")
+            raise UserError(f"run {alive.parent.name} is going on: {what} when it has ended")
     with closed_journals(root / "requests") as closed:
         if used := set((root / "requests").glob(f"{PREFIX}*{SUFFIX}")) - set(closed):
-            raise UserError(f"another process writes to {min(used)}: repair the store when it has ended")
+            raise UserError(f"another process writes to {min(used)}: {what} when it has ended")
         yield
 
 

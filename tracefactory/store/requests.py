@@ -2,6 +2,7 @@
 
     requests/journal-<writer>.jsonl   appended when a completion arrives (`store.journals`)
     requests/<sha256>.parquet         closed journals, compacted, each with an index (`store.segments`)
+    requests/shared-<digest>/         what a shared state has beside these (`store.shared.reading`)
 
 The key depends only on the request, not on stage, shard, run, endpoint or number of workers. Completions survive the
 death of any process; for power failures, they are synced to disk at most every second. Only the keys of journals are in
@@ -36,6 +37,7 @@ from tracefactory.store.journals import (
     read_lines,
 )
 from tracefactory.store.segments import Segment, write_segment
+from tracefactory.store.shared.reading import SharedSegment, fetch_all
 
 COMPACT_BYTES = 64 << 20
 _SEGMENT_BYTES = 256 << 20  # of records that are sorted in memory for one segment
@@ -65,6 +67,7 @@ class RequestStore:
     def __init__(self, root: Path, *, free: int | None = None) -> None:
         self.folder = root / "requests"
         self._segments: dict[str, Segment] = {}
+        self._shared: dict[Path, SharedSegment] = {}
         self._lines: dict[str, _Location] = {}
         self._indexed_until: dict[str, int] = {}
         self._has_v1 = False
@@ -118,6 +121,15 @@ class RequestStore:
         for name in sorted(names - self._segments.keys()):
             segment = self._segments[name] = Segment(self.folder / name, self._met)
             self._has_v1 |= segment.has_v1_keys
+        for path in self.folder.glob("shared-*/[!.]*.index"):
+            if path not in self._shared:
+                shared = self._shared[path] = SharedSegment(path.with_suffix(".parquet"), self._met)
+                self._has_v1 |= shared.has_v1_keys
+
+    @property
+    def _all_segments(self) -> list[Segment]:
+        """All segments; those whose records may have to be fetched are last."""
+        return [*self._segments.values(), *self._shared.values()]
 
     @property
     def has_v1_keys(self) -> bool:
@@ -132,7 +144,7 @@ class RequestStore:
         missing = [key for key in wanted if key not in found]
         prefixes = prefixes_of(missing)
         in_segment = np.zeros(len(missing), bool)
-        for segment in self._segments.values():
+        for segment in self._all_segments:
             in_segment |= segment.rows_of(prefixes) >= 0
         return found.union(key for key, stored in zip(missing, in_segment.tolist(), strict=True) if stored)
 
@@ -156,7 +168,7 @@ class RequestStore:
         """Return the records whose keys begin with `prefix`, of some hexadecimal digits, as they are stored."""
         self.refresh()
         keys = {key for key in self._lines if key.startswith(prefix)}
-        for segment in self._segments.values():
+        for segment in self._all_segments:
             keys |= {key for _, key, _ in segment.read(segment.rows_from(prefix)) if key.startswith(prefix)}
         return dict(self.get(keys))
 
@@ -186,9 +198,10 @@ class RequestStore:
             self._forget()
 
     def _forget(self) -> None:
-        for segment in self._segments.values():
+        for segment in self._all_segments:
             segment.close()
         self._segments.clear()
+        self._shared.clear()
         self._lines.clear()
         self._indexed_until.clear()
 
@@ -223,15 +236,12 @@ class RequestStore:
                 except ValueError as error:
                     self._met(_damaged_line(path, location.start, str(error)))
                     del self._lines[key]
-        for segment in self._segments.values():
-            missing = [key for key in wanted if key not in found]
-            if not missing:
-                break
-            rows = segment.rows_of(prefixes_of(missing))
-            by_row = {int(row): key for row, key in zip(rows, missing, strict=True) if row >= 0}
-            for row, key, record in segment.read(sorted(by_row)):
-                if key == by_row[row]:  # the index compares only prefixes
-                    found[key] = record
+        _read_segments(self._segments.values(), wanted, found)
+        if self._shared and len(found) < len(wanted):
+            prefixes = prefixes_of([key for key in wanted if key not in found])
+            holding = [one for one in self._shared.values() if (one.rows_of(prefixes) >= 0).any()]
+            fetch_all(holding)
+            _read_segments(holding, wanted, found)
         return found
 
     def _written(self, key: str, journal: str, start: int, length: int) -> None:
@@ -248,6 +258,19 @@ class RequestStore:
         while self._cached_bytes > _CACHE_BYTES:
             _, (dropped, _) = self._cache.popitem(last=False)
             self._cached_bytes -= dropped
+
+
+def _read_segments(segments: Iterable[Segment], wanted: Sequence[str], found: dict[str, Mapping[str, Any]]) -> None:
+    """Add the records of the wanted keys that are in some segments to those found."""
+    for segment in segments:
+        missing = [key for key in wanted if key not in found]
+        if not missing:
+            break
+        rows = segment.rows_of(prefixes_of(missing))
+        by_row = {int(row): key for row, key in zip(rows, missing, strict=True) if row >= 0}
+        for row, key, record in segment.read(sorted(by_row)):
+            if key == by_row[row]:  # the index compares only prefixes
+                found[key] = record
 
 
 def compact(root: Path, *, at_least: int = COMPACT_BYTES) -> int:

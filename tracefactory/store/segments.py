@@ -177,7 +177,7 @@ class Segment:
         footer = _footer_of(self.path)
         intact = not copy or footer == copy
         try:
-            self._metadata = _metadata_of(copy or footer)
+            self._metadata = metadata_of(copy or footer)
         except ValueError as error:
             if index is not None:
                 index.close()
@@ -302,7 +302,7 @@ def _footer_of(path: Path) -> bytes:
         return file.read()
 
 
-def _metadata_of(footer: bytes) -> pq.FileMetaData:
+def metadata_of(footer: bytes) -> pq.FileMetaData:
     """Return what a footer says.
 
     Raises:

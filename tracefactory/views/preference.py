@@ -24,6 +24,7 @@ class PreferenceRow(Compared):
     summary="`prompt`, `chosen` and `rejected` as message lists: pruned traces over their raw form (`kind: pruned`, "
     "both verified), and right traces over wrong ones of the same problem (`kind: verdict`).",
     row=PreferenceRow,
+    made_from=("verdict", "derivation"),
 )
 def preference(group: Group, refuse: Refuse) -> Iterator[Row]:
     """Yield the pairs, in the layout of TRL (https://huggingface.co/docs/trl/dataset_formats)."""

@@ -24,6 +24,7 @@ class RankingRow(Compared):
     summary="The pairs of `preference` with `chosen` and `rejected` as single messages, after `messages`: what "
     "LLaMA-Factory reads with `ranking: true`, which skips lists.",
     row=RankingRow,
+    made_from=("verdict", "derivation"),
 )
 def ranking(group: Group, refuse: Refuse) -> Iterator[Row]:
     """Yield the pairs (https://github.com/hiyouga/LLaMA-Factory/blob/main/data/README.md, sharegpt preference)."""

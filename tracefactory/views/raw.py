@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
+from tracefactory.core.model import public_name
 from tracefactory.core.rows import Frozen, Outcome, Parent, Passage, StepLabel, Tool, Trace, Turn
 from tracefactory.publish.views import Row, declared_values, trace_view
 
@@ -54,7 +55,7 @@ class RawRow(Frozen):
     op: str = Field(description="The kind of operation that wrote it.")
     stage: str = Field(description="The stage of the pipeline that wrote it.")
     teacher: str = Field(description="The model that wrote it, by its name in the pipeline.")
-    model: str = Field(description="The model.")
+    model: str = Field(description="The model; of a path, the last part alone.")
     revision: str = Field(description="Its revision.")
     prompt: str = Field(description="The prompt, by its name in the project.")
     prompt_digest: str = Field(description="The digest of the prompt's template.")
@@ -73,7 +74,9 @@ class RawRow(Frozen):
     finish_reason: str = Field(description="The server's word for why the completion ended.")
     refusal: str | None = Field(description="The text of a refusal.")
     prompt_tokens: int = Field(description="Tokens of the prompt, as the server counted them.")
-    completion_tokens: int = Field(description="Tokens of the completion, as the server counted them.")
+    completion_tokens: int = Field(
+        description="Tokens of the completion, as the server counted them; of a pruned trace an estimate from that."
+    )
     cost: float | None = Field(description="US dollars; null where the price is unknown.")
     verdict: RawVerdict | None = Field(description="The verdict on the answer.")
     derivation: str = Field(description="How a pruned trace came from its parent, a JSON object.")
@@ -96,6 +99,7 @@ def raw(trace: Trace) -> Row:
     excluded: Any = {"problem": {"fields", "measures"}, "verdict": private, "fields": True, "measures": True}
     return {
         **trace.model_dump(mode="json", exclude=excluded),
+        "model": public_name(trace.model),
         "problem_id": trace.problem_id,
         **declared_values(trace),
     }

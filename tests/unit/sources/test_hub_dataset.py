@@ -20,7 +20,7 @@ COMMIT = "a" * 40
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from tracefactory.core.errors import UserError
+from tracefactory.core.errors import RunError, UserError
 from tracefactory.reading.base import Rejected
 from tracefactory.sources.hub_dataset import HubDataset
 params, limit = json.load(sys.stdin)
@@ -28,7 +28,7 @@ source, params = HubDataset(), HubDataset.Params.model_validate(params)
 try:
     rows = list(source.read(params, base_dir=Path(), limit=limit))
     print(json.dumps({"rows": [row.model_dump() for row in rows], "identity": source.identity(params, Path())}))
-except UserError as error:
+except (UserError, RunError) as error:
     print(json.dumps({"error": str(error)}))
 """
 
@@ -94,6 +94,21 @@ def test_a_revision_that_is_not_a_tag_is_refused(hub: HubServer, tmp_path: Path)
     assert "has no tag 'v1.1' (did you mean 'v1.0'?)" in ask(hub, tmp_path, revision="v1.1")["error"]
     assert "moves; give a commit or a tag" in ask(hub, tmp_path, revision="main")["error"]
     assert "no data set 'org/none'" in ask(hub, tmp_path, repo="org/none", revision=COMMIT)["error"]
+
+
+def test_a_wrong_field_is_refused_with_the_nearest_one(hub: HubServer, tmp_path: Path):
+    first = commit(hub, [{"problem": "1 + 1?", "answer": 2.0}])
+    said = ask(hub, tmp_path, revision=first, question="probelm")["error"]
+    assert f"{REPO}@{first} has no field 'probelm' (did you mean 'problem'?)" in said
+    assert "Available splits: " in ask(hub, tmp_path, revision=first, split="tset")["error"]
+
+
+def test_a_hub_that_cannot_be_reached_is_a_message(hub: HubServer, tmp_path: Path):
+    hub.url = "http://127.0.0.1:9"
+    for revision in ({"revision": "v1"}, {"revision": "main", "allow_moving": True}):
+        said = ask(hub, tmp_path, **revision)["error"]
+        assert said.startswith(f"the Hub cannot be reached for the data set '{REPO}' (")
+        assert "check the network" in said
 
 
 @pytest.mark.parametrize(

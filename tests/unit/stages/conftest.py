@@ -45,7 +45,10 @@ class Made:
 
 @pytest.fixture
 def run_stages(tmp_path: Path) -> RunStages:
-    """Run `stages` (YAML) in a project with the shipped prompts and filters; each script is a fake model's."""
+    """Run `stages` (YAML) in a project with the shipped prompts and filters; each script is a fake model's.
+
+    Fields of a script under `entry` are those of the model in the pipeline.
+    """
 
     async def run(stages: str, problems: str, *, more_models: str = "", **scripts: dict[str, Any]) -> Made:
         root = tmp_path / "project"
@@ -57,9 +60,11 @@ def run_stages(tmp_path: Path) -> RunStages:
         async with AsyncExitStack() as stack:
             models = ""
             for name, script in scripts.items():
-                teacher = await stack.enter_async_context(fake_teacher(**script))
+                own = script.get("entry", {})
+                answers = {key: value for key, value in script.items() if key != "entry"}
+                teacher = await stack.enter_async_context(fake_teacher(**answers))
                 # One provider whatever the script says: what was paid for is found again under another script.
-                entry = {**teacher.entry, "model": name, "provider": "fake"}
+                entry = {**teacher.entry, "model": name, "provider": "fake", **own}
                 models += f"  {name}: {json.dumps(entry)}\n"
             run = "run: {executor: inline, shards: 2, workers: 1}"
             text = f'name: t\nversion: "1"\nmodels:\n{models}{more_models}stages:\n{stages}\n{run}\n'

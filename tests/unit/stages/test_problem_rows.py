@@ -138,6 +138,11 @@ async def test_filters_on_columns_and_on_rows_of_problems_stand_in_one_chain(run
         ("  - {id: few, filter: [thinking_closed]}\n", "'thinking_closed': it works on traces, and .* given problems"),
         (SAMPLED + "  - {id: few, filter: [hard]}\n", "filter 'hard': it works on problems, and .* given traces"),
         ("  - {id: few, filter: [verdict]}\n", "filter 'verdict': no stage above measures 'verdict'"),
+        (SAMPLED + "  - {id: few, filter: [verdict]}\n", r"no stage above measures 'verdict' \(`verify:` does\)"),
+        (
+            SAMPLED + "  - {id: out, publish: dataset, with: {views: [raw, preference]}}\n",
+            "'preference' needs traces with verdict or derivation, and no stage above makes them .`verify:` makes",
+        ),
         # Nothing adds measures to problems yet.
         (
             "  - {id: few, select: best, with: {per: all, measure: level, best: lowest}}\n",

@@ -203,3 +203,18 @@ async def test_a_release_in_ranges_by_processes_of_their_own_has_the_same_conten
     assert len([line for line in ranges.files if line.path.startswith("data/sft/")]) > 2
     assert ranges.content == whole.content
     assert {view: found.rows for view, found in ranges.configs.items()} == {"sft": 40, "raw": 40}
+
+
+async def test_the_card_of_pruned_traces_tells_models_prompts_and_lengths(run_stages: RunStages, out: Path) -> None:
+    source = STAGES.splitlines(keepends=True)[0]
+    cut = "  - {id: checked, verify: auto}\n  - {id: cut, prune: after_answer, with: {conclude: {model: pupil}}}\n"
+    pupil = {"reply": "It is \\boxed{42}.", "entry": {"model": "/srv/weights/pupil-7b", "revision": "1"}}
+    made = await run_stages(source + cut + stages().splitlines()[1], ROWS, pupil=pupil)
+    assert made.stage("cut").tally.numbers["pruned"] == 2
+    card = (out / "1" / "README.md").read_text()
+    assert "| `pupil` | student | `pupil-7b` |" in card
+    assert re.search(r"\| `prune_conclude` \| `[0-9a-f]{8,}", card)
+    assert re.search(r"\| `cut` \| `prune:after_answer` \| 2 \| [1-9][0-9]?\.\d% \| [1-9]\d* \| ", card)
+    assert "those of the 2 pruned rows are estimates" in card
+    assert "/srv/" not in card
+    assert "/srv/" not in (out / "1" / "manifest.json").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests.unit.stages.conftest import RunStages
 from tests.unit.stages.test_prune import line
+from tracefactory.core.errors import RunError
 from tracefactory.engine import sources
 
 STAGES = "  - {id: raw, source: traces, with: {paths: problems.jsonl, question: q, answer: a, model: someone}}\n"
@@ -35,8 +37,18 @@ async def test_what_does_not_fit_in_memory_is_sorted_on_disk(
     assert not [name for name in os.listdir(made.stage("raw").rows(made.root).folder.path) if name.startswith(".tmp")]
 
 
-async def test_a_source_of_traces_without_a_single_usable_row_is_an_empty_stage(run_stages: RunStages) -> None:
+async def test_a_source_of_traces_without_a_single_usable_row_says_why(run_stages: RunStages) -> None:
     more = "  - {id: checked, verify: auto}\n  - {id: right, filter: verdict}\n"
-    made = await run_stages(STAGES + more, line("", "1", "Which number is 1?") * 3)
-    assert made.stage("raw").tally.reasons == {"no_response": 3}
-    assert made.traces("right") == []
+    said = r"raw keeps none of its 3 rows, so nothing reaches right\. Reasons: no_response 3\."
+    with pytest.raises(RunError, match=said):
+        await run_stages(STAGES + more, line("", "1", "Which number is 1?") * 3)
+
+
+async def test_a_question_with_two_answers_is_not_a_duplicate(run_stages: RunStages) -> None:
+    rows = [("1 + 1?", "2"), ("1 + 1?", "2.0"), ("1 +  1?", "3"), ("2 + 2?", "4"), ("2 + 2?", "1/0")]
+    text = "".join(json.dumps({"question": question, "answer": answer}) + "\n" for question, answer in rows)
+    made = await run_stages("  - {id: problems, source: files, with: {paths: problems.jsonl}}\n", text)
+    tally = made.stage("problems").tally
+    assert (tally.kept, tally.reasons) == (2, {"conflicting_answers": 2, "duplicate": 1})
+    details = [one for one in made.judged("problems")["detail"].to_list() if one]
+    assert any("has the same question and another answer than '3'" in one for one in details)

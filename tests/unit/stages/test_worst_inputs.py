@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.stages.conftest import Made, RunStages
-from tests.unit.stages.test_prune import line, trace
+from tests.unit.stages.conftest import RunStages
+from tests.unit.stages.test_prune import trace
 from tracefactory.config import load_pipeline
 from tracefactory.core.errors import RunError, UserError
 from tracefactory.core.rows import Outcome, Problem
@@ -48,69 +48,32 @@ async def test_a_source_that_gives_nothing_is_refused_before_the_run(
         await run_stages(source + CHECKED.replace("}", ", from: raw}" if source is RAW else "}"), rows)
 
 
-AFTER_NO_TRACES = [
-    "",
-    "  - {id: mixed, mix: long_short, with: {size: 3}}\n",
-    "  - {id: mixed, mix: long_short, with: {unit: tokens}}\n",
-    "  - {id: best, select: best, with: {measure: pass_rate, best: highest}}\n",
-    "  - {id: voted, verify: consensus}\n",
-    "  - {id: judged, verify: judge, with: {model: teacher}}\n",
-    "  - {id: cut, prune: after_answer, with: {check: answer}}\n",
-    "  - {id: cut, prune: binary_cut, with: {model: teacher}}\n",
-    "  - {id: again, sample: chat, with: {model: teacher, prompt: math_short}}\n",
-    "  - {id: some, filter: [verdict, repetition, thinking_closed]}\n",
-]
+@pytest.mark.parametrize("source", ["files", "traces"])
+async def test_a_source_without_any_row_stops_the_run(
+    run_stages: RunStages, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    monkeypatch.setattr(Files, "check", lambda *given: [])  # as a file that was emptied since it was looked at
+    stages, first = (SOURCE + SAMPLED, "problems") if source == "files" else (RAW, "raw")
+    with pytest.raises(RunError, match=f"{first} has read no rows, so nothing reaches checked"):
+        await run_stages(stages + CHECKED, "", teacher={})
 
 
-def assert_nothing_came_of(made: Made, *, after: str) -> None:
-    """Check that the stages behind one that gives nothing gave nothing, and that all of it can be read and planned."""
-    stages = [one.id for one in made.outcome.stages]
-    assert made.stage(after).tally.kept == 0
-    for stage in stages[stages.index(after) + 1 :]:
-        tally = made.stage(stage).tally
-        assert (tally.rows_in, tally.kept, tally.errors) == (0, 0, 0)
-        rows = made.stage(stage).rows(made.root)
-        assert list(rows.rows()) == []
-        assert rows.judged(Span.all()).is_empty()
+async def test_a_last_stage_without_rows_ends_the_run(run_stages: RunStages) -> None:
+    made = await run_stages(SOURCE + SAMPLED + NOTHING, SUMS, teacher={})
+    assert made.stage("nothing").tally.reasons == {"too_long": 8}
+    assert list(made.stage("nothing").rows(made.root).rows()) == []
     plan = make_plan(load_pipeline(made.root.parent / "pipelines" / "t.yaml"), made.root)
     assert {one.state for one in plan.stages} == {"cached"}
     assert plan.requests == 0
 
 
-@pytest.mark.parametrize("after", AFTER_NO_TRACES)
-async def test_where_no_trace_is_left_nothing_comes_of_the_stages_behind(run_stages: RunStages, after: str) -> None:
-    made = await run_stages(SOURCE + SAMPLED + NOTHING + CHECKED + after, SUMS, teacher={})
-    assert_nothing_came_of(made, after="nothing")
-    assert made.stage("nothing").tally.reasons == {"too_long": 8}
-    if "mixed" in after:
-        assert "shortfall: no problem was solved by both styles, so the mix is empty" in made.stage("mixed").tally.notes
-
-
-@pytest.mark.parametrize("source", ["files", "traces"])
-async def test_a_source_without_any_row_is_an_empty_stage(
-    run_stages: RunStages, monkeypatch: pytest.MonkeyPatch, source: str
-) -> None:
-    monkeypatch.setattr(Files, "check", lambda *given: [])  # as a file that was emptied since it was looked at
-    stages, first = (SOURCE + SAMPLED, "problems") if source == "files" else (RAW, "raw")
-    made = await run_stages(stages + CHECKED, "", teacher={})
-    assert made.stage(first).tally.rows_in == 0
-    assert_nothing_came_of(made, after=first)
-
-
-async def test_a_source_of_traces_without_a_usable_one_is_an_empty_stage(run_stages: RunStages) -> None:
-    made = await run_stages(RAW + CHECKED, line(" ") + line("", question="Which?"))
-    assert made.stage("raw").tally.reasons == {"no_response": 2}
-    assert made.judged("raw")["rejected"].str.contains("response").all()
-    assert_nothing_came_of(made, after="raw")
-
-
-@pytest.mark.parametrize("views", ["sft, raw", "rlvr", "preference, steps"])
+@pytest.mark.parametrize("views", ["sft, raw", "rlvr", "steps"])
 @pytest.mark.parametrize("before", [NOTHING, CHECKED + "  - {id: mixed, mix: long_short}\n"])
 async def test_a_dataset_without_rows_is_not_published(
     run_stages: RunStages, tmp_path: Path, before: str, views: str
 ) -> None:
     stages = SOURCE + SAMPLED + before + PUBLISHED.replace("VIEWS", views)
-    with pytest.raises(RunError, match="nothing was published"):
+    with pytest.raises(RunError, match="so nothing reaches dataset"):
         await run_stages(stages, SUMS, teacher={})
     assert [path for path in (tmp_path / "project" / "out").rglob("*") if path.is_file()] == []
 

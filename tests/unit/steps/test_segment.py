@@ -1,6 +1,7 @@
 """Steps lose nothing, keep whole what belongs together, and are found in linear time."""
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -228,11 +229,13 @@ def test_long_prose_is_cut_between_sentences() -> None:
 @pytest.mark.parametrize("unit", LOOPS)
 def test_looping_texts_take_linear_time(unit: str) -> None:
     seconds = []
-    for length in (20_000, 160_000):
-        text = unit * (length // len(unit))
-        before = time.process_time()
-        steps = segment(text)
-        seconds.append(time.process_time() - before)
+    for length in (10_000, 80_000):
+        text, least = unit * (length // len(unit)), math.inf
+        for _ in range(2):  # a busy machine can make one of them slow
+            before = time.process_time()
+            steps = segment(text)
+            least = min(least, time.process_time() - before)
+        seconds.append(least)
         assert steps[-1].end == len(text)
     assert seconds[1] < 30 * max(seconds[0], 0.01)  # 8 times the text; quadratic time would be 64 times
 

@@ -124,6 +124,12 @@ def test_raw_does_not_tell_of_the_machine(method: str) -> None:
     assert row_of("raw", changed(verdict=VERDICT.model_copy(update=update)))["verdict"]["detail"] is None
 
 
+def test_raw_names_a_model_without_the_folders_of_this_machine() -> None:
+    named = {"/srv/weights/big.gguf": "big.gguf", "~/weights/big": "big", "org/big": "org/big", "env:BIG": "env:BIG"}
+    for model, shown in named.items():
+        assert row_of("raw", changed(model=model))["model"] == shown
+
+
 def test_raw_has_the_columns_that_stages_declared() -> None:
     columns = [column_like("b", 1.0), column_like("a", 1.0), column_like("tags", ("x",)), column_like("verdict", None)]
     schema = VIEWS.get("raw").schema(columns)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import stage_of
+from tracefactory.engine.shards import MODEL_SHARDS
 from tracefactory.serving.status import ModelStatus
 from tracefactory.store.stages import ShardRecord
 
@@ -30,8 +31,20 @@ class Executor(Protocol):
         """Return live numbers by stage id."""
         ...
 
+    async def events(self) -> Sequence[Mapping[str, Any]]:
+        """Return the failures since the last call, for the log of the run; see `engine.events`."""
+        ...
+
     async def models(self) -> Mapping[str, ModelStatus]:
         """Return the state of the models and their servers, with notices such as the progress of starting them."""
+        ...
+
+    async def gpus(self) -> int:
+        """Return the number of GPUs of the machine or cluster."""
+        ...
+
+    async def release(self, model: str) -> None:
+        """End the clients, servers and workers of a model and give its GPUs back; later requests start them again."""
         ...
 
     async def drain(self) -> None:
@@ -47,8 +60,6 @@ class Executor(Protocol):
         ...
 
 
-MODEL_SHARDS = 8
-"""Concurrent shards of one model's stages, enough to keep its slots busy during stragglers."""
 _ALL_SHARDS = 10_000
 
 

@@ -19,7 +19,7 @@ from tracefactory.core.spans import Span
 from tracefactory.engine.executors.base import Layouts, host_of, shards_at_once
 from tracefactory.engine.worker import Worker, WorkerSetup
 from tracefactory.serving.status import ModelStatus
-from tracefactory.serving.vllm.placement import LocalPlacement
+from tracefactory.serving.vllm.placement import LocalPlacement, visible_gpus
 from tracefactory.store.stages import ShardRecord
 
 
@@ -57,8 +57,17 @@ class InlineExecutor:
     async def progress(self) -> Mapping[str, Mapping[str, float]]:
         return self.worker.progress()
 
+    async def events(self) -> Sequence[Mapping[str, Any]]:
+        return self.worker.events()
+
     async def models(self) -> Mapping[str, ModelStatus]:
         return self.worker.models()
+
+    async def gpus(self) -> int:
+        return len(visible_gpus(os.environ))
+
+    async def release(self, model: str) -> None:
+        await self.worker.release(model)
 
     async def drain(self) -> None:
         self.worker.drain()

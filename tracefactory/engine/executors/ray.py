@@ -1,45 +1,53 @@
-"""The Ray executor: Ray Core actors, one per model and one per CPU, stateless.
+"""The Ray executor: Ray Core actors, one or more per model and one per CPU, stateless.
 
-No state is lost with Ray. When an actor dies, it is restarted and its shards are run again; their paid completions are
-in the request store. When the driver dies, the local cluster ends with it, and the next run continues from the store.
+No state is lost with Ray. When an actor dies, Ray restarts it, and its shards are run again on whichever actor is free;
+their paid completions are in the request store. When the driver dies, its actors end with it, and the next run
+continues from the store.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 
-from tracefactory.core.errors import RunError, UserError
-from tracefactory.core.pipeline import StageSpec
+from tracefactory.core.errors import Interrupted, RunError, RunStopped
+from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import stage_of
-from tracefactory.engine.executors.base import MODEL_HOST, MODEL_SHARDS, Layouts, host_of, shards_at_once
+from tracefactory.engine.executors.base import MODEL_HOST, Layouts, host_of, shards_at_once
+from tracefactory.engine.executors.ray_cluster import check_gpus, connect, head_lost, is_cluster
+from tracefactory.engine.executors.ray_nodes import check_nodes, check_this_machine, packages_of
+from tracefactory.engine.executors.ray_servers import RayPlacement
+from tracefactory.engine.shards import MODEL_SHARDS
 from tracefactory.engine.worker import Worker, WorkerSetup
 from tracefactory.serving.status import ModelStatus
-from tracefactory.serving.vllm.replica import LOOPBACK, PlacedReplica, Replica, ReplicaState, ServerPlan
 from tracefactory.store.stages import ShardRecord
 
 RESTARTS = 20  # per actor; a worker that dies more often has a fault that restarting does not fix
 PROGRESS_S = 2.0
-STOP_S = 20.0  # for a model server to exit; then its actor and with it the server are killed
+AWAY_S = 2.0  # that an actor which was lost is not asked again: it restarts, or waits for a free CPU
+HEAD_S = 45.0  # without an answer of the head; after a minute without it, Ray ends processes in its own way
+DRAIN_S = 10.0  # for actors to hear that they send nothing more
+CLOSE_S = 60.0  # for actors to store what came and to stop their servers; then they are killed
+CONTINUE = "what was paid for is stored: run the same command when the cluster is up again"
 
 
 @dataclass
 class _Member:
-    """One actor, its number of shards, and the number of GPUs that it may be waiting for."""
+    """One actor, its number of shards, the GPUs that it may be waiting for, and until when it is not asked."""
 
     actor: Any
     room: asyncio.Semaphore
     busy: int = field(default=0)
     waits_for: int = field(default=0)
+    away_until: float = field(default=0.0)
 
 
 class RayExecutor:
@@ -47,7 +55,11 @@ class RayExecutor:
 
     def __init__(self, setup: WorkerSetup) -> None:
         self.setup = setup
-        self._members: defaultdict[str, list[_Member]] = defaultdict(list)
+        self._cluster = is_cluster(setup.pipeline.run)
+        self._ready = self._draining = False
+        self._lost: asyncio.Task[None] | None = None  # ends when the head is lost
+        self._members: dict[str, list[_Member]] = {}
+        self._died = ""  # what Ray said of the last actor that died too often
 
     async def run_shard(self, stage: StageSpec[Any], index: int, layouts: Layouts) -> ShardRecord | None:
         return await self._call(stage, "run_shard", stage.id, index, dict(layouts))  # type: ignore[no-any-return]
@@ -74,6 +86,11 @@ class RayExecutor:
                     total[stage][name] += number
         return total
 
+    async def events(self) -> Sequence[Mapping[str, Any]]:
+        everyone = [member for members in self._members.values() for member in members if not member.waits_for]
+        answers = await _answers([member.actor.events.remote() for member in everyone], PROGRESS_S)
+        return [one for answer in answers if isinstance(answer, list) for one in answer]
+
     async def models(self) -> Mapping[str, ModelStatus]:
         found: dict[str, ModelStatus] = {}
         hosts = {host: members for host, members in self._members.items() if host != "cpu"}
@@ -84,18 +101,36 @@ class RayExecutor:
                 one.waits_for = 0
                 for name, status in answer.items():
                     before = found.get(name, ModelStatus())
-                    found[name] = ModelStatus(status.notice or before.notice, before.endpoints + status.endpoints)
+                    found[name] = ModelStatus(status.notice or before.notice, _joined(before, status))
             elif one.waits_for:
                 found[host.removeprefix(MODEL_HOST)] = ModelStatus(f"waits for a node with {one.waits_for} free GPUs")
         return found
 
+    async def gpus(self) -> int:
+        self._start()
+        return int(ray.cluster_resources().get("GPU", 0))
+
+    async def release(self, model: str) -> None:
+        everyone = [member for members in self._members.values() for member in members]
+        await _answers([member.actor.release.remote(model) for member in everyone if not member.waits_for])
+        if self.setup.pipeline.models[model].worker_gpus:
+            members = self._members.pop(f"{MODEL_HOST}{model}", [])
+            await _answers([member.actor.close.remote() for member in members if not member.waits_for])
+            for member in members:
+                ray.kill(member.actor)
+
     async def drain(self) -> None:
-        for members in self._members.values():
-            await asyncio.gather(*(member.actor.drain.remote() for member in members), return_exceptions=True)
+        self._draining = True
+        everyone = [member for members in self._members.values() for member in members]
+        await _answers([member.actor.drain.remote() for member in everyone], DRAIN_S)
 
     async def close(self) -> None:
-        actors = [member.actor for members in self._members.values() for member in members]
-        ends = await asyncio.gather(*(actor.close.remote() for actor in actors), return_exceptions=True)
+        lost = self._lost is not None and self._lost.done()
+        everyone = [] if lost else [member for members in self._members.values() for member in members]
+        # An actor that still waits for its GPUs has nothing to close, and would not answer.
+        ends = await _answers([member.actor.close.remote() for member in everyone if not member.waits_for])
+        if self._lost is not None:
+            self._lost.cancel()
         if ray.is_initialized():
             ray.shutdown()
         for end in ends:  # of an actor that died, nothing is left to close
@@ -103,132 +138,126 @@ class RayExecutor:
                 raise end.cause from end
 
     async def _call(self, stage: StageSpec[Any], method: str, *arguments: Any) -> Any:
+        """Call a method of an actor, and of another one when it is lost meanwhile.
+
+        Raises:
+            RunError: when all actors of the stage have died too often.
+            Interrupted: when it is lost while the run is being drained.
+        """
         members = self._hosts(stage)
-        member = min(members, key=lambda one: one.busy)
-        member.busy += 1
-        try:
-            async with member.room:
-                return await getattr(member.actor, method).remote(*arguments)
-        except RayTaskError as error:
-            raise error.cause from error
-        finally:
-            member.busy -= 1
+        while members:
+            now = time.monotonic()
+            here = [one for one in members if one.away_until <= now]
+            if not here:
+                await asyncio.sleep(min(one.away_until for one in members) - now)
+                continue
+            member = min(here, key=lambda one: one.busy)
+            member.busy += 1
+            try:
+                async with member.room:
+                    answer = await self._answer(getattr(member.actor, method).remote(*arguments))
+                    member.waits_for = 0
+                    return answer
+            except RayTaskError as error:
+                raise error.cause from error
+            except ActorUnavailableError:
+                if self._draining:
+                    raise Interrupted from None  # the restarted actor does not know of it
+                member.away_until = time.monotonic() + AWAY_S
+            except ActorDiedError as error:
+                self._died = " ".join(str(error).split())[:1000]
+                if member in members:
+                    members.remove(member)
+            finally:
+                member.busy -= 1
+        raise RunError(f"{stage.id}: its workers cannot be kept running: {self._died}")
+
+    async def _answer(self, asked: Any) -> Any:
+        """Return what an actor answers.
+
+        Raises:
+            RunStopped: when the head is lost meanwhile: Ray would wait for its answer forever.
+        """
+        if self._lost is None:
+            self._lost = asyncio.create_task(head_lost(HEAD_S))
+        call = asyncio.ensure_future(asked)
+        await asyncio.wait([call, self._lost], return_when=asyncio.FIRST_COMPLETED)
+        if not call.done():
+            call.cancel()
+            raise RunStopped(f"the head of the Ray cluster has not answered for {HEAD_S:g} s; {CONTINUE}")
+        return call.result()
+
+    def _start(self) -> None:
+        """Join or start the cluster and check its nodes; at the first call."""
+        if not self._ready:
+            if not self._cluster:
+                check_this_machine(self.setup.pipeline)
+            connect(self.setup.pipeline.run)
+            if self._cluster:
+                check_nodes(self.setup.root, packages_of(self.setup.pipeline))
+            self._ready = True
 
     def _hosts(self, stage: StageSpec[Any]) -> list[_Member]:
         """Return the actors for a stage's shards; the first call starts them.
 
         Raises:
-            UserError: when the cluster is only this machine and has too few GPUs.
+            UserError: when the cluster cannot be used, or is only this machine and has too few GPUs.
         """
-        host = host_of(stage, self.setup.pipeline)
-        if not self._members[host]:
-            address = self.setup.pipeline.run.ray_address
-            _connect(address)
-            model = stage_of(stage).asks(stage, self.setup.pipeline)
-            spec = None if model is None else self.setup.pipeline.models[model]
+        pipeline = self.setup.pipeline
+        host = host_of(stage, pipeline)
+        if host not in self._members:
+            self._start()
+            model = stage_of(stage).asks(stage, pipeline)
+            spec = None if model is None else pipeline.models[model]
             # Without a free CPU in the cluster, an actor and its shards would wait forever.
             cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-            workers = min(self.setup.pipeline.run.workers or cpus, cpus) if spec is None else spec.workers
+            workers = min(pipeline.run.workers or cpus, cpus) if spec is None else spec.client_processes
             gpus = 0 if spec is None else spec.worker_gpus
-            at_once = shards_at_once(host, self.setup.pipeline)
-            _check_gpus(address, str(model), workers * gpus)
+            at_once = shards_at_once(host, pipeline)
+            check_gpus(str(model), workers * gpus, cluster=self._cluster)
             actor = ray.remote(
                 num_cpus=1 if spec is None else 0,
                 num_gpus=gpus,
                 max_restarts=RESTARTS,
-                max_task_retries=-1,
+                max_task_retries=0,  # `_call` goes to another actor at once, the restarted one may wait for a CPU
                 max_concurrency=max(4 * MODEL_SHARDS, 2 * at_once),
                 scheduling_strategy="SPREAD" if workers > 1 else "DEFAULT",
             )(Worker)
-            for _ in range(workers):
+            self._members[host] = []
+            for number in range(workers):
                 room = asyncio.Semaphore(1 if spec is None else at_once)
-                worker = actor.remote(self.setup, verifier_processes=1, placement=RayPlacement(address))
+                setup = self.setup if spec is None else replace(self.setup, pipeline=_part(pipeline, number, workers))
+                worker = actor.remote(setup, verifier_processes=1, placement=RayPlacement(pipeline.run))
                 self._members[host].append(_Member(worker, room, waits_for=gpus))
         return self._members[host]
 
 
-class RayPlacement:
-    """Places model servers with Ray: an actor that holds the GPUs of one replica owns the server on its node."""
-
-    def __init__(self, address: str | None) -> None:
-        self.address = address
-
-    async def place(self, plan: ServerPlan, log_file: Path) -> PlacedReplica:
-        """Create the actor; Ray waits for a node with enough free GPUs.
-
-        Raises:
-            UserError: when the cluster is only this machine and has too few GPUs.
-        """
-        _connect(self.address)
-        _check_gpus(self.address, plan.name, plan.gpus)
-        actor = ray.remote(num_cpus=0, num_gpus=plan.gpus, max_restarts=plan.restarts)(_ReplicaActor)
-        # Servers must be reachable from other machines only in a cluster of several nodes.
-        return _RayReplica(plan, actor.remote(plan, log_file, loopback=self.address is None))
+def _part(pipeline: Pipeline, number: int, of: int) -> Pipeline:
+    """Return the pipeline for one of several actors, with its part of the requests in flight of every served model."""
+    models = {
+        name: spec
+        if spec.in_process
+        else spec.model_copy(update={"concurrency": max(1, (spec.concurrency + number) // of)})
+        for name, spec in pipeline.models.items()
+    }
+    return pipeline if of == 1 else pipeline.model_copy(update={"models": models})
 
 
-class _ReplicaActor:
-    """Owns one server process on its node. When the node dies, Ray restarts the actor on another node."""
-
-    def __init__(self, plan: ServerPlan, log_file: Path, loopback: bool) -> None:
-        self.plan, self.log_file = plan, log_file
-        self.host = LOOPBACK if loopback else ray.util.get_node_ip_address()
-        self.replica: Replica | None = None
-
-    async def state(self) -> ReplicaState:
-        if self.replica is None:
-            self.replica = Replica(self.plan, self.log_file, host=self.host)
-        return await self.replica.state()
-
-    async def stop(self) -> None:
-        if self.replica is not None:
-            await self.replica.stop()
+def _joined(one: ModelStatus, other: ModelStatus) -> tuple[Any, ...]:
+    """Return the states of servers that several actors ask, each server once."""
+    found = {state.host: state for state in one.endpoints}
+    for state in other.endpoints:
+        before = found.get(state.host)
+        found[state.host] = state if before is None else before.plus(state)
+    return tuple(found.values())
 
 
-class _RayReplica:
-    """A proxy for such an actor, used by the endpoint."""
-
-    def __init__(self, plan: ServerPlan, actor: Any) -> None:
-        self.plan, self.actor = plan, actor
-        self._asked: Any = None
-
-    async def state(self) -> ReplicaState:
-        if self._asked is None:
-            self._asked = asyncio.ensure_future(self.actor.state.remote())
-        done, _ = await asyncio.wait([self._asked], timeout=PROGRESS_S)
-        if not done:
-            return ReplicaState(text=f"waits for a node with {self.plan.gpus} free GPUs, or for that node's answer")
-        asked, self._asked = self._asked, None
-        try:
-            return asked.result()  # type: ignore[no-any-return]
-        except ActorUnavailableError:
-            return ReplicaState(text="restarts on another node")
-        except ActorDiedError as error:
-            return ReplicaState(failure=f"{self.plan.name}: its node died too often ({error})")
-        except RayTaskError as error:
-            raise error.cause from error
-
-    async def stop(self) -> None:
-        if self._asked is not None:
-            self._asked.cancel()
-        await asyncio.wait([asyncio.ensure_future(self.actor.stop.remote())], timeout=STOP_S)
-        ray.kill(self.actor)
-
-
-def _check_gpus(address: str | None, what: str, gpus: int) -> None:
-    """Raise UserError when the cluster is only this machine and has too few GPUs; other clusters can grow."""
-    has = int(ray.cluster_resources().get("GPU", 0))
-    if address is None and has < gpus:
-        raise UserError(f"{what} needs {gpus} GPUs, but this machine has {has}")
-
-
-def _connect(address: str | None) -> None:
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # an actor without GPUs keeps CUDA_VISIBLE_DEVICES
-    ray.init(
-        address=address,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        configure_logging=False,
-    )
+async def _answers(asked: Sequence[Any], seconds: float = CLOSE_S) -> list[Any]:
+    """Return what actors answered in time, exceptions too; what does not answer is left out."""
+    if not asked:
+        return []
+    tasks = [asyncio.ensure_future(one) for one in asked]
+    done, late = await asyncio.wait(tasks, timeout=seconds)
+    for one in late:
+        one.cancel()
+    return [one.exception() or one.result() for one in tasks if one in done]

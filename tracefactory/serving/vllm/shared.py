@@ -66,6 +66,11 @@ def withdraw(folder: Path, identity: str) -> None:
     _path(folder, identity).unlink(missing_ok=True)
 
 
+def is_registered(folder: Path, identity: str) -> bool:
+    """Tell whether a live process has registered servers of this identity, ready or not."""
+    return _registered(folder, identity) is not None
+
+
 class SharedLookup:
     """Finds shared servers of one identity. May be called for every request."""
 

@@ -188,7 +188,9 @@ class MeasureStudent(Stage[MeasureStudentParams]):
         scored = [one for one in traces if isinstance(scores.get(one.id), TokenScores)]
         contrasts: dict[str, TokenScores | RequestFailed] = {}
         if params.contrast is not None:
-            pair = services.keep(f"contrast:{stage.id}", lambda: _open_contrast(stage, student, services))
+            pair = services.keep(
+                f"contrast:{stage.id}", lambda: _open_contrast(stage, student, services), {params.student}
+            )
             contrasts, more = await pair.scores({one.id: rendered[one.id] for one in scored})
             computed += more
         natural: dict[str, float | RequestFailed | None] = {}
@@ -286,7 +288,7 @@ def open_scored(name: str, services: Services) -> ScoredStudent:
         name: the name of the model.
         services: the services of the worker, which keeps the student.
     """
-    return services.keep(f"student:{name}", lambda: _open(name, services))
+    return services.keep(f"student:{name}", lambda: _open(name, services), {name})
 
 
 def _open(name: str, services: Services) -> ScoredStudent:

@@ -56,6 +56,9 @@ class SampleDecoded(SampleStage[D]):
         """Tell whether both models decode inside of one server."""
         return False
 
+    def loads(self, stage: StageSpec[D], pipeline: Pipeline) -> frozenset[str]:
+        return frozenset({stage.params.student}) if self.one_server(stage) else super().loads(stage, pipeline)
+
     def model_identity(self, stage: StageSpec[D], pipeline: Pipeline, environment: Environment) -> dict[str, Any]:
         params = stage.params
         return {
@@ -86,7 +89,7 @@ class SampleDecoded(SampleStage[D]):
 
     def completer(self, stage: StageSpec[D], services: Services) -> Completer:
         names, one = (stage.params.teacher, stage.params.student), self.one_server(stage)
-        return services.keep(f"pair {names} {one}", lambda: open_pair(*names, services, one_server=one))
+        return services.keep(f"pair {names} {one}", lambda: open_pair(*names, services, one_server=one), names)
 
     def opened_in_prompt(self, completion: Completion) -> bool:
         return isinstance(completion, Decoded) and completion.opened_in_prompt

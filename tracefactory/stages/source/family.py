@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from tracefactory.core.columns import Column
@@ -17,9 +19,16 @@ from tracefactory.core.stage import Facts, Stage, Work
 from tracefactory.reading.base import SOURCES, Rejected, Source, normalised_question
 from tracefactory.verification.base import VERIFIERS
 
+_ANSWER_DIGITS = 8
+_NUMBER = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40}|/0*[1-9][0-9]{0,39})?")
+
 
 class SourceStage(Stage[Any]):
-    """Read one source. What cannot be used, and every repeated question, is a dropped row with its reason."""
+    """Read one source. What cannot be used, and every repeated question, is a dropped row with its reason.
+
+    Of a question that is given with different answers, the first row is kept, because nothing says which one is right;
+    the others are counted as `conflicting_answers`, not as duplicates.
+    """
 
     verb, version = "source", "2"
     takes, makes, judges, many_inputs = frozenset({Kind.NONE}), Kind.PROBLEMS, False, False
@@ -58,7 +67,8 @@ class SourceStage(Stage[Any]):
 
     def read(self, stage: StageSpec[Any], pipeline: Pipeline, environment: Environment) -> Iterator[Made]:
         located = self.source.located(stage.params, environment.environ)
-        first: dict[int, str] = {}  # by 64 bits of the question's digest: a million of them are 100 MB
+        # The id and the answer's digest by 64 bits of the question's: a million of them are 100 MB.
+        first: dict[int, str] = {}
         for number, row in enumerate(self.source.read(located, base_dir=environment.root, limit=pipeline.limit)):
             if isinstance(row, Rejected):
                 key = digest({"row": number, "content": row.row})[:ID_DIGITS]
@@ -66,13 +76,26 @@ class SourceStage(Stage[Any]):
                 yield Made(nothing, drop(row.reason, row.detail), rejected=row.row)
                 continue
             question = int(digest(normalised_question(row))[:ID_DIGITS], 16)
+            answer = digest(_normalised_answer(row))[:_ANSWER_DIGITS]
             if question in first:
                 # Identical rows share one id; the row number tells the repeats apart.
                 own = digest({"row": number, "problem": row.id})[:ID_DIGITS]
-                yield Made(row.model_copy(update={"id": own}), drop("duplicate", f"repeats {first[question]}"))
+                kept, other = first[question][:ID_DIGITS], first[question][ID_DIGITS:] != answer
+                decision = (
+                    drop("conflicting_answers", f"{kept} has the same question and another answer than {row.answer!r}")
+                    if other
+                    else drop("duplicate", f"repeats {kept}")
+                )
+                yield Made(row.model_copy(update={"id": own}), decision)
             else:
-                first[question] = row.id
+                first[question] = f"{row.id}{answer}"
                 yield Made(row)
+
+
+def _normalised_answer(problem: Problem) -> str:
+    """Return the gold answer as it is compared with that of a repeated question: numbers by value."""
+    text = " ".join((problem.answer or "").casefold().split())
+    return str(Fraction(text)) if _NUMBER.fullmatch(text) else text
 
 
 def make(name: str) -> SourceStage:

@@ -1,0 +1,114 @@
+"""Machines with state folders of their own that share an object store: what one paid for, no other pays for again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.e2e.conftest import Project, Teacher, kill_tree, wait_until
+from tests.s3_server import BUCKET, S3Server, environment, running
+
+FAULTS = {"accuracy": 0.8, "latency_s": 0.3, "latency_sigma": 0.3}
+SIZE, SAMPLES = 24, 2
+REQUESTS = 2 * SIZE * SAMPLES
+
+QUICK = '''
+"""Puts what is new after a second, and finds lost machines within seconds: this test does not wait for minutes."""
+
+from tracefactory.engine import sharing
+from tracefactory.store.shared import completions, leases
+
+completions.SEGMENT_S = sharing.SYNC_S = 1.0
+completions.RETRY_S = 0.2
+leases.EXPIRES_S, leases.RENEW_S, leases.POLL_S = 15.0, 1.0, 0.5
+'''
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    quick = tmp_path / "quick"
+    quick.mkdir()
+    (quick / "sitecustomize.py").write_text(QUICK)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(quick), str(Path(__file__).parents[2])]))
+    with running(S3Server()) as one:
+        for name, value in environment(one).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("TRACEFACTORY_SHARED", f"s3://{BUCKET}/state")
+        yield one
+
+
+def digests(outcome: dict[str, Any]) -> dict[str, str]:
+    return {stage["id"]: stage["digest"] for stage in outcome["stages"]}
+
+
+def paid(outcome: dict[str, Any]) -> int:
+    return int(sum(stage["paid"].get("requests", 0) for stage in outcome["stages"]))
+
+
+def put_keys(server: S3Server) -> set[int]:
+    """Return the first 64 bits of the key of every completion in the shared state."""
+    indexes = [stored.content for name, stored in list(server.objects.items()) if name.startswith("state/indexes/")]
+    return {
+        key
+        for one in indexes
+        for key in np.frombuffer(one, np.uint64, int.from_bytes(one[8:16], "little"), 24).tolist()
+    }
+
+
+def test_a_machine_goes_on_where_another_was_killed_and_a_third_pays_nothing(
+    server: S3Server,
+    teacher_of: Callable[..., Teacher],
+    project_of: Callable[..., Project],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    teacher = teacher_of(**FAULTS)
+    one, two, three, alone = (project_of(teacher.url, size=SIZE, samples=SAMPLES, name=name) for name in "abcd")
+    process = one.start()
+    wait_until(lambda: len(put_keys(server)) > 10, 60)
+    kill_tree(process.pid)
+    process.wait()
+    known = len(put_keys(server))
+    assert known < REQUESTS
+    second = two.make()
+    # Only what was in flight, or arrived since the last segment was put, is paid for again.
+    assert paid(second) == REQUESTS - known
+    asked = teacher.stats()["completed_total"]
+    third = three.make()
+    assert (paid(third), teacher.stats()["completed_total"]) == (0, asked)
+    assert digests(third) == digests(second)
+    assert len(put_keys(server)) == REQUESTS
+    monkeypatch.delenv("TRACEFACTORY_SHARED")
+    assert digests(alone.make()) == digests(second)
+
+
+def test_two_machines_at_once_pay_once_and_make_the_same(
+    server: S3Server, teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
+) -> None:
+    teacher = teacher_of(**FAULTS)
+    one, two = (project_of(teacher.url, size=SIZE, samples=SAMPLES, name=name) for name in "ab")
+    first = one.start()
+    second = two.make()
+    assert first.wait(120) == 0
+    assert teacher.stats()["completed_total"] == REQUESTS
+    assert len(put_keys(server)) == REQUESTS
+    (outcome,) = (one.root / ".tracefactory" / "runs").glob("*/outcome.json")
+    assert digests(json.loads(outcome.read_text())) == digests(second)
+
+
+def test_caps_hold_for_two_machines_together(
+    server: S3Server, teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
+) -> None:
+    teacher = teacher_of(**FAULTS)
+    one, two = (project_of(teacher.url, size=SIZE, samples=SAMPLES, name=name) for name in "ab")
+    cap = ("--budget", "requests=60")
+    assert "60" in one.run("run", str(one.pipeline), *cap, expect=3)
+    asked = teacher.stats()["completed_total"]
+    assert asked == 60
+    assert "60" in two.run("run", str(two.pipeline), *cap, expect=3)
+    assert teacher.stats()["completed_total"] == asked

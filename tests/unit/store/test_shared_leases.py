@@ -1,0 +1,135 @@
+"""Leases in a shared state: one holder, ended by its end or by the clock of the store, whatever goes wrong between."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.unit.store.clouds import Cloud
+from tracefactory.core.errors import Interrupted, RunError
+from tracefactory.store.shared import leases
+from tracefactory.store.shared.leases import SharedLease
+from tracefactory.store.shared.objects import Unreachable
+
+NAME = "leases/stages/s.json"
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    monkeypatch.setattr(leases, "RENEW_S", 0.05)
+    monkeypatch.setattr(leases, "EXPIRES_S", 0.6)
+    monkeypatch.setattr(leases, "POLL_S", 0.05)
+    return Cloud()
+
+
+def lease(cloud: Cloud, run: str, said: list[str] | None = None, **options: Any) -> SharedLease:
+    said = [] if said is None else said
+    return SharedLease(cloud, "stages/s", run, said.append, said.append, **options)
+
+
+async def is_free(cloud: Cloud, within_s: float, run: str = "mine") -> bool:
+    try:
+        async with asyncio.timeout(within_s):
+            async with lease(cloud, run):
+                return True
+    except TimeoutError:
+        return False
+
+
+async def kill(held: SharedLease) -> None:
+    """End the holder as kill -9 does: nothing is given back."""
+    assert held._renewing is not None
+    held._renewing.cancel()
+    await asyncio.gather(held._renewing, return_exceptions=True)
+
+
+@pytest.mark.parametrize("skew", [-300.0, 300.0])
+async def test_it_is_waited_for_given_back_and_taken_over_when_its_holder_died(cloud: Cloud, skew: float) -> None:
+    cloud.skew_s = skew  # the machines agree with each other, and not with the store
+    said: list[str] = []
+    held = lease(cloud, "theirs")
+    async with held:
+        async with asyncio.timeout(10):
+            waiting = asyncio.create_task(lease(cloud, "mine", said).__aenter__())
+            await asyncio.sleep(1.0)  # longer than it takes to expire: it is renewed
+            assert not waiting.done()
+    mine = await asyncio.wait_for(waiting, 10)
+    assert len(said) == 1
+    assert "run theirs (process" in said[0]
+    await kill(mine)
+    assert not await is_free(cloud, 0.3, "third")
+    assert await is_free(cloud, 10, "third")
+
+
+async def test_of_several_that_try_at_once_one_holds_it_at_a_time(cloud: Cloud) -> None:
+    holders = most = 0
+
+    async def work(number: int) -> None:
+        nonlocal holders, most
+        async with lease(cloud, f"run{number}"):
+            holders += 1
+            most = max(most, holders)
+            await asyncio.sleep(0.02)
+            holders -= 1
+
+    dead = lease(cloud, "dead")
+    await dead.__aenter__()
+    await kill(dead)
+    async with asyncio.timeout(30):
+        await asyncio.gather(*map(work, range(6)))
+    assert most == 1
+
+
+async def test_a_holder_that_slept_through_its_time_learns_that_it_lost_it(cloud: Cloud) -> None:
+    lost = asyncio.Event()
+    held = SharedLease(cloud, "stages/s", "theirs", pytest.fail, lambda why: lost.set())
+    await held.__aenter__()
+    cloud.replace(NAME, b'{"run": "other", "host": "h", "pid": 1}', cloud.head(NAME).etag)
+    await asyncio.wait_for(lost.wait(), 10)
+    with pytest.raises(RunError, match="taken over by another run"):
+        await held.__aexit__(Interrupted, Interrupted(), None)  # as the run is stopped
+    assert json.loads(cloud.get(NAME)[0])["run"] == "other"  # not given back by who lost it
+
+
+async def test_a_holder_that_cannot_renew_stops_before_another_may_take_it(cloud: Cloud) -> None:
+    lost = asyncio.Event()
+    held = SharedLease(cloud, "stages/s", "theirs", pytest.fail, lambda why: lost.set())
+    await held.__aenter__()
+    cloud.faults["replace"] = [Unreachable("away")] * 1000
+    await asyncio.wait_for(lost.wait(), 10)
+    assert cloud.now() - cloud.head(NAME).modified < leases.EXPIRES_S
+    with pytest.raises(RunError, match="could not be renewed in time"):
+        await held.__aexit__(None, None, None)
+
+
+async def test_short_faults_and_lost_answers_cost_no_lease(cloud: Cloud) -> None:
+    said: list[str] = []
+    cloud.faults["create"] = ["lost"]
+    async with lease(cloud, "theirs", said):
+        cloud.faults["replace"] = [Unreachable("away"), "lost", Unreachable("away"), "lost"]
+        await asyncio.sleep(0.5)
+        assert not await is_free(cloud, 0.5)
+    assert said == []
+    assert await is_free(cloud, 5)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"[]", b'{"run": 5}', b"\xff"])
+async def test_a_damaged_lease_expires(cloud: Cloud, content: bytes) -> None:
+    cloud.create(NAME, content)
+    assert not await is_free(cloud, 0.2)
+    assert await is_free(cloud, 10)
+
+
+async def test_a_ledger_is_not_waited_for_while_its_holder_lives(cloud: Cloud) -> None:
+    async with lease(cloud, "theirs"), asyncio.timeout(10):
+        with pytest.raises(RunError, match=r"run theirs .* spends from the same ledger"):
+            async with lease(cloud, "mine", waits=False):
+                pass
+    dead = lease(cloud, "dead")
+    await dead.__aenter__()
+    await kill(dead)
+    async with asyncio.timeout(10), lease(cloud, "mine", waits=False):
+        pass

@@ -1,0 +1,135 @@
+"""The stages that somebody still needs: those of pipelines, of newest runs, of runs that go on and of releases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from tracefactory.config.project import pipeline_files
+from tracefactory.config.read import load_pipeline
+from tracefactory.core.errors import Mistake, RunError, UserError
+from tracefactory.core.pipeline import Project
+from tracefactory.core.yamlfile import read_yaml
+from tracefactory.engine.identity import identities
+from tracefactory.store.garbage import live_runs, planned_stages
+from tracefactory.store.stages import StageFolder
+
+STAGE = re.compile(r"(.+)-([0-9a-f]{16})")
+"""The name of the folder of a stage: its id and the first digits of its key."""
+_RUN = re.compile(r"\d{8}-\d{6}-\d{6}-(.+)")
+
+
+@dataclass
+class Reach:
+    """Folders of stages by name, each with who needs it; `broken` are sentences about what could not be read.
+
+    While something is broken, any stage may be needed. `pipelines` are the names in the pipeline files.
+    """
+
+    stages: dict[str, str] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
+    pipelines: set[str] = field(default_factory=set)
+
+    def add(self, stages: Mapping[str, str], by: str) -> None:
+        """Add stages (folder by id) that are needed by something."""
+        for folder in stages.values():
+            self.stages.setdefault(folder, by)
+
+
+def reach_of(project: Project) -> Reach:
+    """Return the stages that somebody needs.
+
+    These are the stages of every pipeline file under every profile, of the newest run of each of these pipelines and of
+    all pipelines (which may have been run with `--set`), of runs that go on, of releases in out/, and the inputs of
+    these. If the state is not inside of the project, other projects may use it, and the newest run of every pipeline
+    counts.
+    """
+    reach = Reach()
+    for file in pipeline_files(project):
+        _add_pipeline(reach, file, project)
+    runs = runs_by_pipeline(project.state_dir)
+    newest = {pipeline: names[-1] for pipeline, names in runs.items()}
+    is_shared = not project.state_dir.is_relative_to(project.root)
+    last = max(newest.values(), default="")
+    wanted = {
+        run: f"the newest run of {name}"
+        for name, run in newest.items()
+        if is_shared or name in reach.pipelines or run == last
+    }
+    wanted |= {run: f"run {run}, which goes on" for run in live_runs(project.state_dir)}
+    for run, by in sorted(wanted.items()):
+        try:
+            reach.add(planned_stages(project.state_dir, run) or {}, by)
+        except ValueError as error:
+            reach.broken.append(str(error))
+    for release in releases(project.out_dir):
+        try:
+            reach.add(release_stages(release), f"the release {release.parent.name} {release.name}")
+        except ValueError as error:
+            reach.broken.append(str(error))
+    _add_inputs(reach, project.state_dir)
+    return reach
+
+
+def _add_pipeline(reach: Reach, file: Path, project: Project) -> None:
+    name = file.relative_to(project.root)
+    mistakes: list[Mistake] = []
+    try:
+        root = read_yaml(file, mistakes)
+        if root is None:
+            raise UserError(mistakes)
+        profiles = root.child("profiles")
+        names: list[str | None] = [None, *([] if profiles is None else profiles.mapping)]
+        for profile in names:
+            loaded = load_pipeline(file, profile=profile)
+            reach.pipelines.add(loaded.name)
+            keys = {one: f"{one}-{identity.key[:16]}" for one, identity in identities(loaded).items()}
+            reach.add(keys, str(name) if profile is None else f"{name}, profile {profile}")
+    except (UserError, RunError, OSError) as error:
+        first, *more = (str(error) or repr(error)).replace(f"{project.root}/", "").splitlines()
+        where = "" if str(name) in first else f"{name}: "
+        reach.broken.append(f"{where}{first}" + (f" (and {len(more)} more mistakes)" if more else ""))
+
+
+def _add_inputs(reach: Reach, root: Path) -> None:
+    todo = list(reach.stages)
+    while todo:
+        name = todo.pop()
+        match = STAGE.fullmatch(name)
+        identity = StageFolder(root, match[1], match[2]).identity() if match is not None else None
+        for source, key in (identity or {}).get("inputs", {}).items():
+            folder = f"{source}-{key[:16]}"
+            if folder not in reach.stages:
+                reach.stages[folder] = reach.stages[name]
+                todo.append(folder)
+
+
+def runs_by_pipeline(root: Path) -> dict[str, list[str]]:
+    """Return the runs in a state folder, the oldest first, by the name of their pipeline."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((root / "runs").glob("*/plan.json")):
+        if match := _RUN.fullmatch(path.parent.name):
+            found.setdefault(match[1], []).append(path.parent.name)
+    return found
+
+
+def releases(out: Path) -> Iterator[Path]:
+    """Yield the folders of the releases in `out`."""
+    yield from (path.parent for path in sorted(out.glob("[!.]*/[!.]*/manifest.json")))
+
+
+def release_stages(release: Path) -> dict[str, str]:
+    """Return the folders of the stages that a release was made from, by stage id.
+
+    Raises:
+        ValueError: when its manifest cannot be read.
+    """
+    try:
+        stages = orjson.loads((release / "manifest.json").read_bytes()).get("stages", {})
+        return {one: f"{one}-{key[:16]}" for one, key in stages.items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"{release / 'manifest.json'} cannot be read: {error}") from error
