@@ -37,7 +37,8 @@ class S3Server:
 
     `faults` maps a method to what happens to its next requests, one after another: an int is the status to answer with;
     "torn" stores half of what a PUT sent and says that all went well; "lost" does the work and answers 500; "slow"
-    answers after half a second. `after` is added to the clock of the server, in seconds.
+    answers after half a second. `after` is added to the clock of the server, in seconds. `working` counts the requests
+    that have begun to arrive and are not answered.
     """
 
     def __init__(self, page: int = 1000) -> None:
@@ -45,10 +46,18 @@ class S3Server:
         self.faults: dict[str, list[int | str]] = {}
         self.asked: Counter[str] = Counter()
         self.after = 0.0
+        self.working = 0
         self.page = page
         self.url = ""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        self.working += 1
+        try:
+            return await self._handle(request)
+        finally:
+            self.working -= 1
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
         if "stats" in request.query:
             return web.json_response(dict(self.asked))
         name = request.match_info["path"].removeprefix(f"{BUCKET}").lstrip("/")

@@ -6,6 +6,7 @@ Shares and counts are of one run; times depend on the machine and on the distanc
 from __future__ import annotations
 
 import hashlib
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +14,14 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tests.s3_server import BUCKET, S3Server, environment, running
+from tests.s3_server import BUCKET, S3Server, Stored, environment, running
 from tracefactory.store.requests import RequestStore
 from tracefactory.store.segments import write_segment
 from tracefactory.store.shared import reading
 from tracefactory.store.shared.cloud import connect
-from tracefactory.store.shared.completions import SharedCompletions
+from tracefactory.store.shared.compaction import MERGED_BYTES, Compaction
+from tracefactory.store.shared.completions import SEGMENT_BYTES, SharedCompletions
+from tracefactory.store.shared.reading import put_segment
 
 pytestmark = pytest.mark.bench
 
@@ -78,6 +81,36 @@ def test_putting_and_fetching(tmp_path: Path, server: S3Server) -> None:
     print(f"known: {known:.2f} s; read: {read:.1f} s, {100 * read / put:.0f}% of putting; {dict(server.asked)}")
     for each in (store, sender, receiver):
         each.close()
+
+
+def test_merging_small_segments(tmp_path: Path, server: S3Server) -> None:
+    """Merge segments as they are put into one of the full size, and look at the time, memory and requests it takes."""
+    (tmp_path / "requests").mkdir()
+    objects = connect(f"s3://{BUCKET}/state")
+    shared = SharedCompletions(tmp_path, objects)
+    each = SEGMENT_BYTES // RECORD_BYTES
+    for number in range(MERGED_BYTES // SEGMENT_BYTES + 1):
+        records = [("", key(n), orjson.dumps({"text": text(n)})) for n in range(number * each, (number + 1) * each)]
+        path = write_segment(tmp_path, records, {2})
+        put_segment(objects, path)
+    shared.pull()
+    server.asked.clear()
+    before, size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, sum(map(len_of, server.objects.values()))
+    started = time.perf_counter()
+    merged = Compaction(shared.folder, objects).merge(time.time())
+    took = time.perf_counter() - started
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    stored = sum(map(len_of, server.objects.values())) - size
+    print(
+        f"\nmerged: {merged} segments of {each} completions of {RECORD_BYTES / 1000:.0f} KB in {took:.1f} s into "
+        f"{stored / 1e6:.0f} MB; the peak of memory grew by {grown / 1024:.0f} MB; requests {dict(server.asked)}"
+    )
+    assert merged >= MERGED_BYTES // SEGMENT_BYTES
+    shared.close()
+
+
+def len_of(stored: Stored) -> int:
+    return len(stored.content)
 
 
 def test_looking_up_in_many_segments(tmp_path: Path, server: S3Server) -> None:

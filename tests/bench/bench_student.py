@@ -20,10 +20,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.bench.gpu.scoring import bare_forward
 from tracefactory.students import Checkpoint, open_student
 from tracefactory.students.head import peak_bytes
 from tracefactory.students.render import Rendered
-from tracefactory.students.student import Student, length_batches
+from tracefactory.students.student import Student
 
 pytestmark = pytest.mark.bench
 
@@ -66,16 +67,6 @@ def rounds(contenders: dict[str, Callable[[], object]], count: int = 3) -> dict[
             run()
             least[name] = min(time.process_time() - start, least.get(name, float("inf")))
     return least
-
-
-def bare_forward(student: Student, rendered: list[Rendered]) -> None:
-    """What scoring cannot do without: the same batches through the model, logits of every position, nothing kept."""
-    for batch in length_batches([item.stop for item in rendered], student.spec.max_batch_tokens):
-        ids = torch.zeros((len(batch), max(rendered[index].stop for index in batch)), dtype=torch.long)
-        for row, index in enumerate(batch):
-            ids[row, : rendered[index].stop] = torch.from_numpy(rendered[index].ids[: rendered[index].stop])
-        with torch.inference_mode():
-            student.model(input_ids=ids, use_cache=False)
 
 
 def test_scoring_keeps_nine_tenths_of_a_bare_forward_pass(student: Student, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,14 @@ SIZE, SAMPLES = 24, 2
 REQUESTS = 2 * SIZE * SAMPLES
 
 QUICK = '''
-"""Puts what is new after a second, and finds lost machines within seconds: this test does not wait for minutes."""
+"""Puts what is new after a second, and looks often at what others hold: this test does not wait for minutes."""
 
 from tracefactory.engine import sharing
 from tracefactory.store.shared import completions, leases
 
 completions.SEGMENT_S = sharing.SYNC_S = 1.0
 completions.RETRY_S = 0.2
-leases.EXPIRES_S, leases.RENEW_S, leases.POLL_S = 15.0, 1.0, 0.5
+leases.POLL_S = 0.5
 '''
 
 
@@ -61,6 +63,24 @@ def put_keys(server: S3Server) -> set[int]:
     }
 
 
+def kill(process: subprocess.Popen[str], server: S3Server) -> None:
+    """End a machine for good: what it had sent to the store has arrived, and its leases have expired."""
+    kill_tree(process.pid)
+    process.wait()
+    wait_until(lambda: not server.working, 20)
+    for name, stored in server.objects.items():
+        if name.startswith("state/leases/"):
+            server.objects[name] = stored._replace(modified=0.0)
+
+
+def slowed(project: Project) -> Project:
+    """Let a run have 4 requests in flight, so that it takes seconds and can be stopped between them."""
+    text = project.pipeline.read_text()
+    assert text.count("{use: openai, ") == 2
+    project.pipeline.write_text(text.replace("{use: openai, ", "{use: openai, concurrency: 2, "))
+    return project
+
+
 def test_a_machine_goes_on_where_another_was_killed_and_a_third_pays_nothing(
     server: S3Server,
     teacher_of: Callable[..., Teacher],
@@ -69,10 +89,9 @@ def test_a_machine_goes_on_where_another_was_killed_and_a_third_pays_nothing(
 ) -> None:
     teacher = teacher_of(**FAULTS)
     one, two, three, alone = (project_of(teacher.url, size=SIZE, samples=SAMPLES, name=name) for name in "abcd")
-    process = one.start()
-    wait_until(lambda: len(put_keys(server)) > 10, 60)
-    kill_tree(process.pid)
-    process.wait()
+    process = slowed(one).start()  # it has seconds to go when the first completions are put
+    wait_until(lambda: len(put_keys(server)) > 10, 120)
+    kill(process, server)
     known = len(put_keys(server))
     assert known < REQUESTS
     second = two.make()
@@ -85,6 +104,73 @@ def test_a_machine_goes_on_where_another_was_killed_and_a_third_pays_nothing(
     assert len(put_keys(server)) == REQUESTS
     monkeypatch.delenv("TRACEFACTORY_SHARED")
     assert digests(alone.make()) == digests(second)
+
+
+def test_after_sigterm_everything_that_was_answered_is_in_the_shared_state(
+    server: S3Server, teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
+) -> None:
+    teacher = teacher_of(**FAULTS)
+    project = slowed(project_of(teacher.url, size=SIZE, samples=SAMPLES))
+    process = project.start()
+    wait_until(lambda: teacher.stats()["completed_total"] > 10, 120)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130, (project.root / "stderr.log").read_text()
+    answered = teacher.stats()["completed_total"]
+    assert 10 < answered < REQUESTS
+    assert len(put_keys(server)) == answered
+    assert all(stored.content == b"{}" for name, stored in server.objects.items() if name.startswith("state/leases/"))
+
+
+def test_batches_of_a_killed_machine_are_fetched_by_another(
+    server: S3Server,
+    teacher_of: Callable[..., Teacher],
+    project_of: Callable[..., Project],
+    tmp_path: Path,
+) -> None:
+    waits = (Path(__file__).parent / "quick" / "sitecustomize.py").read_text()
+    with (tmp_path / "quick" / "sitecustomize.py").open("a") as file:
+        file.write(waits)
+    teacher = teacher_of(accuracy=0.8, batch={"delay_s": 8.0})
+    one, two = (project_of(teacher.url, size=SIZE, samples=SAMPLES, name=name) for name in "ab")
+    for project in (one, two):
+        text = project.pipeline.read_text().replace("{use: openai, ", "{use: openai, batch: {window: 24h}, ")
+        project.pipeline.write_text(text)
+    process = one.start()
+    submitted = b'"state": "submitted"'
+    wait_until(
+        lambda: (
+            sum(
+                name.startswith("state/batches/") and submitted in stored.content
+                for name, stored in list(server.objects.items())
+            )
+            == 2
+        ),
+        120,
+    )
+    kill(process, server)
+    known = len(put_keys(server))  # the canaries
+    second = two.make()
+    assert paid(second) == REQUESTS - known
+    stats = teacher.stats()
+    assert stats["batches"]["created"] == 2
+    assert stats["completed_total"] <= REQUESTS + 2
+    assert len(put_keys(server)) == REQUESTS
+    assert not [name for name in server.objects if name.startswith("state/batches/")]
+
+
+@pytest.mark.slow
+def test_on_ray_what_the_workers_are_answered_is_put_and_another_machine_pays_nothing(
+    server: S3Server, teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
+) -> None:
+    teacher = teacher_of(**FAULTS)
+    one = project_of(teacher.url, size=SIZE, samples=SAMPLES, executor="ray", name="a")
+    two = project_of(teacher.url, size=SIZE, samples=SAMPLES, executor="ray", name="b")
+    first = one.make()
+    assert len(put_keys(server)) == paid(first) == REQUESTS
+    second = two.make()
+    assert paid(second) == 0
+    assert teacher.stats()["completed_total"] == REQUESTS
+    assert digests(second) == digests(first)
 
 
 def test_two_machines_at_once_pay_once_and_make_the_same(

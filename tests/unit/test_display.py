@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -69,3 +71,20 @@ def test_what_a_stage_has_paid_shows_before_its_first_shard_is_done() -> None:
 )
 def test_large_numbers_are_rounded(number: float, said: str) -> None:
     assert rounded(number) == said
+
+
+EARLY = """\
+import os, signal, sys
+import tracefactory.config
+from tracefactory.cli import main
+tracefactory.config.load_pipeline = lambda *given, **named: os.kill(os.getpid(), signal.SIGTERM)
+sys.argv = ["tracefactory", "run", "any.yaml"]
+main()
+"""
+
+
+def test_sigterm_before_the_run_begins_ends_as_an_interrupted_run() -> None:
+    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert "run the same command to continue" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -30,7 +30,7 @@ class Run:
 
     def __init__(self, root: Path, *, caps: bool = False) -> None:
         project = SimpleNamespace(state_dir=root, shared="s3://bucket/state")
-        pipeline = SimpleNamespace(project=project, caps=[1] if caps else [], ledger_name="p@1")
+        pipeline = SimpleNamespace(project=project, caps=[1] if caps else [], ledger_name="p@1", models={})
         self.root = root
         self.sharing = Sharing(cast(Pipeline, pipeline))
         self.logged: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 
 from tests.unit.test_prices import pipeline
+from tracefactory.cli.options import with_budget
+from tracefactory.config import load_pipeline
 from tracefactory.core.budget import attempt_lost
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import BudgetReached, Interrupted
 from tracefactory.core.model import ChatRequest, Completion, ModelSpec, RequestFailed
 from tracefactory.engine import spending
-from tracefactory.engine.caps import BudgetWatch, spend_of
+from tracefactory.engine.caps import BudgetWatch, ended, spend_of
 from tracefactory.engine.costs import Due, planned_caps
 from tracefactory.engine.spending import Spending
 from tracefactory.store.claims import Claims
@@ -139,6 +142,22 @@ async def test_most_of_a_cap_is_said_once(make: Make) -> None:
     watch.close()
     assert [bool(one) for one in said] == [False] * 7 + [True, False, False]
     assert said[7] == ["budget: 80% of the cap 10 requests are spent (8 requests)"]
+
+
+async def test_at_a_cap_the_command_to_go_on_has_the_options_of_the_run(make: Make) -> None:
+    spent: Any = make("budget.requests=10", "version=2")
+    pipeline = spent.pipeline.model_copy(update={"limit": 5})
+    told = str(ended(pipeline, spent.root, BudgetReached(str(pipeline.caps[0]))))
+    command = told.split("To go on: ")[1].split(". To publish")[0]
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:3] == ["tracefactory", "run", pipeline.written.file]
+    options = list(zip(words[3::2], words[4::2], strict=True))
+    assert ("--set", "version=2") in options
+    assert ("--limit", "5") in options
+    sets = [value for name, value in options if name == "--set"]
+    raised = with_budget(sets, [value for name, value in options if name == "--budget"])
+    (cap,) = load_pipeline(pipeline.file, sets=raised).caps
+    assert cap.limit == 20
 
 
 def test_gpu_hours_to_pay_are_estimated_from_earlier_requests_or_unknown(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from tracefactory.core.model import env_names
 from tracefactory.core.pipeline import Pipeline
 
 _FOLDER = Path(__file__).parents[1] / "deploy"
+_NAMED = re.compile(r"env:([A-Za-z_]\w*)")
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*")
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_./+-]*")
 
@@ -55,7 +57,7 @@ def deploy(
     image: Annotated[str, typer.Option(help="The name of the image.")] = f"tracefactory:{__version__}",
 ) -> None:
     """Write a file that starts a pipeline somewhere else, and starts it again after a preemption."""
-    loaded = load_pipeline(pipeline)
+    loaded = load_pipeline(pipeline, environ=_environ(pipeline))
     _check(loaded, image)
     folder = loaded.project.root / "deploy" if out is None else out
     file = folder / _FILES[target]
@@ -82,7 +84,7 @@ def filled(target: Target, pipeline: Pipeline, *, file: str, image: str) -> str:
     variables = sorted({name for model in named for name in env_names(model)})
     values: Mapping[str, str] = {
         "pipeline": _path(pipeline),
-        "name": re.sub(r"[^a-z0-9]+", "-", pipeline.name.lower()).strip("-")[:40].strip("-") or "tracefactory",
+        "name": _label(pipeline.name),
         "version": __version__,
         "ray": version("ray"),
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
@@ -107,6 +109,18 @@ def _check(pipeline: Pipeline, image: str) -> None:
         )
     if mistakes:
         raise UserError(mistakes)
+
+
+def _label(name: str) -> str:
+    """Return a name as Kubernetes takes it: at most 40 small letters, digits and dashes, a letter first."""
+    found = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-")
+    return found if found[:1].isalpha() else f"run-{found}".strip("-")
+
+
+def _environ(file: Path) -> Mapping[str, str]:
+    """Return the environment, with the variables that a pipeline names: they are set where it is run."""
+    named = _NAMED.findall(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else []
+    return {**dict.fromkeys(named, "http://set.where.it.runs"), **os.environ}
 
 
 def _path(pipeline: Pipeline) -> str:

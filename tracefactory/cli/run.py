@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
 from enum import StrEnum
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -20,6 +22,7 @@ from tracefactory.cli.options import (
     check_kind,
     with_budget,
 )
+from tracefactory.core.errors import Interrupted
 
 
 class Lines(StrEnum):
@@ -43,7 +46,7 @@ def run(
     ] = Lines.AUTO,
     metrics_port: Annotated[
         int | None,
-        typer.Option(help="Serve the progress to Prometheus at this port of 127.0.0.1; 0 takes a free one."),
+        typer.Option(min=0, max=65535, help="Serve the progress to Prometheus at this port; 0 takes a free one."),
     ] = None,
     no_requests: Annotated[
         bool,
@@ -59,6 +62,7 @@ def run(
     from tracefactory.engine.run import run_pipeline
     from tracefactory.engine.runs import RunOutcome
 
+    signal.signal(signal.SIGTERM, _interrupt)  # until the display has its own handler
     check_kind(retry_failed)
     changed = with_budget(sets, budget)
     if metrics_port is not None:
@@ -74,3 +78,7 @@ def run(
         loaded, Display(stderr, progress.value), retry_kind=retry_failed, sends=not no_requests, unfinished=unfinished
     )
     print_outcome(asyncio.run(running), state_dir, as_json=json, console=stdout_console())
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted

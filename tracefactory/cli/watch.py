@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ import typer
 from tracefactory.cli.options import Json, ProjectFolder
 from tracefactory.config.project import find_project
 from tracefactory.core.pipeline import Project
+from tracefactory.core.prices import dollars
 from tracefactory.engine.log import one_line
 from tracefactory.engine.plain import PlainLines
 from tracefactory.engine.runs import End, load_outcome
@@ -61,27 +63,27 @@ def _follow(project: Project, run: str | None, *, json: bool) -> int:
         time.sleep(POLL_S)
         pull()
         name = newest_run(root)
-    watched, plain = Watched(root, name), PlainLines(_say)
-    if not json:
-        _say(f"run {name}")
-    stages: list[tuple[str, str, bool]] = []
-    while True:
-        state = watched.state()  # before its lines are read, so that none is missed
-        for line in watched.new():
-            if json:
-                print(json_lines.dumps(line), flush=True)
-                continue
-            if line["event"] == "progress":
-                stages = _stages(line)
-                plain.show(stages)
-            elif line["event"] in _TOLD:
-                _say(_told(line))
-        if state is not End.RUNNING:
-            return _ended(watched, state, json=json)
+    with closing(Watched(root, name)) as watched:
         if not json:
-            plain.show(stages)
-        time.sleep(POLL_S)
-        pull()
+            _say(f"run {name}")
+        plain = PlainLines(_say)
+        stages: list[tuple[str, str, bool]] = []
+        while True:
+            state = watched.state()  # before its lines are read, so that none is missed
+            for line in watched.new():
+                if json:
+                    print(json_lines.dumps(line), flush=True)
+                elif line["event"] == "progress":
+                    stages = _stages(line)
+                    plain.show(stages)
+                elif line["event"] in _TOLD:
+                    _say(_told(line))
+            if state is not End.RUNNING:
+                return _ended(watched, state, json=json)
+            if not json:
+                plain.show(stages)
+            time.sleep(POLL_S)
+            pull()
 
 
 def _ended(watched: Watched, state: End | None, *, json: bool) -> int:
@@ -142,7 +144,8 @@ def _stages(line: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
         stage, state = one_line(str(one.get("stage", "?"))), str(one.get("state", ""))
         counts = ", ".join(f"{name} {_number(one, name)}" for name in ("kept", "dropped", "errors", "requests"))
         told = f"{stage}: {one.get('waiting') or state}; {_number(one, 'shards_done')}/{_number(one, 'shards')} shards"
-        text = one_line(f"{told}, {counts}, {_number(one, 'in_flight')} in flight, {_number(one, 'cost')} $")
+        paid = [one[name] if isinstance(one.get(name), int | float) else 0 for name in ("cost", "unpriced", "requests")]
+        text = one_line(f"{told}, {counts}, {_number(one, 'in_flight')} in flight, {dollars(*paid)} $")
         found.append((stage, "" if state == "waits" and not one.get("waiting") else text, state == "done"))
     return found
 

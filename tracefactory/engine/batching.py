@@ -70,7 +70,8 @@ class Batches:
             from tracefactory.serving.batches.runner import BatchRunner
 
             api, place = api_of(spec, environment)
-            stored, ledger = _Stored(self.requests, model, self._keep), Ledger(self.root)
+            stored = _Stored(self.requests, model, self._keep)
+            ledger = Ledger(self.root, shared=bool(self.pipeline.project.shared))
             self._runners[model] = BatchRunner(spec, spec.batching, api, place, ledger, stored, online, self.run_id)
         return self._runners[model]
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
+from tracefactory.config.command import run_command
 from tracefactory.core.budget import WARN_AT
 from tracefactory.core.errors import BudgetReached, Interrupted
 from tracefactory.core.pipeline import Pipeline
@@ -97,7 +98,7 @@ async def ended_at_wall(flow: Stoppable, started: float) -> AsyncIterator[None]:
 
 def ended(pipeline: Pipeline, root: Path, reached: BudgetReached, retry_kind: str | None = None) -> BudgetReached:
     """Return the end of a run at a cap with what is missing and how to go on."""
-    plan, command = make_plan(pipeline, root, retry_kind=retry_kind), f"tracefactory run pipelines/{pipeline.file.name}"
+    plan, command = make_plan(pipeline, root, retry_kind=retry_kind), run_command(pipeline)
     raised = (f" {cap.option(2 * cap.limit)}" for cap in pipeline.caps if str(cap) in str(reached))
     return BudgetReached(
         f"{reached}. What was paid for is stored. {_missing(plan)}. To go on: {command}{next(raised, '')}. To publish "

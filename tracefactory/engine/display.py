@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
 from types import FrameType
-from typing import Literal
+from typing import Any, Literal
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -84,9 +84,16 @@ class Display:
                 signal.signal(one, handler)
 
     def _say(self, text: str) -> None:
-        """Print a line, with the time of day where lines are kept."""
+        """Print a line, with the time of day where lines are kept, or as JSON."""
+        if self.lines == "json":
+            self._print_json(message=text)
+            return
         stamp = "" if self._has_table else f"{time.strftime('%H:%M:%S')} "
         self.console.print(f"{stamp}{text}", markup=False, highlight=False, soft_wrap=True)
+
+    def _print_json(self, **what: Any) -> None:
+        self.console.file.write(json.dumps({"time": time.time(), **what}) + "\n")
+        self.console.file.flush()
 
     @property
     def _has_table(self) -> bool:
@@ -134,8 +141,7 @@ class Display:
                     if page is not None:
                         page.text = prometheus_text(found)
                     if self.lines == "json":
-                        self.console.file.write(json.dumps({"time": time.time(), **found}) + "\n")
-                        self.console.file.flush()
+                        self._print_json(**found)
                     elif live is None:
                         plain.show(_plain_lines(flow, now))
                     before = now
@@ -146,7 +152,7 @@ class Display:
         for warning in flow.budget.warnings():
             flow.run.log("budget_warning", text=warning)
             if self.lines == "json":
-                self.console.file.write(json.dumps({"time": time.time(), "warning": warning}) + "\n")
+                self._print_json(warning=warning)
             else:
                 self._say(warning)
 

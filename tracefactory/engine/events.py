@@ -66,7 +66,9 @@ class Events:
         if self._seen[key] > LIMIT:
             self._more[key] += 1
             return
-        told = {"event": event, "stage": stage, "kind": kind, "problem": problem, "message": message[:_CHARACTERS]}
+        if len(message) > _CHARACTERS:  # between two words: the log would not know one half of a secret
+            message = " ".join(message[:_CHARACTERS].split()[:-1])
+        told = {"event": event, "stage": stage, "kind": kind, "problem": problem, "message": message}
         self._waiting.append({**told, **what})
 
 
@@ -79,14 +81,23 @@ async def logged(executor: Executor, log: Callable[..., None]) -> AsyncIterator[
         log: writes a line; see `RunLog.write`.
     """
     notices: dict[str, str] = {}
+    servers: set[tuple[str, str]] = set()
 
     async def take() -> None:
-        for one in await executor.events():
-            log(**one)
-        for name, status in (await executor.models()).items():
-            if status.notice != notices.get(name, ""):
-                log("model", model=name, notice=status.notice or "ready")
-            notices[name] = status.notice
+        try:
+            for one in await executor.events():
+                log(**one)
+            models = await executor.models()
+            asked = {(name, one.host) for name, status in models.items() for one in status.endpoints}
+            for model, host in sorted(asked - servers):  # one that was started again has another port
+                log("server", model=model, host=host)
+            servers.update(asked)  # a busy worker may not answer this time, and its servers are still there
+            for name, status in models.items():
+                if status.notice != notices.get(name, ""):
+                    log("model", model=name, notice=status.notice or "ready")
+                notices[name] = status.notice
+        except Exception as error:  # noqa: BLE001  # the log is no reason to end a run, and says what it lacks
+            log("events_lost", text=repr(error))
 
     async def take_repeatedly() -> None:
         while True:
@@ -98,9 +109,6 @@ async def logged(executor: Executor, log: Callable[..., None]) -> AsyncIterator[
         yield
     finally:
         task.cancel()
-        ended = await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(task, return_exceptions=True)
         await take()
         log("workers", text="they end now, with the servers that they have started")
-        for error in ended:
-            if isinstance(error, Exception):
-                raise error

@@ -12,21 +12,28 @@ from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 
-import orjson
-
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.pipeline import Project
 from tracefactory.core.rows import Frozen
-from tracefactory.engine.reach import STAGE, Reach, reach_of, release_stages, releases, runs_by_pipeline
+from tracefactory.engine.reach import (
+    STAGE,
+    Reach,
+    pushed_versions,
+    reach_of,
+    release_stages,
+    releases,
+    runs_by_pipeline,
+)
 from tracefactory.engine.remaking import Keep, Remaking
 from tracefactory.store.garbage import (
     OLD_S,
+    SETTLED_S,
     delete,
     delete_stage,
     doubled_segments,
     leftovers,
     live_runs,
-    planned_stages,
+    plan_of,
     size_of,
     used_by_a_run,
 )
@@ -90,7 +97,7 @@ class GarbagePlan(Frozen):
 
 
 class Collected(Frozen):
-    """What a garbage collection has deleted, and what it has left because somebody used it meanwhile."""
+    """What a garbage collection has deleted, and what it has left, each with the reason in `kept`."""
 
     deleted: tuple[Item, ...]
     left: tuple[Item, ...]
@@ -119,35 +126,43 @@ def plan_garbage(project: Project, *, keep_runs: int = KEEP_RUNS, named: Collect
         _item(What.SEGMENT, path, project, "all of its completions are in other segments")
         for path in doubled_segments(project.state_dir)
     ]
-    left = leftovers(project.state_dir, project.out_dir)
+    left = leftovers(project.state_dir, project.out_dir, settled_s=SETTLED_S if project.shared else 0.0)
     items += [_item(What.LEFTOVER, path, project, "left by a process that was killed") for path in left]
     needed = sum((project.state_dir / "stages" / name).exists() for name in reach.stages)
     return GarbagePlan(items=tuple(items), needed=needed, broken=tuple(reach.broken), notes=tuple(notes))
 
 
 async def collect(project: Project, plan: GarbagePlan) -> Collected:
-    """Delete what a plan says, stages before their inputs; what somebody uses by now is left."""
+    """Delete what a plan says, stages before their inputs; what somebody uses by now, or what resists, is left."""
     root = project.state_dir
     deleted: list[Item] = []
     left: list[Item] = []
     stages = [one for one in plan.to_delete if one.what is What.STAGE]
+    made_from: dict[str, str] = {}  # what was left, by its inputs, without which it has no text
     for item in [*_inputs_last(root, stages), *(one for one in plan.to_delete if one.what is not What.STAGE)]:
-        path = _path(item, project)
-        if item.what is What.STAGE:
-            why = await delete_stage(root, path)
-        elif item.what is What.SCORES and (live := live_runs(root)):
-            why = f"run {live[0]} goes on"
-        else:
-            why = ""
-            delete(path)
-            if item.what is What.SEGMENT:
-                delete(path.with_suffix(".index"))
+        inputs = _inputs_of(root, item.name) if item.what is What.STAGE else []
+        try:
+            why = made_from.get(item.name) or await _delete(item, project)
+        except OSError as error:
+            why = f"{error.filename or item.name} cannot be deleted: {error.strerror or error}"
+        if why:
+            made_from |= dict.fromkeys(inputs, f"{item.name}, which is left, is made from it")
         (left if why else deleted).append(item.model_copy(update={"kept": why}))
     return Collected(deleted=tuple(deleted), left=tuple(left))
 
 
-def _path(item: Item, project: Project) -> Path:
-    return (project.root if item.name.startswith("out/") else project.state_dir) / item.name
+async def _delete(item: Item, project: Project) -> str:
+    """Delete one item, and return why it was left, "" if it is gone."""
+    root = project.state_dir
+    path = (project.root if item.name.startswith("out/") else root) / item.name
+    if item.what is What.STAGE:
+        return await delete_stage(root, path)
+    if item.what is What.SCORES and (live := live_runs(root)):
+        return f"run {live[0]} goes on"
+    delete(path)
+    if item.what is What.SEGMENT:
+        delete(path.with_suffix(".index"))
+    return ""
 
 
 def _item(what: What, path: Path, project: Project, why: str, kept: str = "") -> Item:
@@ -162,7 +177,8 @@ def _item(what: What, path: Path, project: Project, why: str, kept: str = "") ->
 def _stages(project: Project, reach: Reach, named: Collection[str]) -> Iterator[Item]:
     root = project.state_dir
     objects = open_objects(project.shared) if project.shared else None
-    paths = {path.name: path for path in sorted((root / "stages").glob("[!.]*")) if path.is_dir()}
+    folders = sorted((root / "stages").glob("[!.]*"))
+    paths = {path.name: path for path in folders if path.is_dir() and not path.is_symlink()}
     back: dict[str, str] = {}  # how each stage would come back
     with closing(RequestStore(root)) as store:
         remaking = Remaking(project.root, store)
@@ -298,10 +314,9 @@ def _has_published(root: Path, run: str, made: Sequence[Mapping[str, str]]) -> b
     So it is for a plan that cannot be read.
     """
     try:
-        stages = planned_stages(root, run) or {}
-        version = orjson.loads((root / "runs" / run / "plan.json").read_bytes())["version"]
-    except (OSError, ValueError, KeyError, TypeError):
+        plan = plan_of(root, run)
+    except ValueError:
         return True
-    return any(one.items() <= stages.items() for one in made if one) or any(
-        path.stem == version for path in (root / "published").glob("*/*.json")
+    return plan is not None and (
+        plan.version in pushed_versions(root) or any(one.items() <= plan.stages.items() for one in made if one)
     )

@@ -15,7 +15,7 @@ from tracefactory.core.errors import Mistake, RunError, UserError
 from tracefactory.core.pipeline import Project
 from tracefactory.core.yamlfile import read_yaml
 from tracefactory.engine.identity import identities
-from tracefactory.store.garbage import live_runs, planned_stages
+from tracefactory.store.garbage import live_runs, plan_of
 from tracefactory.store.stages import StageFolder
 
 STAGE = re.compile(r"(.+)-([0-9a-f]{16})")
@@ -44,28 +44,14 @@ def reach_of(project: Project) -> Reach:
     """Return the stages that somebody needs.
 
     These are the stages of every pipeline file under every profile, of the newest run of each of these pipelines and of
-    all pipelines (which may have been run with `--set`), of runs that go on, of releases in out/, and the inputs of
-    these. If the state is not inside of the project, other projects may use it, and the newest run of every pipeline
-    counts.
+    all pipelines (which may have been run with `--set`), of runs that go on, of releases in out/, of the newest run of
+    each version that was pushed to the Hub, and the inputs of these. If the state is not inside of the project, other
+    projects may use it, and the newest run of every pipeline counts.
     """
     reach = Reach()
     for file in pipeline_files(project):
         _add_pipeline(reach, file, project)
-    runs = runs_by_pipeline(project.state_dir)
-    newest = {pipeline: names[-1] for pipeline, names in runs.items()}
-    is_shared = not project.state_dir.is_relative_to(project.root)
-    last = max(newest.values(), default="")
-    wanted = {
-        run: f"the newest run of {name}"
-        for name, run in newest.items()
-        if is_shared or name in reach.pipelines or run == last
-    }
-    wanted |= {run: f"run {run}, which goes on" for run in live_runs(project.state_dir)}
-    for run, by in sorted(wanted.items()):
-        try:
-            reach.add(planned_stages(project.state_dir, run) or {}, by)
-        except ValueError as error:
-            reach.broken.append(str(error))
+    _add_runs(reach, project)
     for release in releases(project.out_dir):
         try:
             reach.add(release_stages(release), f"the release {release.parent.name} {release.name}")
@@ -73,6 +59,30 @@ def reach_of(project: Project) -> Reach:
             reach.broken.append(str(error))
     _add_inputs(reach, project.state_dir)
     return reach
+
+
+def _add_runs(reach: Reach, project: Project) -> None:
+    root = project.state_dir
+    runs, live, pushed = runs_by_pipeline(root), live_runs(root), pushed_versions(root)
+    last = max((names[-1] for names in runs.values()), default="")
+    for name, names in sorted(runs.items()):
+        is_ours = name in reach.pipelines or not root.resolve().is_relative_to(project.root)
+        versions: set[str] = set()  # those whose newest run was seen
+        for run in reversed(names):
+            try:
+                plan = plan_of(root, run)
+            except ValueError as error:
+                reach.broken.append(str(error))
+                continue
+            if plan is None:
+                continue
+            if run == last or (run == names[-1] and is_ours):
+                reach.add(plan.stages, f"the newest run of {name}")
+            if run in live:
+                reach.add(plan.stages, f"run {run}, which goes on")
+            if plan.version in pushed - versions:
+                reach.add(plan.stages, f"version {plan.version} of {name} on the Hub")
+            versions.add(plan.version)
 
 
 def _add_pipeline(reach: Reach, file: Path, project: Project) -> None:
@@ -83,7 +93,9 @@ def _add_pipeline(reach: Reach, file: Path, project: Project) -> None:
         if root is None:
             raise UserError(mistakes)
         profiles = root.child("profiles")
-        names: list[str | None] = [None, *([] if profiles is None else profiles.mapping)]
+        names: list[str | None] = [None]
+        if profiles is not None:
+            names += profiles.mapping()
         for profile in names:
             loaded = load_pipeline(file, profile=profile)
             reach.pipelines.add(loaded.name)
@@ -115,6 +127,11 @@ def runs_by_pipeline(root: Path) -> dict[str, list[str]]:
         if match := _RUN.fullmatch(path.parent.name):
             found.setdefault(match[1], []).append(path.parent.name)
     return found
+
+
+def pushed_versions(root: Path) -> set[str]:
+    """Return the versions that were pushed to the Hub; their releases need not be in out/ any more."""
+    return {path.stem for path in (root / "published").glob("[!.]*/[!.]*.json")}
 
 
 def releases(out: Path) -> Iterator[Path]:

@@ -91,8 +91,7 @@ class Remaking:
         return "read again from its source"
 
     def _stored(self, folder: StageFolder) -> str:
-        keys: set[str] = set()
-        failed = 0
+        rows = missing = failed = 0
         for index, count in folder.finished_shards():
             record = folder.shard_record(index, count)
             made = _column(folder.part(Table.TRACES, index, count), "request_key")
@@ -100,12 +99,13 @@ class Remaking:
             if record is None or len(fails) != len(made):
                 raise Keep("it is damaged: `tracefactory fsck` tells what is wrong")
             failed += sum(map(bool, fails))
-            keys.update(str(key or "") for key, fail in zip(made, fails, strict=True) if not fail)
-        if missing := len(keys) - len(self.store.present(keys - {""})):
-            raise Keep(f"{missing:,} of its {len(keys):,} completions are not stored, and would be paid again")
+            keys = {str(key or "") for key, fail in zip(made, fails, strict=True) if not fail}
+            rows, missing = rows + len(keys), missing + len(keys) - len(self.store.present(keys - {""}))
+        if missing:
+            raise Keep(f"{missing:,} of its {rows:,} completions are not stored, and would be paid again")
         if failed:
             raise Keep(f"{failed:,} requests without an answer would be sent again")
-        return f"made again from {len(keys):,} stored completions"
+        return f"made again from {rows:,} stored completions"
 
 
 def _operation(op: str, parameters: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -33,6 +33,7 @@ from tracefactory.engine.runs import End, RunFolder, RunOutcome, StageOutcome, e
 from tracefactory.engine.sharing import Sharing
 from tracefactory.engine.worker import WorkerSetup
 from tracefactory.store.requests import compact
+from tracefactory.store.scores import merge
 from tracefactory.store.spend import Ledger
 
 COMPACT_EVERY_S = 15.0
@@ -92,6 +93,7 @@ async def _run(
         flow = Flow(pipeline, root, found, executor, run, sharing, retry)
         await _drive(flow, executor, watch)
         await asyncio.to_thread(compact, root)
+        await asyncio.to_thread(merge, root)
         outcome = _outcome(pipeline, run, flow)
         run.finish(outcome)
         await asyncio.to_thread(sharing.put_run, run.path)
@@ -168,6 +170,7 @@ async def _compacting(root: Path) -> AsyncIterator[None]:
         while True:
             await asyncio.sleep(COMPACT_EVERY_S)
             await asyncio.to_thread(compact, root)
+            await asyncio.to_thread(merge, root)
 
     task = asyncio.create_task(compact_repeatedly())
     try:

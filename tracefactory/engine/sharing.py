@@ -10,16 +10,19 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tracefactory.core.errors import RunError
 from tracefactory.core.pipeline import Pipeline
+from tracefactory.engine.compacting import compacting
 from tracefactory.engine.identity import identities
+from tracefactory.store.shared.batches import SharedBatches
 from tracefactory.store.shared.cloud import open_objects
 from tracefactory.store.shared.completions import SharedCompletions
-from tracefactory.store.shared.leases import SharedLease
+from tracefactory.store.shared.leases import SharedLease, clock_of
 from tracefactory.store.shared.objects import Unreachable
 from tracefactory.store.shared.runs import pull_runs, push_run
 from tracefactory.store.shared.spend import pull_spend, push_spend
@@ -50,6 +53,7 @@ class Sharing:
         self.objects = open_objects(pipeline.project.shared) if pipeline.project.shared else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sharing")  # one at a time
         self._completions = SharedCompletions(self.root, self.objects) if self.objects else None
+        self._batches = self._shared_batches()
         self._stages: dict[Path, SharedStage] = {}
         self._written: set[Path] = set()  # stages whose lease is held
         self._log: Callable[..., None] = lambda event, **what: None
@@ -93,8 +97,12 @@ class Sharing:
                 say: Tell = lambda text: log("waiting", text=text)  # noqa: E731
                 await stack.enter_async_context(SharedLease(self.objects, name, run, say, stop, waits=False))
                 await self._do(pull_spend, self.root, self.pipeline.ledger_name, self.objects)
+            if self._batches is not None:
+                say = lambda text: log("waiting", text=text)  # noqa: E731
+                await stack.enter_async_context(SharedLease(self.objects, self._batches.lease(run), run, say, stop))
+                await self._take_batches(run)
             try:
-                async with self._syncing(stop):
+                async with self._syncing(stop), self._compacting(run):
                     yield
             except BaseException:
                 try:
@@ -125,6 +133,7 @@ class Sharing:
         async with SharedLease(self.objects, f"stages/{folder.name}", run, notify, stop):
             await self._do(stage.pull)
             await self._do(self._completions.pull)
+            await self._take_batches(run)
             self._written.add(folder)
             try:
                 yield
@@ -146,9 +155,27 @@ class Sharing:
             except Unreachable as error:
                 self._log("shared_state", text=str(error))
 
+    def _shared_batches(self) -> SharedBatches | None:
+        """Return the batches of the models, None where no model has any."""
+        if self.objects is None or all(spec.batching is None for spec in self.pipeline.models.values()):
+            return None
+        return SharedBatches(self.root, self.objects, lambda: self._completions.push(flush=True))  # type: ignore[union-attr]
+
+    async def _take_batches(self, run: str) -> None:
+        """Take over what a lost machine has submitted to a provider."""
+        if self._batches is not None:
+            clock = partial(clock_of, self._batches.objects, run)
+            if taken := await self._do(self._batches.pull, clock):
+                self._log("shared_batches", taken=taken)
+
     def _stage(self, folder: Path) -> SharedStage:
         assert self.objects is not None
         return self._stages.setdefault(folder, SharedStage(folder, self.objects))
+
+    def _compacting(self, run: str) -> AbstractAsyncContextManager[None]:
+        assert self._completions is not None
+        assert self.objects is not None
+        return compacting(self._completions.folder, self.objects, run, self._log)
 
     @asynccontextmanager
     async def _syncing(self, stop: Tell) -> AsyncIterator[None]:
@@ -174,6 +201,8 @@ class Sharing:
         while True:
             await asyncio.sleep(_TICK_S)
             await self._do(self._completions.push)
+            if self._batches is not None:
+                await self._try(self._batches.push)
             if time.monotonic() - synced < SYNC_S:
                 continue
             try:
@@ -201,6 +230,8 @@ class Sharing:
                         "again when it can be reached: they are put, and nothing is paid again"
                     ) from error
                 await asyncio.sleep(_TICK_S)
+        if self._batches is not None:
+            await self._try(self._batches.push)
         await self._try(push_spend, self.root, self.pipeline.ledger_name, self.objects)
         for folder, stage in self._stages.items():
             if await self._do(stage.is_ahead):  # e.g. it was finished here before the project had a shared state

@@ -114,7 +114,7 @@ class MetricsPage:
             ) from error
         self.port: int = self._server.server_address[1]
         self.host = host
-        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True).start()
 
     def close(self) -> None:
         """Stop serving."""

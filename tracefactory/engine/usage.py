@@ -8,7 +8,7 @@ from pathlib import Path
 from tracefactory.core.pipeline import Project
 from tracefactory.core.rows import Frozen
 from tracefactory.engine.reach import Reach, reach_of, runs_by_pipeline
-from tracefactory.store.garbage import Size, planned_stages, size_of
+from tracefactory.store.garbage import Size, plan_of, size_of
 
 KINDS: Mapping[str, str] = {
     "requests": "completions",
@@ -90,9 +90,9 @@ def _pipelines_by_stage(root: Path) -> dict[str, tuple[str, ...]]:
     for pipeline, runs in runs_by_pipeline(root).items():
         for run in runs:
             try:
-                stages = planned_stages(root, run) or {}
+                plan = plan_of(root, run)
             except ValueError:
                 continue  # `fsck` reports it
-            for folder in stages.values():
+            for folder in plan.stages.values() if plan is not None else ():
                 found.setdefault(folder, set()).add(pipeline)
     return {folder: tuple(sorted(pipelines)) for folder, pipelines in found.items()}

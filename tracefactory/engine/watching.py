@@ -135,6 +135,10 @@ class Watched:
             return End.KILLED
         return End.RUNNING if self.silent_s() < STALE_S else End.KILLED
 
+    def close(self) -> None:
+        """Close the log."""
+        self.log.close()
+
     def silent_s(self) -> float:
         """Return for how many seconds the run has shown no sign of life while it was watched."""
         for path in (self.folder / LOG, alive_file(self.root, self.run)):

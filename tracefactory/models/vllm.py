@@ -94,7 +94,7 @@ class VLLMSpec(ModelSpec):
         description="Of a student: how it will be trained to write its reasoning, as <think> text in the answer or in "
         "the message's field reasoning_content.",
     )
-    concurrency: int = Field(default=256, ge=1, le=8192, description="Requests in flight, over all replicas.")
+    concurrency: int = Field(default=256, ge=1, description="Requests in flight, over all replicas.")
     start_timeout_s: float = Field(default=1800.0, gt=0, description="Seconds that a server may take to load.")
     hang_s: float = Field(
         default=180.0, gt=0, description="Seconds without a sign of life after which a server counts as hung."

@@ -42,11 +42,11 @@ def completions_by_model(root: Path) -> dict[str, Held]:
         RunError: when something is damaged.
     """
     found: dict[str, Held] = {}
-    seen: set[str] = set()
+    seen: set[int] = set()  # the first 64 bits of keys
     for path in _files(root):
         for key, record in _records(path):
-            if key not in seen:
-                seen.add(key)
+            if (prefix := int(key[:16], 16)) not in seen:
+                seen.add(prefix)
                 found.setdefault(_model(record), Held()).add(record)
     return found
 

@@ -23,6 +23,8 @@ from tracefactory.core.files import TEMPORARY, sync_folder
 from tracefactory.store.leases import Lease, is_locked
 from tracefactory.store.segments import V1_PREFIX, Segment
 
+SETTLED_S = 60.0
+"""Commands that fetch from a shared state write a file within so many seconds."""
 OLD_S = 24 * 3600.0
 """While a run goes on, a temporary file is taken to be a leftover after so many seconds without a change."""
 _ASIDE = f"{TEMPORARY}gc-record.json"
@@ -36,6 +38,13 @@ class Size(NamedTuple):
 
     def plus(self, other: Size) -> Size:
         return Size(self.files + other.files, self.bytes + other.bytes)
+
+
+class Planned(NamedTuple):
+    """What the plan of a run says: the version to publish, and the folders of its stages by id."""
+
+    version: str
+    stages: Mapping[str, str]
 
 
 def size_of(path: Path) -> Size:
@@ -55,31 +64,32 @@ def live_runs(root: Path) -> list[str]:
     return [path.parent.name for path in sorted((root / "runs").glob("*/alive")) if is_locked(path)]
 
 
-def planned_stages(root: Path, run: str) -> Mapping[str, str] | None:
-    """Return the folders of the stages in the plan of a run, by stage id; None where the plan is not written yet.
+def plan_of(root: Path, run: str) -> Planned | None:
+    """Return what the plan of a run says, None where it is not written yet.
 
     Raises:
         ValueError: when the plan is damaged.
     """
+    path = root / "runs" / run / "plan.json"
     try:
-        stages = orjson.loads((root / "runs" / run / "plan.json").read_bytes())["stages"]
-        return {one["id"]: f"{one['id']}-{one['key'][:16]}" for one in stages}
+        plan = orjson.loads(path.read_bytes())
+        return Planned(str(plan["version"]), {one["id"]: f"{one['id']}-{one['key'][:16]}" for one in plan["stages"]})
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{root / 'runs' / run / 'plan.json'}: not the plan of a run") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not the plan of a run") from error
 
 
 def used_by_a_run(root: Path, folder: str) -> str:
     """Return why a run that goes on may need the folder of a stage, "" if none does."""
     for run in live_runs(root):
         try:
-            stages = planned_stages(root, run)
+            plan = plan_of(root, run)
         except ValueError as error:
-            return f"run {run} goes on, and its plan is damaged ({error})"
-        if stages is None:
+            return f"run {run} goes on, and {error}"
+        if plan is None:
             return f"run {run} is starting"
-        if folder in stages.values():
+        if folder in plan.stages.values():
             return f"run {run} goes on and has it in its plan"
     return ""
 
@@ -142,13 +152,20 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def leftovers(root: Path, out: Path) -> Iterator[Path]:
+def leftovers(root: Path, out: Path, *, settled_s: float = 0.0) -> Iterator[Path]:
     """Yield the temporary files and folders that killed processes have left, in the state folder and in `out`.
 
     Those of a stage that somebody writes are left out, and while a run goes on, all others that are not old.
+
+    Args:
+        root: the folder of the project's state.
+        out: the folder of the releases.
+        settled_s: what was changed within so many seconds is left out; other processes than runs may be writing it.
     """
     live = set(live_runs(root))
     for path in _temporary(root):
+        if settled_s and _age_s(path) < settled_s:
+            continue
         stage = path.relative_to(root).parts[:2]
         if stage[0] == "stages":
             if not is_locked(root.joinpath(*stage, "lease.json")):

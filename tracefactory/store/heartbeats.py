@@ -22,7 +22,7 @@ class _Stamp(NamedTuple):
 
 
 class Heartbeats:
-    """Watches files that other processes renew; use it from one thread."""
+    """Watches files that other processes renew. Threads may share it."""
 
     def __init__(self) -> None:
         self._seen: dict[Path, tuple[_Stamp, float]] = {}

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -42,6 +42,8 @@ from tracefactory.store.shared.reading import SharedSegment, fetch_all
 COMPACT_BYTES = 64 << 20
 _SEGMENT_BYTES = 256 << 20  # of records that are sorted in memory for one segment
 _CACHE_BYTES = 64 << 20
+_SHARED_INDEXES = "shared-*/[!.]*.index"
+_Found = TypeVar("_Found")
 OWED = "its request is owed again"
 """The consequence of a completion that cannot be read."""
 
@@ -121,10 +123,23 @@ class RequestStore:
         for name in sorted(names - self._segments.keys()):
             segment = self._segments[name] = Segment(self.folder / name, self._met)
             self._has_v1 |= segment.has_v1_keys
-        for path in self.folder.glob("shared-*/[!.]*.index"):
-            if path not in self._shared:
-                shared = self._shared[path] = SharedSegment(path.with_suffix(".parquet"), self._met)
-                self._has_v1 |= shared.has_v1_keys
+        self._refresh_shared()
+
+    def _refresh_shared(self) -> None:
+        """Look which segments a shared state has; the process that shares adds and removes their indexes meanwhile."""
+        indexes = set(self.folder.glob(_SHARED_INDEXES))
+        if gone := self._shared.keys() - indexes:  # damaged, or merged into one that may have come during this list
+            indexes = set(self.folder.glob(_SHARED_INDEXES))
+        for path in gone - indexes:
+            del self._shared[path]  # another thread may still read it
+        for path in indexes - self._shared.keys():
+            try:
+                shared = SharedSegment(path.with_suffix(".parquet"), self._met)
+            except FileNotFoundError:  # removed since it was listed
+                return self._refresh_shared()
+            self._shared[path] = shared
+            self._has_v1 |= shared.has_v1_keys
+        return None
 
     @property
     def _all_segments(self) -> list[Segment]:
@@ -155,22 +170,29 @@ class RequestStore:
     def get(self, keys: Iterable[str]) -> dict[str, Mapping[str, Any]]:
         """Return the records (`request`, `completion`, `cost`, ...) of the `keys` that are stored."""
         wanted = list(dict.fromkeys(keys))
-        self.refresh()
-        for _ in range(3):
-            try:
-                return self._get(wanted)
-            except FileNotFoundError:  # another process compacted a journal in the meantime
-                self._forget()
-                self.refresh()
-        raise RunError(f"{self.folder} was compacted again during every attempt to read it")
+        return self._reading(lambda: self._get(wanted))
 
     def find(self, prefix: str) -> dict[str, Any]:
         """Return the records whose keys begin with `prefix`, of some hexadecimal digits, as they are stored."""
+
+        def find() -> set[str]:
+            found = {key for key in self._lines if key.startswith(prefix)}
+            for segment in self._all_segments:
+                found |= {key for _, key, _ in segment.read(segment.rows_from(prefix)) if key.startswith(prefix)}
+            return found
+
+        return dict(self.get(self._reading(find)))
+
+    def _reading(self, read: Callable[[], _Found]) -> _Found:
+        """Return what is read, again when a file was replaced by another one meanwhile."""
         self.refresh()
-        keys = {key for key in self._lines if key.startswith(prefix)}
-        for segment in self._all_segments:
-            keys |= {key for _, key, _ in segment.read(segment.rows_from(prefix)) if key.startswith(prefix)}
-        return dict(self.get(keys))
+        for _ in range(3):
+            try:
+                return read()
+            except FileNotFoundError:  # a journal was compacted, or a segment of a shared state merged into another
+                self._forget()
+                self.refresh()
+        raise RunError(f"{self.folder} was compacted again during every attempt to read it")
 
     async def put(self, key: str, record: Mapping[str, Any], near: str = "") -> None:
         """Append one paid completion. When this returns, it survives the death of the process.

@@ -27,7 +27,7 @@ run: {{executor: ray, ray_address: {address}}}
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
-    ray.init(num_cpus=2, num_gpus=GPUS, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    ray.init("local", num_cpus=2, num_gpus=GPUS, include_dashboard=False, log_to_driver=False, configure_logging=False)
     yield
     ray.shutdown()
 

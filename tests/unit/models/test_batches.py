@@ -346,6 +346,27 @@ async def test_few_requests_are_sent_online(tmp_path, protocol):
         assert server.batches.stats()["sizes"] == [10]
 
 
+async def test_files_are_deleted_at_the_provider_only_when_another_machine_can_read_what_was_in_them(tmp_path):
+    async with serve() as server:
+        spec = spec_of(server.base_url)
+        async with asking(tmp_path, spec) as asked:
+            asked.ledger._shared = True
+            begin = asked.ledger.begin
+
+            def shared(entry, requests, lines):
+                begin(entry, requests, lines)
+                (tmp_path / "batches" / f"{entry.id}.shared").touch()
+
+            asked.ledger.begin = shared
+            assert not failures(await asked.ask(requests_of(spec, 5)))
+            await until(lambda: all(not one.is_open for one in asked.ledger.entries()))
+            await asyncio.sleep(0.2)
+            assert server.batches.files
+            for path in (tmp_path / "batches").glob("*.shared"):
+                path.unlink()
+            await until(lambda: not server.batches.files)
+
+
 async def test_a_drained_runner_leaves_at_once_and_the_next_one_goes_on(tmp_path, protocol):
     async with serve(delay_s=1.5) as server:
         spec = spec_of(server.base_url, protocol)

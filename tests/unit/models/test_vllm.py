@@ -1,5 +1,6 @@
 """What a vLLM model is by its declaration: identity, checks, the command line, and servers shared between runs."""
 
+import asyncio
 import json
 import os
 import socket
@@ -16,7 +17,9 @@ from tracefactory.core.fingerprint import digest
 from tracefactory.core.model import ChatRequest, env_names
 from tracefactory.models.vllm import VLLMSpec, command_line
 from tracefactory.serving.client import ChatClient
+from tracefactory.serving.vllm import shared
 from tracefactory.serving.vllm.shared import SharedLookup, SharedServers, announce, identity_label, withdraw
+from tracefactory.store.heartbeats import Heartbeats
 
 PINNED = {"use": "vllm", "model": "Qwen/Qwen2.5-32B-Instruct", "revision": "5ede1c9"}
 
@@ -179,10 +182,31 @@ async def test_shared_servers_are_believed_only_as_far_as_they_answer(stand_in, 
     withdraw(folder, identity)
     announce(folder, servers(identity, pid=dead_pid()))
     assert await SharedLookup(folder, identity).urls() is None  # its keeper is gone
-    announce(folder, servers(identity, host="elsewhere"))
-    assert await SharedLookup(folder, identity).urls() == []
-    os.utime(folder / f"{identity[:16]}.json", (0, 0))
-    assert await SharedLookup(folder, identity).urls() is None  # no heartbeat
+
+
+@pytest.mark.parametrize("clock", [0.0, 4e9])
+async def test_a_keeper_on_another_host_lives_while_its_file_changes_whatever_the_clocks_say(
+    tmp_path, monkeypatch, clock
+):
+    monkeypatch.setattr(shared, "STALE_S", 0.4)
+    monkeypatch.setattr(shared, "_LOOK_S", 0.02)
+    monkeypatch.setattr(shared, "_HEARTBEATS", Heartbeats())
+    identity = "i" * 64
+    path = tmp_path / f"{identity[:16]}.json"
+    announce(tmp_path, servers(identity, host="elsewhere"))
+
+    async def beat(times):
+        for number in range(times):
+            os.utime(path, (clock + number, clock + number))
+            await asyncio.sleep(0.1)
+
+    beating = asyncio.create_task(beat(10))
+    with pytest.raises(UserError, match=r"process \d+ on elsewhere"):
+        await asyncio.to_thread(announce, tmp_path, servers(identity))
+    await beating
+    assert await SharedLookup(tmp_path, identity).urls() == []
+    announce(tmp_path, servers(identity))  # once it has been silent for long enough
+    assert json.loads(path.read_text())["host"] == socket.gethostname()
 
 
 def test_a_second_keeper_is_refused(tmp_path):

@@ -21,7 +21,7 @@ async def test_a_row_that_is_not_tried_again_is_not_scored() -> None:
 
     student = SimpleNamespace(student=SimpleNamespace(render=lambda *text: text, max_tokens=None), scores=scores)
     services: Any = SimpleNamespace(
-        keep=lambda name, make: student,
+        keep=lambda name, make, models: student,
         left_failure=lambda stage, row: timeout if (stage, row) == ("fitted", traces[1].id) else None,
     )
     stage: Any = SimpleNamespace(id="fitted", params=MeasureStudentParams(student="pupil"))

@@ -190,7 +190,8 @@ async def test_a_verifier_that_fails_is_a_verdict_of_its_own(run_stages: RunStag
 
 
 async def test_no_stored_rows(run_stages: RunStages, next_version: Any) -> None:
-    made = await run_stages(SOURCE.replace("GOLD", "a") + SAMPLED + NOTHING + CHECKED, SUMS, **TEACHER)
+    both = "  - {id: both, filter: [repetition], from: [checked, sampled]}\n"
+    made = await run_stages(SOURCE.replace("GOLD", "a") + SAMPLED + NOTHING + CHECKED + both, SUMS, **TEACHER)
     next_version()
     assert upgrade(made).verdicts == ComparedVerdicts(stored=0, compared=0, needs_process=0)
     assert upgrade(made).lines == (f"math 9: {NEWS}", "no verdict is stored")

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def connect(run: RunOptions) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # an actor without GPUs keeps CUDA_VISIBLE_DEVICES
     # It warns that a token is used, as it should be.
     logging.getLogger(maybe_enable_token_auth_if_token_available.__module__).setLevel(logging.ERROR)
+    if run.ray_dashboard and find_spec("aiohttp_cors") is None:  # of the packages of ray[default]
+        raise UserError("run: ray_dashboard: Ray's dashboard is not installed: pip install 'ray[default]'")
     address = _answering("auto" if run.ray_address is None else run.ray_address) if is_cluster(run) else "local"
     try:
         with _kept_handlers():

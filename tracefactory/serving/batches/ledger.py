@@ -5,6 +5,7 @@
     batches/<id>.input.jsonl       the same requests in the provider's form, until the provider has them
     batches/<id>.lock              locked by the process that works on the batch
     batches/<id>.malformed         lines of the results that could not be read
+    batches/<id>.shared            beside an entry of a shared state, until its completions are there
 
 An entry is `intent` before anything is sent, `submitted` when the provider's id is known, `ended` when the provider has
 finished, `stored` when every completion is in the request store; it stays as the receipt, without its keys.
@@ -69,10 +70,16 @@ class Entry(Frozen):
 
 
 class Ledger:
-    """The ledger of one state folder; several processes use it at the same time."""
+    """The ledger of one state folder; several processes use it at the same time.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: the state folder.
+        shared: whether the run puts its batches into a shared state (`store.shared.batches`).
+    """
+
+    def __init__(self, root: Path, *, shared: bool = False) -> None:
         self.folder = root / "batches"
+        self._shared = shared
         self._read: dict[str, tuple[tuple[int, int], Entry]] = {}
         self._held: frozenset[str] = frozenset()
         self._held_at = -1  # when the folder had last changed as they were read
@@ -123,6 +130,10 @@ class Ledger:
             self._held_at = changed if settled else -1
             self._held = frozenset(key for entry in self.entries() if entry.is_open for key in entry.keys)
         return key in self._held
+
+    def is_unshared(self, entry_id: str) -> bool:
+        """Return whether completions of an entry are still to be put into the shared state."""
+        return self._shared and (self.folder / f"{entry_id}.shared").exists()
 
     def entry(self, entry_id: str) -> Entry | None:
         """Return an entry as it is now; None when it was given up."""

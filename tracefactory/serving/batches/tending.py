@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 LATER = frozenset({"token_limit_exceeded", "rate_limit_exceeded", "resource_exhausted", "8"})
 """Codes of a batch that failed because too much is enqueued at the provider: it is submitted again later."""
+_PUT_S = 60.0  # for the completions of a batch to be put into a shared state
 _LOST = {"expired": "batch_expired", "cancelled": "batch_cancelled"}
 
 
@@ -145,7 +146,15 @@ class Tender:
         )
 
     async def clean(self, entry: Entry) -> None:
-        """Delete the files of a stored batch at the provider."""
+        """Delete the files of a stored batch at the provider, once no machine can need them again.
+
+        Where its completions are not in the shared state in time, the files are left to the next run.
+        """
+        end = time.monotonic() + _PUT_S
+        while self.ledger.is_unshared(entry.id):
+            if time.monotonic() > end:
+                return
+            await asyncio.sleep(min(1.0, self.times.first_poll))
         with self._busy_now():
             try:
                 await self._try(f"delete the files of batch {entry.batch}", self.api.delete, entry, entry.results)

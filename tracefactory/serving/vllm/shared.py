@@ -3,7 +3,8 @@
 The file names the owner process and the URLs of its servers. It is checked before use: the owner must be alive (by its
 process id on the same host, by its heartbeat elsewhere), and each URL must serve a model name with the digest of the
 model's identity, as managed servers do. A file that a killed process left behind, or another server on the same port,
-therefore receives no requests.
+therefore receives no requests. The heartbeat of another host is watched by this host's own clock (`store.heartbeats`),
+so that its owner is taken to be dead `STALE_S` seconds after the first look at the earliest.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -20,10 +22,13 @@ import psutil
 from tracefactory.core.errors import UserError
 from tracefactory.core.files import read_json, write_json
 from tracefactory.core.rows import Frozen
+from tracefactory.store.heartbeats import Heartbeats
 from tracefactory.store.leases import STALE_S
 
 _CHECK_EVERY_S = 5.0
+_LOOK_S = 0.5
 _REQUEST_TIMEOUT_S = 5.0
+_HEARTBEATS = Heartbeats()  # of the owners on other hosts, for all lookups of this process
 
 
 class SharedServers(Frozen):
@@ -45,15 +50,21 @@ def identity_label(identity: str) -> str:
 def announce(folder: Path, servers: SharedServers) -> None:
     """Register servers, or update their URLs.
 
+    Where a process of another host has registered some, this waits until it shows a sign of life or has shown none for
+    `STALE_S` seconds.
+
     Raises:
         UserError: when another live process has registered servers of this identity.
     """
-    found = _registered(folder, servers.identity)
-    if found is not None and (found.pid, found.host) != (servers.pid, servers.host):
-        raise UserError(
-            f"{servers.model} is already served by process {found.pid} on {found.host}: {', '.join(found.urls)}"
-        )
-    write_json(_path(folder, servers.identity), servers.model_dump(mode="json"))
+    path, owner, silent_s = _path(folder, servers.identity), (servers.pid, servers.host), 0.0
+    while (found := _registered(folder, servers.identity)) is not None and (found.pid, found.host) != owner:
+        with suppress(FileNotFoundError):  # withdrawn since it was read
+            before, silent_s = silent_s, _HEARTBEATS.silent_s(path)
+            if found.host == servers.host or silent_s < before:
+                where = ", ".join(found.urls) or "no server of it answers yet"
+                raise UserError(f"{servers.model} is already served by process {found.pid} on {found.host}: {where}")
+        time.sleep(_LOOK_S)
+    write_json(path, servers.model_dump(mode="json"))
 
 
 def heartbeat(folder: Path, identity: str) -> None:
@@ -111,7 +122,7 @@ def _registered(folder: Path, identity: str) -> SharedServers | None:
     if servers.host == socket.gethostname():
         return servers if psutil.pid_exists(servers.pid) else None
     try:
-        return servers if time.time() - path.stat().st_mtime < STALE_S else None
+        return servers if _HEARTBEATS.silent_s(path) < STALE_S else None
     except FileNotFoundError:
         return None  # withdrawn since it was read
 

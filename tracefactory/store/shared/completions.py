@@ -13,20 +13,21 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
 import numpy as np
 
-from tracefactory.core.files import TEMPORARY, whole_file
+from tracefactory.core.files import TEMPORARY
 from tracefactory.store.indexes import MappedIndex, prefixes_of
 from tracefactory.store.journals import PREFIX, SUFFIX, Line, read_lines
 from tracefactory.store.segments import Segment, write_segment
 from tracefactory.store.shared.holding import Holding
-from tracefactory.store.shared.objects import Objects, Unreachable, put_whole
-from tracefactory.store.shared.reading import AT_ONCE, BAD, cache_folder, segment_name
+from tracefactory.store.shared.hours import HourlyObjects
+from tracefactory.store.shared.objects import Objects, Unreachable
+from tracefactory.store.shared.reading import BAD, cache_folder, put_segment, segment_name
+from tracefactory.store.shared.retired import AT_ONCE, Retired, fetch_index
 
 SEGMENT_BYTES = 8 << 20
 """Records of so many bytes are put at once."""
@@ -37,7 +38,6 @@ HOLD_BYTES = 64 << 20
 HOLD_S = 300.0
 """While nothing could be put for so long, no request is sent."""
 RETRY_S = 5.0
-_HOUR = "%Y%m%dT%H"
 
 
 class _Record(NamedTuple):
@@ -62,7 +62,8 @@ class SharedCompletions:
         self._lock = (self.folder / "upload.lock").open("a")
         self._holding = Holding(self.folder / f"hold-{uuid4().hex}")
         self._indexes: dict[str, MappedIndex] = {}
-        self._newest = ""  # the newest hour with an index
+        self._listed = HourlyObjects(objects, "indexes")
+        self._retired = Retired(self.folder, objects)
         self._read_to: dict[str, int] = {}  # by journal
         self._looked_through: set[str] = set()  # segments
         self._waiting: dict[str, _Record] = {}  # by key
@@ -79,19 +80,21 @@ class SharedCompletions:
         Raises:
             Unreachable: when the shared state cannot be asked.
         """
-        after = ""
-        if self._newest:
-            # Objects are named by the hour in which their segment was put, by the store's clock.
-            after = f"indexes/{(datetime.strptime(self._newest, _HOUR) - timedelta(hours=1)).strftime(_HOUR)}"
-        new = {}
-        for one in self.objects.list("indexes", after):
-            _, hour, name = one.name.split("/")
-            self._newest = max(self._newest, hour)
-            path = self.folder / name
+        self._retired.pull()
+        # Of merges whose segment came by an earlier call: who lists the indexes now would find neither otherwise.
+        self._retired.drop(path.stem for path in self.folder.glob("[!.]*.index"))
+        new: dict[Path, str] = {}
+        old: dict[Path, str] = {}
+        for one in self._listed.new():
+            path = self.folder / f"{one.stem}.index"
             if not path.exists() and not path.with_suffix(BAD).exists():
-                new[path] = one.name
+                (old if self._retired.replacing(one.stem) else new)[path] = one.name
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            return sum(pool.map(self._fetch_index, new, new.values()))
+            found = sum(pool.map(self._fetch_index, new, new.values()))
+            # Of a merge whose segment is not usable, those that it replaces are.
+            old = {path: name for path, name in old.items() if not self._retired.is_replaced(path.stem)}
+            found += sum(pool.map(self._fetch_index, old, old.values()))
+        return found
 
     def push(self, *, flush: bool = False) -> None:
         """Put new completions when there are enough or they are old enough; with `flush`, all of them.
@@ -159,10 +162,7 @@ class SharedCompletions:
                 bad = self.folder / f"{path.stem}{BAD}"
                 if bad.exists():
                     self.objects.delete(segment_name(path.stem))
-                head = put_whole(self.objects, segment_name(path.stem), path.read_bytes())
-                hour = datetime.fromtimestamp(head.modified, UTC).strftime(_HOUR)
-                index = path.with_suffix(".index").read_bytes()
-                put_whole(self.objects, f"indexes/{hour}/{path.stem}.index", index)
+                put_segment(self.objects, path)
                 bad.unlink(missing_ok=True)
                 path.with_suffix(".index").rename(self.folder / f"{path.stem}.index")
         self._waiting.clear()
@@ -256,14 +256,7 @@ class SharedCompletions:
                 (self.folder / name).unlink(missing_ok=True)  # it is fetched again
 
     def _fetch_index(self, path: Path, name: str) -> bool:
-        try:
-            content, _ = self.objects.get(name)
-            with whole_file(path) as temporary:
-                temporary.write_bytes(content)
-                MappedIndex(temporary).close()
-        except (FileNotFoundError, ValueError):
-            return False
-        return True
+        return fetch_index(self.objects, name, path)
 
     def _hold(self, why: str, failing_s: float) -> None:
         unsent = self.unsent_bytes

@@ -25,6 +25,8 @@ EXPIRES_S = 60.0
 RENEW_S = 15.0
 POLL_S = 3.0
 """Time between two looks at a lease of another run."""
+FREE = b"{}"
+"""The content of a lease that was given back."""
 _THREADS = ThreadPoolExecutor(4, thread_name_prefix="leases")
 _Answer = TypeVar("_Answer")
 
@@ -96,7 +98,7 @@ class SharedLease:
                 raise RunError(self._why_lost) from error
             return
         try:
-            await _in_thread(self.objects.replace, self.name, b"{}", self._etag)
+            await _in_thread(self.objects.replace, self.name, FREE, self._etag)
         except Unreachable:
             return  # it expires
 
@@ -124,10 +126,7 @@ class SharedLease:
 
     def _age_s(self, head: Head) -> float:
         """Return for how many seconds a lease was not renewed, by the clock of the store."""
-        name, content = f"clocks/{self.run}", uuid4().bytes
-        if self.objects.create(name, content) is None:
-            self.objects.replace(name, content, self.objects.head(name).etag)
-        return self.objects.head(name).modified - head.modified
+        return clock_of(self.objects, self.run) - head.modified
 
     async def _renew(self) -> None:
         renewed = time.monotonic()
@@ -165,6 +164,18 @@ class SharedLease:
     def _content(self) -> bytes:
         owner = {"run": self.run, "host": socket.gethostname(), "pid": os.getpid(), "nonce": uuid4().hex}
         return json.dumps(owner).encode()
+
+
+def clock_of(objects: Objects, run: str) -> float:
+    """Return the time of the store, in Unix seconds: the time stamp of an object that a run writes for this.
+
+    Raises:
+        Unreachable: when the shared state cannot be asked.
+    """
+    name, content = f"clocks/{run}", uuid4().bytes
+    if objects.create(name, content) is None:
+        objects.replace(name, content, objects.head(name).etag)
+    return objects.head(name).modified
 
 
 async def _in_thread(ask: Callable[..., _Answer], *arguments: object) -> _Answer:

@@ -3,12 +3,14 @@
 requests/shared-<digest of the URL>/source.json      the URL
 requests/shared-<digest of the URL>/<sha256>.index   the index of a segment of the shared state
 requests/shared-<digest of the URL>/<sha256>.parquet the segment, once one of its records was read
+requests/shared-<digest of the URL>/<sha256>.retired a merge of segments into one (`store.shared.retired`)
 requests/shared-<digest of the URL>/<sha256>.bad     the index of a segment whose records are not what its name says
 """
 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -23,11 +25,14 @@ from tracefactory.store.damage import Damage, reading
 from tracefactory.store.indexes import Index, MappedIndex
 from tracefactory.store.segments import SCHEMA, Segment, content_name, metadata_of
 from tracefactory.store.shared.cloud import connect
-from tracefactory.store.shared.objects import Objects
+from tracefactory.store.shared.hours import hour_of
+from tracefactory.store.shared.objects import Objects, put_whole
+from tracefactory.store.shared.retired import AT_ONCE, Retired
 
-AT_ONCE = 16
-"""Objects that are fetched at the same time."""
 BAD = ".bad"
+FETCH_BYTES = 512 << 20
+"""Segments of about so many bytes are in memory at the same time while they are fetched."""
+_RETIRING = threading.Lock()
 
 
 def cache_folder(requests: Path, url: str) -> Path:
@@ -48,6 +53,21 @@ def segment_name(stem: str) -> str:
     return f"segments/{stem[:2]}/{stem}.parquet"
 
 
+def put_segment(objects: Objects, path: Path) -> None:
+    """Put a segment and then its index, which are files beside each other; from then on the segment counts.
+
+    Args:
+        objects: the shared state.
+        path: the segment.
+
+    Raises:
+        Unreachable: when they are not there in the end.
+    """
+    head = put_whole(objects, segment_name(path.stem), path.read_bytes())
+    index = path.with_suffix(".index").read_bytes()
+    put_whole(objects, f"indexes/{hour_of(head.modified)}/{path.stem}.index", index)
+
+
 class SharedSegment(Segment):
     """A segment of a shared state of which only the index needs to be here."""
 
@@ -57,6 +77,7 @@ class SharedSegment(Segment):
         """Fetch the records unless they are here.
 
         Raises:
+            FileNotFoundError: when it was merged into another segment, whose index is here now.
             Unreachable: when the shared state cannot be asked; its completions are not owed for that.
             ValueError: when they are missing there, or not what the name of the segment says.
         """
@@ -66,11 +87,11 @@ class SharedSegment(Segment):
             return
         objects = _objects_of(self.path.parent)
         try:
-            content, _ = objects.get(segment_name(self.path.stem))
-            with whole_file(self.path) as temporary:
-                temporary.write_bytes(content)
-                _check_content(temporary, self.path.stem)
+            fetch_segment(objects, self.path)
         except (FileNotFoundError, ValueError) as error:
+            with _RETIRING:  # of several threads that miss segments, one asks for what replaces them
+                if isinstance(error, FileNotFoundError) and Retired(self.path.parent, objects).replace(self.path.stem):
+                    raise
             with suppress(FileNotFoundError):  # another process of this machine has seen it too
                 self.path.with_suffix(".index").rename(self.path.with_suffix(BAD))
             why = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error})"
@@ -93,11 +114,20 @@ class SharedSegment(Segment):
         self.fetch()
         return pq.ParquetFile(self.path, metadata=self._metadata, page_checksum_verification=True)
 
+    @property
+    def stored_bytes(self) -> int:
+        """The size of its records as they are stored, in bytes."""
+        if self._metadata is None:
+            return 0
+        groups = map(self._metadata.row_group, range(self._metadata.num_row_groups))
+        return sum(one.column(number).total_compressed_size for one in groups for number in range(one.num_columns))
+
 
 def fetch_all(segments: Iterable[SharedSegment]) -> None:
     """Fetch the records of several segments at the same time; what is wrong with one is met when it is read.
 
     Raises:
+        FileNotFoundError: when one was merged into another segment meanwhile.
         Unreachable: when the shared state cannot be asked.
     """
 
@@ -109,18 +139,32 @@ def fetch_all(segments: Iterable[SharedSegment]) -> None:
 
     missing = [one for one in segments if not one.path.exists()]
     if missing:
-        with ThreadPoolExecutor(min(AT_ONCE, len(missing))) as pool:
+        fitting = FETCH_BYTES // max(1, *(one.stored_bytes for one in missing))
+        with ThreadPoolExecutor(max(1, min(AT_ONCE, len(missing), fitting))) as pool:
             list(pool.map(fetch, missing))
 
 
-def _check_content(path: Path, stem: str) -> None:
-    """Raise ValueError unless a file has the records that its name says."""
-    with reading(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-        if file.schema_arrow.names != SCHEMA.names:
-            raise ValueError("not a table of keys and records")
-        found = content_name(_records(file))
-    if found != stem:
-        raise ValueError("its records have another digest")
+def fetch_segment(objects: Objects, path: Path) -> None:
+    """Fetch a segment, and make sure that it has the records that its name says; nothing is written otherwise.
+
+    Args:
+        objects: the shared state.
+        path: its file here.
+
+    Raises:
+        FileNotFoundError: when it is not there.
+        Unreachable: when the shared state cannot be asked.
+        ValueError: when it is damaged.
+    """
+    content, _ = objects.get(segment_name(path.stem))
+    with whole_file(path) as temporary:
+        temporary.write_bytes(content)
+        with reading(temporary), pq.ParquetFile(temporary, page_checksum_verification=True) as file:
+            if file.schema_arrow.names != SCHEMA.names:
+                raise ValueError("not a table of keys and records")
+            found = content_name(_records(file))
+        if found != path.stem:
+            raise ValueError("its records have another digest")
 
 
 def _records(file: pq.ParquetFile) -> Iterator[tuple[str, bytes]]:

@@ -17,7 +17,7 @@ from tracefactory.core.errors import RunError
 from tracefactory.core.files import whole_file
 from tracefactory.store.records import checked, with_checksum
 from tracefactory.store.shared.objects import Objects, put_whole
-from tracefactory.store.shared.reading import AT_ONCE
+from tracefactory.store.shared.retired import AT_ONCE
 from tracefactory.store.stages import PART
 
 _RECORD, _IDENTITY = "record.json", "identity.json"
