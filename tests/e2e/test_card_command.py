@@ -18,8 +18,8 @@ from rich.console import Console
 
 from tests.e2e.conftest import Project, Teacher
 from tracefactory.config import load_pipeline
-from tracefactory.engine.display import Display
 from tracefactory.engine.identity import identities
+from tracefactory.engine.reporting.display import Display
 from tracefactory.engine.run import run_pipeline
 from tracefactory.publish.release import Manifest, read_manifest
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tracefactory.engine.display import _left as left_text
-from tracefactory.engine.report import FunnelLine, funnel, rounded
+from tracefactory.engine.reporting.display import _left as left_text
+from tracefactory.engine.reporting.report import FunnelLine, funnel, rounded
 from tracefactory.store.stages import Tally
 
 

@@ -18,10 +18,10 @@ from tracefactory.cli import app
 from tracefactory.config.project import find_project
 from tracefactory.core.errors import UserError
 from tracefactory.core.pipeline import Project
-from tracefactory.engine import garbage as engine_garbage
-from tracefactory.engine.garbage import GarbagePlan, Item, collect, plan_garbage
-from tracefactory.engine.reach import STAGE
-from tracefactory.engine.usage import usage_of
+from tracefactory.engine.garbage import collection as engine_garbage
+from tracefactory.engine.garbage.collection import GarbagePlan, Item, collect, plan_garbage
+from tracefactory.engine.garbage.reach import STAGE
+from tracefactory.engine.garbage.usage import usage_of
 from tracefactory.store import garbage
 from tracefactory.store.garbage import delete_stage
 from tracefactory.store.leases import Lease, RunLock

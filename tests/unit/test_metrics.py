@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tracefactory.core.errors import UserError
-from tracefactory.engine.telemetry import ENDPOINT_METRICS, STAGE_METRICS, MetricsPage, prometheus_text
+from tracefactory.engine.reporting.telemetry import ENDPOINT_METRICS, STAGE_METRICS, MetricsPage, prometheus_text
 
 SAMPLE = re.compile(r'(tracefactory_\w+)\{(\w+="(?:[^"\\\n]|\\[\\"n])*"(?:,\w+="(?:[^"\\\n]|\\[\\"n])*")*)\} (\S+)')
 

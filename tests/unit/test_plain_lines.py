@@ -10,9 +10,9 @@ from typing import Any
 
 from rich.console import Console
 
-from tracefactory.engine.display import Display
-from tracefactory.engine.plain import PlainLines
-from tracefactory.engine.report import FunnelLine, funnel
+from tracefactory.engine.reporting.display import Display
+from tracefactory.engine.reporting.plain import PlainLines
+from tracefactory.engine.reporting.report import FunnelLine, funnel
 from tracefactory.store.stages import Tally
 
 

@@ -17,10 +17,10 @@ from rich.console import Console
 
 from tracefactory.config import load_pipeline
 from tracefactory.config.project import init_project
-from tracefactory.engine import display
-from tracefactory.engine.display import Display
+from tracefactory.engine.reporting import display
+from tracefactory.engine.reporting.display import Display
+from tracefactory.engine.reporting.telemetry import exporter
 from tracefactory.engine.run import run_pipeline
-from tracefactory.engine.telemetry import exporter
 from tracefactory.testing import fake_teacher
 
 CANARY = "sk-canary-7f3a9c"

@@ -17,10 +17,10 @@ import pytest
 from tracefactory.config import load_pipeline
 from tracefactory.core.model import RequestFailed
 from tracefactory.core.pipeline import RunOptions
-from tracefactory.engine import log as log_module
-from tracefactory.engine.events import Events
 from tracefactory.engine.executors.ray import RayExecutor, _Member
-from tracefactory.engine.log import EARLIER, LIMIT, LOG, RunLog, one_line
+from tracefactory.engine.reporting import log as log_module
+from tracefactory.engine.reporting.events import Events
+from tracefactory.engine.reporting.log import EARLIER, LIMIT, LOG, RunLog, one_line
 from tracefactory.engine.run import run_pipeline
 from tracefactory.testing import fake_teacher
 from tracefactory.testing.run import unwatched

@@ -15,10 +15,10 @@ import pytest
 
 from tracefactory.cli import main
 from tracefactory.cli import watch as command
-from tracefactory.engine import watching
 from tracefactory.engine.plan import Plan
+from tracefactory.engine.reporting import watching
+from tracefactory.engine.reporting.watching import LogReader
 from tracefactory.engine.runs import End, RunFolder, RunOutcome
-from tracefactory.engine.watching import LogReader
 from tracefactory.store.shared import cloud, runs
 
 STAGE = {"stage": "short", "state": "runs", "shards_done": 1, "shards": 8, "kept": 9, "dropped": 0, "errors": 1}

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tracefactory.cli.options import Json
 from tracefactory.cli.show import stdout_console
-from tracefactory.engine.report import plain_table
+from tracefactory.engine.reporting.report import plain_table
 from tracefactory.publish.compare import Difference, compare
 
 _SHOWN = 5

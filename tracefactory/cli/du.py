@@ -13,7 +13,7 @@ from tracefactory.cli.options import Json, ProjectFolder
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from tracefactory.engine.usage import StageUsage, Usage
+    from tracefactory.engine.garbage.usage import StageUsage, Usage
 
 
 def du(
@@ -24,7 +24,7 @@ def du(
     """Show what the state and the releases take: files and bytes by kind, and the largest stages."""
     from tracefactory.cli.show import WIDTH, stdout_console
     from tracefactory.config.project import find_project
-    from tracefactory.engine.usage import usage_of
+    from tracefactory.engine.garbage.usage import usage_of
 
     found = usage_of(find_project(project))
     if json:
@@ -42,7 +42,7 @@ def du(
 
 def _kinds(found: Usage) -> Table:
     from tracefactory.cli.gc import in_bytes
-    from tracefactory.engine.report import plain_table
+    from tracefactory.engine.reporting.report import plain_table
 
     table = plain_table("by kind")
     table.add_column("kind")
@@ -58,7 +58,7 @@ def _kinds(found: Usage) -> Table:
 
 def _stages(found: Usage, largest: int) -> Table:
     from tracefactory.cli.gc import in_bytes
-    from tracefactory.engine.report import plain_table
+    from tracefactory.engine.reporting.report import plain_table
 
     table = plain_table(f"the largest of {len(found.stages):,} stages")
     table.add_column("stage", overflow="fold", max_width=30)

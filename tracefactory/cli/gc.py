@@ -15,7 +15,7 @@ from tracefactory.cli.options import Json, ProjectFolder
 
 if TYPE_CHECKING:
     from tracefactory.core.pipeline import Project
-    from tracefactory.engine.garbage import GarbagePlan, Item
+    from tracefactory.engine.garbage.collection import GarbagePlan, Item
 
 
 def gc(
@@ -50,7 +50,7 @@ def gc(
     import orjson
 
     from tracefactory.config.project import find_project
-    from tracefactory.engine.garbage import collect, plan_garbage
+    from tracefactory.engine.garbage.collection import collect, plan_garbage
 
     found = find_project(project)
     if completions_of is not None:

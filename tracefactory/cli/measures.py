@@ -17,7 +17,7 @@ from tracefactory.config.project import find_project
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.rows import Frozen, Trace
 from tracefactory.engine.lineage import views_of
-from tracefactory.engine.report import plain_table
+from tracefactory.engine.reporting.report import plain_table
 from tracefactory.engine.runs import RunOutcome, load_outcome
 from tracefactory.students.measures import dataset_rank_surprisal
 from tracefactory.students.view import StudentView

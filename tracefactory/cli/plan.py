@@ -58,7 +58,7 @@ def _table(plan: Plan, refused: list[str]) -> RenderableType:
     from rich.text import Text
 
     from tracefactory.engine.plan import State
-    from tracefactory.engine.report import plain_table
+    from tracefactory.engine.reporting.report import plain_table
 
     at_most = "at most " if plan.bound else ""
     table = plain_table(f"{plan.pipeline} {plan.version}: {at_most}{plan.requests:,} requests to pay")

@@ -58,7 +58,7 @@ def run(
 
     from tracefactory.cli.show import print_outcome, stdout_console
     from tracefactory.config import load_pipeline
-    from tracefactory.engine.display import Display
+    from tracefactory.engine.reporting.display import Display
     from tracefactory.engine.run import run_pipeline
     from tracefactory.engine.runs import RunOutcome
 

@@ -15,7 +15,7 @@ from tracefactory.core.errors import RunError
 from tracefactory.core.prices import dollars
 from tracefactory.core.rows import Kind
 from tracefactory.core.spans import Span
-from tracefactory.engine.report import FunnelLine, funnel, lengths, run_list, spending, with_notes
+from tracefactory.engine.reporting.report import FunnelLine, funnel, lengths, run_list, spending, with_notes
 from tracefactory.engine.runs import End, RunOutcome, StageOutcome, load_outcome, runs_of
 
 ENDED = {

@@ -16,9 +16,9 @@ from tracefactory.cli.show import stdout_console
 from tracefactory.config import load_pipeline
 from tracefactory.core.rows import Frozen, Trace
 from tracefactory.engine.costs import total
-from tracefactory.engine.display import Display
 from tracefactory.engine.plan import Plan, make_plan
-from tracefactory.engine.report import plain_table, with_notes
+from tracefactory.engine.reporting.display import Display
+from tracefactory.engine.reporting.report import plain_table, with_notes
 from tracefactory.engine.run import run_pipeline
 from tracefactory.engine.runs import RunOutcome
 from tracefactory.engine.spending import prices_of

@@ -17,10 +17,10 @@ from tracefactory.cli.options import Json, ProjectFolder
 from tracefactory.config.project import find_project
 from tracefactory.core.pipeline import Project
 from tracefactory.core.prices import dollars
-from tracefactory.engine.log import one_line
-from tracefactory.engine.plain import PlainLines
+from tracefactory.engine.reporting.log import one_line
+from tracefactory.engine.reporting.plain import PlainLines
+from tracefactory.engine.reporting.watching import Watched, named_run, newest_run
 from tracefactory.engine.runs import End, load_outcome
-from tracefactory.engine.watching import Watched, named_run, newest_run
 
 POLL_S, PULL_S = 1.0, 30.0
 WIDTH = 80

@@ -12,7 +12,7 @@ from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import problem_id_of
 from tracefactory.core.stage import Batch, Record, Result
-from tracefactory.engine.events import Events
+from tracefactory.engine.reporting.events import Events
 from tracefactory.engine.retry import LeftFailures, failed_rows
 from tracefactory.serving.failures import FAILURES
 from tracefactory.store.stages import StageFolder, Tally

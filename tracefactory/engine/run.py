@@ -23,12 +23,12 @@ from tracefactory.core.rows import Kind
 from tracefactory.core.stage import kinds_of, stage_of
 from tracefactory.engine.caps import ended, ended_at_wall, spend_of
 from tracefactory.engine.costs import unpriced
-from tracefactory.engine.events import logged
 from tracefactory.engine.executors import open_executor
 from tracefactory.engine.executors.base import Executor
 from tracefactory.engine.flow import Flow, StageRun
 from tracefactory.engine.identity import identities
 from tracefactory.engine.plan import Plan, State, asked_models, make_plan, retry_of
+from tracefactory.engine.reporting.events import logged
 from tracefactory.engine.runs import End, RunFolder, RunOutcome, StageOutcome, exit_status
 from tracefactory.engine.sharing import Sharing
 from tracefactory.engine.worker import WorkerSetup

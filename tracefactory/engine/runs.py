@@ -17,8 +17,8 @@ from tracefactory.core.errors import BudgetReached, Interrupted, RunError, RunSt
 from tracefactory.core.files import write_json, write_text
 from tracefactory.core.rows import Frozen, Kind
 from tracefactory.core.yamlfile import to_yaml
-from tracefactory.engine.log import LOG, RunLog
 from tracefactory.engine.plan import Plan, State
+from tracefactory.engine.reporting.log import LOG, RunLog
 from tracefactory.store.damage import Damage
 from tracefactory.store.leases import RunLock, has_workers
 from tracefactory.store.records import read_record, write_record

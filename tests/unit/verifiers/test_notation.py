@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tracefactory.maths.tokens import UnparsedError
 from tracefactory.maths.expression import parse_expression as parse
+from tracefactory.maths.tokens import UnparsedError
 
 
 @pytest.mark.parametrize("name", ["sin", "cos", "tan"])

@@ -32,7 +32,7 @@ class Executor(Protocol):
         ...
 
     async def events(self) -> Sequence[Mapping[str, Any]]:
-        """Return the failures since the last call, for the log of the run; see `engine.events`."""
+        """Return the failures since the last call, for the log of the run; see `engine.reporting.events`."""
         ...
 
     async def models(self) -> Mapping[str, ModelStatus]:

@@ -19,11 +19,11 @@ from rich.text import Text
 
 from tracefactory.engine.executors.base import Executor
 from tracefactory.engine.flow import Flow, StageRun
-from tracefactory.engine.plain import PlainLines
-from tracefactory.engine.progress import Live as Numbers
-from tracefactory.engine.progress import Progress, snapshot, time_left
-from tracefactory.engine.report import FunnelLine, funnel
-from tracefactory.engine.telemetry import MetricsPage, exporter, prometheus_text
+from tracefactory.engine.reporting.plain import PlainLines
+from tracefactory.engine.reporting.progress import Live as Numbers
+from tracefactory.engine.reporting.progress import Progress, snapshot, time_left
+from tracefactory.engine.reporting.report import FunnelLine, funnel
+from tracefactory.engine.reporting.telemetry import MetricsPage, exporter, prometheus_text
 
 _LIVE_S, _LOOK_S, _PLAIN_S = 0.5, 2.0, 10.0
 INTERRUPTED = 130

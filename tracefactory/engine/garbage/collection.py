@@ -1,7 +1,7 @@
 """The plan of a garbage collection, and its execution.
 
-Listed are stages that nobody needs (`engine.reach`), old runs, doubled segments and leftovers of killed writes. What
-cannot be made again for nothing (`engine.remaking`) is listed and kept unless the user names it.
+Listed are stages that nobody needs (`engine.garbage.reach`), old runs, doubled segments and leftovers of killed
+writes. What cannot be made again for nothing (`engine.garbage.remaking`) is listed and kept unless the user names it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.pipeline import Project
 from tracefactory.core.rows import Frozen
-from tracefactory.engine.reach import (
+from tracefactory.engine.garbage.reach import (
     STAGE,
     Reach,
     pushed_versions,
@@ -24,7 +24,7 @@ from tracefactory.engine.reach import (
     releases,
     runs_by_pipeline,
 )
-from tracefactory.engine.remaking import Keep, Remaking
+from tracefactory.engine.garbage.remaking import Keep, Remaking
 from tracefactory.store.garbage import (
     OLD_S,
     SETTLED_S,

@@ -35,7 +35,7 @@ ENDPOINT_METRICS = {"in_flight": "{request}", "limit": "{request}", "refused": "
 
 
 def exporter() -> Callable[[Mapping[str, Any]], None] | None:
-    """Return a function that records a snapshot of `engine.progress`, None without OpenTelemetry."""
+    """Return a function that records a snapshot of `engine.reporting.progress`, None without OpenTelemetry."""
     if importlib.util.find_spec("opentelemetry") is None:
         return None
     from opentelemetry.metrics import get_meter
@@ -56,7 +56,7 @@ def exporter() -> Callable[[Mapping[str, Any]], None] | None:
 
 
 def prometheus_text(snapshot: Mapping[str, Any]) -> str:
-    """Return a snapshot of `engine.progress` in the text format of Prometheus, version 0.0.4."""
+    """Return a snapshot of `engine.reporting.progress` in the text format of Prometheus, version 0.0.4."""
     families: dict[str, list[str]] = {}
     for one in _samples(snapshot):
         name = f"tracefactory_{one.of}_{one.name}"

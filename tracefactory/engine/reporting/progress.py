@@ -1,7 +1,7 @@
 """The progress of a run as data: rates, the time left and its basis, the state of every server.
 
 `snapshot` is what `tracefactory run --progress json` prints as JSON lines, what the run's log keeps, and what
-`engine.telemetry` exports.
+`engine.reporting.telemetry` exports.
 """
 
 from __future__ import annotations

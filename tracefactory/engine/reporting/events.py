@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from tracefactory.core.model import RequestFailed
-from tracefactory.engine.log import LIMIT
+from tracefactory.engine.reporting.log import LIMIT
 
 if TYPE_CHECKING:
     from tracefactory.engine.executors.base import Executor

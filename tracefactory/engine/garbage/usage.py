@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tracefactory.core.pipeline import Project
 from tracefactory.core.rows import Frozen
-from tracefactory.engine.reach import Reach, reach_of, runs_by_pipeline
+from tracefactory.engine.garbage.reach import Reach, reach_of, runs_by_pipeline
 from tracefactory.store.garbage import Size, plan_of, size_of
 
 KINDS: Mapping[str, str] = {
@@ -48,7 +48,7 @@ class StageUsage(Frozen):
 
 
 class Usage(Frozen):
-    """What a project takes on disk. `stages` are all stages, the largest first; `broken` is that of `engine.reach`."""
+    """What a project takes on disk. `stages` are all stages, the largest first; `broken` is that of `garbage.reach`."""
 
     state: str
     kinds: tuple[KindUsage, ...]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tracefactory.core.errors import UserError, nearest
-from tracefactory.engine.log import LOG
+from tracefactory.engine.reporting.log import LOG
 from tracefactory.engine.runs import End
 from tracefactory.store.heartbeats import Heartbeats
 from tracefactory.store.leases import STALE_S, alive_file, has_workers
