@@ -71,18 +71,20 @@ def test_ray_and_inline_make_the_same_dataset(
     assert teacher.stats()["completed_total"] == 320  # two projects, two stores
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("executor", "kills", "longest_s"), [("inline", 2, 5.0), pytest.param("ray", 10, 14.0, marks=pytest.mark.slow)]
+)
 def test_kill_9_of_the_whole_tree_at_random_moments(
-    kills: int, teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
+    executor: str, kills: int, longest_s: float, teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
 ) -> None:
     teacher = teacher_of(**{**FAULTS, "latency_s": 0.3})
     reference = project_of(teacher.url, size=60, name="reference", gym=True).make()
     before = teacher.stats()["completed"]
-    project = project_of(teacher.url, size=60, executor="ray", name="killed", gym=True)
+    project = project_of(teacher.url, size=60, executor=executor, name="killed", gym=True)
     random.seed(11)
     for _ in range(kills):
         process = project.start()
-        time.sleep(random.uniform(4.0, 14.0))
+        time.sleep(random.uniform(2.0, longest_s))
         kill_tree(process.pid)
         process.wait()
     outcome = project.make()
