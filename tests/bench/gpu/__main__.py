@@ -73,7 +73,7 @@ def parts(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], A
     dtype = torch.bfloat16 if real else torch.float32
     words = [200, 400, 800, 1600, 3200] * 8 if real else [20, 40, 80]
     budgets = [8192, 32768, 131072] if real else [256, 1024]
-    rows, tokens = ([1, 4, 16, 64, 256], 128) if real else ([1, 4], 32)
+    rows, tokens = ([1, 4, 16, 64, 256], 128) if real else ([3], 24)
 
     def pair() -> Pair:
         if options.teacher is not None:
