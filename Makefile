@@ -43,7 +43,8 @@ types: dev ## check the types of the package, strictly
 
 .PHONY: test
 TEST_WORKERS ?= 3
-# One more than two cores: many tests wait for servers.
+# One more than two cores: many tests wait for servers. They start hundreds of processes, which must find compiled modules.
+test: export PYTHONDONTWRITEBYTECODE =
 test: dev ## run the tests
 	$(BIN)/pytest -q --durations=20 --numprocesses $(TEST_WORKERS) --dist load tests/contract tests/e2e
 	$(BIN)/pytest -q --durations=20 --numprocesses $(TEST_WORKERS) --dist loadfile tests/unit tests/filters tests/attacks tests/trainers

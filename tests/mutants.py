@@ -12,6 +12,7 @@ package, since worker processes can run it, too.
 from __future__ import annotations
 
 import argparse
+import ast
 import json
 import os
 import random
@@ -23,15 +24,43 @@ from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SANDBOX = "tests/unit/verifiers/test_code.py tests/unit/verifiers/test_other_verifiers.py"
+SANDBOX = " ".join(f"tests/unit/verifiers/test_{name}.py" for name in ("code", "other_verifiers", "sandbox_places"))
+EXECUTORS = " ".join(
+    f"tests/unit/executors/test_{name}.py" for name in ("choice", "clients", "dashboard", "joining", "lost_actors")
+)
+"""Those that start no Ray cluster."""
+REPORTING = " ".join(
+    f"tests/unit/test_{name}.py" for name in ("progress", "display", "plain_lines", "run_log", "metrics", "watch")
+)
+RUNS = " ".join(
+    f"tests/unit/stages/test_{name}.py"
+    for name in (
+        "failed_runs",
+        "former_keys",
+        "lost_rows",
+        "measure",
+        "measure_left",
+        "shared_runs",
+        "sources",
+        "stage_rows",
+        "upgrade",
+    )
+)
+"""Those tests of stages that are of the engine."""
+PLUGINS = (
+    "tests/unit/test_plugins.py "
+    "--deselect=tests/unit/test_plugins.py::test_plugins_run_on_ray_workers_that_have_no_files"
+)
 OWN_TESTS = {
     "tracefactory/core": "tests/unit/test_fingerprint.py tests/unit/test_digests.py tests/unit/test_yamlfile.py "
-    "tests/unit/test_yamlmodel.py tests/unit/test_prices.py tests/unit/test_processes.py tests/unit/test_patterns.py "
-    "tests/contract/test_golden_keys.py "  # mutmut doubles the depth of the stack, which this test measures:
+    "tests/unit/test_yamlmodel.py tests/unit/test_prices.py tests/unit/test_processes.py tests/unit/test_config.py "
+    f"{PLUGINS} tests/unit/test_ops.py tests/contract/test_golden_keys.py tests/unit/test_store.py "
+    "tests/unit/students/test_scores.py "
+    # mutmut doubles the depth of the stack, which this test measures:
     "--deselect=tests/unit/test_fingerprint.py::test_values_nested_too_deep_for_orjson_are_encoded",
     "tracefactory/config": "tests/unit/test_config.py tests/unit/test_project.py",
     "tracefactory/store": "tests/unit/store tests/unit/test_store.py tests/unit/test_requests.py "
-    "tests/unit/test_lease.py",
+    "tests/unit/test_lease.py tests/unit/test_gc.py tests/unit/test_sharing.py tests/unit/students/test_scores.py",
     "tracefactory/answers": "tests/unit/verifiers",
     "tracefactory/maths": "tests/unit/verifiers",
     "tracefactory/sandbox/inside": f"{SANDBOX} tests/attacks/test_judging.py",
@@ -54,14 +83,22 @@ OWN_TESTS = {
     "tracefactory/views": "tests/unit/views tests/unit/test_release.py tests/unit/students/test_masks.py",
     "tracefactory/publish": "tests/unit/test_card.py tests/unit/test_release.py tests/unit/test_compare.py "
     "tests/unit/test_publishing.py tests/unit/test_hub.py tests/unit/test_versions.py "
-    "tests/unit/stages/test_publish.py",
+    "tests/unit/stages/test_publish.py tests/unit/stages/test_templates.py tests/unit/students/test_templates.py",
     "tracefactory/students": "tests/unit/students",
-    "tracefactory/stages": "tests/unit/stages",
-    "tracefactory/models": "tests/unit/models tests/unit/test_prices.py",
-    "tracefactory/serving": "tests/unit/models",
-    "tracefactory/engine": "tests/unit/test_progress.py tests/unit/test_spending.py tests/unit/test_display.py "
-    "tests/unit/stages",
+    "tracefactory/stages": f"tests/contract/test_golden_keys.py tests/unit/stages {PLUGINS}",
+    "tracefactory/models": "tests/contract/test_golden_keys.py tests/unit/models tests/unit/test_prices.py",
+    "tracefactory/serving": "tests/unit/models tests/unit/executors/test_clients.py",
+    "tracefactory/engine/executors": EXECUTORS,
+    "tracefactory/engine/garbage": "tests/unit/test_gc.py",
+    "tracefactory/engine/reporting": REPORTING,
+    "tracefactory/engine": f"{REPORTING} {EXECUTORS} {RUNS} tests/unit/test_gc.py tests/unit/test_spending.py "
+    "tests/unit/test_sharing.py tests/unit/test_file_count.py tests/unit/models/test_gpu_turns.py",
     "tracefactory/trainers": "tests/unit/trainers",
+    "tracefactory/teaching": "tests/unit/teaching",
+    "tracefactory/cli": "tests/unit/test_ops.py tests/unit/test_new.py tests/unit/test_deploy.py "
+    "tests/unit/test_serve.py tests/unit/test_watch.py tests/unit/test_gc.py tests/unit/test_compare.py "
+    "tests/unit/trainers tests/unit/students/test_view.py tests/unit/verifiers/test_other_verifiers.py",
+    "tracefactory/testing": f"tests/unit/test_testing.py {PLUGINS}",
 }
 """Tests by the folder that they are of; the first folder that holds the given path counts."""
 
@@ -151,18 +188,52 @@ def _applied(folder: Path, package: str, tests: list[str], mutants: list[str]) -
     limit = 30 + 5 * (time.monotonic() - began)
     survived = []
     for mutant in mutants:
-        before = {path: path.read_bytes() for path in (folder / package.split("/")[0]).rglob("*.py")}
-        _mutmut(folder, "apply", mutant)
-        if all(path.read_bytes() == content for path, content in before.items()):
-            sys.exit(f"{package}: {mutant} was not written: see {_log(folder)}")
+        path = source_of(folder, mutant)
+        before = path.read_bytes()
+        path.write_text(with_mutant(folder, mutant), "utf-8")
         try:
             if _run(command, folder, folder, limit).returncode == 0:
                 survived.append(mutant)
         except subprocess.TimeoutExpired:
             pass  # the tests notice a change that makes them hang
-        for path, content in before.items():
-            path.write_bytes(content)
+        path.write_bytes(before)
     return survived
+
+
+def source_of(folder: Path, mutant: str) -> Path:
+    """Return the file of a copied repository that a mutant is of."""
+    module = folder.joinpath(*mutant.split(".")[:-1])
+    return module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+
+
+def with_mutant(folder: Path, mutant: str) -> str:
+    """Return the text of the file of a mutant with the mutant in place of its function.
+
+    `mutmut apply` writes a method over the first one of its name in the file, of whatever class.
+
+    Args:
+        folder: a copied repository with the files that mutmut made, which have all mutants beside their function.
+        mutant: its name, such as `tracefactory.core.prices.xǁPriceǁcost__mutmut_1`.
+    """
+    path = source_of(folder, mutant)
+    name = mutant.rpartition(".")[2]
+    owner, _, function = name.partition("__mutmut_")[0].removeprefix("x").removeprefix("ǁ").rpartition("ǁ")
+    function = function if owner else function.removeprefix("_")
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    made = (folder / "mutants" / path.relative_to(folder)).read_text("utf-8").splitlines(keepends=True)
+    old, new = _lines_of(lines, owner, function), _lines_of(made, owner, name)
+    lines[old] = [made[new.start].replace(name, function, 1), *made[new.start + 1 : new.stop]]
+    return "".join(lines)
+
+
+def _lines_of(lines: list[str], owner: str, function: str) -> slice:
+    """Return the lines of a function of a module, or of a method of its class `owner`, without its decorators."""
+    body = ast.parse("".join(lines)).body
+    if owner:
+        body = next(one.body for one in body if isinstance(one, ast.ClassDef) and one.name == owner)
+    found = (one for one in body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef) and one.name == function)
+    node = next(found)
+    return slice(node.lineno - 1, node.end_lineno)
 
 
 def _run(

@@ -23,7 +23,9 @@ pytestmark = pytest.mark.bench
 SERVERS = 32
 IN_FLIGHT = int(os.environ.get("TRACEFACTORY_BENCH_IN_FLIGHT", "4000"))
 LATENCY_S = float(os.environ.get("TRACEFACTORY_BENCH_LATENCY_S", "30"))
-REQUESTS = 2 * IN_FLIGHT
+SIGMA = 0.25
+"""Shape of the lognormal of latencies: answers differ in length, so that requests do not end all at once."""
+REQUESTS = int(os.environ.get("TRACEFACTORY_BENCH_ROUNDS", "6")) * IN_FLIGHT
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def servers() -> Iterator[Callable[[], list[str]]]:
     started: list[subprocess.Popen[str]] = []
 
     def start() -> list[str]:
-        script = json.dumps({"reply": "Let me think. " * 70, "latency_s": LATENCY_S})
+        script = json.dumps({"reply": "Let me think. " * 70, "latency_s": LATENCY_S, "latency_sigma": SIGMA})
         urls: list[str] = []
         for _ in range(2):
             command = [sys.executable, "-m", "tests.bench.many_servers", str(SERVERS // 2), script]

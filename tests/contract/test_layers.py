@@ -21,6 +21,7 @@ LAYERS = [
     {"engine"},
     {"publish"},
     {"views"},
+    {"teaching"},
     {"testing", "cli"},
     {"__main__"},
 ]

@@ -57,6 +57,27 @@ def test_a_finished_run_imports_no_model_and_no_cluster(tmp_path: Path) -> None:
     assert not HEAVY & imported_by("run", "pipelines/sums.yaml", cwd=project)
 
 
+def test_a_run_that_makes_rows_imports_no_pandas_which_works_all_the_same(tmp_path: Path) -> None:
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "problems.jsonl").write_text('{"question": "What is 1 + 1?", "answer": "2"}\n')
+    stages = "stages: [{id: problems, source: files, with: {paths: problems.jsonl}}]"
+    (tmp_path / "pipelines/p.yaml").write_text(f'name: p\nversion: "1"\n{stages}\nrun: {{executor: inline}}\n')
+    assert not HEAVY & imported_by("run", "pipelines/p.yaml", cwd=tmp_path)
+    code = """
+from tracefactory.engine.process import settle
+settle()
+import sys
+import pyarrow as pa
+table = pa.table({"a": pa.array(["x", None])})
+assert "pandas" not in sys.modules
+frame = table.to_pandas()
+import pandas as pd
+assert pa.Table.from_pandas(frame).to_pydict() == table.to_pydict()
+assert pa.array(pd.Series([1.0, float("nan")])).null_count == 1
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_every_command_has_its_file_and_its_line_in_the_help() -> None:
     files = {file.stem for file in (PACKAGE / "cli").glob("*.py")}
     rendered = {"rendered_row", "rendered_student", "rendered_trainer"}

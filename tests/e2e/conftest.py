@@ -14,11 +14,14 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from tests import forked
 
 LONG = "---\nstyle: long\n---\nThink step by step, then put the answer in \\boxed{}.\n\n{{ question }}\n"
 SHORT = "---\nstyle: short\n---\nAnswer directly, in one line, the answer in \\boxed{}.\n\n{{ question }}\n"
@@ -64,33 +67,44 @@ class Teacher:
     """The fake teacher and what it was asked."""
 
     url: str
-    process: subprocess.Popen[str]
+    process: ForkServerProcess
 
     def stats(self) -> dict[str, Any]:
         with urllib.request.urlopen(self.url.removesuffix("/v1") + "/stats", timeout=30) as answer:
             return json.load(answer)
 
 
+def environ() -> dict[str, str]:
+    """Return the environment without what pytest writes into it for each test, and torch when it is imported."""
+    own = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
+    return {name: value for name, value in os.environ.items() if name not in own}
+
+
+def pytest_collection_finish() -> None:
+    """Remember the environment before the first test, with what libraries wrote into it when they were imported."""
+    USUAL_ENVIRON.update(environ())
+
+
 @pytest.fixture
-def teacher_of() -> Iterator[Callable[..., Teacher]]:
+def teacher_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Teacher]]:
     """Start fake teachers with given scripts; they end with the test."""
-    started: list[Teacher] = []
+    started: list[ForkServerProcess] = []
 
     def start(**script: Any) -> Teacher:
-        command = [sys.executable, "-m", "tracefactory.serving.fake_server", "--script", json.dumps(script)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        started.append(Teacher(process.stdout.readline().strip(), process))
-        return started[-1]
+        folder = tmp_path_factory.mktemp("teacher")
+        output, errors = folder / "stdout", folder / "stderr"
+        arguments = ("--script", json.dumps(script))
+        started.append(forked.start("tracefactory.serving.fake_server", arguments, folder, output, errors))
+        return Teacher(forked.first_line(started[-1], output), started[-1])
 
     yield start
-    for teacher in started:
-        teacher.process.kill()
-        teacher.process.wait()
-        if teacher.process.stdout is not None:
-            teacher.process.stdout.close()
+    for process in started:
+        process.kill()
+        process.join()
 
 
+USUAL_ENVIRON: dict[str, str] = {}
+"""Under another environment a command runs in a new process, whose libraries read it when they are imported."""
 READS = {"check", "diff", "explain", "plan", "render", "show"}
 """Commands that only read: they run in the process of the test, because starting one takes a second of a CPU."""
 
@@ -118,6 +132,7 @@ class Project:
     root: Path
     pipeline: Path
     running: list[subprocess.Popen[str]] = field(default_factory=list)
+    forks: bool = True  # False: every run is a new process, with a hash seed of its own
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "tracefactory", *arguments]
@@ -126,6 +141,8 @@ class Project:
         """Run a command to its end and return its stdout, or its stderr where it is expected to fail."""
         if arguments[0] in READS:
             status, output, errors = here(self.root, *arguments)
+        elif self.forks and environ() == USUAL_ENVIRON:
+            status, output, errors = forked.finish("tracefactory", arguments, self.root, timeout)
         else:
             done = subprocess.run(
                 self.command(*arguments), cwd=self.root, capture_output=True, text=True, timeout=timeout, check=False

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tests import forked
 from tests.e2e.conftest import Project
 from tests.e2e.test_upgrade import CURRENT, files
 from tracefactory.core.files import read_json
@@ -48,10 +49,9 @@ def state(project: Project) -> Path:
 
 
 def fsck(project: Project, *options: str) -> tuple[int, dict[str, Any]]:
-    command = project.command("fsck", "--json", *options)
-    done = subprocess.run(command, cwd=project.root, capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 1), done.stderr
-    return done.returncode, json.loads(done.stdout)
+    status, output, errors = forked.finish("tracefactory", ("fsck", "--json", *options), project.root, 240)
+    assert status in (0, 1), errors
+    return status, json.loads(output)
 
 
 def plan(project: Project) -> dict[str, Any]:

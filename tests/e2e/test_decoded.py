@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Project, kill_tree, wait_until
-from tests.unit.decoders.checkpoints import save_pair
 
 pytestmark = pytest.mark.slow  # two torch models in float64, in both executors
 
@@ -36,6 +35,8 @@ run: {{executor: {executor}, shards: 2}}
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    from tests.unit.decoders.checkpoints import save_pair  # imports torch, which takes seconds
+
     return save_pair(tmp_path_factory.mktemp("pair"))
 
 

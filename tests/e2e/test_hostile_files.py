@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import resource
-import subprocess
 import time
 from collections.abc import Callable
 
 import pytest
 
+from tests import forked
 from tests.e2e.conftest import Project
 
 Projects = Callable[..., Project]
@@ -19,21 +17,13 @@ SECRET = "hunter2hunter2"
 def refused(project: Project, command: str, **environ: str) -> str:
     """Run a command on the pipeline, with little memory; return what it said."""
     started = time.monotonic()
-    done = subprocess.run(
-        project.command(command, str(project.pipeline)),
-        cwd=project.root,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        env={**os.environ, **environ},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30)),
-    )
-    assert done.returncode == 2, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stdout + done.stderr
-    assert SECRET not in done.stdout + done.stderr
+    given = {"environ": environ, "data_bytes": 3 << 30}
+    status, output, errors = forked.finish("tracefactory", (command, str(project.pipeline)), project.root, 120, **given)
+    assert status == 2, f"{status}\n{output}\n{errors}"
+    assert "Traceback" not in output + errors
+    assert SECRET not in output + errors
     assert time.monotonic() - started < 60
-    return done.stderr
+    return errors
 
 
 @pytest.mark.parametrize("command", ["check", "plan", "run"])

@@ -31,6 +31,7 @@ def test_second_run_new_mix_and_more_samples(
 ) -> None:
     teacher = teacher_of(**FAULTS, rate_truncate=0.1, rate_empty=0.05, rate_refuse=0.05)
     project = project_of(teacher.url, size=40, samples=2)
+    project.forks = False  # keys and digests must not depend on the hash seed
     first = project.make()
     assert paid(first) == 160
     assert teacher.stats()["completed_total"] == 160
@@ -65,9 +66,10 @@ def test_ray_and_inline_make_the_same_dataset(
     teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
 ) -> None:
     teacher = teacher_of(**FAULTS)
-    inline = project_of(teacher.url, name="inline", gym=True).make()
-    ray = project_of(teacher.url, executor="ray", name="ray", gym=True).make()
-    assert digests(inline) == digests(ray)
+    inline = project_of(teacher.url, name="inline", gym=True)
+    ray = project_of(teacher.url, executor="ray", name="ray", gym=True)
+    inline.forks = ray.forks = False  # the digests must not depend on the hash seed
+    assert digests(inline.make()) == digests(ray.make())
     assert teacher.stats()["completed_total"] == 320  # two projects, two stores
 
 

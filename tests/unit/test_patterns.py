@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import product
 
 import pytest
@@ -70,7 +71,13 @@ def seconds(pattern: re.Pattern[str], method: str, text: str, times: int = 1) ->
 
 def hostile_text(label: str, head: str, unit: str, tail: str, size: int) -> str:
     text = head + unit * (size // len(unit)) + tail
-    return shorten(text).text if label.startswith(SHORTENED) else text
+    return shortened(text) if label.startswith(SHORTENED) else text
+
+
+@lru_cache(maxsize=4096)
+def shortened(text: str) -> str:
+    """Return what `shorten` makes of a text; most patterns are tried on the same texts."""
+    return shorten(text).text
 
 
 def slow(found: Found) -> str | None:

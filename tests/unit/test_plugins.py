@@ -436,7 +436,7 @@ HELPERS = {
 def test_a_plugin_uses_helpers_also_in_a_process_without_their_files(tmp_path: Path) -> None:
     project_with(tmp_path, {"verifiers/slow.py": HELPED, **HELPERS})
     plugins.load(tmp_path)
-    for file in (tmp_path / "verifiers").iterdir():
+    for file in (tmp_path / "verifiers").glob("*.py"):
         file.unlink()
     task = VerifyTask(problem=make_problem(verifier="slow"), answer_text="It is 42.")
     with VerifierPool(workers=1) as pool:

@@ -294,6 +294,16 @@ async def test_a_key_that_begins_like_a_stored_one_is_another(tmp_path: Path) ->
     assert RequestStore(tmp_path).get([alike, KEYS[4]]) == {KEYS[4]: record(4)}
 
 
+@pytest.mark.parametrize("digits", [4, 15, 16, 17, 64])
+async def test_a_record_is_found_by_any_beginning_of_its_key(tmp_path: Path, digits: int) -> None:
+    (await compacted(tmp_path, range(10))).with_suffix(".index").unlink()
+    await fill(tmp_path, range(10, 20))
+    store = RequestStore(tmp_path)
+    for number in (3, 13):  # in a segment, and in a journal
+        assert store.find(KEYS[number][:digits]) == {KEYS[number]: record(number)}
+    assert store.find(KEYS[30][:digits]) == {}
+
+
 def test_asking_for_many_keys_reads_no_completion(tmp_path: Path) -> None:
     folder = tmp_path / "requests"
     folder.mkdir()

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.unit.store.clouds import Cloud
 from tracefactory.core.errors import Interrupted, RunError
-from tracefactory.core.pipeline import Pipeline
+from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.engine import sharing
-from tracefactory.engine.sharing import Sharing
+from tracefactory.engine.sharing import sharing_of
+from tracefactory.store.records import with_checksum, write_record
 from tracefactory.store.requests import RequestStore
-from tracefactory.store.shared import completions
+from tracefactory.store.shared import completions, leases
 from tracefactory.store.shared.objects import Unreachable
+from tracefactory.store.stages import FOOTER_KEY, ShardRecord, Tally
 
 KEY = hashlib.sha256(b"1").hexdigest()
 AWAY = [Unreachable("s3://bucket/state is away")] * 1000
@@ -32,7 +38,7 @@ class Run:
         project = SimpleNamespace(state_dir=root, shared="s3://bucket/state")
         pipeline = SimpleNamespace(project=project, caps=[1] if caps else [], ledger_name="p@1", models={})
         self.root = root
-        self.sharing = Sharing(cast(Pipeline, pipeline))
+        self.sharing = sharing_of(cast(Pipeline, pipeline))
         self.logged: list[str] = []
         self.stopped: list[str] = []
 
@@ -148,3 +154,108 @@ async def test_a_second_run_with_caps_is_refused_while_the_first_goes_on(
     await two(two.pay)
     one.sharing.close()
     two.sharing.close()
+
+
+def finished_shard(folder: Path, index: int, by: str = "run") -> None:
+    """Write a finished shard of two, as the work on it does."""
+    record = ShardRecord(run=by, inputs={}, digest="d", token="d", tally=Tally())
+    footer = {FOOTER_KEY: json.dumps(with_checksum(record.model_dump(mode="json"))).encode()}
+    table = pa.table({}).replace_schema_metadata(footer)
+    folder.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, folder / f"judged-{index:05d}-of-00002.parquet")
+
+
+def shared_files(cloud: Cloud) -> list[str]:
+    return sorted(json.loads(cloud.get("stages/s-1/manifest.json")[0])["files"])
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> StageSpec[Any]:
+    monkeypatch.setattr(sharing, "host_of", lambda stage, pipeline: "cpu")
+    monkeypatch.setattr(sharing, "taken_at_once", lambda stage, pipeline, count: 2)
+    monkeypatch.setattr(leases, "POLL_S", 0.02)
+    return cast(StageSpec[Any], None)
+
+
+async def test_shards_that_could_not_be_put_when_their_stage_ended_are_put_by_the_end_of_the_run(
+    run: Run, cloud: Cloud, stage: StageSpec[Any]
+) -> None:
+    folder = run.root / "stages" / "s-1"
+
+    async def work() -> None:
+        async with run.sharing.stage(folder, "run", run.stopped.append, run.stopped.append, shards=2):
+            async with run.sharing.shard(stage, folder, 0, lambda record, fresh: True, nullcontext()) as here:
+                assert here
+                finished_shard(folder, 0)
+            cloud.faults["create"] = list(AWAY)
+        cloud.faults.clear()
+        assert "stages/s-1/manifest.json" not in cloud.objects
+
+    await run(work)
+    assert shared_files(cloud) == ["judged-00000-of-00002.parquet"]
+    assert not run.stopped
+
+
+async def test_a_stage_that_others_divide_is_not_put_over_their_work(
+    tmp_path: Path, run: Run, cloud: Cloud, stage: StageSpec[Any]
+) -> None:
+    """It was finished here before the state was shared."""
+    folder, theirs = (root / "stages" / "s-1" for root in (run.root, tmp_path / "two"))
+    finished_shard(folder, 0)
+    finished_shard(folder, 1)
+    write_record(folder / "record.json", {"tally": {}, "digest": "d", "finished": 1})
+    two = Run(tmp_path / "two")
+
+    async def other() -> None:
+        async with two.sharing.stage(theirs, "two", two.stopped.append, two.stopped.append, shards=2):
+            async with two.sharing.shard(stage, theirs, 0, lambda record, fresh: True, nullcontext()) as here:
+                assert here
+                finished_shard(theirs, 0, by="two")
+            cast(sharing.SharedState, run.sharing)._stage(folder)
+            await run(nothing)
+            assert "stages/s-1/manifest.json" not in cloud.objects
+        assert shared_files(cloud) == ["judged-00000-of-00002.parquet"]
+
+    async with two.sharing.during("two", two.log, two.stopped.append):
+        await other()
+    two.sharing.close()
+    await run(nothing)  # nobody works on it any more
+    assert len(shared_files(cloud)) == 3
+
+
+@pytest.mark.parametrize("shards", [4, None])
+async def test_who_waits_for_a_stage_that_is_divided_otherwise_is_told_for_whom_and_can_be_stopped(
+    tmp_path: Path, run: Run, cloud: Cloud, stage: StageSpec[Any], shards: int | None
+) -> None:
+    folder, said = run.root / "stages" / "s-1", asyncio.Event()
+    texts: list[str] = []
+
+    def tell(text: str) -> None:
+        texts.append(text)
+        said.set()
+
+    async def waiting() -> None:
+        async with run.sharing.stage(folder, "run", tell, run.stopped.append, shards=shards):
+            pytest.fail("both work on it")
+
+    async def work() -> None:
+        task = asyncio.create_task(waiting())
+        await asyncio.wait_for(said.wait(), 10)
+        run.sharing.stop()
+        with pytest.raises(Interrupted):
+            await asyncio.wait_for(task, 10)
+
+    two = Run(tmp_path / "two")
+    async with (
+        two.sharing.during("two", two.log, two.stopped.append),
+        two.sharing.stage(folder, "two", two.stopped.append, two.stopped.append, shards=2),
+    ):
+        await run(work)
+    two.sharing.close()
+    assert "waiting for run two (process " in texts[0]
+    assert "which works on it in 2 shards, until it ends" in texts[0]
+    assert cloud.objects["leases/stages/s-1.json"][0] == b"{}"
+
+
+async def nothing() -> None:
+    return

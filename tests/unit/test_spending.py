@@ -18,6 +18,8 @@ from tracefactory.core.budget import attempt_lost
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import BudgetReached, Interrupted
 from tracefactory.core.model import ChatRequest, Completion, ModelSpec, RequestFailed
+from tracefactory.core.prices import Price
+from tracefactory.core.stage import AtMost
 from tracefactory.engine import spending
 from tracefactory.engine.caps import BudgetWatch, ended, spend_of
 from tracefactory.engine.costs import Due, planned_caps
@@ -158,6 +160,20 @@ async def test_at_a_cap_the_command_to_go_on_has_the_options_of_the_run(make: Ma
     raised = with_budget(sets, [value for name, value in options if name == "--budget"])
     (cap,) = load_pipeline(pipeline.file, sets=raised).caps
     assert cap.limit == 20
+
+
+def test_what_is_to_pay_is_expected_to_be_like_what_was_paid() -> None:
+    price = Price(source="declared", input=1.0, output=10.0, cached=0.1, reasoning=5.0, request=0.001)
+    seen = [
+        {"prompt_tokens": 100, "completion_tokens": 50, "cached_tokens": 80, "reasoning_tokens": 30},
+        {"prompt_tokens": 300, "completion_tokens": 150, "cached_tokens": 20, "reasoning_tokens": 70},
+    ]
+    due = Due.of(AtMost(requests=4, prompt_tokens=4_000, completion_tokens=8_000), price, seen)
+    assert (due.tokens_at_most, due.tokens_expected) == (12_000, 1_200)
+    dollars = 600e-6 * 1.0 + 200e-6 * 0.1 + 200e-6 * 10.0 + 200e-6 * 5.0 + 4 * 0.001
+    assert due.cost_expected == pytest.approx(dollars)
+    assert due.cost_at_most == pytest.approx(4_000e-6 * 1.0 + 8_000e-6 * 10.0 + 4 * 0.001)
+    assert Due.of(AtMost(requests=4), price).cost_expected is None
 
 
 def test_gpu_hours_to_pay_are_estimated_from_earlier_requests_or_unknown(

@@ -31,6 +31,7 @@ COMMANDS = {
     "measures": "Print the measures of a run under its students.",
     "render": "Print one row as the student is trained on it, and what is lost.",
     "teachers": "Try every teacher on a few problems and rank them for the student.",
+    "teach": "Train a student on several datasets and say which taught it better.",
     "diff": "Compare the rows of two published versions.",
     "fsck": "Read everything that is stored, list every damage, and repair it on request.",
     "gc": "Delete what nobody needs and what can be made again without paying.",

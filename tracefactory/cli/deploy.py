@@ -18,7 +18,6 @@ from tracefactory import __version__
 from tracefactory.config import load_pipeline
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.files import write_text
-from tracefactory.core.model import env_names
 from tracefactory.core.pipeline import Pipeline
 
 _FOLDER = Path(__file__).parents[1] / "deploy"
@@ -80,10 +79,9 @@ def filled(target: Target, pipeline: Pipeline, *, file: str, image: str) -> str:
         file: the name of the file in its own comments.
         image: the name of the container image.
     """
-    named = [*pipeline.models.values(), *(stage.params for stage in pipeline.stages)]
-    variables = sorted({name for model in named for name in env_names(model)})
+    variables = pipeline.variables
     values: Mapping[str, str] = {
-        "pipeline": _path(pipeline),
+        "pipeline": pipeline.written.file,
         "name": _label(pipeline.name),
         "version": __version__,
         "ray": version("ray"),
@@ -100,9 +98,9 @@ def filled(target: Target, pipeline: Pipeline, *, file: str, image: str) -> str:
 def _check(pipeline: Pipeline, image: str) -> None:
     """Raise UserError for names that cannot be written into shell scripts and YAML as they are."""
     mistakes = []
-    if not _PLAIN_PATH.fullmatch(_path(pipeline)):
+    if not _PLAIN_PATH.fullmatch(pipeline.written.file):
         what = "its name goes into shell scripts: letters, digits and ._+-/ only"
-        mistakes.append(Mistake(f"{_path(pipeline)!r}: {what}"))
+        mistakes.append(Mistake(f"{pipeline.written.file!r}: {what}"))
     if not _IMAGE.fullmatch(image):
         mistakes.append(
             Mistake(f"--image: {image!r} cannot be the name of an image", hint="as in registry.org/name:tag")
@@ -121,8 +119,3 @@ def _environ(file: Path) -> Mapping[str, str]:
     """Return the environment, with the variables that a pipeline names: they are set where it is run."""
     named = _NAMED.findall(file.read_text(encoding="utf-8", errors="replace")) if file.is_file() else []
     return {**dict.fromkeys(named, "http://set.where.it.runs"), **os.environ}
-
-
-def _path(pipeline: Pipeline) -> str:
-    """Return the path of a pipeline in its project."""
-    return pipeline.file.resolve().relative_to(pipeline.project.root).as_posix()

@@ -38,11 +38,11 @@ def plan(
     from tracefactory.engine.costs import unpriced
     from tracefactory.engine.file_count import many_files
     from tracefactory.engine.plan import asked_models, make_plan
-    from tracefactory.engine.sharing import Sharing
+    from tracefactory.engine.sharing import sharing_of
 
     check_kind(retry_failed)
     loaded = load_pipeline(pipeline, profile=profile, sets=with_budget(sets, budget), limit=limit)
-    with closing(Sharing(loaded)) as sharing:
+    with closing(sharing_of(loaded)) as sharing:
         sharing.pull()
     made = make_plan(loaded, loaded.project.state_dir, compare=True, retry_kind=retry_failed)
     if json:

@@ -58,11 +58,13 @@ def run(
 
     from tracefactory.cli.show import print_outcome, stdout_console
     from tracefactory.config import load_pipeline
+    from tracefactory.engine.process import settle
     from tracefactory.engine.reporting.display import Display
     from tracefactory.engine.run import run_pipeline
     from tracefactory.engine.runs import RunOutcome
 
-    signal.signal(signal.SIGTERM, _interrupt)  # until the display has its own handler
+    settle()
+    signal.signal(signal.SIGTERM, interrupt)  # until the display has its own handler
     check_kind(retry_failed)
     changed = with_budget(sets, budget)
     if metrics_port is not None:
@@ -80,5 +82,5 @@ def run(
     print_outcome(asyncio.run(running), state_dir, as_json=json, console=stdout_console())
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
+def interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted

@@ -11,7 +11,7 @@ from tracefactory.core.pipeline import Pipeline
 _INVISIBLE = ("Cc", "Cf", "Zl", "Zp")
 
 
-def run_command(pipeline: Pipeline) -> str:
+def run_command(pipeline: Pipeline, command: str = "run") -> str:
     """Return the shell command that runs a pipeline in the folder of its project, one option a line.
 
     These are all options that change rows. Caps on spending (`--budget`) are among the values of `--set`.
@@ -24,7 +24,7 @@ def run_command(pipeline: Pipeline) -> str:
     if pipeline.limit is not None:
         options.append(f"--limit {pipeline.limit}")
     separator = " " if len(options) < 2 else " \\\n  "
-    return separator.join((f"tracefactory run {quoted(file)}", *options))
+    return separator.join((f"tracefactory {command} {quoted(file)}", *options))
 
 
 def quoted(text: str) -> str:

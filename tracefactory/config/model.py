@@ -28,6 +28,7 @@ def resolved(pipeline: Pipeline) -> dict[str, Any]:
         "budget": plain(pipeline.budget),
         "run": plain(pipeline.run),
         "sandbox": plain(pipeline.sandbox),
+        **({} if pipeline.teach is None else {"teach": plain(pipeline.teach)}),
     }
 
 

@@ -12,11 +12,11 @@ from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.pipeline import Change
 from tracefactory.core.yamlfile import Node, Position, parse_yaml
 
-_PROFILE_KEYS = ("models", "stages", "budget", "run", "sandbox")
+_PROFILE_KEYS = ("models", "stages", "budget", "run", "sandbox", "teach")
 _PROFILE_STAGE_KEYS = ("source", "with", "run")
-_MERGED = ("budget", "run", "sandbox")
+_MERGED = ("budget", "run", "sandbox", "teach")
 _TEXTS = ("name", "version", "description")
-_SET_KEYS = ("name", "version", "description", "budget", "models", "stages", "run", "sandbox")
+_SET_KEYS = ("name", "version", "description", "budget", "models", "stages", "run", "sandbox", "teach")
 _EMPTY: Mapping[str, Node] = {}
 _ABSENT = object()
 

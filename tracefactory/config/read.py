@@ -15,15 +15,17 @@ from tracefactory.config.model import NAME_PATTERN
 from tracefactory.config.overlay import changed, overlaid
 from tracefactory.config.project import find_project, pipeline_files
 from tracefactory.config.stages import Declared, StageDraft, read_stages
+from tracefactory.config.teach import teach_mistakes
 from tracefactory.core import plugins
 from tracefactory.core.budget import Budget
-from tracefactory.core.environment import Environment, EnvStr
+from tracefactory.core.environment import Environment, EnvStr, env_names
 from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.gpus import too_many_gpus
-from tracefactory.core.model import MODELS, ModelSpec, env_names
+from tracefactory.core.model import MODELS, ModelSpec
 from tracefactory.core.pipeline import Pipeline, Project, RunOptions, SandboxOptions, StageSpec, Written
 from tracefactory.core.rows import Frozen
 from tracefactory.core.stage import stage_of
+from tracefactory.core.teach import Teach
 from tracefactory.core.yamlfile import Node, Position, parse_yaml, read_text
 from tracefactory.core.yamlmodel import read_model
 from tracefactory.filters import FilterSet, read_filters
@@ -41,6 +43,7 @@ class _Head(Frozen):
     budget: Budget = Field(default_factory=Budget)
     run: RunOptions = Field(default_factory=RunOptions)
     sandbox: SandboxOptions = Field(default_factory=SandboxOptions)
+    teach: Teach | None = None
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,7 @@ def _read_pipeline(path: Path, project: Project, files: _ProjectFiles, overlays:
         run=head.run if head else RunOptions(),
         budget=head.budget if head else Budget(),
         sandbox=head.sandbox if head else SandboxOptions(),
+        teach=head.teach if head else None,
         file=path,
         project=project,
         limit=overlays.limit,
@@ -229,6 +233,7 @@ def _read_pipeline(path: Path, project: Project, files: _ProjectFiles, overlays:
         plugins=files.plugins,
     )
     mistakes.extend(_check_stages(pipeline, files.broken))
+    mistakes.extend(teach_mistakes(pipeline, root))
     named = sorted(used & models.keys())
     readers = [
         _Reader(f"model {name!r}", models[name], root.find(("models", name)), models[name].check) for name in named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from urllib.parse import parse_qsl, urlsplit
 
 _NAMES = re.compile(
@@ -20,6 +21,7 @@ _LONG = re.compile(r"(?=[^=]*[0-9])(?=[^=]*[A-Za-z])[A-Za-z0-9_+/=-]{32,}")
 """A value of a query that is as long and as mixed as keys are."""
 
 
+@lru_cache(maxsize=1024)
 def address_fault(address: str) -> str:
     """Return what is wrong with the address of a server, without repeating any of it; empty when nothing is.
 

@@ -13,6 +13,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import core_schema
 
 from tracefactory.core.errors import UserError
+from tracefactory.core.rows import Frozen
 
 _ENV = re.compile(r"env:([A-Za-z_][A-Za-z0-9_]*)")
 
@@ -69,3 +70,17 @@ class Environment:
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
     placement: Any = None
     servers: Path | None = None
+
+
+def env_names(spec: Frozen) -> list[str]:
+    """Return the names of the environment variables that a model, or the parameters of a stage, read."""
+    names: set[str] = set()
+    for name in type(spec).model_fields:
+        value = getattr(spec, name)
+        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
+        for item in items:
+            if isinstance(item, EnvStr) and item.env_name:
+                names.add(item.env_name)
+            elif isinstance(item, Frozen):
+                names.update(env_names(item))
+    return sorted(names)

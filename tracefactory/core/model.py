@@ -18,7 +18,7 @@ from tracefactory.core.batching import AT_ONCE, BatchSettings
 from tracefactory.core.budget import Budget
 from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.completion import Completion as Completion
-from tracefactory.core.environment import Environment, EnvStr
+from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.keys import messages_digest, model_digest, request_key, request_key_v1
 from tracefactory.core.prices import DECLARED, NO_BILL, UNKNOWN, DeclaredPrice, Price
@@ -128,6 +128,8 @@ class ModelSpec(Frozen, ABC):
     """Whether the entry `model` of its identity is a digest of local weights."""
     reads_control_tokens: ClassVar[bool] = False
     """Whether its servers make the real token of a control token that a message spells, as llama.cpp and vLLM do."""
+    takes_weights: ClassVar[Literal["", "gguf", "folder"]] = ""
+    """The form of weights that its servers load from a path: a GGUF file, a checkpoint's folder, or none."""
     names_served_model: ClassVar[bool] = False
     """Whether its answers name the model that wrote them, by the name it was asked by."""
 
@@ -289,20 +291,6 @@ def public_name(model: str) -> str:
         model: the id: the name of a model, a repository, a path, or env:NAME.
     """
     return PurePath(model).name if PurePath(model).is_absolute() or model.startswith("~") else model
-
-
-def env_names(spec: Frozen) -> list[str]:
-    """Return the names of the environment variables that a model, or the parameters of a stage, read."""
-    names: set[str] = set()
-    for name in type(spec).model_fields:
-        value = getattr(spec, name)
-        items = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple) else (value,)
-        for item in items:
-            if isinstance(item, EnvStr) and item.env_name:
-                names.add(item.env_name)
-            elif isinstance(item, Frozen):
-                names.update(env_names(item))
-    return sorted(names)
 
 
 class ChatRequest(Frozen):

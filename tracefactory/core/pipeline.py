@@ -9,10 +9,12 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 from pydantic import ConfigDict, Field, JsonValue, SerializeAsAny, field_validator
 
 from tracefactory.core.budget import COUNTED, Budget, Cap
+from tracefactory.core.environment import env_names
 from tracefactory.core.model import ModelSpec
 from tracefactory.core.plugins import ProjectPlugins
 from tracefactory.core.refs import find_refs
 from tracefactory.core.rows import Frozen
+from tracefactory.core.teach import Teach
 
 P = TypeVar("P", bound=Frozen)
 
@@ -224,8 +226,9 @@ class Pipeline(Frozen):
     """One pipeline, ready to be planned: profile and `--set` are applied, and all names are resolved.
 
     `budget` are the caps on what its runs spend, and `billed_to` the pipeline whose spending they count as, itself by
-    default. `limit` restricts every source to its first rows. `written` is the file and the options that it was read
-    with. `prompts`, `filters` and `plugins` are those of the project, by name; plugins are Python sources, by path.
+    default. `teach` is what `tracefactory teach` compares. `limit` restricts every source to its first rows. `written`
+    is the file and the options that it was read with. `prompts`, `filters` and `plugins` are those of the project, by
+    name; plugins are Python sources, by path.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -238,6 +241,7 @@ class Pipeline(Frozen):
     run: RunOptions
     budget: Budget = Budget()
     sandbox: SandboxOptions = SandboxOptions()
+    teach: Teach | None = None
     billed_to: str = ""
     file: Path
     project: Project
@@ -272,6 +276,12 @@ class Pipeline(Frozen):
             for what in COUNTED
             if (limit := getattr(budget, what)) is not None
         ]
+
+    @property
+    def variables(self) -> list[str]:
+        """The environment variables that its models and stages name, sorted."""
+        named = [*self.models.values(), *(stage.params for stage in self.stages)]
+        return sorted({name for one in named for name in env_names(one)})
 
     def stage(self, stage_id: str) -> StageSpec[Any]:
         """Return a stage by its id.

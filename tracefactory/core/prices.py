@@ -7,7 +7,9 @@ A price that cannot be found is "unknown" and never zero; a model without a bill
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -23,6 +25,7 @@ BILL = "bill/"
 """The prefix of the numbers of a stage that add up completions by model and price; see `billed`."""
 
 _RATES = ("input", "output", "cached", "reasoning", "gpu_hour", "request")
+_LISTED_S = 60.0  # a listed price can depend on the time of day
 _OWN_PROVIDERS = frozenset({"fake", "llama.cpp", "transformers"})  # of records that name no price
 
 
@@ -138,17 +141,11 @@ def looked_up(model: str, provider: str, url: str, prompt_tokens: int = 0) -> Pr
     """
     if not has_price_list():
         return Price(source=UNKNOWN)
-    from genai_prices import Usage, __version__, calc_price
-
-    usage, found = Usage(input_tokens=prompt_tokens, output_tokens=0), None
-    for where in ({"provider_id": provider}, {"provider_api_url": url}):
-        if any(where.values()) and found is None:
-            try:
-                found = calc_price(usage, model, **where)  # type: ignore[call-overload]
-            except LookupError:
-                continue
+    found = _listed(model, provider, url, int(time.time() // _LISTED_S))
     if found is None:
         return Price(source=UNKNOWN)
+    from genai_prices import __version__
+
     listed = {
         "input": "input_mtok",
         "output": "output_mtok",
@@ -156,11 +153,23 @@ def looked_up(model: str, provider: str, url: str, prompt_tokens: int = 0) -> Pr
         "reasoning": "output_reasoning_mtok",
         "request": "requests_kcount",
     }
-    rates = {ours: _rate(getattr(found.model_price, theirs, None), prompt_tokens) for ours, theirs in listed.items()}
+    rates = {ours: _rate(getattr(found, theirs, None), prompt_tokens) for ours, theirs in listed.items()}
     if rates["input"] is None or rates["output"] is None:
         return Price(source=UNKNOWN)
     rates["request"] = None if rates["request"] is None else rates["request"] / 1000
     return Price(source=f"genai-prices {__version__}", **rates)
+
+
+@lru_cache(maxsize=256)
+def _listed(model: str, provider: str, url: str, period: int) -> Any:
+    """Return the listed prices of a model in a period of `_LISTED_S`, None where there are none."""
+    from genai_prices import Usage, calc_price
+
+    for where in ({"provider_id": provider}, {"provider_api_url": url}):
+        if any(where.values()):
+            with suppress(LookupError):
+                return calc_price(Usage(), model, **where).model_price  # type: ignore[call-overload]
+    return None
 
 
 def _rate(listed: Any, prompt_tokens: int) -> float | None:

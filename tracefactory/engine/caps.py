@@ -17,7 +17,7 @@ from tracefactory.engine.plan import Plan, make_plan
 from tracefactory.engine.runs import SpendLine
 from tracefactory.engine.spending import prices_of
 from tracefactory.store.damage import REPAIR, Damage
-from tracefactory.store.spend import Ledger
+from tracefactory.store.spend import Ledger, spent_by
 
 
 class BudgetWatch:
@@ -109,11 +109,10 @@ def ended(pipeline: Pipeline, root: Path, reached: BudgetReached, retry_kind: st
 
 def spend_of(pipeline: Pipeline, root: Path, run: str) -> tuple[SpendLine, ...]:
     """Return what one run has spent, by model."""
-    ledger, prices = Ledger(root, pipeline.ledger_name, met=lambda damage: None), prices_of(pipeline)
-    found = {model: amount for (model, of), amount in sorted(ledger.totals().items()) if of == run}
-    ledger.close()
+    prices = prices_of(pipeline)
     return tuple(
-        SpendLine.of(model, amount, prices[model].label() if model in prices else "") for model, amount in found.items()
+        SpendLine.of(model, amount, prices[model].label() if model in prices else "")
+        for model, amount in spent_by(root, pipeline.ledger_name, run).items()
     )
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,16 @@ from tracefactory.engine.shards import combined_inputs
 from tracefactory.engine.sharing import Sharing
 from tracefactory.serving.failures import failures_in
 from tracefactory.store.leases import Lease
-from tracefactory.store.stages import OWED, ShardRecord, StageFolder, StageRecord, Tally, stage_digest
+from tracefactory.store.stages import (
+    OWED,
+    ShardRecord,
+    StageFolder,
+    StageRecord,
+    Tally,
+    input_token,
+    stage_digest,
+    to_retry,
+)
 
 
 @dataclass
@@ -138,6 +148,7 @@ class Flow:
         """Start no further shards and send no further requests; requests in flight are finished and stored."""
         self.stopping = True
         self.gpus.stop()
+        self.sharing.stop()
         await self.executor.drain()
 
     async def _release(self, model: str) -> None:
@@ -169,19 +180,20 @@ class Flow:
         whole = inputs_are_done if work is Work.COLUMNS else work is not Work.ROWS
         if whole:
             await self._inputs(run)
+        wait, shards = partial(self._wait, run), None if whole else max(layouts.values())
         async with (
-            Lease(self.root, run.folder.path, self.run.id, lambda text: self._wait(run, text)),
-            self.sharing.stage(run.folder.path, self.run.id, lambda text: self._wait(run, text), self.lost),
+            Lease(self.root, run.folder.path, self.run.id, wait),
+            self.sharing.stage(run.folder.path, self.run.id, wait, self.lost, shards=shards),
         ):
             self._wait(run, "")
             if run.folder.record() is not None and await self._reuse(run):
                 return
-            async with self.gpus.turn(run.stage, lambda text: self._wait(run, text)):
+            async with self.gpus.turn(run.stage, wait):
                 self._wait(run, "")
                 run.started = time.time()
                 run.folder.write_identity(self.identities[run.stage.id].stored())
                 self.run.log("stage_begun", stage=run.stage.id)
-                records = await (self._run_whole(run) if whole else self._run_shards(run, max(layouts.values())))
+                records = await (self._run_whole(run) if shards is None else self._run_shards(run, shards))
             record = self._write_record(run, records, await self._inputs(run))
             self._check_left(run, record)
             run.finish(record)
@@ -267,18 +279,21 @@ class Flow:
         span = Span.of(index, count)
         for above in self.pipeline.above(run.stage):
             await self.stages[above.id].shard_ready(span)
-        async with run.slots:
+
+        def is_usable(record: ShardRecord, fresh: bool) -> bool:
+            inputs = {one: input_token(self.stages[one].folder, layouts[one], span) for one in run.stage.inputs}
+            return record.inputs == inputs and (fresh or not to_retry(record.tally, self.retry))
+
+        async with self.sharing.shard(run.stage, run.folder.path, index, is_usable, run.slots) as here:
             if self.stopping:
                 raise Interrupted
-            self.run.log("shard_begun", stage=run.stage.id, shard=index, of=count)
-            try:
-                record = await self.executor.run_shard(run.stage, index, layouts)
-            except BaseException as error:
-                if not self.stopping and not isinstance(error, Interrupted):
-                    await self.stop()
-                raise
-        if record is None:
-            raise Interrupted
+            record = await self._work_on(run, index, layouts) if here else run.folder.shard_record(index, count)
+            if record is None and not here:
+                raise RunError(
+                    f"{run.folder.path}: shard {index} of {count} was removed while it was used: run it again"
+                )
+            if record is None:
+                raise Interrupted
         run.add(index, record, self.run.id)
         counts = {name: getattr(record.tally, name) for name in ("rows_in", "kept", "dropped", "errors", "owed")}
         reused = record.run != self.run.id
@@ -286,6 +301,15 @@ class Flow:
         if self.retry == OWED:  # otherwise owed rows of earlier runs are left
             check_shards(run.stage, self.pipeline, run.folder, run.made, count, run.worked)
         return record
+
+    async def _work_on(self, run: StageRun, index: int, layouts: Mapping[str, int]) -> ShardRecord | None:
+        self.run.log("shard_begun", stage=run.stage.id, shard=index, of=layouts[run.stage.id])
+        try:
+            return await self.executor.run_shard(run.stage, index, layouts)
+        except BaseException as error:
+            if not self.stopping and not isinstance(error, Interrupted):
+                await self.stop()
+            raise
 
     def _write_record(
         self, run: StageRun, records: list[ShardRecord], inputs: Mapping[str, StageRecord]

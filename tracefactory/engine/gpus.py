@@ -47,7 +47,6 @@ class GpuTurns:
         self._capacity: int | None = None
         self._loaded: dict[str, int] = {}  # GPUs by model
         self._users: dict[str, set[str]] = {}  # stages that have their turn, by model
-        self._waiting: list[str] = []
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self._stopped = False
@@ -89,7 +88,6 @@ class GpuTurns:
             async with self._lock:
                 declared = self.pipeline.run.gpus
                 self._capacity = self._capacity or (await self._count() if declared is None else declared)
-        self._waiting.append(stage_id)
         try:
             while not self._stopped:
                 self._changed.clear()
@@ -102,7 +100,6 @@ class GpuTurns:
                     continue
             raise Interrupted
         finally:
-            self._waiting.remove(stage_id)
             self._changed.set()
 
     async def _begin(self, stage_id: str, needed: Mapping[str, int]) -> bool:

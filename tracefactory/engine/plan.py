@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import chain, islice
@@ -14,7 +14,7 @@ from pydantic import Field, computed_field
 
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake, UserError
-from tracefactory.core.gpus import phases
+from tracefactory.core.gpus import gpus_of, phases
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen, Kind
 from tracefactory.core.spans import Span
@@ -27,7 +27,6 @@ from tracefactory.engine.retry import FailedRow, failed_rows
 from tracefactory.engine.shards import combined_inputs
 from tracefactory.engine.spending import prices_of
 from tracefactory.engine.stored import usable_records
-from tracefactory.serving.vllm.placement import visible_gpus
 from tracefactory.store.damage import Damage
 from tracefactory.store.requests import RequestStore
 from tracefactory.store.rows import StageRows, stored_rows
@@ -163,8 +162,6 @@ def make_plan(
     whole = not any(stage.unknown for stage in stages)
     caps, gpus = planned_caps(pipeline, root, dues, planner.damage.append, whole=whole) if count else ((), ())
     to_run = {stage.id for stage in stages if stage.state is not State.CACHED}
-    on_this_machine = len(visible_gpus(os.environ)) if pipeline.run.ray_address is None else 0
-    found = phases(pipeline, to_run, pipeline.run.gpus or on_this_machine or None)
     damage = tuple(dict.fromkeys(map(str, (*planner.damage, *planner.store.damage))))
     return Plan(
         pipeline=pipeline.name,
@@ -174,8 +171,20 @@ def make_plan(
         damage=damage,
         caps=caps,
         gpus=gpus,
-        phases=tuple(map(str, found)),
+        phases=_phases(pipeline, to_run),
     )
+
+
+def _phases(pipeline: Pipeline, to_run: Collection[str]) -> tuple[str, ...]:
+    """Return the stages to run that have their GPUs at the same time, () where none needs a GPU."""
+    if not any(gpus_of(stage, pipeline) for stage in pipeline.stages if stage.id in to_run):
+        return ()
+    gpus = pipeline.run.gpus
+    if gpus is None and pipeline.run.ray_address is None:
+        from tracefactory.serving.vllm.placement import visible_gpus  # starts nvidia-smi
+
+        gpus = len(visible_gpus(os.environ)) or None
+    return tuple(map(str, phases(pipeline, to_run, gpus)))
 
 
 def asked_models(pipeline: Pipeline, plan: Plan) -> set[str]:

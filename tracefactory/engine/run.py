@@ -17,7 +17,6 @@ from pydantic import SecretStr
 
 from tracefactory.config.model import resolved
 from tracefactory.core.errors import BudgetReached, Interrupted, RunError, UserError
-from tracefactory.core.model import env_names
 from tracefactory.core.pipeline import Pipeline
 from tracefactory.core.rows import Kind
 from tracefactory.core.stage import kinds_of, stage_of
@@ -30,7 +29,7 @@ from tracefactory.engine.identity import identities
 from tracefactory.engine.plan import Plan, State, asked_models, make_plan, retry_of
 from tracefactory.engine.reporting.events import logged
 from tracefactory.engine.runs import End, RunFolder, RunOutcome, StageOutcome, exit_status
-from tracefactory.engine.sharing import Sharing
+from tracefactory.engine.sharing import Sharing, sharing_of
 from tracefactory.engine.worker import WorkerSetup
 from tracefactory.store.requests import compact
 from tracefactory.store.scores import merge
@@ -64,7 +63,7 @@ async def run_pipeline(
         BudgetReached: when a cap was reached; what was in flight is stored, and the same command continues the run.
         Interrupted: when it was stopped; requests in flight are stored, and the same command continues the run.
     """
-    with closing(Sharing(pipeline)) as sharing:
+    with closing(sharing_of(pipeline)) as sharing:
         await asyncio.to_thread(sharing.pull)
         return await _run(pipeline, sharing, watch, retry_kind, sends=sends, unfinished=unfinished)
 
@@ -81,7 +80,7 @@ async def _run(
     root = pipeline.project.state_dir
     plan = make_plan(pipeline, root, count=False, retry_kind=retry_kind)
     refuse(pipeline, plan)
-    environ = _environ(pipeline)
+    environ = {name: SecretStr(os.environ[name]) for name in pipeline.variables if name in os.environ}
     run = RunFolder(root, pipeline.name, {name: secret.get_secret_value() for name, secret in environ.items()})
     flow: Flow | None = None
     try:
@@ -178,13 +177,6 @@ async def _compacting(root: Path) -> AsyncIterator[None]:
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-
-
-def _environ(pipeline: Pipeline) -> Mapping[str, SecretStr]:
-    """Return the values of the environment variables that models and stages name."""
-    named = [*pipeline.models.values(), *(stage.params for stage in pipeline.stages)]
-    names = {name for model in named for name in env_names(model)}
-    return {name: SecretStr(os.environ[name]) for name in sorted(names) if name in os.environ}
 
 
 def _ended(pipeline: Pipeline, run: RunFolder, flow: Flow | None, error: BaseException) -> RunOutcome:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import Mapping
@@ -23,11 +24,13 @@ from tracefactory.store.damage import Damage
 from tracefactory.store.leases import RunLock, has_workers
 from tracefactory.store.records import read_record, write_record
 from tracefactory.store.rows import StageRows, stored_rows
-from tracefactory.store.spend import Amount, Ledger
+from tracefactory.store.spend import Amount, spent_by
 from tracefactory.store.stages import StageFolder, Tally
 
 PAID = ("requests", "prompt_tokens", "completion_tokens", "cost", "unpriced")
 """What a run pays for a stage; a shard counts it as `paid_...`."""
+RUN = re.compile(r"\d{8}-\d{6}-\d{6}-(.+)")
+"""The name of a run: the time of its begin in UTC, and its pipeline."""
 
 
 class End(StrEnum):
@@ -276,9 +279,7 @@ def _so_far(root: Path, run: str) -> RunOutcome:
         raise RunError(f"{folder / 'plan.json'}: not the plan of a run; name another run") from error
     log = folder / LOG
     began = datetime.strptime(run[:22], "%Y%m%d-%H%M%S-%f").replace(tzinfo=UTC).timestamp()
-    ledger = Ledger(root, f"{plan.pipeline}@{plan.version}", met=lambda damage: None)
-    spent = {model: amount for (model, of), amount in sorted(ledger.totals().items()) if of == run}
-    ledger.close()
+    spent = spent_by(root, f"{plan.pipeline}@{plan.version}", run)
     return RunOutcome(
         run=run,
         pipeline=plan.pipeline,

@@ -32,9 +32,14 @@ from tracefactory.store.stages import ShardRecord, Tables
 
 BATCH_PROBLEMS = {Host.MODEL: 64, Host.CPU: 512}
 """Problems in one batch; fewer for stages with slow requests."""
+PROBLEMS_PER_SHARD = 512
 MODEL_SHARDS = 8
-"""Concurrent shards of one model's stages, enough to keep its slots busy during stragglers."""
+"""The fewest concurrent shards of one model's stages; see `shards_in_progress`."""
+SPARE = 4
+"""Rows in progress for each request in flight. With few, no row is left to ask for while shards wait for their last."""
 BATCHES_AT_ONCE = {Host.MODEL: 4, Host.CPU: 1}
+KEPT = 2
+"""Batches that are begun before the results of the first are written, as a multiple of those that are worked on."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,11 @@ class _Union(StageRows):
         return self._rows(span, wanted).with_columns(kept=pl.lit(value=True))
 
 
+def shards_in_progress(concurrency: int) -> int:
+    """Return how many shards of one model's stages are worked on at once, for a number of requests in flight."""
+    return max(MODEL_SHARDS, -(-SPARE * concurrency // PROBLEMS_PER_SHARD))
+
+
 async def work_on_rows(
     job: ShardJob,
     services: Services,
@@ -85,10 +95,11 @@ async def work_on_rows(
 ) -> ShardRecord:
     """Process the rows of a shard in batches, and commit the rows and decisions of the stage.
 
-    Stages with slow requests process several batches concurrently; results are written in order. When a batch fails,
-    the others are awaited, so that no response in flight is lost. `live` are numbers for the display: `at_most` is an
-    upper bound on the requests for the rows so far, corrected when a batch is finished. `look_at` is given the stage,
-    and every batch with its result; what it raises ends the shard.
+    Stages with slow requests process several batches concurrently; results are written in order, and batches that are
+    finished before an earlier one are kept meanwhile. When a batch fails, the others are awaited, so that no response
+    in flight is lost. `live` are numbers for the display: `at_most` is an upper bound on the requests for the rows so
+    far, corrected when a batch is finished. `look_at` is given the stage, and every batch with its result; what it
+    raises ends the shard.
     """
     op, declared = job.op, known_columns(job)
     asked = op.asks(job.stage, job.pipeline)
@@ -97,7 +108,8 @@ async def work_on_rows(
     at_once = AT_ONCE if has_batches else BATCHES_AT_ONCE[op.host]
     if asked is not None:  # rows for twice the requests in flight, because the first straggler holds back later batches
         rows = 2 * job.pipeline.models[asked].concurrency
-        at_once = max(at_once, -(-rows // (MODEL_SHARDS * BATCH_PROBLEMS[op.host])))
+        shards = shards_in_progress(job.pipeline.models[asked].concurrency)
+        at_once = max(at_once, -(-rows // (shards * BATCH_PROBLEMS[op.host])))
     running: deque[tuple[Batch, int, asyncio.Task[Result]]] = deque()
     with Tables(job.rows.folder, job.index, job.rows.shards) as tables:
 
@@ -116,8 +128,9 @@ async def work_on_rows(
                 bound = sum(one.requests for one in op.at_most(job.stage, job.pipeline, batch).values())
                 live["at_most"] += bound
                 running.append((batch, bound, asyncio.create_task(op.run(job.stage, batch, services))))
-                if len(running) >= at_once:
+                while running and (running[0][2].done() or len(running) >= KEPT * at_once):
                     await finish_first()
+                await _fewer({task for _, _, task in running if not task.done()}, at_once)
             while running:
                 await finish_first()
         except asyncio.CancelledError:
@@ -129,6 +142,12 @@ async def work_on_rows(
         if op.makes is not Kind.NONE:
             tables.expect([TABLE_OF[op.makes]])
         return job.rows.folder.write_shard(job.index, job.rows.shards, tables, job.run, job.inputs)
+
+
+async def _fewer(tasks: set[asyncio.Task[Result]], limit: int) -> None:
+    """Wait until fewer than `limit` of the tasks are left."""
+    while len(tasks) >= limit:
+        _, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
 
 def work_on_columns(job: ShardJob) -> ShardRecord:

@@ -14,10 +14,9 @@ from tracefactory.core.decisions import Made
 from tracefactory.core.rows import Trace, problem_id_of
 from tracefactory.core.spans import Span
 from tracefactory.core.tables import KEYS, TABLE_OF, Table, judged_table, judgement_of, made_table, schema_of
-from tracefactory.engine.shards import ShardJob
+from tracefactory.engine.shards import PROBLEMS_PER_SHARD, ShardJob
 from tracefactory.store.stages import ShardRecord, Tables
 
-PROBLEMS_PER_SHARD = 512
 MIN_SHARDS, MAX_SHARDS = 8, 256
 _BATCH_ROWS = 4096
 _MEMORY_BYTES = 128 << 20

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tracefactory.core.environment import Environment
+from tracefactory.core.environment import Environment, env_names
 from tracefactory.core.errors import Mistake, UserError, nearest
-from tracefactory.core.model import ModelSpec, env_names
+from tracefactory.core.model import ModelSpec
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import Frozen
 from tracefactory.core.stage import STAGES, stage_of

@@ -197,7 +197,7 @@ class Worker:
         answers: dict[str, Answer] = {**stored, **refused}
         for key, outcome in zip(missing, outcomes, strict=True):
             if isinstance(outcome, BaseException) and not isinstance(outcome, RequestFailed):
-                raise self.stopped or outcome
+                raise outcome
             answers[key] = outcome
         return [answers[request.key] for request in requests]
 

@@ -36,6 +36,7 @@ class LocalSpec(ModelSpec):
     digests_weights = True
     reads_control_tokens = True
     sends_bills = False
+    takes_weights = "gguf"
 
     use: Literal["local"] = Field(default="local", description="The kind of model.")
     model: EnvStr = Field(

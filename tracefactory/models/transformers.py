@@ -123,7 +123,10 @@ class TransformersSpec(ModelSpec):
         mistakes = [Mistake(f"it needs {' and '.join(absent)}", hint=_INSTALL)] if absent else []
         if self.model.env_name is not None and self.model.env_name not in environment.environ:
             return mistakes
-        path = local_path(self.checkpoint(environment).model)
+        try:
+            path = local_path(self.checkpoint(environment).model)
+        except UserError as error:
+            return [*mistakes, *error.mistakes]
         return mistakes if path is None or path.exists() else [*mistakes, Mistake(f"there is no checkpoint {path}")]
 
     def endpoint(self, environment: Environment) -> Endpoint:

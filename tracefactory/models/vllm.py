@@ -63,6 +63,7 @@ class VLLMSpec(ModelSpec):
     digests_weights = True
     reads_control_tokens = True
     sends_bills = False
+    takes_weights = "folder"
 
     use: Literal["vllm"] = Field(default="vllm", description="The kind of model.")
     model: EnvStr = Field(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tracefactory import __version__
 from tracefactory.config.command import run_command
 from tracefactory.config.model import resolved_file
-from tracefactory.core.model import env_names, public_name
+from tracefactory.core.environment import env_names
+from tracefactory.core.model import public_name
 from tracefactory.core.pipeline import Change, Pipeline
 from tracefactory.core.rows import Frozen
 

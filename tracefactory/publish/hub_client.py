@@ -6,10 +6,11 @@ Those that write are sent once, because the Hub can fail after it has done the w
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,7 @@ from huggingface_hub import (
     HfApi,
     RepoFile,
     get_session,
+    snapshot_download,
 )
 from huggingface_hub.errors import (
     BadRequestError,
@@ -280,3 +282,32 @@ def limited_waiting() -> Iterator[None]:
             own = _before.pop()
             if not _before:
                 session.timeout = own
+
+
+def fetch(repo: str, tag: str, folder: Path, patterns: Sequence[str]) -> None:
+    """Download files of a dataset's version; those that are here already are not downloaded again.
+
+    Args:
+        repo: the repository.
+        tag: its tag or commit.
+        folder: where the files are put.
+        patterns: which files.
+
+    Raises:
+        UserError: when there is no such repository or tag.
+        RunError: when the Hub cannot be asked.
+    """
+    try:
+        snapshot_download(
+            repo,
+            repo_type="dataset",
+            revision=tag,
+            local_dir=folder,
+            allow_patterns=list(patterns),
+            endpoint=os.environ.get("HF_ENDPOINT"),
+        )
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise UserError(f"{repo}@{tag}: the Hub has no such repository or tag") from error
+    except (*FAILURES, HfHubHTTPError, OSError) as error:
+        what = f"{repo}@{tag}: the Hub cannot be asked ({type(error).__name__})"
+        raise RunError(f"{what}; run the same command again") from error

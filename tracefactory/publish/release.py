@@ -21,6 +21,7 @@ from tracefactory.core.files import sync_folder, write_text
 from tracefactory.core.fingerprint import digest, digest_file
 from tracefactory.core.rows import Frozen
 from tracefactory.publish.card import CardInputs, ConfigLine, ModelLine, ViewColumn, render
+from tracefactory.publish.taught import TaughtLine
 from tracefactory.publish.views import VIEWS, described
 from tracefactory.publish.writing import RangePart
 
@@ -188,6 +189,28 @@ def addressed_to(repo: str, folder: Path, manifest: Manifest) -> Iterator[tuple[
         found = manifest.model_copy(update=told)
         write_text(copy / MANIFEST, found.model_dump_json(indent=2) + "\n")
         yield copy, found
+
+
+def add_comparison(folder: Path, line: TaughtLine) -> None:
+    """Write a comparison on the card of a release, in place of an earlier one of the same name; its rows stay.
+
+    Args:
+        folder: the folder of the release.
+        line: the comparison.
+
+    Raises:
+        UserError: when the folder is not a release, or one of a version that did not keep the content of its card.
+    """
+    manifest = read_manifest(folder)
+    if manifest.card is None:
+        made_by = f"tracefactory {manifest.tracefactory}, which did not keep what its card is made from"
+        raise UserError(f"{folder} was made by {made_by}; run its pipeline again")
+    others = [one for one in manifest.card.inputs.taught if one.comparison != line.comparison]
+    inputs = manifest.card.inputs.model_copy(update={"taught": (*others, line)})
+    write_text(folder / CARD, render(inputs, version=manifest.version, configs=manifest.card.configs))
+    files = (*(one for one in manifest.files if one.path != CARD), _file_line(folder, folder / CARD, None))
+    told = {"card": manifest.card.model_copy(update={"inputs": inputs}), "files": files}
+    write_text(folder / MANIFEST, manifest.model_copy(update=told).model_dump_json(indent=2) + "\n")
 
 
 def put_in_place(scratch: Path, folder: Path) -> None:

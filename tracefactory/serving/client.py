@@ -70,7 +70,7 @@ class ChatClient:
         self._key = api_key
         self._backoff_s = backoff_s
         self._slots = asyncio.Semaphore(spec.concurrency)
-        self._clients: dict[str, openai.AsyncOpenAI] = {}
+        self._clients: dict[bool, openai.AsyncOpenAI] = {}  # by whether proxies of the environment are used
         self._dispatcher = Dispatcher(spec.model, spec.concurrency, spec.max_pause_s)
         self._refused_in_a_row = 0
 
@@ -239,7 +239,7 @@ class ChatClient:
         with self._failures():
             async with asyncio.timeout(first_s) as deadline:
                 response: Any = await self._client(url).post(
-                    "/chat/completions",
+                    f"{url}/chat/completions",
                     cast_to=object,
                     body={**(body or {}), "stream": True, "stream_options": {"include_usage": True}},
                     options={
@@ -280,17 +280,17 @@ class ChatClient:
             raise AttemptFailed("connection", f"the connection was lost ({type(error).__name__})") from error
 
     def _client(self, url: str) -> openai.AsyncOpenAI:
-        client = self._clients.get(url)
+        uses_proxies = urlsplit(url).hostname not in {"127.0.0.1", "localhost", "::1"}
+        client = self._clients.get(uses_proxies)
         if client is None:
-            loopback = urlsplit(url).hostname in {"127.0.0.1", "localhost", "::1"}
-            client = self._clients[url] = openai.AsyncOpenAI(
-                base_url=url,
+            client = self._clients[uses_proxies] = openai.AsyncOpenAI(
+                base_url=url,  # of no effect: requests name the whole address
                 # Do not fall back to OPENAI_API_KEY, which must not be sent to other servers.
                 api_key=self._key.get_secret_value() if self._key is not None else "none",
                 max_retries=0,
                 timeout=openai.Timeout(self.spec.timeout_s, connect=min(_CONNECT_S, self.spec.timeout_s)),
                 http_client=openai.DefaultAioHttpClient(
-                    trust_env=not loopback,
+                    trust_env=uses_proxies,
                     event_hooks={"response": [refuse_large]},
                     # 0 is no limit to aiohttp, None is 100: the dispatcher limits what is in flight.
                     limits=httpx2.Limits(max_connections=0),

@@ -31,7 +31,7 @@ def convert(gguf: Path, folder: Path, dtype: Dtype = "float32") -> None:
     if folder.exists():
         raise UserError(f"{folder} already exists; choose another folder")
     try:
-        from tracefactory.serving.loading import load_model, load_tokenizer
+        from tracefactory.serving.loading import load_model, load_tokenizer, without_bars
     except ModuleNotFoundError as error:
         raise UserError(f"reading a GGUF file needs {error.name}: pip install 'tracefactory[student]'") from error
     spec = Checkpoint(model=str(gguf.resolve()), dtype=dtype, device="cpu")
@@ -40,7 +40,8 @@ def convert(gguf: Path, folder: Path, dtype: Dtype = "float32") -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
         checkpoint = Path(temporary) / "checkpoint"
-        model.save_pretrained(checkpoint)
+        with without_bars():
+            model.save_pretrained(checkpoint)
         tokenizer.save_pretrained(checkpoint)
         _check_tokenizer(tokenizer, checkpoint)
         checkpoint.replace(folder)

@@ -62,7 +62,7 @@ def _pretrained(factory: Any, name: str, revision: str | None, **options: Any) -
     else:
         source = str(path)
     try:
-        with _without_bars(), _read_once():
+        with without_bars(), _read_once():
             return factory.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load {name}: {error}") from error
@@ -95,7 +95,7 @@ def _reader(kind: Any, path: str, modified_ns: int) -> Any:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Disable progress bars, which would break the display of a run on stderr."""
     shown, bar = logging.is_progress_bar_enabled(), modeling_gguf_pytorch_utils.tqdm
     logging.disable_progress_bar()

@@ -54,7 +54,7 @@ class ManagedEndpoint:
         for option, value in options.items():
             self._argv += [f"--{option}", str(value)]
         self._ready_timeout_s = ready_timeout_s
-        self._restarts_left = restarts
+        self._restarts, self._deaths = restarts, 0
         self._lock = asyncio.Lock()
         self._child: Child | None = None
         self._failed: RunError | None = None
@@ -90,7 +90,10 @@ class ManagedEndpoint:
     @property
     def notice(self) -> str:
         """A message while the server starts or restarts, else empty."""
-        return f"{self.name} is starting" if self._starting else ""
+        if not self._starting:
+            return ""
+        again = f": it died, restart {self._deaths} of {self._restarts}" if self._deaths else ""
+        return f"{self.name} is starting{again}"
 
     async def stop(self) -> None:
         """Stop the server process, if it is running."""
@@ -102,9 +105,9 @@ class ManagedEndpoint:
     async def _discard(self, child: Child) -> None:
         await child.stop()
         self._child = None
-        if not self._restarts_left:
+        if self._deaths == self._restarts:
             raise RunError(f"{self.name} died too often; last lines of {child.log_file}:\n{child.log_tail()}")
-        self._restarts_left -= 1
+        self._deaths += 1
 
     async def _spawn(self, log_dir: Path) -> Child:
         # Servers of one model with different options have separate logs.

@@ -22,6 +22,7 @@ import orjson
 from tracefactory.core.files import TEMPORARY, sync_folder
 from tracefactory.store.leases import Lease, is_locked
 from tracefactory.store.segments import V1_PREFIX, Segment
+from tracefactory.store.stages import folder_name
 
 SETTLED_S = 60.0
 """Commands that fetch from a shared state write a file within so many seconds."""
@@ -73,7 +74,7 @@ def plan_of(root: Path, run: str) -> Planned | None:
     path = root / "runs" / run / "plan.json"
     try:
         plan = orjson.loads(path.read_bytes())
-        return Planned(str(plan["version"]), {one["id"]: f"{one['id']}-{one['key'][:16]}" for one in plan["stages"]})
+        return Planned(str(plan["version"]), {one["id"]: folder_name(one["id"], one["key"]) for one in plan["stages"]})
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:

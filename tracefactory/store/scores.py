@@ -134,10 +134,16 @@ def merge(root: Path, *, at_least: int = MERGE_FILES) -> None:
     one process merges at a time. Damaged files, and all where there is no space, are left as they are.
     """
     for folder in sorted((root / "scores").glob("[!.]*")):
-        with suppress(OSError), _merging(folder) as alone:
-            small = [path for path in sorted(folder.glob("part-*.parquet")) if path.stat().st_size < MERGE_BYTES]
-            if alone and len(small) >= max(at_least, 2):
-                _merge(folder, small)
+        with suppress(OSError):
+            if len(_small(folder)) < max(at_least, 2):
+                continue
+            with _merging(folder) as alone:
+                if alone and len(small := _small(folder)) >= max(at_least, 2):
+                    _merge(folder, small)
+
+
+def _small(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.glob("part-*.parquet")) if path.stat().st_size < MERGE_BYTES]
 
 
 def _merge(folder: Path, small: Iterable[Path]) -> None:

@@ -370,6 +370,14 @@ class Ledger:
         self._rewritten = self._read_to
 
 
+def spent_by(root: Path, name: str, run: str) -> dict[str, Amount]:
+    """Return what one run has spent of a ledger, by model; damaged lines are left out."""
+    ledger = Ledger(root, name, met=lambda damage: None)
+    found = {model: amount for (model, of), amount in sorted(ledger.totals().items()) if of == run}
+    ledger.close()
+    return found
+
+
 def rewrite(root: Path, name: str) -> None:
     """Write a ledger anew without its damaged lines: the sums, and what is reserved. No run may use it."""
     ledger = Ledger(root, name, Writer("", "", lambda writer: False), met=lambda damage: None)

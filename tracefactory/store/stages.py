@@ -21,7 +21,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,25 +33,27 @@ from pydantic import AliasChoices, Field, ValidationError
 from tracefactory.core.columns import Column, column_for
 from tracefactory.core.decisions import REPLACED
 from tracefactory.core.digests import combined_digest, table_digest
-from tracefactory.core.errors import RunError
 from tracefactory.core.files import TEMPORARY, remove_matching, whole_file
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.rows import Frozen, Kind
 from tracefactory.core.spans import Span
 from tracefactory.core.tables import PLAIN_COLUMNS, Table, schema_of
 from tracefactory.store.damage import Damage, reading
+from tracefactory.store.part_writer import PARQUET, RowWriter, writing
 from tracefactory.store.records import checked, read_record, with_checksum, write_record
 
 FOOTER_KEY = b"tracefactory"
-GROUP_BYTES, GROUP_ROWS = 16 << 20, 4096
-"""The maximum size of a row group of text, which is read at once."""
 JUDGED_ROWS = 1 << 16
 """Rows in a row group of a `judged` table, which has no text."""
-_PARQUET = {"compression": "zstd", "write_page_checksum": True}
 _NOT_DONE = "the stage is not done: the next run makes it again without paying"
 IDENTITY = frozenset({"op", "uses", "with", "inputs"})
 """Parts of the identity of a stage in every version."""
 PART = re.compile(r"^([a-z]+)-(\d{5})-of-(\d{5})\.parquet$")
+
+
+def folder_name(stage_id: str, key: str) -> str:
+    """Return the name of the folder of a stage: its id and the first digits of its key."""
+    return f"{stage_id}-{key[:16]}"
 
 
 class Tally(Frozen):
@@ -131,7 +132,7 @@ class StageFolder:
     def __init__(self, root: Path, stage_id: str, key: str) -> None:
         self.stage_id = stage_id
         self.key = key
-        self.path = root / "stages" / f"{stage_id}-{key[:16]}"
+        self.path = root / "stages" / folder_name(stage_id, key)
         self._damage: dict[Path, Damage] = {}
 
     @property
@@ -218,8 +219,8 @@ class StageFolder:
         content = with_checksum(record.model_dump(mode="json"))
         table = judged.replace_schema_metadata({FOOTER_KEY: json.dumps(content, ensure_ascii=False).encode()})
         path = self.part(Table.JUDGED, index, count)
-        with _writing(path), whole_file(path) as temporary:
-            pq.write_table(table, temporary, row_group_size=JUDGED_ROWS, **_PARQUET)
+        with writing(path), whole_file(path) as temporary:
+            pq.write_table(table, temporary, row_group_size=JUDGED_ROWS, **PARQUET)
         return record
 
 
@@ -236,7 +237,7 @@ class Tables:
         self.columns: dict[str, Column] = {}
         self.digests: list[str] = []
         self._judged: list[pa.Table] = []
-        self._writers: dict[Table, _RowWriter] = {}
+        self._writers: dict[Table, RowWriter] = {}
 
     def __enter__(self) -> Tables:
         return self
@@ -278,69 +279,10 @@ class Tables:
         for writer in self._writers.values():
             writer.commit()
 
-    def _writer(self, table: Table) -> _RowWriter:
+    def _writer(self, table: Table) -> RowWriter:
         if table not in self._writers:
-            self._writers[table] = _RowWriter(self.folder.part(table, self.index, self.shards), schema_of(table))
+            self._writers[table] = RowWriter(self.folder.part(table, self.index, self.shards), schema_of(table))
         return self._writers[table]
-
-
-class _RowWriter:
-    """Writes one part by row groups, atomically."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._atomic = whole_file(path)
-        self._path = path
-        with _writing(path):
-            self._writer = pq.ParquetWriter(self._atomic.__enter__(), schema, **_PARQUET)
-        self._pending: list[pa.Table] = []
-        self._rows = self._bytes = 0
-        self._open = True
-
-    def add(self, rows: pa.Table) -> None:
-        # Batches are split at row groups, so that no group is much larger than the limit.
-        step = max(1, min(GROUP_ROWS, GROUP_BYTES * max(rows.num_rows, 1) // max(rows.nbytes, 1)))
-        for start in range(0, rows.num_rows, step):
-            piece = rows.slice(start, step)
-            if self._rows + piece.num_rows > GROUP_ROWS or self._bytes + piece.nbytes > GROUP_BYTES:
-                self._flush()
-            self._pending.append(piece)
-            self._rows += piece.num_rows
-            self._bytes += piece.nbytes
-
-    def commit(self) -> None:
-        self._flush()
-        with _writing(self._path):
-            self._writer.close()
-            self._open = False
-            self._atomic.__exit__(None, None, None)
-
-    def abandon(self) -> None:
-        if self._open:
-            self._open = False
-            with suppress(OSError):  # of a file that is removed
-                self._writer.close()
-            error = RuntimeError("the shard was not committed")
-            self._atomic.__exit__(type(error), error, None)
-
-    def _flush(self) -> None:
-        if self._pending:
-            table = pa.concat_tables(self._pending)
-            with _writing(self._path):
-                self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
-            self._pending, self._rows, self._bytes = [], 0, 0
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Raise RunError when a part cannot be written, e.g. because the disk is full."""
-    try:
-        yield
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise RunError(
-            f"{path} could not be written ({why}); free space or make it writable, and run the same command again:"
-            " nothing is paid again"
-        ) from error
 
 
 def tally_of(judged: pa.Table, numbers: Mapping[str, float], notes: Iterable[str]) -> Tally:

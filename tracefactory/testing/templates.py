@@ -125,12 +125,20 @@ def shipped() -> dict[str, str]:
     Raises:
         UserError: when the package trl is not installed.
     """
+    own = _packaged_tokenizer().chat_template
+    return {"smollm2": own, **{file.stem: file.read_text(encoding="utf-8") for file in template_files()}}
+
+
+def template_files() -> list[Path]:
+    """Return the files of the templates that trl ships, sorted.
+
+    Raises:
+        UserError: when the package trl is not installed.
+    """
     found = find_spec("trl")
     if found is None or found.origin is None:
         raise UserError("the package trl, whose templates are tried, is not installed: make dev")
-    files = sorted((Path(found.origin).parent / "chat_templates").glob("*.jinja"))
-    own = load_tokenizer(Checkpoint(model=str(packaged_weights("smollm2-135m")))).chat_template
-    return {"smollm2": own, **{file.stem: file.read_text(encoding="utf-8") for file in files}}
+    return sorted((Path(found.origin).parent / "chat_templates").glob("*.jinja"))
 
 
 def with_template(source: str) -> Any:
@@ -176,8 +184,13 @@ def document(found: Mapping[str, Mapping[str, str]], version: str) -> str:
 
 
 @lru_cache(maxsize=1)
+def _packaged_tokenizer() -> Any:
+    return load_tokenizer(Checkpoint(model=str(packaged_weights("smollm2-135m"))))
+
+
+@lru_cache(maxsize=1)
 def _tokenizer() -> Any:
-    tokenizer = load_tokenizer(Checkpoint(model=str(packaged_weights("smollm2-135m"))))
+    tokenizer = copy.deepcopy(_packaged_tokenizer())
     markers = {marker for source in shipped().values() for marker in _CONTROL.findall(source)}
     tokenizer.add_tokens(sorted(markers), special_tokens=True)
     return tokenizer

@@ -19,6 +19,7 @@ from tests.unit.decoders.token_server import TokenServer, by_noise, greedy
 from tracefactory.core.errors import UserError
 from tracefactory.core.model import ChatRequest, RequestFailed
 from tracefactory.decoding.decoder import DECODERS, STUDENT_WRITES, Decoder, PartialTrace, Role, Turn
+from tracefactory.decoding.draft_schedule import ServedDraftScheduler
 from tracefactory.decoding.in_process import InProcessPair
 from tracefactory.decoding.provenance import Decoded
 from tracefactory.decoding.served import ServedModel, ServedPair
@@ -67,18 +68,26 @@ def columns(answers: list[Decoded]) -> list[tuple[str, list[int], list[int]]]:
     return [(text, one.column("token_ids").tolist(), one.column("draws").tolist()) for text, one in named]
 
 
+@pytest.fixture(scope="module")
+def written_in_process() -> list[Decoded]:
+    """What one process writes, which is the same whatever the servers guess: the first test decodes it."""
+    return []
+
+
 @pytest.mark.parametrize(
     ("choose", "fixed"),
     [(greedy, 1), (greedy, 4), (blind, 7), (greedy, None)],
     ids=["single", "four", "blind", "paced"],
 )
 async def test_served_traces_equal_in_process_traces_for_any_guesses(
-    folders: tuple[Path, Path], choose: Any, fixed: int | None
+    folders: tuple[Path, Path], written_in_process: list[Decoded], choose: Any, fixed: int | None
 ) -> None:
     requests = asked(5, p=0.05)
     pair = served(folders, choose, fixed)
     answers = await asyncio.gather(*map(pair.complete, requests))
-    expected = await in_process(folders, requests)
+    if not written_in_process:
+        written_in_process.extend(await in_process(folders, requests))
+    expected = written_in_process
     assert columns(answers) == columns(expected)
     draws = np.concatenate([one.provenance.column("draws") for one in answers])
     assert (draws == 0).sum() > 3
@@ -234,3 +243,31 @@ async def test_a_draft_request_has_the_noise_of_its_positions(folders: tuple[Pat
     assert [one["position"] for _, one in told] == sorted({one["position"] for _, one in told})
     assert {one["key"] for _, one in told} == {40}
     assert TEACHER != STUDENT
+
+
+async def test_a_long_prompt_is_cached_before_it_is_scored(folders: tuple[Path, Path]) -> None:
+    """A server keeps logits of all tokens that it scores and has not cached: gigabytes for a long prompt."""
+    pair = served(folders, greedy, 4, positions=1024)
+    await pair.complete(request("What is 7 + 7? " * 36, 40, tokens=1))
+    for served_model in pair.models.values():
+        cached = 0
+        for one in served_model.client.requests:  # type: ignore[attr-defined]
+            if one["sampling_params"].get("prompt_logprobs") is not None:
+                assert len(one["token_ids"]) - cached <= 512
+            cached = len(one["token_ids"])
+        assert cached > 512
+
+
+@pytest.mark.parametrize(
+    ("agreement", "seconds_per_token", "shortest", "longest"), [(0.1, 0.01, 1, 1), (0.98, 1e-4, 24, 32)]
+)
+def test_drafts_are_as_long_as_the_models_agree(
+    agreement: float, seconds_per_token: float, shortest: int, longest: int
+) -> None:
+    scheduler = ServedDraftScheduler()
+    for step in range(300):
+        length = scheduler.length()
+        scheduler.record_draft(length, 0.001 + seconds_per_token * length)
+        scheduler.record_score(0.002)
+        scheduler.record_guess(correct=step % 100 < 100 * agreement)
+    assert shortest <= scheduler.length() <= longest

@@ -6,10 +6,10 @@ import pickle
 import pytest
 from pydantic import ValidationError
 
-from tracefactory.core.environment import Environment, EnvStr
+from tracefactory.core.environment import Environment, EnvStr, env_names
 from tracefactory.core.errors import UserError
 from tracefactory.core.fingerprint import canonical
-from tracefactory.core.model import MODELS, ChatRequest, Completion, RequestFailed, env_names
+from tracefactory.core.model import MODELS, ChatRequest, Completion, RequestFailed
 from tracefactory.models.fake import FakeSpec
 from tracefactory.models.local import LocalSpec
 from tracefactory.models.openai import OpenAISpec

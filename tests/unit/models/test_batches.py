@@ -2,16 +2,15 @@
 
 import asyncio
 import json
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests import forked
 from tests.unit.models.batch_harness import FURTHER, STEPS, asking, failures, requests_of, spec_of, until
-from tracefactory.core.environment import Environment
+from tracefactory.core.environment import Environment, env_names
 from tracefactory.core.errors import Interrupted, RunStopped
-from tracefactory.core.model import env_names
 from tracefactory.serving.anthropic import chat_answer, messages_body
 from tracefactory.serving.batches.apis import api_of
 from tracefactory.serving.batches.fireworks import FireworksBatches
@@ -495,13 +494,9 @@ async def test_the_ledger_tells_what_is_in_a_batch(tmp_path):
 
 
 async def run_harness(root, server, protocol, count, step=""):
-    command = [sys.executable, "-m", "tests.unit.models.batch_harness", str(root), server.base_url]
-    process = await asyncio.create_subprocess_exec(
-        *command, protocol, str(count), step, stderr=asyncio.subprocess.PIPE, cwd=ROOT
-    )
-    async with asyncio.timeout(60):
-        _, said = await process.communicate()
-    return process.returncode, said.decode()
+    arguments = (str(root), server.base_url, protocol, str(count), step)
+    code, _, said = await asyncio.to_thread(forked.finish, "tests.unit.models.batch_harness", arguments, ROOT, 60)
+    return code, said
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The fake teacher: what it answers is decided by the request alone, and what it did can be counted."""
 
+import asyncio
 import json
 import sys
 
@@ -194,17 +195,29 @@ async def test_the_log_of_requests_survives_a_kill_and_the_server_comes_back(tmp
     assert [event["event"] for event in events] == ["received", "completed"] * 2
 
 
-async def test_a_server_that_keeps_dying_is_given_up(tmp_path):
+async def test_a_server_that_keeps_dying_is_given_up_and_a_restart_is_told(tmp_path):
     spec = FakeSpec()
     endpoint = spec.endpoint(Environment(root=tmp_path, environ={}))
-    endpoint._restarts_left = 1
+    endpoint._restarts = 1
+
+    async def notices() -> set[str]:
+        starting, found = asyncio.create_task(endpoint.start(tmp_path)), set()
+        while not starting.done():
+            found.add(endpoint.notice)
+            await asyncio.sleep(0.005)
+        await starting
+        return found
+
+    async def kill() -> None:
+        endpoint._child._process.kill()
+        endpoint._child._process.wait()
+
     try:
-        await endpoint.start(tmp_path)
-        for _ in range(2):
-            endpoint._child._process.kill()
-            endpoint._child._process.wait()
-            last = await endpoint.start(tmp_path) if endpoint._restarts_left else None
-        assert last is None
+        assert any(one.endswith("is starting") for one in await notices())
+        await kill()
+        assert any(one.endswith("is starting: it died, restart 1 of 1") for one in await notices())
+        assert endpoint.notice == ""
+        await kill()
         with pytest.raises(RunError, match="died too often"):
             await endpoint.start(tmp_path)
     finally:

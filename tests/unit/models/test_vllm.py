@@ -11,10 +11,10 @@ import time
 import pytest
 from pydantic import ValidationError
 
-from tracefactory.core.environment import Environment
+from tracefactory.core.environment import Environment, env_names
 from tracefactory.core.errors import UserError
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.model import ChatRequest, env_names
+from tracefactory.core.model import ChatRequest
 from tracefactory.models.vllm import VLLMSpec, command_line
 from tracefactory.serving.client import ChatClient
 from tracefactory.serving.vllm import shared

@@ -23,13 +23,13 @@ from pathlib import Path
 from tracefactory.core.errors import RunError, UserError
 from tracefactory.reading.base import Rejected
 from tracefactory.sources.hub_dataset import HubDataset
-params, limit = json.load(sys.stdin)
-source, params = HubDataset(), HubDataset.Params.model_validate(params)
-try:
-    rows = list(source.read(params, base_dir=Path(), limit=limit))
-    print(json.dumps({"rows": [row.model_dump() for row in rows], "identity": source.identity(params, Path())}))
-except (UserError, RunError) as error:
-    print(json.dumps({"error": str(error)}))
+for params, limit in json.load(sys.stdin):
+    source, params = HubDataset(), HubDataset.Params.model_validate(params)
+    try:
+        rows = list(source.read(params, base_dir=Path(), limit=limit))
+        print(json.dumps({"rows": [row.model_dump() for row in rows], "identity": source.identity(params, Path())}))
+    except (UserError, RunError) as error:
+        print(json.dumps({"error": str(error)}))
 """
 
 
@@ -49,10 +49,16 @@ def commit(hub: HubServer, rows: list[dict[str, Any]]) -> str:
 
 def ask(hub: HubServer, folder: Path, limit: int | None = None, **params: Any) -> dict[str, Any]:
     """Read in a process of its own: the client takes its endpoint from the environment when it is imported."""
+    (answer,) = ask_all(hub, folder, params, limit=limit)
+    return answer
+
+
+def ask_all(hub: HubServer, folder: Path, *asked_for: dict[str, Any], limit: int | None = None) -> list[dict[str, Any]]:
+    """Read several times, one after the other, in one process, which takes a second to start."""
     home = folder / "home"
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[3])
-    asked = json.dumps([{"repo": REPO, "question": "problem", **params}, limit])
+    asked = json.dumps([[{"repo": REPO, "question": "problem", **params}, limit] for params in asked_for])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         input=asked,
@@ -64,8 +70,8 @@ def ask(hub: HubServer, folder: Path, limit: int | None = None, **params: Any) -
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    answers: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
+    return answers
 
 
 def test_a_pinned_revision_is_read_and_later_commits_are_not(hub: HubServer, tmp_path: Path):
@@ -91,22 +97,27 @@ def test_a_pinned_revision_is_read_and_later_commits_are_not(hub: HubServer, tmp
 
 def test_a_revision_that_is_not_a_tag_is_refused(hub: HubServer, tmp_path: Path):
     hub.state["repos"][REPO]["tags"]["v1.0"] = commit(hub, [{"problem": "p", "answer": 1.0}])
-    assert "has no tag 'v1.1' (did you mean 'v1.0'?)" in ask(hub, tmp_path, revision="v1.1")["error"]
-    assert "moves; give a commit or a tag" in ask(hub, tmp_path, revision="main")["error"]
-    assert "no data set 'org/none'" in ask(hub, tmp_path, repo="org/none", revision=COMMIT)["error"]
+    unknown, moving, nowhere = ask_all(
+        hub, tmp_path, {"revision": "v1.1"}, {"revision": "main"}, {"repo": "org/none", "revision": COMMIT}
+    )
+    assert "has no tag 'v1.1' (did you mean 'v1.0'?)" in unknown["error"]
+    assert "moves; give a commit or a tag" in moving["error"]
+    assert "no data set 'org/none'" in nowhere["error"]
 
 
 def test_a_wrong_field_is_refused_with_the_nearest_one(hub: HubServer, tmp_path: Path):
     first = commit(hub, [{"problem": "1 + 1?", "answer": 2.0}])
-    said = ask(hub, tmp_path, revision=first, question="probelm")["error"]
-    assert f"{REPO}@{first} has no field 'probelm' (did you mean 'problem'?)" in said
-    assert "Available splits: " in ask(hub, tmp_path, revision=first, split="tset")["error"]
+    field, split = ask_all(
+        hub, tmp_path, {"revision": first, "question": "probelm"}, {"revision": first, "split": "tset"}
+    )
+    assert f"{REPO}@{first} has no field 'probelm' (did you mean 'problem'?)" in field["error"]
+    assert "Available splits: " in split["error"]
 
 
 def test_a_hub_that_cannot_be_reached_is_a_message(hub: HubServer, tmp_path: Path):
     hub.url = "http://127.0.0.1:9"
-    for revision in ({"revision": "v1"}, {"revision": "main", "allow_moving": True}):
-        said = ask(hub, tmp_path, **revision)["error"]
+    for answer in ask_all(hub, tmp_path, {"revision": "v1"}, {"revision": "main", "allow_moving": True}):
+        said = answer["error"]
         assert said.startswith(f"the Hub cannot be reached for the data set '{REPO}' (")
         assert "check the network" in said
 

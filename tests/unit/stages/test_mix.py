@@ -293,8 +293,8 @@ def test_long_and_short_are_two_groups_like_any_others() -> None:
     assert both[0].frame.equals(both[1].frame)
 
 
-def test_a_million_traces_are_mixed_in_seconds() -> None:
-    many = np.arange(1_000_000, dtype=np.uint64)
+def test_hundreds_of_thousands_of_traces_are_mixed_in_seconds() -> None:
+    many = np.arange(300_000, dtype=np.uint64)
     ids = [f"{number:016x}" for number in (many * np.uint64(0x9E3779B97F4A7C15)).tolist()]
     groups = ["large", "middle", "small"]
     traces = pl.DataFrame(
@@ -309,8 +309,8 @@ def test_a_million_traces_are_mixed_in_seconds() -> None:
     shares = {"large": 0.2, "middle": 0.3, "small": 0.5}
     started = time.process_time()
     mixed = draw(traces, Draw("teacher", shares, Unit.TOKENS))
-    assert time.process_time() - started < 20
-    assert mixed.frame["kept"].sum() == 333_333
+    assert time.process_time() - started < 6
+    assert mixed.frame["kept"].sum() == 100_000
 
 
 STAGES = """\

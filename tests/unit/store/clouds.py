@@ -16,7 +16,8 @@ class Cloud:
     """Implements `Objects`.
 
     `faults` maps an operation to what happens to its next calls: an exception is raised; "lost" does the work and
-    answers as a store does to the second of two equal attempts; "torn" writes half of the content.
+    answers as a store does to the second of two equal attempts; "refused" answers that the condition does not hold;
+    "torn" writes half of the content.
     """
 
     def __init__(self) -> None:
@@ -59,7 +60,7 @@ class Cloud:
         fault = self._fault(how, name)
         with self._lock:
             found = self.objects.get(name)
-            if wanted != (None if found is None else found[1].etag):
+            if fault == "refused" or wanted != (None if found is None else found[1].etag):
                 return None
             content = content[: len(content) // 2] if fault == "torn" else content
             head = Head(len(content), f'"{next(self._etags)}"', self.now())

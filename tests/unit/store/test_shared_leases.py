@@ -11,7 +11,7 @@ import pytest
 from tests.unit.store.clouds import Cloud
 from tracefactory.core.errors import Interrupted, RunError
 from tracefactory.store.shared import leases
-from tracefactory.store.shared.leases import SharedLease
+from tracefactory.store.shared.leases import SharedLease, clock_of
 from tracefactory.store.shared.objects import Unreachable
 
 NAME = "leases/stages/s.json"
@@ -94,7 +94,11 @@ async def test_a_holder_that_slept_through_its_time_learns_that_it_lost_it(cloud
     assert json.loads(cloud.get(NAME)[0])["run"] == "other"  # not given back by who lost it
 
 
-async def test_a_holder_that_cannot_renew_stops_before_another_may_take_it(cloud: Cloud) -> None:
+async def test_a_holder_that_cannot_renew_stops_before_another_may_take_it(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "EXPIRES_S", 3.0)  # it stops a second before, also on a busy machine
+    monkeypatch.setattr(leases, "RENEW_S", 1.0)
     lost = asyncio.Event()
     held = SharedLease(cloud, "stages/s", "theirs", pytest.fail, lambda why: lost.set())
     await held.__aenter__()
@@ -109,7 +113,7 @@ async def test_short_faults_and_lost_answers_cost_no_lease(cloud: Cloud) -> None
     said: list[str] = []
     cloud.faults["create"] = ["lost"]
     async with lease(cloud, "theirs", said):
-        cloud.faults["replace"] = [Unreachable("away"), "lost", Unreachable("away"), "lost"]
+        cloud.faults["replace"] = [Unreachable("away"), "lost", "refused", Unreachable("away"), "refused", "lost"]
         await asyncio.sleep(0.5)
         assert not await is_free(cloud, 0.5)
     assert said == []
@@ -133,3 +137,15 @@ async def test_a_ledger_is_not_waited_for_while_its_holder_lives(cloud: Cloud) -
     await kill(dead)
     async with asyncio.timeout(10), lease(cloud, "mine", waits=False):
         pass
+
+
+def test_the_clock_is_that_of_the_store_whatever_it_refuses(cloud: Cloud) -> None:
+    assert cloud.now() - clock_of(cloud, "mine") < 60
+    cloud.skew_s = 3600.0
+    cloud.faults["replace"] = ["refused"]
+    assert cloud.now() - clock_of(cloud, "mine") < 60  # not the time of the write before
+    cloud.faults["create"] = ["refused", "lost"]
+    assert cloud.now() - clock_of(cloud, "new") < 60
+    cloud.faults["create"] = ["refused"] * 100
+    with pytest.raises(Unreachable, match=r"clocks/never was written 5 times"):
+        clock_of(cloud, "never")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tracefactory.core.token_scores import TokenScores
-from tracefactory.students.steps import step_curves, token_ranges
+from tracefactory.students.steps import step_columns, step_curves, token_ranges
 from tracefactory.students.student import Student
 from tracefactory.text.steps import Granularity, segment
 
@@ -65,3 +65,7 @@ def test_the_steps_of_pruning_hold_every_token_of_the_reasoning_once(smollm: Stu
     whole = -scores.logprobs[held].astype(np.float64).sum()
     assert np.nansum(curves.surprisal * curves.tokens) == pytest.approx(whole)
     assert len(curves.tokens) == len(steps)
+
+
+def test_the_columns_of_steps_say_which_way_is_better() -> None:
+    assert {one.name: one.direction for one in step_columns("s")} == {"s/steps": "", "s/step_surprisal": "lower"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,13 @@ def test_math_verify_beside_ours(other: MathVerify) -> None:
     assert row.own.agreed == 2
     assert [one.agreed for one in row.others] == [2, 2, 2]
     assert "| two | 2 | 100.0% | 0 | 0 | 0 | 100.0% (0, 0, 0) |" in table([row])
+
+
+def test_time_outs_are_told_from_the_other_warnings_of_math_verify() -> None:
+    counter = reference._Timeouts()
+    for message in ("Timeout during parsing: 9^9", "Timeout during comparison", "a gold answer is empty"):
+        counter.emit(logging.makeLogRecord({"msg": message}))
+    assert counter.count == 2
 
 
 def test_a_time_out_of_math_verify_is_no_verdict(other: MathVerify, monkeypatch: pytest.MonkeyPatch) -> None:

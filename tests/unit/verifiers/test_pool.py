@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from tracefactory.core.errors import UserError
 from tracefactory.core.rows import Outcome, Problem, Thinking
+from tracefactory.verification import pool as pool_module
 from tracefactory.verification.base import VERIFIERS, VerifyTask, check_policy
 from tracefactory.verification.pool import VerifierPool
 from tracefactory.verification.process import main as worker_main
@@ -103,6 +105,7 @@ async def test_a_broken_task_gets_a_verdict_instead_of_an_exception() -> None:
             ]
         )
     assert [v.outcome.value for v in verdicts] == ["verifier_error"] * 3 + ["correct", "unverifiable"]
+    assert [v.method for v in verdicts[:3]] == ["exception"] * 3
     assert "nosuch" in (verdicts[0].detail or "")
 
 
@@ -145,6 +148,21 @@ def test_workers_are_silent_and_end_when_the_parent_is_killed() -> None:
         gone, alive = psutil.wait_procs(children, timeout=20)
         assert (len(gone), alive) == (2, [])
         assert parent.stderr.read() == ""
+
+
+async def test_no_program_runs_where_the_sandbox_does_not_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(allow: object) -> None:
+        raise UserError("no sandbox here")
+
+    monkeypatch.setattr(pool_module, "require", refuse)
+    text = "```python\ndef f(x):\n    return 2 * x\n```"
+    program = task(None, text, "code", spec=json.dumps({"tests": ["assert f(2) == 4"]}))
+    with VerifierPool(workers=1) as pool:
+        with pytest.raises(UserError, match="no sandbox here"):
+            await pool.verify([task("1", "1"), program])
+        with pytest.raises(UserError, match="no sandbox here"):
+            pool.verify_now(program)
+    assert workers() == []
 
 
 def test_verify_one_raises_user_error_for_wrong_arguments() -> None:

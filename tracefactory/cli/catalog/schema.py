@@ -10,9 +10,11 @@ from pydantic.json_schema import models_json_schema
 
 from tracefactory.cli.catalog.entries import Entry, entries
 from tracefactory.config.model import ID_PATTERN, NAME_PATTERN
+from tracefactory.core.budget import Budget
 from tracefactory.core.model import MODELS
 from tracefactory.core.pipeline import RunOptions, SandboxOptions, StageOptions
 from tracefactory.core.stage import STAGES
+from tracefactory.core.teach import Teach
 from tracefactory.filters import LoadedFilter
 
 Schema = dict[str, Any]
@@ -29,7 +31,7 @@ def pipeline_schema(filters: Mapping[str, LoadedFilter] | None = None) -> Schema
     operations = {name: STAGES.get(name).Params for name in STAGES if not name.startswith("filter:")}
     of_filters = {name: one.params_model for name, one in (filters or {}).items()}
     named: list[type[BaseModel]] = [*models.values(), *operations.values(), *of_filters.values()]
-    named += [RunOptions, SandboxOptions, StageOptions]
+    named += [Budget, RunOptions, SandboxOptions, StageOptions, Teach]
     refs, definitions = models_json_schema([(one, "validation") for one in dict.fromkeys(named)])
 
     def ref(model: type[BaseModel]) -> Schema:
@@ -46,8 +48,10 @@ def pipeline_schema(filters: Mapping[str, LoadedFilter] | None = None) -> Schema
             "name": {"type": "string", "pattern": NAME_PATTERN, "description": "Name of the pipeline and its dataset."},
             "version": {"type": "string", "pattern": NAME_PATTERN, "description": "Version of the dataset, quoted."},
             "description": {"type": "string"},
+            "budget": ref(Budget),
             "run": ref(RunOptions),
             "sandbox": ref(SandboxOptions),
+            "teach": ref(Teach),
             "models": {
                 "type": ["object", "null"],
                 "additionalProperties": _model({name: ref(one) for name, one in models.items()}, described),

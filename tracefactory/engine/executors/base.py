@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import stage_of
-from tracefactory.engine.shards import MODEL_SHARDS
+from tracefactory.engine.shards import MODEL_SHARDS, shards_in_progress
 from tracefactory.serving.status import ModelStatus
 from tracefactory.store.stages import ShardRecord
 
@@ -76,4 +76,6 @@ def host_of(stage: StageSpec[Any], pipeline: Pipeline) -> str:
 def shards_at_once(host: str, pipeline: Pipeline) -> int:
     """Return how many shards of a host run concurrently: of a model with batches all, so that they share batches."""
     spec = pipeline.models.get(host.removeprefix(MODEL_HOST)) if host.startswith(MODEL_HOST) else None
-    return MODEL_SHARDS if spec is None or spec.batching is None else _ALL_SHARDS
+    if spec is None:
+        return MODEL_SHARDS
+    return shards_in_progress(spec.concurrency) if spec.batching is None else _ALL_SHARDS

@@ -25,6 +25,7 @@ from tracefactory.engine.executors.base import MODEL_HOST, Layouts, host_of, sha
 from tracefactory.engine.executors.ray_cluster import check_gpus, connect, head_lost, is_cluster
 from tracefactory.engine.executors.ray_nodes import check_nodes, check_this_machine, packages_of
 from tracefactory.engine.executors.ray_servers import RayPlacement
+from tracefactory.engine.process import settle
 from tracefactory.engine.shards import MODEL_SHARDS
 from tracefactory.engine.worker import Worker, WorkerSetup
 from tracefactory.serving.status import ModelStatus
@@ -48,6 +49,14 @@ class _Member:
     busy: int = field(default=0)
     waits_for: int = field(default=0)
     away_until: float = field(default=0.0)
+
+
+class _Actor(Worker):
+    """A worker in a process of its own."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        settle()
+        super().__init__(*arguments, **named)
 
 
 class RayExecutor:
@@ -222,7 +231,7 @@ class RayExecutor:
                 max_task_retries=0,  # `_call` goes to another actor at once, the restarted one may wait for a CPU
                 max_concurrency=max(4 * MODEL_SHARDS, 2 * at_once),
                 scheduling_strategy="SPREAD" if workers > 1 else "DEFAULT",
-            )(Worker)
+            )(_Actor)
             self._members[host] = []
             for number in range(workers):
                 room = asyncio.Semaphore(1 if spec is None else at_once)

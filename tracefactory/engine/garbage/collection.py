@@ -18,6 +18,7 @@ from tracefactory.core.rows import Frozen
 from tracefactory.engine.garbage.reach import (
     STAGE,
     Reach,
+    inputs_of,
     pushed_versions,
     reach_of,
     release_stages,
@@ -215,17 +216,15 @@ def _with_inputs(project: Project, items: list[Item], named: Collection[str]) ->
 
 def _inputs_of(root: Path, name: str) -> list[str]:
     """Return the inputs of a stage; they are named as it is, `stages/<folder>`."""
-    match = STAGE.fullmatch(name.removeprefix("stages/"))
-    identity = StageFolder(root, match[1], match[2]).identity() if match is not None else None
-    return [f"stages/{source}-{key[:16]}" for source, key in (identity or {}).get("inputs", {}).items()]
+    return [f"stages/{folder}" for folder in inputs_of(root, name.removeprefix("stages/"))]
 
 
 def _how(remaking: Remaking, folder: StageFolder, present: Collection[str]) -> str:
     """Return how a stage comes back for nothing; its inputs have to be here, where the same is asked of them."""
     how = remaking.how(folder)
-    for source in _inputs_of(folder.path.parents[1], folder.path.name):
-        if source.removeprefix("stages/") not in present and folder.finished_shards():
-            raise Keep(f"its input {source.removeprefix('stages/')} is gone, so that it may not be made again")
+    for source in inputs_of(folder.path.parents[1], folder.path.name):
+        if source not in present and folder.finished_shards():
+            raise Keep(f"its input {source} is gone, so that it may not be made again")
     return how
 
 

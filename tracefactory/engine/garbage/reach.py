@@ -15,12 +15,12 @@ from tracefactory.core.errors import Mistake, RunError, UserError
 from tracefactory.core.pipeline import Project
 from tracefactory.core.yamlfile import read_yaml
 from tracefactory.engine.identity import identities
+from tracefactory.engine.runs import RUN
 from tracefactory.store.garbage import live_runs, plan_of
-from tracefactory.store.stages import StageFolder
+from tracefactory.store.stages import StageFolder, folder_name
 
 STAGE = re.compile(r"(.+)-([0-9a-f]{16})")
 """The name of the folder of a stage: its id and the first digits of its key."""
-_RUN = re.compile(r"\d{8}-\d{6}-\d{6}-(.+)")
 
 
 @dataclass
@@ -99,7 +99,7 @@ def _add_pipeline(reach: Reach, file: Path, project: Project) -> None:
         for profile in names:
             loaded = load_pipeline(file, profile=profile)
             reach.pipelines.add(loaded.name)
-            keys = {one: f"{one}-{identity.key[:16]}" for one, identity in identities(loaded).items()}
+            keys = {one: folder_name(one, identity.key) for one, identity in identities(loaded).items()}
             reach.add(keys, str(name) if profile is None else f"{name}, profile {profile}")
     except (UserError, RunError, OSError) as error:
         first, *more = (str(error) or repr(error)).replace(f"{project.root}/", "").splitlines()
@@ -111,20 +111,24 @@ def _add_inputs(reach: Reach, root: Path) -> None:
     todo = list(reach.stages)
     while todo:
         name = todo.pop()
-        match = STAGE.fullmatch(name)
-        identity = StageFolder(root, match[1], match[2]).identity() if match is not None else None
-        for source, key in (identity or {}).get("inputs", {}).items():
-            folder = f"{source}-{key[:16]}"
+        for folder in inputs_of(root, name):
             if folder not in reach.stages:
                 reach.stages[folder] = reach.stages[name]
                 todo.append(folder)
+
+
+def inputs_of(root: Path, folder: str) -> list[str]:
+    """Return the folders of the inputs of a stage, named as its own is; none where it is no stage or is damaged."""
+    match = STAGE.fullmatch(folder)
+    identity = StageFolder(root, match[1], match[2]).identity() if match is not None else None
+    return [folder_name(source, key) for source, key in (identity or {}).get("inputs", {}).items()]
 
 
 def runs_by_pipeline(root: Path) -> dict[str, list[str]]:
     """Return the runs in a state folder, the oldest first, by the name of their pipeline."""
     found: dict[str, list[str]] = {}
     for path in sorted((root / "runs").glob("*/plan.json")):
-        if match := _RUN.fullmatch(path.parent.name):
+        if match := RUN.fullmatch(path.parent.name):
             found.setdefault(match[1], []).append(path.parent.name)
     return found
 
@@ -147,6 +151,6 @@ def release_stages(release: Path) -> dict[str, str]:
     """
     try:
         stages = orjson.loads((release / "manifest.json").read_bytes()).get("stages", {})
-        return {one: f"{one}-{key[:16]}" for one, key in stages.items()}
+        return {one: folder_name(one, key) for one, key in stages.items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise ValueError(f"{release / 'manifest.json'} cannot be read: {error}") from error

@@ -20,6 +20,7 @@ KINDS: Mapping[str, str] = {
     "spend": "ledger",
     "published": "receipts",
     "servers": "servers",
+    "teaching": "trained students",
     "damaged": "set aside by fsck",
 }
 """What the folders of a state hold."""

@@ -24,9 +24,9 @@ from tracefactory.engine.reporting.progress import Live as Numbers
 from tracefactory.engine.reporting.progress import Progress, snapshot, time_left
 from tracefactory.engine.reporting.report import FunnelLine, funnel
 from tracefactory.engine.reporting.telemetry import MetricsPage, exporter, prometheus_text
+from tracefactory.engine.runs import End
 
 _LIVE_S, _LOOK_S, _PLAIN_S = 0.5, 2.0, 10.0
-INTERRUPTED = 130
 SHOW_CURSOR = "\x1b[?25h"
 LEFT = "\nstopped at once; answers in flight are lost and may be billed: run the same command to continue\n"
 STOPPING = "stopping: no new requests are sent; those in flight are finished and stored (Ctrl-C again to exit now)"
@@ -115,9 +115,9 @@ class Display:
 
     def _leave(self, flow: Flow) -> None:
         """End the process at once; servers and workers of this process end with it, see `core.processes`."""
-        flow.run.log("left", exit_status=INTERRUPTED)
+        flow.run.log("left", exit_status=End.INTERRUPTED.exit_status)
         os.write(2, (SHOW_CURSOR if self.console.is_terminal else "").encode() + LEFT.encode())
-        os._exit(INTERRUPTED)
+        os._exit(End.INTERRUPTED.exit_status)
 
     async def _watch(self, flow: Flow, executor: Executor, page: MetricsPage | None) -> None:
         export, logged = exporter(), float("-inf")

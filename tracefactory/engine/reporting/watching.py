@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 from pathlib import Path
 from typing import IO, Any
 
 from tracefactory.core.errors import UserError, nearest
 from tracefactory.engine.reporting.log import LOG
-from tracefactory.engine.runs import End
+from tracefactory.engine.runs import RUN, End
 from tracefactory.store.heartbeats import Heartbeats
 from tracefactory.store.leases import STALE_S, alive_file, has_workers
 
 _CHUNK = 1_000_000
 _LONGEST_LINE = 8_000_000  # bytes; what is longer was not written by a run
-_RUN = re.compile(r"\d{8}-\d{6}-\d{6}-.+")
 
 
 class LogReader:
@@ -169,6 +167,6 @@ def named_run(root: Path, run: str) -> str:
 
 def _runs(root: Path) -> list[str]:
     try:
-        return [one.name for one in os.scandir(root / "runs") if _RUN.fullmatch(one.name) and one.is_dir()]
+        return [one.name for one in os.scandir(root / "runs") if RUN.fullmatch(one.name) and one.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
         return []

@@ -9,10 +9,9 @@ from typing import Any
 
 from tracefactory.core.columns import Column
 from tracefactory.core.decisions import Made, drop
-from tracefactory.core.environment import Environment
+from tracefactory.core.environment import Environment, env_names
 from tracefactory.core.errors import Mistake, nearest
 from tracefactory.core.fingerprint import digest
-from tracefactory.core.model import env_names
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import ID_DIGITS, Kind, Problem
 from tracefactory.core.stage import Facts, Stage, Work

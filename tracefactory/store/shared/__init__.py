@@ -9,6 +9,9 @@
     runs/<run>/<file>                      the pipeline, the plan and the outcome of a run
     spend/<pipeline>@<version>.json        what every run has spent, by model
     leases/<name>.json                     who writes a stage, spends from a ledger, works on batches, merges segments
+    leases/runs/<run>.json                 a run that goes on; it holds what it has taken of the following:
+    leases/stages/<stage>-<key16>/<index>-of-<count>.json   who works on a shard (`shards`)
+    leases/members/<stage>-<key16>/<count>-<run>.json       who works on a stage in how many shards
     clocks/<run>                           an object whose time stamp tells the time of the store
 
 `objects` is what an object store has to do, `cloud` does it with obstore.

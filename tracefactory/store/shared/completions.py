@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
@@ -25,9 +26,9 @@ from tracefactory.store.journals import PREFIX, SUFFIX, Line, read_lines
 from tracefactory.store.segments import Segment, write_segment
 from tracefactory.store.shared.holding import Holding
 from tracefactory.store.shared.hours import HourlyObjects
-from tracefactory.store.shared.objects import Objects, Unreachable
+from tracefactory.store.shared.objects import AT_ONCE, Objects, Unreachable
 from tracefactory.store.shared.reading import BAD, cache_folder, put_segment, segment_name
-from tracefactory.store.shared.retired import AT_ONCE, Retired, fetch_index
+from tracefactory.store.shared.retired import Retired, fetch_index
 
 SEGMENT_BYTES = 8 << 20
 """Records of so many bytes are put at once."""
@@ -89,11 +90,12 @@ class SharedCompletions:
             path = self.folder / f"{one.stem}.index"
             if not path.exists() and not path.with_suffix(BAD).exists():
                 (old if self._retired.replacing(one.stem) else new)[path] = one.name
+        fetch = partial(fetch_index, self.objects)
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            found = sum(pool.map(self._fetch_index, new, new.values()))
+            found = sum(pool.map(fetch, new.values(), new))
             # Of a merge whose segment is not usable, those that it replaces are.
             old = {path: name for path, name in old.items() if not self._retired.is_replaced(path.stem)}
-            found += sum(pool.map(self._fetch_index, old, old.values()))
+            found += sum(pool.map(fetch, old.values(), old))
         return found
 
     def push(self, *, flush: bool = False) -> None:
@@ -254,9 +256,6 @@ class SharedCompletions:
                 self._indexes[name] = MappedIndex(self.folder / name)
             except ValueError:
                 (self.folder / name).unlink(missing_ok=True)  # it is fetched again
-
-    def _fetch_index(self, path: Path, name: str) -> bool:
-        return fetch_index(self.objects, name, path)
 
     def _hold(self, why: str, failing_s: float) -> None:
         unsent = self.unsent_bytes

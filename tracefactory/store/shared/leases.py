@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
@@ -25,6 +26,7 @@ EXPIRES_S = 60.0
 RENEW_S = 15.0
 POLL_S = 3.0
 """Time between two looks at a lease of another run."""
+_ATTEMPTS = 5
 FREE = b"{}"
 """The content of a lease that was given back."""
 _THREADS = ThreadPoolExecutor(4, thread_name_prefix="leases")
@@ -69,6 +71,7 @@ class SharedLease:
         self._lost = lost
         self._why_lost = ""
         self._etag = ""
+        self._own = b""  # as it was written last
         self._renewing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> SharedLease:
@@ -113,7 +116,7 @@ class SharedLease:
                 return _Held("another run", 0.0)
             owner = _owner_in(content)
             if owner.get("nonce") == json.loads(own)["nonce"]:  # the answer to the first attempt was lost
-                self._etag = head.etag
+                self._etag, self._own = head.etag, content
                 return None
             if owner and owner.get("run") != self.run and (left_s := EXPIRES_S - self._age_s(head)) > 0:
                 who = f"run {owner.get('run')} (process {owner.get('pid')} on {owner.get('host')})"
@@ -121,7 +124,7 @@ class SharedLease:
             etag = self.objects.replace(self.name, own, head.etag)
         if etag is None:
             return _Held("another run", 0.0)
-        self._etag = etag
+        self._etag, self._own = etag, own
         return None
 
     def _age_s(self, head: Head) -> float:
@@ -155,10 +158,12 @@ class SharedLease:
                 found, head = self.objects.get(self.name)
             except FileNotFoundError:
                 return False
+            if found == self._own:  # a store may refuse a condition that holds, while another request goes on
+                raise Unreachable(f"{self.objects.url}/{self.name} could not be replaced")
             if found != content:  # otherwise the answer to the first attempt was lost
                 return False
             etag = head.etag
-        self._etag = etag
+        self._etag, self._own = etag, content
         return True
 
     def _content(self) -> bytes:
@@ -173,9 +178,14 @@ def clock_of(objects: Objects, run: str) -> float:
         Unreachable: when the shared state cannot be asked.
     """
     name, content = f"clocks/{run}", uuid4().bytes
-    if objects.create(name, content) is None:
-        objects.replace(name, content, objects.head(name).etag)
-    return objects.head(name).modified
+    for _ in range(_ATTEMPTS):
+        with suppress(FileNotFoundError):  # a store may refuse a condition that holds, while another write goes on
+            if objects.create(name, content) is None:
+                objects.replace(name, content, objects.head(name).etag)
+            found, head = objects.get(name)
+            if found == content:
+                return head.modified
+    raise Unreachable(f"{objects.url}/{name} was written {_ATTEMPTS} times, and never had what was sent")
 
 
 async def _in_thread(ask: Callable[..., _Answer], *arguments: object) -> _Answer:

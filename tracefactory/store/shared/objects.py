@@ -7,6 +7,9 @@ from typing import NamedTuple, Protocol
 
 from tracefactory.core.errors import RunStopped
 
+AT_ONCE = 16
+"""Objects that are fetched at the same time."""
+
 
 class Unreachable(RunStopped):
     """An object store did not do what it was asked for, after several attempts, or refused it."""

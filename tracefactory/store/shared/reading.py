@@ -26,8 +26,8 @@ from tracefactory.store.indexes import Index, MappedIndex
 from tracefactory.store.segments import SCHEMA, Segment, content_name, metadata_of
 from tracefactory.store.shared.cloud import connect
 from tracefactory.store.shared.hours import hour_of
-from tracefactory.store.shared.objects import Objects, put_whole
-from tracefactory.store.shared.retired import AT_ONCE, Retired
+from tracefactory.store.shared.objects import AT_ONCE, Objects, put_whole
+from tracefactory.store.shared.retired import Retired
 
 BAD = ".bad"
 FETCH_BYTES = 512 << 20

@@ -20,12 +20,10 @@ from typing import NamedTuple
 from tracefactory.core.files import whole_file
 from tracefactory.store.indexes import MappedIndex
 from tracefactory.store.shared.hours import HourlyObjects
-from tracefactory.store.shared.objects import Objects
+from tracefactory.store.shared.objects import AT_ONCE, Objects
 
 FOLDER = "retired"
 SUFFIX = ".retired"
-AT_ONCE = 16
-"""Objects that are fetched at the same time."""
 _STEM = re.compile("[0-9a-f]{64}")
 
 

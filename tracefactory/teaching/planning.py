@@ -1,0 +1,119 @@
+"""What a comparison will take, before it is begun: trainings, tokens, hours by a measured rate, and its power."""
+
+from __future__ import annotations
+
+from tracefactory.core.rows import Frozen
+from tracefactory.core.teach import Teach
+from tracefactory.teaching.comparison import Comparison
+from tracefactory.teaching.power import DISCORDANT, SEED_SD, detectable, questions_for
+
+_STEPS = 3
+"""Steps of the training that measures the rate."""
+_ASKED = 8
+"""Questions whose answers measure the rate."""
+
+
+class PlannedDataset(Frozen):
+    """One dataset of a comparison: its rows, tokens in the loss of a row, and how often the budget repeats it."""
+
+    name: str
+    about: str
+    rows: int
+    mean_tokens: float
+    epochs: int
+
+
+class ComparisonPlan(Frozen):
+    """What a comparison will take.
+
+    Attributes:
+        datasets: those to train on.
+        trainings: how many trainings there are, and `rates` of them only choose a learning rate.
+        tokens: tokens in the loss of all trainings.
+        questions: questions that count, and `development` ones.
+        answers: answers of all students.
+        loss_tokens_per_s: the measured rate of training, None where it was not measured.
+        answers_per_s: the measured rate of answers.
+        hours: the time of all trainings and answers by these rates; what is stored already is not taken off.
+        detectable: the smallest true difference that is found with a power of 80%.
+        for_two_points: questions that a difference of two points needs; None where no number is enough.
+    """
+
+    datasets: tuple[PlannedDataset, ...]
+    trainings: int
+    rates: int
+    tokens: int
+    questions: int
+    development: int
+    answers: int
+    loss_tokens_per_s: float | None
+    answers_per_s: float | None
+    hours: float | None
+    detectable: float
+    for_two_points: int | None
+
+    def lines(self, teach: Teach) -> list[str]:
+        """Return the plan in sentences."""
+        each = ", ".join(f"{one.name} {one.rows:,} rows x {one.epochs}" for one in self.datasets)
+        found = [
+            f"{len(self.datasets)} datasets x {teach.seeds} seeds; {self.rates} trainings choose learning rates",
+            f"{teach.amount:,} {teach.axis} of each: {self.tokens:,} tokens in the loss ({each})",
+            f"{self.answers:,} answers: {self.questions:,} questions, and {self.development:,} of the development",
+        ]
+        if self.hours is not None and self.loss_tokens_per_s and self.answers_per_s:
+            found.append(
+                f"about {self.hours:.1f} h: {self.loss_tokens_per_s:,.0f} tokens in the loss and "
+                f"{self.answers_per_s:.2f} answers per second, as measured here"
+            )
+        found.append(
+            f"finds true differences of {100 * self.detectable:.1f} points (power 80%, 95% intervals), if students "
+            f"differ on {DISCORDANT:.0%} of the questions and trainings by {100 * SEED_SD:g} point"
+        )
+        needed = "no number of questions" if self.for_two_points is None else f"{self.for_two_points:,} questions"
+        return [*found, f"a difference of 2 points would need {needed} with {teach.seeds} seeds"]
+
+
+def plan_of(comparison: Comparison) -> ComparisonPlan:
+    """Return what a comparison will take. Rates are measured by a few steps of training and a few answers.
+
+    Raises:
+        UserError: for mistakes in the file, and releases that cannot be read.
+        RunError: when the training or the answers that measure the rate fail.
+    """
+    teach, made = comparison.teach, comparison.datasets
+    students = {
+        name: comparison.students.taught(one, 0, teach.training.learning_rates[0]) for name, one in made.items()
+    }
+    taken = {name: one.taken for name, one in students.items() if one.taken is not None}
+    counted = max(comparison.counted, 1)
+    tried = len(teach.training.learning_rates)
+    rates = len(made) * (tried if tried > 1 else 0)
+    seeds = len(made) * teach.seeds
+    each = sum(one.tokens for one in taken.values())
+    tokens = each * teach.seeds + (each * (tried - 1) if tried > 1 else 0)
+    answers = (seeds + 1) * len(comparison.questions) + rates * teach.development
+    training, answering = comparison.students.rates(next(iter(made.values())), _STEPS, _ASKED)
+    seed_sd = SEED_SD if teach.seeds > 1 else 0.0
+    return ComparisonPlan(
+        datasets=tuple(
+            PlannedDataset(
+                name=name,
+                about=one.about,
+                rows=len(one.encoded.table),
+                mean_tokens=one.mean_tokens,
+                epochs=taken[name].epochs,
+            )
+            for name, one in made.items()
+        ),
+        trainings=seeds + rates,
+        rates=rates,
+        tokens=tokens,
+        questions=counted,
+        development=len(comparison.development),
+        answers=answers,
+        loss_tokens_per_s=training,
+        answers_per_s=answering,
+        hours=(tokens / training + answers / answering) / 3600,
+        detectable=detectable(counted, teach.seeds, seed_sd=seed_sd),
+        for_two_points=questions_for(0.02, teach.seeds, seed_sd=seed_sd),
+    )
