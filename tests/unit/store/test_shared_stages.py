@@ -113,6 +113,26 @@ def test_a_lost_answer_is_no_other_writer(tmp_path: Path, cloud: Cloud) -> None:
     assert stage.push() == 3
 
 
+def test_a_refusal_that_passes_is_no_other_writer(tmp_path: Path, cloud: Cloud) -> None:
+    folder = tmp_path / "one" / "s-1"
+    write(folder, 0)
+    stage = SharedStage(folder, cloud)
+    cloud.faults["create"] = ["", "", "refused"]  # S3 answers 409 while another request goes on
+    assert stage.push() == 2
+    write(folder, 1)
+    cloud.faults["replace"] = ["refused", "refused"]
+    assert stage.push() == 2
+    write(folder, 2, owed=0)
+    cloud.faults["replace"] = ["refused"] * 100
+    with pytest.raises(Unreachable, match=r"manifest\.json: could not be replaced in 20 attempts"):
+        stage.push()
+    cloud.faults["replace"] = []
+    assert stage.push() == 3
+    receiver = SharedStage(tmp_path / "two" / "s-1", cloud)
+    receiver.pull()
+    assert content(receiver.folder) == content(folder)
+
+
 @pytest.mark.parametrize("torn", ["manifest.json", "data", "missing"])
 def test_what_is_torn_is_not_trusted_and_put_again(tmp_path: Path, cloud: Cloud, torn: str) -> None:
     one, two, three = (tmp_path / name / "s-1" for name in ("one", "two", "three"))

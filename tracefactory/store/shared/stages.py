@@ -166,12 +166,17 @@ class SharedStage:
         new = {name: one for name, one in files.items() if self._shared.get(name) != one}
         if not self._put(new):
             return 0  # it is being written anew; the next call puts it
-        if not self._replace(files):
-            # The answer to the first of several attempts may have been lost.
+        for _ in range(_ATTEMPTS):
+            seen = self._etag
+            if self._replace(files):
+                return len(new)
             self._read_manifest()
-            if self._shared != files:
+            if self._shared == files:  # it was written, and the answer was lost
+                return len(new)
+            if self._etag != seen:
                 raise self._lost()
-        return len(new)
+            # Nobody wrote it: a store may refuse a condition that holds, while another request goes on.
+        raise Unreachable(f"{self._url}: could not be replaced in {_ATTEMPTS} attempts")
 
     def push_shards(self, count: int, finished: Mapping[int, str | None]) -> dict[int, str]:
         """Put shards that this machine has finished, and the record of the stage once all shards are there.
@@ -201,8 +206,7 @@ class SharedStage:
             if is_put:
                 put.update(new.values())
             self._read_manifest()  # another machine was first, or the answer was lost
-        name = self._name("manifest.json")
-        raise Unreachable(f"{self.objects.url}/{name}: other runs wrote it during each of {_ATTEMPTS} attempts")
+        raise Unreachable(f"{self._url}: other runs wrote it during each of {_ATTEMPTS} attempts")
 
     def _merged(self, count: int, finished: Mapping[int, str | None]) -> dict[str, str]:
         """Return the manifest with shards that were finished here; see `push_shards`."""
@@ -257,9 +261,14 @@ class SharedStage:
 
     def _lost(self) -> RunError:
         return RunError(
-            f"{self.objects.url}/{self._name('manifest.json')} was written by another run meanwhile: its lease was "
-            "lost. Run the same command again; nothing is paid again"
+            f"{self._url} was written by another run meanwhile: its lease was lost. Run the same command again; "
+            "nothing is paid again"
         )
+
+    @property
+    def _url(self) -> str:
+        """Where the manifest is, for messages."""
+        return f"{self.objects.url}/{self._name('manifest.json')}"
 
     def _put(self, files: Files) -> bool:
         """Put files, after the completions that they were made from; return False if one is being written anew."""
