@@ -62,6 +62,7 @@ class StageRun:
     cached: bool = False
     failed: bool = False
     started: float | None = None
+    paying: tuple[float, float] | None = None  # when requests of it were first seen to be paid for, and how many
     waiting: str = ""
     notice: str = ""  # about its models; set by the display
 

@@ -127,6 +127,8 @@ class Display:
             while True:
                 now = Progress(time.monotonic(), await executor.progress(), await executor.models())
                 for run in flow.stages.values():
+                    if run.paying is None and (paid := now.stages.get(run.stage.id, {}).get("requests")):
+                        run.paying = (time.time(), paid)
                     told = [(name, now.models[name].notice) for name in run.stage.model_names if name in now.models]
                     run.notice = "; ".join(f"{name}: {flow.run.text(notice)}" for name, notice in told if notice)
                 if live is not None:

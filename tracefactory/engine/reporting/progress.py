@@ -36,10 +36,12 @@ class Progress:
 
 
 def time_left(run: StageRun, live: Live, flow: Flow) -> TimeLeft | None:
-    """Return the time left of a stage, estimated from its speed so far; None without an estimate."""
+    """Return the time left of a stage, estimated from its speed since its first requests; None without an estimate."""
     inputs = [flow.stages[source] for source in run.stage.inputs]
-    paid, done = live.get("requests", 0), live.get("done", 0)
-    if not paid or run.started is None or not all(one.record.done() and not one.record.exception() for one in inputs):
+    if run.paying is None or not all(one.record.done() and not one.record.exception() for one in inputs):
+        return None
+    seconds, paid = time.time() - run.paying[0], live.get("requests", 0) - run.paying[1]
+    if paid <= 0:
         return None
     bound = live.get("at_most", 0)
     if bound and live.get("shards", 0) < len(run.done):
@@ -47,9 +49,8 @@ def time_left(run: StageRun, live: Live, flow: Flow) -> TimeLeft | None:
     total = bound or run.op.rows_made(run.stage, sum(one.tally.kept for one in inputs))
     if total is None:
         return None
-    seconds = time.time() - run.started
     basis = f"{paid:.0f} requests in {seconds:.0f} s"
-    return TimeLeft(max(0.0, total - done) * seconds / paid, bool(bound), basis)
+    return TimeLeft(max(0.0, total - live.get("done", 0)) * seconds / paid, bool(bound), basis)
 
 
 def snapshot(flow: Flow, now: Progress, before: Progress | None) -> dict[str, Any]:
