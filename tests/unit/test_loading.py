@@ -10,6 +10,7 @@ import datasets
 import pytest
 
 from tracefactory.core.errors import RunError
+from tracefactory.core.imports import TRANSFORMERS
 from tracefactory.publish.loading import check_loads
 
 
@@ -45,3 +46,17 @@ def test_two_stages_that_publish_at_once_use_datasets_one_after_the_other(
     assert len(failures) == 4  # and the lock was given back each time
     assert "finds the configurations []" in failures[0]
     assert (datasets.are_progress_bars_disabled(), datasets.config.TORCH_AVAILABLE) == before
+
+
+def test_datasets_is_not_used_while_another_thread_imports_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`datasets` asks for classes of transformers as soon as there is an unfinished module of that name."""
+    asked = threading.Event()
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda folder: asked.set() or [])
+    with TRANSFORMERS:
+        thread = threading.Thread(target=lambda: pytest.raises(RunError, check_loads, tmp_path, ["sft"]))
+        thread.start()
+        assert not asked.wait(0.3)
+    thread.join()
+    assert asked.is_set()

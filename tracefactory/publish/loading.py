@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from tracefactory.core.errors import RunError
+from tracefactory.core.imports import TRANSFORMERS
 
 _ONE_AT_A_TIME = threading.Lock()
 """`datasets` and its progress bars keep settings and locks of the whole process: two stages may publish at once."""
@@ -36,7 +37,7 @@ def check_loads(folder: Path, configs: Collection[str]) -> None:
 @contextmanager
 def _alone(datasets: Any) -> Iterator[None]:
     """Use `datasets` in one thread, without progress bars, and without torch, which takes a second to import."""
-    with _ONE_AT_A_TIME:
+    with _ONE_AT_A_TIME, TRANSFORMERS:
         progress, torch = datasets.are_progress_bars_disabled(), datasets.config.TORCH_AVAILABLE
         datasets.disable_progress_bars()
         datasets.config.TORCH_AVAILABLE = False

@@ -10,11 +10,14 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
-from transformers.utils import logging
 
 from tracefactory.core.checkpoint import Checkpoint, existing, local_path
 from tracefactory.core.errors import UserError
+from tracefactory.core.imports import TRANSFORMERS
+
+with TRANSFORMERS:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, modeling_gguf_pytorch_utils
+    from transformers.utils import logging
 
 
 def load_tokenizer(spec: Checkpoint) -> Any:
