@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from tracefactory.core.errors import Mistake
@@ -35,6 +35,26 @@ def too_many_gpus(stage: StageSpec[Any], pipeline: Pipeline) -> list[Mistake]:
     each = " and ".join(f"{count} for {name}" for name, count in needed.items())
     hint = "raise `run: gpus`, or lower `gpus` or `replicas` of the models"
     return [Mistake(f"needs {sum(needed.values())} GPUs at once ({each}), but `run: gpus` is {declared}", hint=hint)]
+
+
+def unheld_gpus(asked: Iterable[str], stage: StageSpec[Any], pipeline: Pipeline) -> list[Mistake]:
+    """Return the mistake that a stage asks chats of a model on GPUs that its workers do not hold.
+
+    A model in the memory of workers is served by the worker that asks it, on the GPUs of that worker: those of the
+    model that the stage asks first.
+
+    Args:
+        asked: the models of which the stage asks chats.
+        stage: the stage.
+        pipeline: its pipeline.
+    """
+    first = stage_of(stage).asks(stage, pipeline)
+    hint = f"set `gpus: 0` for it, or ask {first!r} or a `use: vllm` model"
+    return [
+        Mistake(f"{name!r} has `gpus: {count}`, but the stage runs on the workers of {first!r}", hint=hint)
+        for name in sorted({*asked} - {first})
+        if (count := pipeline.models[name].worker_gpus)
+    ]
 
 
 def phases(pipeline: Pipeline, to_run: Collection[str], capacity: int | None) -> list[Phase]:

@@ -21,6 +21,7 @@ from tracefactory.decoding.decoder import Role, Turn
 from tracefactory.decoding.draft_schedule import DraftScheduler
 from tracefactory.decoding.kv_cache import CachedModel, Feed
 from tracefactory.decoding.rollout import Rollout, RolloutSpec
+from tracefactory.decoding.rows import fill, remove_finished
 from tracefactory.decoding.vocabulary import Vocabulary
 from tracefactory.sampling.acceptance import decide, predict_decisions
 from tracefactory.sampling.candidates import NO_TOKEN, Candidates, candidates_of
@@ -99,7 +100,7 @@ class Engine:
         for rollout in self._active:
             for role, model in self.models.items():
                 model.truncate(rollout.row, len(rollout.sequences[role]) - 1)  # the next pass feeds the last token
-        return self._remove_finished()
+        return remove_finished(self._active, self.models.values())
 
     def _new_draft(self, rollout: Rollout, drafter: Role, length: int) -> _Draft:
         turn = rollout.spec.decoder.turn(rollout.written)
@@ -212,58 +213,16 @@ class Engine:
         return logits, candidates
 
     def _start_waiting(self) -> None:
-        """Assign free rows to waiting rollouts and prefill their prompts."""
-        filled = list(self._active)
-        fresh: list[Rollout] = []
-        twins: list[Rollout] = []
-        prompts = {rollout.spec.prompt for rollout in filled}
+        """Assign free rows to waiting rollouts and prefill their prompts, except the last token."""
+        filled, new = list(self._active), list[Rollout]()
         while self._waiting and len(self._active) < self.models[Role.TEACHER].rows:
             rollout = self._waiting.popleft()
             rollout.row = len(self._active)
             self._active.append(rollout)
-            (twins if rollout.spec.prompt in prompts else fresh).append(rollout)
-            prompts.add(rollout.spec.prompt)
-        if fresh and not filled:
-            self._prefill(fresh[:1], [])  # the others copy the common prefix from its row
-            filled, fresh = fresh[:1], fresh[1:]
-        self._prefill(fresh, filled)
-        self._prefill(twins, [*filled, *fresh])
-
-    def _prefill(self, rollouts: Sequence[Rollout], filled: Sequence[Rollout]) -> None:
-        """Prefill prompts, except their last token. A prefix that a filled row already holds is copied from it."""
+            new.append(rollout)
         for role, model in self.models.items():
-            feeds = []
-            for rollout in rollouts:
-                sequence = rollout.sequences[role][:-1]
-                shared = {
-                    other.row: _common_prefix(sequence, other.sequences[role][: model.lengths[other.row]])
-                    for other in filled
-                }
-                model.truncate(rollout.row, 0)
-                if any(shared.values()):
-                    donor = max(shared, key=shared.__getitem__)
-                    model.copy_prefix(donor, rollout.row, shared[donor])
-                if rest := sequence[model.lengths[rollout.row] :]:
-                    feeds.append(Feed(rollout.row, rest, 0))
-            if feeds:
-                model.forward(feeds)
-
-    def _remove_finished(self) -> list[Rollout]:
-        """Remove finished rollouts and move the last rows into the gaps, so that active rows stay contiguous."""
-        ended = [rollout for rollout in self._active if rollout.finish]
-        for rollout in ended:
-            last = self._active.pop()
-            if last is not rollout:
-                for model in self.models.values():
-                    model.copy_prefix(last.row, rollout.row, model.lengths[last.row])
-                last.row = rollout.row
-                self._active[last.row] = last
-        return ended
-
-
-def _common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return the length of the common prefix of two sequences."""
-    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+            prompts = {rollout.row: rollout.sequences[role][:-1] for rollout in new}
+            fill(model, prompts, {rollout.row: rollout.sequences[role] for rollout in filled})
 
 
 def _noise(positions: Sequence[tuple[Rollout, int]]) -> Noise:

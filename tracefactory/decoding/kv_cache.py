@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,19 +87,24 @@ class CachedModel:
         """Discard all but the first `length` tokens of a row."""
         self.lengths[row] = min(self.lengths[row], length)
 
-    def copy_prefix(self, source: int, target: int, length: int) -> None:
-        """Copy the first tokens of a row to another row.
+    def copy_prefixes(self, sources: Mapping[int, tuple[int, int]]) -> None:
+        """Replace rows by the first tokens of other rows.
 
         Args:
-            source: the row to copy from.
-            target: the row to replace.
-            length: the number of tokens to copy.
+            sources: the row to copy from and the number of tokens, by the row to replace; no row is in both places.
         """
+        if not sources:
+            return
+        targets = torch.tensor([*sources], device=self._device)
+        rows = torch.tensor([row for row, _ in sources.values()], device=self._device)
+        longest = max(length for _, length in sources.values())
         with torch.inference_mode():
             for stored in self._cache.layers.values():
                 for tensor in stored:
-                    tensor[target, :, :length] = tensor[source, :, :length]
-        self.lengths[target] = length
+                    held = tensor[:, :, :longest]
+                    held.index_copy_(0, targets, held.index_select(0, rows))
+        for target, (_, length) in sources.items():
+            self.lengths[target] = length
 
 
 class _BatchedCache:

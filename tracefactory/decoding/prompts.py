@@ -1,7 +1,8 @@
-"""Read a request for a pair of models: its decoder, its prompt in tokens, and its stop tokens."""
+"""Read a request for models in torch: its decoder, its prompt in tokens, and the stop tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tracefactory.core.checkpoint import Checkpoint, local_path
@@ -21,10 +22,7 @@ def decoder_of(request: ChatRequest) -> Decoder:
 
 
 def rollout_spec(tokenizer: Any, request: ChatRequest) -> RolloutSpec:
-    """Return what determines the trace that a request asks for.
-
-    The prompt is in the student's tokens, rendered with its chat template; a prefill is continued. A control token that
-    a message spells is text.
+    """Return what determines the trace that a request asks for; its prompt is in the student's tokens.
 
     Args:
         tokenizer: the student's tokenizer.
@@ -33,24 +31,38 @@ def rollout_spec(tokenizer: Any, request: ChatRequest) -> RolloutSpec:
     Raises:
         RequestFailed: when the student's chat template fails.
     """
-    template, params = ChatTemplate.of_tokenizer(tokenizer), request.params
+    params = request.params
     try:
-        text = continued(template, request.messages)
-        turn = text[text.rfind(template.generation) :]
-        before = request.messages[:-1] if request.has_prefill else request.messages
-        own = control_tokens_of(tokenizer).values()
-        spelled = any(token in str(message["content"]) for message in before for token in own)
-        plain = ranges_of_texts(template, before, generate=True) if spelled else []
+        prompt, turn = prompt_tokens(tokenizer, ChatTemplate.of_tokenizer(tokenizer), request.messages)
     except RenderError as error:
         message = f"the student's chat template: {error}"
         raise RequestFailed(error.reason, message, attempts=1, retryable=False) from error
     return RolloutSpec(
-        tuple(encode(tokenizer, text, plain)[0]),
-        decoder_of(request),
-        params["seed"],
-        params["max_tokens"],
-        opened_in_prompt=opens_thinking(turn),
+        prompt, decoder_of(request), params["seed"], params["max_tokens"], opened_in_prompt=opens_thinking(turn)
     )
+
+
+def prompt_tokens(
+    tokenizer: Any, template: ChatTemplate, messages: Sequence[Mapping[str, Any]]
+) -> tuple[tuple[int, ...], str]:
+    """Return the tokens that a model continues, and the text of the assistant's turn at their end.
+
+    A prefill, which is a last message of the assistant, is continued. A control token that a message spells is text.
+
+    Args:
+        tokenizer: the model's tokenizer.
+        template: the tokenizer's chat template.
+        messages: the messages.
+
+    Raises:
+        RenderError: when the template fails.
+    """
+    text = continued(template, messages)
+    before = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    own = control_tokens_of(tokenizer).values()
+    spelled = any(token in str(message["content"]) for message in before for token in own)
+    plain = ranges_of_texts(template, before, generate=True) if spelled else []
+    return tuple(encode(tokenizer, text, plain)[0]), text[text.rfind(template.generation) :]
 
 
 def stops_of(named: int | list[int] | None, tokenizer: Any) -> frozenset[int]:

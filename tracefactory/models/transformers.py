@@ -1,9 +1,10 @@
-"""`use: transformers`: a checkpoint that is loaded into the worker itself, for what needs more than completions."""
+"""`use: transformers`: a checkpoint in torch, in the worker for what needs more than completions, served for chats."""
 
 from __future__ import annotations
 
 import importlib.util
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -13,20 +14,22 @@ from tracefactory.core.environment import Environment, EnvStr
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.model import MODELS, Endpoint, ModelSpec
 from tracefactory.models.local import PACKAGED, packaged_weights
+from tracefactory.serving.managed import ManagedEndpoint
 
 
 @MODELS.register("transformers")
 class TransformersSpec(ModelSpec):
-    """A causal language model in the worker's own memory, in torch: for decoding by two models and for token scores.
+    """A causal language model in torch: in the worker's own memory for decoding by two models and for token scores.
 
-    On Ray, `replicas` workers hold the model; the inline executor has one, on whatever is there. Two models that decode
-    together live on the teacher's workers, and `concurrency` is how many traces are decoded together by each. Nothing
-    serves this model over HTTP, so `sample: chat` cannot use it.
+    Chats are answered by a server process that the worker starts at the first of them, on the GPUs of the worker; it
+    answers `concurrency` requests as one batch. On Ray, `replicas` workers hold the model; the inline executor has one,
+    on whatever is there. Two models that decode together live on the teacher's workers.
     """
 
     provider_label: ClassVar[str] = "transformers"
     in_process = scores_tokens = True
     sends_bills = False
+    takes_weights = "folder"
 
     use: Literal["transformers"] = Field(default="transformers", description="The kind of model.")
     model: EnvStr = Field(
@@ -52,6 +55,12 @@ class TransformersSpec(ModelSpec):
         "so that two runs can part at near-ties; float64 is exact to the token, at about twice the time.",
     )
     device: str = Field(default="auto", description="A torch device; auto is CUDA where there is one, else the CPU.")
+    concurrency: int = Field(
+        default=16,
+        ge=1,
+        description="Traces or chats that each replica decodes together. Keys and values take this number times the "
+        "longest of them in memory; 128 to 256 are fastest for short answers.",
+    )
     max_batch_tokens: int = Field(default=8192, gt=0, description="Tokens of one forward pass, padding among them.")
     chunk: int = Field(default=256, gt=0, description="Positions of one log-softmax.")
     gpus: int = Field(default=0, ge=0, description="GPUs that each replica has for itself.")
@@ -68,6 +77,8 @@ class TransformersSpec(ModelSpec):
             raise ValueError(f"model {self.model!r} needs a revision: a name alone can change under the dataset")
         if self.tokenizer and local_path(self.tokenizer) is None and not self.tokenizer_revision:
             raise ValueError(f"tokenizer {self.tokenizer!r} needs a tokenizer_revision")
+        if self.stream:
+            raise ValueError("stream: the server of a `use: transformers` model does not stream")
         return self
 
     @property
@@ -114,7 +125,16 @@ class TransformersSpec(ModelSpec):
         student = self.checkpoint(environment or Environment())
         path = local_path(student.model)
         stamp = (path.stat().st_size, path.stat().st_mtime_ns) if path is not None and path.is_file() else None
-        return {**_identity(student, stamp), "provider": self.provider_label}
+        extra = {"extra": self.extra} if self.extra else {}
+        return {**_identity(student, stamp), **extra, "provider": self.provider_label}
+
+    def recorded_revision(self, environment: Environment) -> str:
+        """Return the revision as declared, or the digest of a local checkpoint, in the form of other models."""
+        path = local_path(self.checkpoint(environment).model)
+        if self.revision or path is None:
+            return self.revision
+        kind = "gguf" if path.is_file() else "checkpoint"
+        return f"{kind}:{self.identity(environment)['model']['sha256']}"
 
     def check(self, environment: Environment) -> list[Mistake]:
         """Return whether its libraries or the checkpoint are missing; unset variables are checked elsewhere."""
@@ -130,14 +150,24 @@ class TransformersSpec(ModelSpec):
         return mistakes if path is None or path.exists() else [*mistakes, Mistake(f"there is no checkpoint {path}")]
 
     def endpoint(self, environment: Environment) -> Endpoint:
-        """Refuse: there is no server.
+        """Return the server process, not started yet.
 
         Raises:
-            UserError: always, with what to use instead.
+            UserError: when its libraries or the checkpoint are missing.
         """
-        raise UserError("a `use: transformers` model is not served: to sample chats, use `local` (GGUF) or `vllm`")
+        if mistakes := self.check(environment):
+            raise UserError(mistakes)
+        checkpoint = self.checkpoint(environment).model_dump_json(exclude_defaults=True)
+        return ManagedEndpoint(
+            f"transformers-{Path(self.model).name}",
+            "tracefactory.decoding.chat_server",
+            {"checkpoint": checkpoint, "rows": self.concurrency},
+            environ={"OMP_WAIT_POLICY": "passive"},  # threads that spin are stalled by any busy process on their cores
+            ready_timeout_s=_START_S,
+        )
 
 
+_START_S = 1800.0  # to load the weights, which may have to be downloaded first
 _INSTALL = "pip install 'tracefactory[student]'"
 _SHARED = ("tokenizer_revision", "reasoning", "dtype", "device", "max_batch_tokens", "chunk")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -34,8 +35,9 @@ class FixedEndpoint:
 class ManagedEndpoint:
     """One managed server process, `python -m module`, that serves the OpenAI protocol on a free loopback port.
 
-    The options become `--name value` arguments. The process ends with this one. A server that died is restarted by the
-    next `start`, at most `restarts` times in total.
+    The options become `--name value` arguments; `environ` are variables of the process where this one has none of the
+    name. The process ends with this one. A server that died is restarted by the next `start`, at most `restarts` times
+    in total.
     """
 
     gpus = 0  # only vLLM servers of ours hold GPUs
@@ -46,6 +48,7 @@ class ManagedEndpoint:
         module: str,
         options: Mapping[str, str | int | float],
         *,
+        environ: Mapping[str, str] | None = None,
         ready_timeout_s: float = 300.0,
         restarts: int = 5,
     ) -> None:
@@ -53,6 +56,7 @@ class ManagedEndpoint:
         self._argv = [sys.executable, "-m", module]
         for option, value in options.items():
             self._argv += [f"--{option}", str(value)]
+        self._environ = dict(environ or {})
         self._ready_timeout_s = ready_timeout_s
         self._restarts, self._deaths = restarts, 0
         self._lock = asyncio.Lock()
@@ -114,7 +118,10 @@ class ManagedEndpoint:
         suffix = hashlib.sha256(json.dumps(self._argv).encode()).hexdigest()[:8]
         log_file = log_dir / f"{self.name.replace('/', '-')}-{suffix}.log"
         deadline = time.monotonic() + self._ready_timeout_s
-        child = await Child.spawn(self.name, self._argv, log_file, ready_timeout_s=self._ready_timeout_s)
+        environ = {**self._environ, **os.environ}
+        child = await Child.spawn(
+            self.name, self._argv, log_file, ready_timeout_s=self._ready_timeout_s, environ=environ
+        )
         try:
             await self._await_health(child, deadline)
         except BaseException:

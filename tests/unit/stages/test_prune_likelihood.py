@@ -14,6 +14,7 @@ from tests.unit.stages.test_prune import SOURCE, THOUGHT, parent_of, project, tr
 from tests.unit.students.conftest import gguf
 from tracefactory.config import load_pipeline
 from tracefactory.core.errors import UserError
+from tracefactory.core.gpus import gpus_of
 from tracefactory.core.model import RequestFailed
 from tracefactory.core.token_scores import TokenScores
 from tracefactory.engine.identity import identities
@@ -159,16 +160,24 @@ async def test_a_student_that_could_not_be_asked_is_owed(
     [
         ("check: answer", "no student; scores need"),
         ("student: fake, check: answer", "'fake' is `use: fake`; scores need `use: transformers` or `vllm`"),
-        ("student: pupil", "conclude: 'pupil' is `use: transformers`, which is not served"),
+        ("student: pupil, conclude: {model: large}", "'large' has `gpus: 2`, but .* on the workers of 'pupil'"),
         ("student: pupil, check: answer, max_steps: 1", "max_steps"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(tmp_path: Path, with_: str, said: str) -> None:
     file = project(tmp_path, f"  - {{id: cut, prune: answer_likelihood, with: {{{with_}}}}}")
-    models = f"models:\n  fake: {{use: fake}}\n{PUPIL}"
+    models = f"models:\n  fake: {{use: fake}}\n{PUPIL}{PUPIL.replace('pupil', 'large').replace('}', ', gpus: 2}')}"
     file.write_text(file.read_text().replace("models: {student: {use: fake}}\n", models))
     with pytest.raises(UserError, match=said):
         load_pipeline(file)
+
+
+def test_a_student_that_scores_may_conclude_too(tmp_path: Path) -> None:
+    file = project(tmp_path, "  - {id: cut, prune: answer_likelihood, with: {student: pupil}}")
+    models = f"models:\n{PUPIL.replace('}', ', gpus: 1}')}"
+    file.write_text(file.read_text().replace("models: {student: {use: fake}}\n", models))
+    (cut,) = [one for one in load_pipeline(file).stages if one.id == "cut"]
+    assert gpus_of(cut, load_pipeline(file)) == {"pupil": 1}
 
 
 def test_it_composes_with_the_check_and_what_decides_is_in_the_key(tmp_path: Path) -> None:

@@ -182,9 +182,6 @@ def mistakes(params: Any, pipeline: Pipeline) -> Iterator[Mistake]:
                 yield Mistake(f"student: {params.student!r} has no tokenizer at hand", hint=hint)
         if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
             yield Mistake("student: counting its tokens needs: pip install 'tracefactory[student]'")
-    asked = asked_model(params)
-    if asked is not None and pipeline.models[asked].in_process:
-        yield Mistake(f"model: {asked!r} is `use: transformers`, which is not served: use `local` or `vllm`")
 
 
 def _wrong_check(params: Any, pipeline: Pipeline) -> Iterator[Mistake]:
@@ -199,9 +196,6 @@ def _wrong_check(params: Any, pipeline: Pipeline) -> Iterator[Mistake]:
             "pruned traces was not checked"
         )
         yield Mistake("no student checks that the pruned reasoning leads to the answer", hint=hint)
-    elif pipeline.models[asked.model].in_process:
-        hint = "conclude: {model: NAME} with a model that is `use: local` or `vllm`, or check: answer"
-        yield Mistake(f"conclude: {asked.model!r} is `use: transformers`, which is not served", hint=hint)
 
 
 def _wrong_prompts(params: Any, pipeline: Pipeline) -> Iterator[Mistake]:

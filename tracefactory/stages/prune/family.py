@@ -19,6 +19,7 @@ from tracefactory.core.decisions import KEEP, REPLACED, Decision, Judgement, Mad
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Mistake
 from tracefactory.core.fingerprint import digest
+from tracefactory.core.gpus import unheld_gpus
 from tracefactory.core.keys import pinned
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.rows import ID_DIGITS, Kind, Parent, ParentRole, Problem, Thinking, Trace, Verdict
@@ -130,8 +131,10 @@ class Prune(Stage[Any]):
         return Upgrade(words=tuple(f"{self.name}: {one}" for one in changed)) if changed else None
 
     def check(self, stage: StageSpec[Any], pipeline: Pipeline) -> list[Mistake]:
-        found = list(mistakes(stage.params, pipeline))
-        student = stage.params.student
+        params, student = stage.params, stage.params.student
+        checks = concluder(params)
+        asked = {asked_model(params), params.types and params.types.model, checks and checks.model} - {None}
+        found = [*mistakes(params, pipeline), *unheld_gpus(asked, stage, pipeline)]
         if self._needs("scorer") and (student is None or not pipeline.models[student].scores_tokens):
             use = "no student" if student is None else f"{student!r} is `use: {pipeline.models[student].use}`"
             found.append(Mistake(f"student: {use}; scores need `use: transformers` or `vllm`"))

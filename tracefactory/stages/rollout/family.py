@@ -13,6 +13,7 @@ from tracefactory.core.decisions import KEEP, Made, fail
 from tracefactory.core.environment import Environment
 from tracefactory.core.errors import Interrupted, Mistake, RunError, UserError
 from tracefactory.core.fingerprint import digest
+from tracefactory.core.gpus import unheld_gpus
 from tracefactory.core.model import ChatRequest, Completion, RequestFailed, prompt_bytes
 from tracefactory.core.pipeline import Pipeline, StageSpec
 from tracefactory.core.refs import find_refs
@@ -77,6 +78,7 @@ class RolloutStage(Stage[Rollout]):
         ]
         if not stage.model_names:
             found.append(Mistake(f"the rollout {self.name!r} has no parameter of the type `ModelName`"))
+        found += unheld_gpus(stage.model_names, stage, pipeline)
         for model in stage.params.requests_at_most().keys() - set(stage.model_names):
             found.append(Mistake(f"the rollout {self.name!r} bounds requests to {model!r}, no parameter of it"))
         for model, prompts in stage.params.asked_with().items():
