@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import shutil
@@ -195,6 +196,52 @@ def test_what_a_student_measured_is_kept_unless_it_is_named(root: Path) -> None:
     assert all("GPU time" in item(plan, name).kept for name in names)
     assert set(names) <= deleted(root, named=names)
     assert not scores.parent.exists()
+
+
+def test_trained_students_are_kept_unless_they_are_named(root: Path) -> None:
+    teaching = root / ".tracefactory" / "teaching"
+    done, going = f"{7:016x}", f"{8:016x}"
+    for key in (done, going):
+        (teaching / key / "model").mkdir(parents=True)
+        (teaching / key / "model" / "weights").write_bytes(bytes(100))
+        (teaching / key / "log.txt").touch()
+    (teaching / done / "record.json").write_text(json.dumps({"seconds": 5400.0}))
+    for folder in ("answers", "rows", f"untouched-{done}"):
+        (teaching / folder).mkdir()
+    (teaching / "answers" / "a.json").write_text(json.dumps({"student": done + "f" * 48}))
+    (teaching / "answers" / "torn.json").write_text("{")
+    plan = planned(root)
+    assert {one.name for one in plan.items if one.what == "training"} == {f"teaching/{done}", f"teaching/{going}"}
+    finished = item(plan, f"teaching/{done}")
+    assert finished.kept == "it took 1.5 h to train"
+    assert finished.why == "weights of a trained student, whose answers are stored"
+    assert (finished.files, finished.bytes > 100) == (3, True)
+    assert "none are stored" in item(plan, f"teaching/{going}").why
+    assert "its command goes on" in item(plan, f"teaching/{going}").kept
+    assert not any(name.startswith("teaching/") for name in deleted(root))
+    with (teaching / going / "log.txt").open("ab") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        assert item(planned(root, named=[f"teaching/{going}"]), f"teaching/{going}").kept == "a process trains it"
+    plan = planned(root, named=[f"teaching/{done}", f"teaching/{going}"])
+    with (teaching / going / "log.txt").open("ab") as log:  # it began after the plan was made
+        fcntl.flock(log, fcntl.LOCK_EX)
+        collected = asyncio.run(collect(project_of(root), plan))
+    assert f"teaching/{done}" in {one.name for one in collected.deleted}
+    assert [(one.name, one.kept) for one in collected.left] == [(f"teaching/{going}", "a process trains it")]
+    assert not (teaching / done).exists()
+    assert (teaching / going / "model" / "weights").exists()
+    assert (teaching / "answers" / "a.json").exists()
+
+
+def test_what_teach_may_be_writing_is_a_leftover_after_a_day(root: Path) -> None:
+    draft = root / ".tracefactory" / "teaching" / "rows" / ".tmp-1-a.parquet"
+    draft.parent.mkdir(parents=True)
+    draft.write_bytes(b"torn")
+    name = "teaching/rows/.tmp-1-a.parquet"
+    assert name not in deleted(root)
+    os.utime(draft, (0, 0))
+    assert name in deleted(root)
+    assert not draft.exists()
 
 
 def test_names_that_are_needed_or_unknown_are_mistakes(root: Path) -> None:

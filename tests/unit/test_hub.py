@@ -172,6 +172,38 @@ def test_reads_tags_and_uploads_are_repeated(server: HubServer, tmp_path: Path) 
     assert not any(server.faults.values())
 
 
+@pytest.fixture
+def fetched(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> HubServer:
+    """Return a Hub with a published version that this process downloads from."""
+    publish(server, release(server.folder / "releases", "1.0"))
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    return server
+
+
+def test_a_download_is_repeated_after_passing_failures(fetched: HubServer, tmp_path: Path) -> None:
+    fetched.faults |= {"GET info": [503, "drop"], "GET tree": [502], "GET resolve": [503]}
+    hub_client.fetch(REPO, "v1.0", tmp_path / "here", ["manifest.json", "data/*"])
+    assert not any(fetched.faults.values())
+    assert (tmp_path / "here" / "manifest.json").read_bytes() == fetched.read(REPO, "manifest.json", "v1.0")
+
+
+def test_a_download_that_cannot_succeed_ends(fetched: HubServer, tmp_path: Path) -> None:
+    for repo, tag in ((REPO, "v9"), ("someone/other", "v1.0")):
+        with pytest.raises(UserError, match="no such repository or tag"):
+            hub_client.fetch(repo, tag, tmp_path / "here", ["*"])
+    fetched.log.clear()
+    fetched.faults["GET info"] = [403]
+    with pytest.raises(UserError, match="the token needs read access"):
+        hub_client.fetch(REPO, "v1.0", tmp_path / "here", ["*"])
+    assert fetched.count("GET info") == 1
+    fetched.faults["GET info"] = [503] * 6
+    with pytest.raises(RunError, match=r"could not download someone/traces@v1.0 in 6 attempts"):
+        hub_client.fetch(REPO, "v1.0", tmp_path / "here", ["*"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match="cannot be written to"):
+        hub_client.fetch(REPO, "v1.0", tmp_path / "file" / "below", ["*"])
+
+
 def test_a_lasting_failure_is_reported_and_the_next_call_continues(server: HubServer, tmp_path: Path) -> None:
     folder = release(tmp_path, "1.0")
     server.faults["POST tag"] = [503] * 6

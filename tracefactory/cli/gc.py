@@ -27,8 +27,8 @@ def gc(
     also: Annotated[
         list[str] | None,
         typer.Option(
-            help="Delete this too, although it costs something to make again: a stage or scores that the plan lists as "
-            "kept, by the name there. May be repeated.",
+            help="Delete this too, although it costs something to make again: a stage, scores or a trained student "
+            "that the plan lists as kept, by the name there. May be repeated.",
             metavar="NAME",
         ),
     ] = None,

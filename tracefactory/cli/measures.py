@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from tracefactory.cli.options import Json, ProjectFolder
-from tracefactory.cli.show import stdout_console
+from tracefactory.cli.show import print_list, stdout_console
 from tracefactory.cli.student_text import quoted
 from tracefactory.config.project import find_project
 from tracefactory.core.errors import Mistake, UserError, nearest
@@ -62,7 +62,7 @@ def measures(
             raise UserError(Mistake(f"--student: the run did not measure under {student!r}", hint=hint))
         fits = [named[student]]
     if json:
-        print("[" + ",\n".join(fit.model_dump_json(indent=2) for fit in fits) + "]")
+        print_list(fits)
         return
     console = stdout_console()
     for fit in fits:

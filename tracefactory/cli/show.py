@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 from rich.console import Console
 
 from tracefactory.cli.options import Json, ProjectFolder
@@ -35,6 +37,11 @@ def stdout_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
+def print_list(models: Iterable[BaseModel]) -> None:
+    """Print models as a JSON list."""
+    print("[" + ",\n".join(one.model_dump_json(indent=2) for one in models) + "]")
+
+
 def show(
     run: Annotated[str | None, typer.Argument(help="The name of a run; the newest one by default.")] = None,
     every: Annotated[bool, typer.Option("--list", help="List all runs: how they ended and what they spent.")] = False,
@@ -48,7 +55,7 @@ def show(
         return
     lines = runs_of(root)
     if json:
-        print("[" + ",\n".join(line.model_dump_json(indent=2) for line in lines) + "]")
+        print_list(lines)
     else:
         stdout_console().print(run_list(lines), highlight=False)
 

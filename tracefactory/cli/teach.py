@@ -18,25 +18,38 @@ def teach(
         list[str] | None,
         typer.Argument(help="A pipeline with a section `teach:`; or releases, as FOLDER, FOLDER:VIEW or ORG/REPO@TAG."),
     ] = None,
-    student: Annotated[str | None, typer.Option(help="Of releases: the student to train, as a model is named.")] = None,
-    tokens: Annotated[str, typer.Option(help="Of releases: tokens in the loss, of each, such as 2M.")] = "20k",
-    seeds: Annotated[int, typer.Option(min=1, help="Of releases: trainings of each.")] = 3,
+    student: Annotated[
+        str | None, typer.Option(help="For releases: the student to train, such as packaged:smollm2-135m.")
+    ] = None,
+    tokens: Annotated[
+        str, typer.Option(help="For releases: the budget of each in tokens in the loss, such as 2M.")
+    ] = "20k",
+    seeds: Annotated[int, typer.Option(min=1, help="For releases: how often each is trained on.")] = 3,
     questions: Annotated[
         str | None,
-        typer.Option("--eval", help="Of releases: the questions: reasoning_gym:TASK, a file, or ORG/REPO@REVISION."),
+        typer.Option(
+            "--eval",
+            help="For releases: where the questions are from: reasoning_gym:TASK, a file, or ORG/REPO@REVISION.",
+        ),
     ] = None,
-    dry: Annotated[bool, typer.Option("--plan", help="Say what it takes, by rates measured here, and stop.")] = False,
+    dry: Annotated[
+        bool, typer.Option("--plan", help="Say what it would take, at rates measured here, and stop.")
+    ] = False,
     correlate: Annotated[
-        bool, typer.Option("--correlate", help="Rank measures by what was learned, over all stored comparisons.")
+        bool,
+        typer.Option(
+            "--correlate",
+            help="Show how measures of datasets rank with what students learned, over all stored comparisons.",
+        ),
     ] = False,
     profile: Profile = None,
     sets: Sets = None,
     budget: Budget = None,
     json: Json = False,
 ) -> None:
-    """Train a student on each of several datasets, examine it, and say with intervals which taught it better.
+    """Train a student on each of several datasets, examine it, and say with intervals which taught it best.
 
-    Trainings and answers are stored: the same command goes on where it was stopped, and repeats nothing.
+    Trainings and answers are stored: the same command continues where it was stopped, and repeats nothing.
     """
     if correlate:
         _correlate(as_json=json)
@@ -45,7 +58,7 @@ def teach(
         raise UserError(Mistake("there is nothing to compare", hint="a pipeline with `teach:`, or folders of releases"))
     if len(what) == 1 and what[0].endswith((".yaml", ".yml")):
         if student is not None or questions is not None:
-            raise UserError(Mistake(f"--student and --eval are for releases: {what[0]} says both"))
+            raise UserError(Mistake(f"--student and --eval are for releases: {what[0]} names both"))
         file = Path(what[0])
     else:
         from tracefactory.teaching.releases import comparison_file
@@ -88,12 +101,12 @@ def _compare(file: Path, profile: str | None, sets: list[str], *, dry: bool, as_
 
 
 def _correlate(*, as_json: bool) -> None:
-    from tracefactory.cli.show import stdout_console
+    from tracefactory.cli.show import print_list, stdout_console
     from tracefactory.config.project import find_project
     from tracefactory.teaching.correlating import correlations, stored_results, table_of
 
     found = correlations(stored_results(find_project(Path()).out_dir))
     if as_json:
-        print("[" + ",\n".join(one.model_dump_json(indent=2) for one in found) + "]")
+        print_list(found)
     else:
         stdout_console().print(table_of(found), highlight=False)

@@ -25,7 +25,7 @@ def teach_mistakes(pipeline: Pipeline, root: Node) -> Iterator[Mistake]:
     fits["answers"] = [name for name, spec in pipeline.models.items() if spec.takes_weights]
     kinds = {
         "student": "`use: transformers` model to train",
-        "answers": "`use: local` or `use: vllm` model",
+        "answers": "`use: transformers`, `use: local` or `use: vllm` model",
     }
     for key, name in (("student", teach.student), ("answers", teach.answers)):
         if name not in fits[key]:

@@ -18,8 +18,8 @@ UNTOUCHED = "untouched"
 """The name of the student as it is before any training, which always takes part."""
 Control = Literal["truncated", "random", "shuffled"]
 CONTROLS: tuple[Control, ...] = ("truncated", "random", "shuffled")
-"""The datasets that are always made: see `Arm`."""
-AXES = ("tokens", "rows", "problems")
+"""The datasets that are made by default, see `Teach.controls`."""
+Axis = Literal["tokens", "rows", "problems"]
 
 _THOUSANDS = {"k": 1_000, "M": 1_000_000, "B": 1_000_000_000}
 _NUMBER = re.compile(r"(\d+(?:\.\d+)?)\s*([kMB])")
@@ -79,7 +79,65 @@ class Arm(Frozen):
         return tuple(name for name in (self.truncate, self.random, self.shuffle, self.like) if name)
 
 
-class TrainingOptions(Frozen):
+class TrainingBudget(Frozen):
+    """How much a student is trained on: exactly one of `tokens`, `rows` and `problems`. Repeats count each time."""
+
+    tokens: Count | None = Field(default=None, description="Budget of each dataset: tokens of the student in the loss.")
+    rows: Count | None = Field(default=None, description="Budget of each dataset: rows.")
+    problems: Count | None = Field(
+        default=None, description="Budget of each dataset: problems, each with all of its rows."
+    )
+
+    @model_validator(mode="after")
+    def _one_axis(self) -> Self:
+        if sum(value is not None for value in (self.tokens, self.rows, self.problems)) != 1:
+            raise ValueError("the budget is one of tokens, rows and problems")
+        return self
+
+    @property
+    def axis(self) -> Axis:
+        """The name of the one that is given."""
+        return "tokens" if self.tokens is not None else "rows" if self.rows is not None else "problems"
+
+    @property
+    def amount(self) -> int:
+        """The budget of each dataset, in units of `axis`."""
+        return int(self.tokens or self.rows or self.problems or 0)
+
+
+class TrainerOptions(Frozen):
+    """Options that the trainer gets as they are in the file."""
+
+    warmup: float = Field(
+        default=0.03,
+        ge=0,
+        lt=1,
+        description="Share of the steps in which the learning rate rises from 0, rounded down to whole steps.",
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="cosine", description="The schedule of the learning rate after that."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay.")
+    lora_rank: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        default="auto",
+        description="The rank of adapters on all linear layers, which are merged at the end; null trains all weights, "
+        "auto does so below 1B.",
+    )
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="The arithmetic of the forward pass; weights and optimizer are float32."
+    )
+    recompute: bool = Field(
+        default=False, description="Compute activations again in the backward pass, which saves memory."
+    )
+    save_every: int = Field(
+        default=200, ge=1, description="Steps between two checkpoints; a killed training goes on from the last one."
+    )
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="The torch device: auto, cpu, cuda or cuda:N."
+    )
+
+
+class TrainingOptions(TrainerOptions):
     """How the student is trained, by TRL's SFTTrainer; loss on the last turn of the assistant alone."""
 
     learning_rates: tuple[float, ...] = Field(
@@ -90,27 +148,10 @@ class TrainingOptions(Frozen):
     )
     rows_per_step: int = Field(default=8, ge=1, description="Rows of one step of the optimizer.")
     rows_at_once: int = Field(
-        default=8, ge=1, description="Rows of one forward pass, of which whole numbers make a step."
+        default=8, ge=1, description="Rows of one forward pass; `rows_per_step` is a multiple of it, or smaller."
     )
     max_length: int = Field(
         default=2048, ge=16, description="Tokens of the longest row; longer ones are cut at the end, and counted."
-    )
-    warmup: float = Field(default=0.03, ge=0, lt=1, description="Share of the steps in which the rate rises.")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        default="cosine", description="The schedule of the learning rate after that."
-    )
-    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay.")
-    lora_rank: int | Literal["auto"] | None = Field(
-        default="auto",
-        description="The rank of adapters on all linear layers; null trains all weights, auto does so below 1B.",
-    )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="The arithmetic of the forward pass; weights and optimizer are float32."
-    )
-    recompute: bool = Field(default=False, description="Compute activations twice, which saves memory.")
-    save_every: int = Field(default=200, ge=1, description="Steps between two checkpoints that a kill goes back to.")
-    device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="The torch device: auto, cpu, cuda or cuda:N."
     )
 
     @model_validator(mode="after")
@@ -120,7 +161,7 @@ class TrainingOptions(Frozen):
         return self
 
 
-class Teach(Frozen):
+class Teach(TrainingBudget):
     """A comparison of datasets by what one student learns from them at an equal budget.
 
     `student` is trained; `answers` is the model of the sample stage, in whose place each trained student answers.
@@ -133,31 +174,24 @@ class Teach(Frozen):
     arms: Mapping[str, Arm] = Field(min_length=1, description="The datasets to compare, by name.")
     controls: tuple[Control, ...] = Field(
         default=CONTROLS,
-        description="Datasets that are made besides: the longest of `arms` cut to the mean length of the shortest, "
-        "random rows of all of them, and the first one with its targets under the questions of other problems.",
+        description="Datasets that are made in addition to `arms`: the longest of them cut to the mean length "
+        "of the shortest, random rows of all of them, and the first one with its targets under the questions of other "
+        "problems.",
     )
     baseline: str = Field(default="", description="What the others are compared with; the first of `arms` by default.")
-    tokens: Count | None = Field(default=None, description="Budget of each dataset: tokens of the student in the loss.")
-    rows: Count | None = Field(default=None, description="Budget of each dataset: rows.")
-    problems: Count | None = Field(
-        default=None, description="Budget of each dataset: problems, each with all of its rows, once."
-    )
     seeds: int = Field(default=3, ge=1, le=100, description="Trainings of each dataset, which differ by their seed.")
     development: int = Field(
         default=100, ge=0, description="First questions of the source, which choose the learning rate and nothing else."
     )
     leaks: Literal["refuse", "drop"] = Field(
         default="refuse",
-        description="Questions that are in training rows: refuse the comparison, or do not count them, for tasks that "
-        "have few questions.",
+        description="Questions that are in training rows: refuse the comparison, or leave them out of the count (for "
+        "tasks that have few questions).",
     )
     training: TrainingOptions = Field(default_factory=TrainingOptions, description="How the student is trained.")
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        axes = [name for name in AXES if getattr(self, name) is not None]
-        if len(axes) != 1:
-            raise ValueError("the budget is one of tokens, rows and problems")
         taken = {UNTOUCHED, *self.controls} & self.arms.keys()
         if taken:
             raise ValueError(f"{', '.join(sorted(taken))} is made anyway: choose another name")
@@ -170,16 +204,6 @@ class Teach(Frozen):
             raise ValueError("several learning_rates need development questions")
         self.order()
         return self
-
-    @property
-    def axis(self) -> str:
-        """The name of the budget: tokens, rows or problems."""
-        return next(name for name in AXES if getattr(self, name) is not None)
-
-    @property
-    def amount(self) -> int:
-        """The budget of each dataset, in units of `axis`."""
-        return int(getattr(self, self.axis))
 
     def order(self) -> list[str]:
         """Return the names of `arms`, each after those that it is made from.

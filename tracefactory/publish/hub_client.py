@@ -80,10 +80,15 @@ class MovedError(RuntimeError):
 
 
 class Attempts:
-    """Counts the failures of something that is tried several times."""
+    """Counts the failures of something that is tried several times.
 
-    def __init__(self, repo: str) -> None:
-        self._repo = repo
+    Args:
+        repo: the repository.
+        access: the access to it that the token needs: read or write.
+    """
+
+    def __init__(self, repo: str, access: str = "write") -> None:
+        self._repo, self._access = repo, access
         self._failed = 0
 
     def wait(self, error: Exception, action: str) -> None:
@@ -96,7 +101,7 @@ class Attempts:
         status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
         if status in (401, 403) or isinstance(error, RepositoryNotFoundError):
             raise UserError(
-                f"hub: not allowed to {action} {self._repo} (status {status}); the token needs write access"
+                f"hub: not allowed to {action} {self._repo} (status {status}); the token needs {self._access} access"
             ) from error
         if isinstance(error, OfflineModeIsEnabled):
             raise UserError(f"hub: cannot {action} {self._repo}: HF_HUB_OFFLINE is set") from error
@@ -295,19 +300,29 @@ def fetch(repo: str, tag: str, folder: Path, patterns: Sequence[str]) -> None:
 
     Raises:
         UserError: when there is no such repository or tag.
-        RunError: when the Hub cannot be asked.
+        RunError: when the Hub cannot be asked in several attempts, or the files cannot be written.
     """
-    try:
-        snapshot_download(
-            repo,
-            repo_type="dataset",
-            revision=tag,
-            local_dir=folder,
-            allow_patterns=list(patterns),
-            endpoint=os.environ.get("HF_ENDPOINT"),
-        )
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise UserError(f"{repo}@{tag}: the Hub has no such repository or tag") from error
-    except (*FAILURES, HfHubHTTPError, OSError) as error:
-        what = f"{repo}@{tag}: the Hub cannot be asked ({type(error).__name__})"
-        raise RunError(f"{what}; run the same command again") from error
+    download = partial(
+        snapshot_download,
+        repo,
+        repo_type="dataset",
+        revision=tag,
+        local_dir=folder,
+        allow_patterns=list(patterns),
+        endpoint=os.environ.get("HF_ENDPOINT"),
+    )
+    name = f"{repo}@{tag}"
+    attempts = Attempts(name, "read")
+    with limited_waiting():
+        while True:
+            try:
+                download()
+                return
+            except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+                raise UserError(f"{name}: the Hub has no such repository or tag") from error
+            except FAILURES as error:
+                # The client hides why it finds nothing on the Hub behind what it does not find here.
+                hidden = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None
+                attempts.wait(hidden if isinstance(hidden, Exception) else error, "download")
+            except OSError as error:
+                raise RunError(f"{name} cannot be written to {folder}: {error}") from error

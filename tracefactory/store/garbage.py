@@ -23,6 +23,7 @@ from tracefactory.core.files import TEMPORARY, sync_folder
 from tracefactory.store.leases import Lease, is_locked
 from tracefactory.store.segments import V1_PREFIX, Segment
 from tracefactory.store.stages import folder_name
+from tracefactory.store.trainings import TEACHING
 
 SETTLED_S = 60.0
 """Commands that fetch from a shared state write a file within so many seconds."""
@@ -156,7 +157,8 @@ def _remove(path: Path) -> None:
 def leftovers(root: Path, out: Path, *, settled_s: float = 0.0) -> Iterator[Path]:
     """Yield the temporary files and folders that killed processes have left, in the state folder and in `out`.
 
-    Those of a stage that somebody writes are left out, and while a run goes on, all others that are not old.
+    Those of a stage that somebody writes are left out, and while a run goes on, all others that are not old. Those of
+    `tracefactory teach`, which writes them between its runs, are always left out if they are not old.
 
     Args:
         root: the folder of the project's state.
@@ -171,7 +173,7 @@ def leftovers(root: Path, out: Path, *, settled_s: float = 0.0) -> Iterator[Path
         if stage[0] == "stages":
             if not is_locked(root.joinpath(*stage, "lease.json")):
                 yield path
-        elif not live or _age_s(path) > OLD_S:
+        elif not (live or stage[0] == TEACHING) or _age_s(path) > OLD_S:
             yield path
     for path in sorted((root / "requests").glob("[!.]*.index")):
         if not live and not path.with_suffix(".parquet").exists():

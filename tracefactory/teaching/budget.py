@@ -9,53 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 
 from tracefactory.core.errors import Mistake, UserError
 from tracefactory.core.files import whole_file
 from tracefactory.core.fingerprint import digest
 from tracefactory.core.rows import Frozen
+from tracefactory.core.teach import Axis, TrainingBudget
 from tracefactory.teaching.encoding import digest_of_rows
 
-Axis = Literal["tokens", "rows", "problems"]
 Ints = NDArray[np.int64]
 MOST_EPOCHS = 1000
-"""A budget that repeats the data more often is taken for a slip of the pen."""
-
-
-class Budget(Frozen):
-    """How much a student is trained on: exactly one of the three.
-
-    `tokens` are the student's tokens in the loss, `rows` are rows, and `problems` are problems with all of their rows.
-    What is repeated counts each time.
-    """
-
-    tokens: int | None = Field(default=None, gt=0)
-    rows: int | None = Field(default=None, gt=0)
-    problems: int | None = Field(default=None, gt=0)
-
-    @model_validator(mode="after")
-    def _one_axis(self) -> Self:
-        if sum(value is not None for value in (self.tokens, self.rows, self.problems)) != 1:
-            raise ValueError("give exactly one of `tokens`, `rows` and `problems`")
-        return self
-
-    @property
-    def axis(self) -> Axis:
-        """The name of the one that is given."""
-        return "tokens" if self.tokens is not None else "rows" if self.rows is not None else "problems"
-
-    @property
-    def amount(self) -> int:
-        """Its value."""
-        return int(self.tokens or self.rows or self.problems or 0)
+"""A budget that repeats the data more often is taken for a mistake."""
 
 
 class Taken(Frozen):
@@ -86,7 +56,7 @@ class Plan:
     taken: Taken
 
 
-def plan_rows(table: pa.Table, budget: Budget, seed: int) -> Plan:
+def plan_rows(table: pa.Table, budget: TrainingBudget, seed: int) -> Plan:
     """Choose rows for a budget.
 
     Args:
@@ -132,25 +102,27 @@ def plan_rows(table: pa.Table, budget: Budget, seed: int) -> Plan:
     return Plan(order, taken)
 
 
-def write_plan(path: Path, table: pa.Table, plan: Plan) -> str:
+def write_plan(folder: Path, table: pa.Table, plan: Plan) -> tuple[Path, str]:
     """Write the rows of a plan as a Parquet file, each once with its `places` in the order of training.
 
     Args:
-        path: the file.
+        folder: where the file is put; it is named after its contents.
         table: the encoded rows that the plan was made from.
         plan: the plan.
 
     Returns:
-        The digest of the contents of the file.
+        The file, and the digest of its contents.
     """
     places: dict[int, list[int]] = {}
     for place, number in enumerate(plan.order.tolist()):
         places.setdefault(number, []).append(place)
     used = table.take(pa.array(list(places), pa.int64()))
     used = used.append_column("places", pa.array(list(places.values()), pa.list_(pa.int64()))).sort_by("id")
-    with whole_file(path) as temporary:
+    contents = digest_of_rows(used)
+    file = folder / f"{contents[:16]}.parquet"
+    with whole_file(file) as temporary:
         pq.write_table(used, temporary, compression="zstd")
-    return digest_of_rows(used)
+    return file, contents
 
 
 def order_of(table: pa.Table) -> Ints:
@@ -166,7 +138,7 @@ def order_of(table: pa.Table) -> Ints:
     return numbers[np.argsort(places)]
 
 
-def _check(ids: Sequence[str], tokens: Ints, problems: Sequence[str], budget: Budget) -> None:
+def _check(ids: Sequence[str], tokens: Ints, problems: Sequence[str], budget: TrainingBudget) -> None:
     if not ids:
         raise UserError("there is no row to train on")
     if len(set(ids)) < len(ids):

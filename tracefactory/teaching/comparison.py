@@ -30,7 +30,7 @@ from tracefactory.engine.run import Watch, run_pipeline
 from tracefactory.teaching.budget import Taken
 from tracefactory.teaching.datasets import Dataset, datasets_of
 from tracefactory.teaching.examination import examination, leaked, refuse_leaks
-from tracefactory.teaching.power import SEED_SD, detectable
+from tracefactory.teaching.power import assumed_seed_sd, detectable
 from tracefactory.teaching.result import DatasetResult, Result, SeedResult
 from tracefactory.teaching.statistics import UNTRAINED, Scores, compare, summary
 from tracefactory.teaching.students import Answered, Say, Students
@@ -42,7 +42,7 @@ class Comparison:
     Args:
         pipeline: a pipeline with a section `teach:`.
         watch: displays the runs in which students answer.
-        say: is told what goes on, a sentence at a time.
+        say: called with sentences about what goes on.
 
     Raises:
         UserError: when the pipeline compares nothing, or names an environment variable that is not set.
@@ -67,10 +67,11 @@ class Comparison:
             refuse_leaks(self.leaked, len(self.questions))
         if not self.counted:
             raise UserError(
-                f"{self.pipeline.file}: no question is left: all are of the development, or in training rows"
+                f"{self.pipeline.file}: no question is left to count: each chooses the learning rate, or is in "
+                "training rows"
             )
         self.say(UNTOUCHED)
-        untouched = self.students.answered(self.students.untouched(), without=self.development | self.trained_on)
+        untouched = self.students.answered(self.students.untouched(), without=self.not_counted)
         taught = [_Taught(UNTOUCHED, "the student without any training", {UNTRAINED: untouched})]
         taught += [self._taught(one) for one in self.datasets.values()]
         return self._result(taught)
@@ -107,9 +108,14 @@ class Comparison:
         return frozenset(one.id for problems in self.leaked.values() for one in problems)
 
     @property
+    def not_counted(self) -> frozenset[str]:
+        """The ids of the questions that choose the learning rates, and of those in training rows."""
+        return self.development | self.trained_on
+
+    @property
     def counted(self) -> int:
         """The number of questions that count."""
-        return len({one.id for one in self.questions} - self.development - self.trained_on)
+        return len({one.id for one in self.questions} - self.not_counted)
 
     def _problems(self, limit: int | None) -> list[Problem]:
         """Return the first questions of the source; reading them asks no model."""
@@ -128,7 +134,7 @@ class Comparison:
         for seed in range(self.teach.seeds):
             self.say(f"{dataset.name}: seed {seed}, learning rate {chosen:g}")
             student = self.students.taught(dataset, seed, chosen)
-            answered[seed] = self.students.answered(student, without=self.development | self.trained_on)
+            answered[seed] = self.students.answered(student, without=self.not_counted)
             taken = taken or student.taken
             if seed == 0 and dataset is next(iter(self.datasets.values())):
                 self.say("\n".join(["the first row as the trainer had it:", *answered[seed].mask]))
@@ -167,7 +173,7 @@ class Comparison:
             questions=self.counted,
             development=len(self.development),
             leaked=len(self.trained_on),
-            detectable=detectable(self.counted, teach.seeds, seed_sd=SEED_SD if teach.seeds > 1 else 0.0),
+            detectable=detectable(self.counted, teach.seeds, seed_sd=assumed_seed_sd(teach.seeds)),
             datasets=tuple(one.result(baseline) for one in taught),
             left_out=tuple(one for one in CONTROLS if one not in self.datasets),
             command=run_command(self.pipeline, "teach"),

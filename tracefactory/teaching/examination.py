@@ -81,7 +81,7 @@ async def examine(pipeline: Pipeline, watch: Watch, without: Collection[str] = (
     Args:
         pipeline: from `examination`.
         watch: displays the run.
-        without: ids of questions that do not count, such as those of the development.
+        without: ids of questions that do not count, such as those that choose the learning rates.
 
     Raises:
         RunStopped: when answers are missing because their requests failed; the same command asks for them again.

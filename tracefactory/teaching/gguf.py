@@ -27,7 +27,7 @@ def write_gguf(model: Path, source: Path, target: Path, precision: Precision = "
     Args:
         model: the folder of the trained student: weights and tokenizer as transformers saves them.
         source: the GGUF file that the student came from.
-        target: the file to write. It exists only when it was proved.
+        target: the file to write; it is there only if what transformers loads from it is the trained weights.
         precision: of the matrices; vectors are in F32, as llama.cpp needs them.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import orjson
 from pydantic import Field, ValidationError
@@ -16,6 +16,8 @@ from pydantic import Field, ValidationError
 from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.fingerprint import digest, digest_weights
 from tracefactory.core.rows import Frozen
+from tracefactory.core.teach import TrainerOptions
+from tracefactory.store.trainings import KEY_DIGITS, RECORD
 
 Progress = Callable[[Mapping[str, Any]], None]
 """Called with each line of progress."""
@@ -24,34 +26,20 @@ RECIPE = 1
 FULL_BELOW = 1_000_000_000
 """Parameters from which on `lora_rank: auto` trains adapters and not all weights."""
 AUTO_RANK = 16
-KEY_DIGITS = 16
-JOB, RECORD, MODEL, TRAINER, LOG = "job.json", "record.json", "model", "trainer", "log.txt"
+JOB, MODEL, TRAINER = "job.json", "model", "trainer"
 
 
-class Arguments(Frozen):
+class Arguments(TrainerOptions):
     """How a student is trained; all of them are in the key.
 
-    `batch_rows` are the rows of a forward pass and `accumulate` the forward passes of a step. `warmup` is the share of
-    the steps in which the learning rate rises to `learning_rate`; it is 0 in the first of them. `max_length` is the one
-    that the rows were encoded with, in tokens. With `dtype: bfloat16` the forward pass is in bfloat16; weights and
-    optimizer stay in float32. `lora_rank` is the rank of adapters on all linear layers, which are merged at the end;
-    null trains all weights, and `auto` does so below `FULL_BELOW` parameters. TRL keeps a checkpoint every `save_every`
-    steps. `recompute` saves memory: activations are computed again in the backward pass. `device` is auto, cpu, cuda or
-    cuda:N; one device trains.
+    `batch_rows` are the rows of a forward pass and `accumulate` the forward passes of a step. `max_length` is the one
+    that the rows were encoded with, in tokens.
     """
 
     learning_rate: float = Field(default=2e-5, gt=0, lt=1)
     batch_rows: int = Field(default=8, ge=1)
     accumulate: int = Field(default=1, ge=1)
-    warmup: float = Field(default=0.03, ge=0, lt=1)
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    weight_decay: float = Field(default=0.0, ge=0)
     max_length: int = Field(default=4096, ge=2)
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    lora_rank: Annotated[int, Field(ge=1)] | Literal["auto"] | None = "auto"
-    save_every: int = Field(default=200, ge=1)
-    recompute: bool = False
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
 
 class TrainingJob(Frozen):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tracefactory.core.rows import Frozen
 from tracefactory.core.teach import Teach
 from tracefactory.teaching.comparison import Comparison
-from tracefactory.teaching.power import DISCORDANT, SEED_SD, detectable, questions_for
+from tracefactory.teaching.power import DISCORDANT, assumed_seed_sd, detectable, questions_for
+from tracefactory.teaching.report import in_seeds
 
 _STEPS = 3
 """Steps of the training that measures the rate."""
@@ -28,13 +29,13 @@ class ComparisonPlan(Frozen):
 
     Attributes:
         datasets: those to train on.
-        trainings: how many trainings there are, and `rates` of them only choose a learning rate.
+        trainings: how many trainings there are; `rates` of them are with a learning rate that will not be chosen.
         tokens: tokens in the loss of all trainings.
-        questions: questions that count, and `development` ones.
+        questions: questions that count; `development` is the number of those that choose the learning rates.
         answers: answers of all students.
-        loss_tokens_per_s: the measured rate of training, None where it was not measured.
+        loss_tokens_per_s: the measured rate of training.
         answers_per_s: the measured rate of answers.
-        hours: the time of all trainings and answers by these rates; what is stored already is not taken off.
+        hours: the time of all trainings and answers at these rates; what is stored already is not subtracted.
         detectable: the smallest true difference that is found with a power of 80%.
         for_two_points: questions that a difference of two points needs; None where no number is enough.
     """
@@ -46,31 +47,30 @@ class ComparisonPlan(Frozen):
     questions: int
     development: int
     answers: int
-    loss_tokens_per_s: float | None
-    answers_per_s: float | None
-    hours: float | None
+    loss_tokens_per_s: float
+    answers_per_s: float
+    hours: float
     detectable: float
     for_two_points: int | None
 
     def lines(self, teach: Teach) -> list[str]:
         """Return the plan in sentences."""
         each = ", ".join(f"{one.name} {one.rows:,} rows x {one.epochs}" for one in self.datasets)
+        sd = assumed_seed_sd(teach.seeds)
+        between = f" and seeds by {100 * sd:g} point" if sd else ""
         found = [
-            f"{len(self.datasets)} datasets x {teach.seeds} seeds; {self.rates} trainings choose learning rates",
+            f"{self.trainings} trainings: {len(self.datasets)} datasets x {in_seeds(teach.seeds)}, "
+            f"and {self.rates} more to choose the learning rates",
             f"{teach.amount:,} {teach.axis} of each: {self.tokens:,} tokens in the loss ({each})",
-            f"{self.answers:,} answers: {self.questions:,} questions, and {self.development:,} of the development",
-        ]
-        if self.hours is not None and self.loss_tokens_per_s and self.answers_per_s:
-            found.append(
-                f"about {self.hours:.1f} h: {self.loss_tokens_per_s:,.0f} tokens in the loss and "
-                f"{self.answers_per_s:.2f} answers per second, as measured here"
-            )
-        found.append(
+            f"{self.answers:,} answers to {self.questions:,} questions that count and {self.development:,} that choose "
+            "the learning rates",
+            f"about {self.hours:.1f} h: {self.loss_tokens_per_s:,.0f} tokens in the loss and "
+            f"{self.answers_per_s:.2f} answers per second, as measured here",
             f"finds true differences of {100 * self.detectable:.1f} points (power 80%, 95% intervals), if students "
-            f"differ on {DISCORDANT:.0%} of the questions and trainings by {100 * SEED_SD:g} point"
-        )
+            f"differ on {DISCORDANT:.0%} of the questions{between}",
+        ]
         needed = "no number of questions" if self.for_two_points is None else f"{self.for_two_points:,} questions"
-        return [*found, f"a difference of 2 points would need {needed} with {teach.seeds} seeds"]
+        return [*found, f"a difference of 2 points would need {needed} with {in_seeds(teach.seeds)}"]
 
 
 def plan_of(comparison: Comparison) -> ComparisonPlan:
@@ -86,14 +86,15 @@ def plan_of(comparison: Comparison) -> ComparisonPlan:
     }
     taken = {name: one.taken for name, one in students.items() if one.taken is not None}
     counted = max(comparison.counted, 1)
-    tried = len(teach.training.learning_rates)
-    rates = len(made) * (tried if tried > 1 else 0)
-    seeds = len(made) * teach.seeds
-    each = sum(one.tokens for one in taken.values())
-    tokens = each * teach.seeds + (each * (tried - 1) if tried > 1 else 0)
-    answers = (seeds + 1) * len(comparison.questions) + rates * teach.development
-    training, answering = comparison.students.rates(next(iter(made.values())), _STEPS, _ASKED)
-    seed_sd = SEED_SD if teach.seeds > 1 else 0.0
+    # A student of the first seed is trained with each rate; the one with the rate that is chosen counts as well.
+    more = len(teach.training.learning_rates) - 1
+    rates, trainings = len(made) * more, len(made) * (teach.seeds + more)
+    tokens = sum(one.tokens for one in taken.values()) * (teach.seeds + more)
+    all_questions = len(comparison.questions)
+    asked = (len(made) * teach.seeds + 1) * all_questions + rates * len(comparison.development)
+    measured = comparison.students.rates(next(iter(made.values())), _STEPS, min(_ASKED, all_questions))
+    answers = round(asked * measured.answers_per_question)
+    seed_sd = assumed_seed_sd(teach.seeds)
     return ComparisonPlan(
         datasets=tuple(
             PlannedDataset(
@@ -105,15 +106,15 @@ def plan_of(comparison: Comparison) -> ComparisonPlan:
             )
             for name, one in made.items()
         ),
-        trainings=seeds + rates,
+        trainings=trainings,
         rates=rates,
         tokens=tokens,
         questions=counted,
         development=len(comparison.development),
         answers=answers,
-        loss_tokens_per_s=training,
-        answers_per_s=answering,
-        hours=(tokens / training + answers / answering) / 3600,
+        loss_tokens_per_s=measured.loss_tokens_per_s,
+        answers_per_s=measured.answers_per_s,
+        hours=(tokens / measured.loss_tokens_per_s + answers / measured.answers_per_s) / 3600,
         detectable=detectable(counted, teach.seeds, seed_sd=seed_sd),
         for_two_points=questions_for(0.02, teach.seeds, seed_sd=seed_sd),
     )

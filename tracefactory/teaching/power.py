@@ -20,6 +20,11 @@ CHANCE = 0.5
 MOST_QUESTIONS = 10**9
 
 
+def assumed_seed_sd(seeds: int) -> float:
+    """Return the `seed_sd` to plan with: `SEED_SD`, or 0 with one seed, which tells nothing about other seeds."""
+    return SEED_SD if seeds > 1 else 0.0
+
+
 def detectable(
     questions: int,
     seeds: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ _QUESTIONS = 1000
 _SEED = 990_001  # of questions; the ones of shipped pipelines are small
 _GYM = "reasoning_gym:"
 _PROMPT = "question"
+_VLLM = "TRACEFACTORY_VLLM"
+_AT_ONCE = 128
+"""Answers of a student that are decoded together in torch."""
 
 
 def comparison_file(
@@ -57,11 +61,10 @@ def comparison_file(
             base = place.rpartition("/")[2].partition("@")[0]
         name = next(one for one in (base, f"{base}-{view or len(arms)}", f"{base}-{len(arms)}") if one not in arms)
         arms[name] = {"release": place, **({"view": view} if view else {})}
-    served, trained = _models(student)
     pipeline = {
         "name": f"teach-{'-'.join(arms)}"[:100],
         "version": "1",
-        "models": {"student": trained, "taught": served},
+        "models": _models(student),
         "stages": [
             {"id": "questions", **_source(questions, project.root)},
             {"id": "answers", "sample": "chat", "with": {"model": "taught", "prompt": _PROMPT, "temperature": 0.0}},
@@ -73,19 +76,19 @@ def comparison_file(
     text = to_yaml(pipeline)
     if file.exists() and file.read_text(encoding="utf-8") != text:
         hint = f"tracefactory teach {file}, or move it away"
-        raise UserError(Mistake(f"{file} is there, and compares something else", hint=hint))
+        raise UserError(Mistake(f"{file} exists, and compares something else", hint=hint))
     write_text(file, text)
     return file
 
 
-def _models(student: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the model that serves trained students, and the student."""
-    if student.startswith(PACKAGED) or student.endswith(".gguf"):
-        return {"use": "local", "model": student}, {"use": "transformers", "model": student}
+def _models(student: str) -> dict[str, Any]:
+    """Return the student, and the model that serves it once it is trained: vLLM where an environment of it is named."""
     name, _, revision = student.partition("@")
     pinned = {"revision": revision} if revision and local_path(name) is None else {}
-    served = {"use": "vllm", "model": name, "env": "env:TRACEFACTORY_VLLM", **pinned}
-    return served, {"use": "transformers", "model": name, **pinned}
+    trained = {"use": "transformers", "model": name, **pinned}
+    if _VLLM not in os.environ or name.startswith(PACKAGED) or name.endswith(".gguf"):
+        return {"student": trained, "taught": {**trained, "concurrency": _AT_ONCE}}
+    return {"student": trained, "taught": {"use": "vllm", "model": name, "env": f"env:{_VLLM}", **pinned}}
 
 
 def _source(questions: str, root: Path) -> dict[str, Any]:

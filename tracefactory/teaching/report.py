@@ -12,14 +12,14 @@ from rich.text import Text
 from tracefactory.core.model import public_name
 from tracefactory.engine.reporting.report import plain_table
 from tracefactory.publish.taught import TaughtDataset, TaughtLine
+from tracefactory.teaching.examination import Marks
 from tracefactory.teaching.result import DatasetResult, Result
 from tracefactory.teaching.statistics import Difference, Interval
 
 
 def tables(result: Result) -> Group:
     """Return the tables of a result: what was learned, how students answered, what they were trained on."""
-    seeds = "1 seed" if result.seeds == 1 else f"{result.seeds} seeds"
-    each = f"{result.amount:,} {result.axis} of each dataset, {seeds}; {result.questions:,} questions"
+    each = f"{result.amount:,} {result.axis} of each dataset, {in_seeds(result.seeds)}; {result.questions:,} questions"
     title = f"{result.name} {result.version}: {public_name(result.student)}, {each}"
     learned = _table(title, "correct %", f"less {result.baseline}", "with seeds", "")
     answered = _table("how they answered", "correct %", "wrong %", "no answer %", "cut off %", "in form %", "tokens")
@@ -37,10 +37,10 @@ def remarks(result: Result) -> Iterator[str]:
     compared = [(one, one.difference) for one in result.datasets if one.difference is not None]
     for one, difference in compared:
         yield f"{one.name} is {verdict(difference, result.baseline)}"
-    seeds = "1 seed" if result.seeds == 1 else f"{result.seeds} seeds"
     yield (
-        f"{result.questions:,} questions and {seeds} find a true difference of {100 * result.detectable:.1f} points "
-        "with a power of 80%; intervals are 95%, over the questions, and over both where `with seeds` says so"
+        f"{result.questions:,} questions and {in_seeds(result.seeds)} find a true difference of "
+        f"{100 * result.detectable:.1f} points with a power of 80%; "
+        "intervals are 95%, over the questions; in the column `with seeds`, over questions and seeds"
     )
     if any(difference.seed_note for _, difference in compared):
         yield "with one seed the intervals are about these students, and say nothing about other trainings"
@@ -68,6 +68,11 @@ def verdict(difference: Difference, baseline: str) -> str:
     return f"{difference.separable} than {baseline}: {points}"
 
 
+def in_seeds(seeds: int) -> str:
+    """Return a number of training seeds in words."""
+    return "1 seed" if seeds == 1 else f"{seeds} seeds"
+
+
 def card_line(result: Result, release: str) -> TaughtLine:
     """Return a comparison for the card of a release that took part.
 
@@ -89,7 +94,7 @@ def card_line(result: Result, release: str) -> TaughtLine:
 
 
 def _on_card(one: DatasetResult, baseline: str, release: str) -> TaughtDataset:
-    marks = [student.marks for student in one.students]
+    marks = _marks(one)
     whole = one.summary.seed_interval or one.summary.interval
     return TaughtDataset(
         name=one.name,
@@ -99,9 +104,9 @@ def _on_card(one: DatasetResult, baseline: str, release: str) -> TaughtDataset:
         low=whole.low,
         high=whole.high,
         against="" if one.difference is None else verdict(one.difference, baseline),
-        truncated=sum(mark.truncated for mark in marks) / max(sum(mark.answers for mark in marks), 1),
-        with_answer=fmean(mark.with_answer for mark in marks),
-        tokens=fmean(mark.tokens for mark in marks),
+        truncated=marks.truncated / max(marks.answers, 1),
+        with_answer=marks.with_answer,
+        tokens=marks.tokens,
     )
 
 
@@ -124,13 +129,19 @@ def _learned(one: DatasetResult) -> tuple[str, ...]:
 
 
 def _answered(one: DatasetResult) -> tuple[str, ...]:
-    marks = [student.marks for student in one.students]
-    answers = max(sum(mark.answers for mark in marks), 1)
-    counts = (sum(getattr(mark, name) for mark in marks) for name in ("incorrect", "no_answer", "truncated"))
-    form, tokens = fmean(mark.with_answer for mark in marks), fmean(mark.tokens for mark in marks)
+    marks = _marks(one)
     correct = f"{100 * one.summary.mean:.1f} ({_interval(one.summary.interval)})"
-    shares = (f"{100 * count / answers:.1f}" for count in counts)
-    return correct, *shares, f"{100 * form:.1f}", f"{tokens:.0f}"
+    counts = (marks.incorrect, marks.no_answer, marks.truncated)
+    shares = (f"{100 * count / max(marks.answers, 1):.1f}" for count in counts)
+    return correct, *shares, f"{100 * marks.with_answer:.1f}", f"{marks.tokens:.0f}"
+
+
+def _marks(one: DatasetResult) -> Marks:
+    """Return the marks of all students of a dataset: the sums of their counts, the means of their means."""
+    marks = [student.marks for student in one.students]
+    means = {name: fmean(getattr(mark, name) for mark in marks) for name in ("with_answer", "tokens")}
+    counts = Marks.model_fields.keys() - means.keys()
+    return Marks(**means, **{name: sum(getattr(mark, name) for mark in marks) for name in counts})
 
 
 def _trained(one: DatasetResult) -> tuple[str, ...]:

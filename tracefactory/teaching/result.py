@@ -77,7 +77,7 @@ class Result(Frozen):
         questions: questions that count; `development` ones chose the learning rates and do not, and `leaked` ones are
             in training rows.
         detectable: the smallest true difference that such a comparison finds with a power of 80%, by the assumptions of
-            `teaching.statistics`.
+            `teaching.power`.
         left_out: controls that were not made.
         command: how to run it again.
         mask: the mask of one row as the trainer collated it.

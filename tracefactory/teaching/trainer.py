@@ -28,6 +28,7 @@ from trl import SFTConfig, SFTTrainer
 from tracefactory.core.errors import RunError, UserError
 from tracefactory.core.files import sync_folder, write_json
 from tracefactory.serving.loading import load_model, load_tokenizer
+from tracefactory.store.trainings import RECORD
 from tracefactory.students.render import Renderer
 from tracefactory.teaching.budget import order_of
 from tracefactory.teaching.encoding import IGNORED, digest_of_rows, mask_lines
@@ -36,7 +37,6 @@ from tracefactory.teaching.job import (
     FULL_BELOW,
     MODEL,
     RECIPE,
-    RECORD,
     TRAINER,
     Progress,
     Record,

@@ -20,7 +20,8 @@ from typing import Any
 from tracefactory.core.errors import RunError, UserError
 from tracefactory.core.files import write_json
 from tracefactory.core.processes import end_with_parent
-from tracefactory.teaching.job import JOB, LOG, MODEL, RECORD, Progress, Record, TrainingJob, done
+from tracefactory.store.trainings import LOG, RECORD
+from tracefactory.teaching.job import JOB, MODEL, Progress, Record, TrainingJob, done
 
 _TAIL = 2000  # characters of the log in an error
 

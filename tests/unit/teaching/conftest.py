@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tracefactory.core.checkpoint import Checkpoint
+from tracefactory.core.teach import TrainingBudget
 from tracefactory.students.render import Renderer
-from tracefactory.teaching.budget import Budget, plan_rows, write_plan
+from tracefactory.teaching.budget import plan_rows, write_plan
 from tracefactory.teaching.encoding import encode_rows
 from tracefactory.teaching.job import Arguments, TrainingJob
 from tracefactory.teaching.rows import TrainingRow
@@ -74,7 +75,6 @@ def job_of(
     """Return a job that trains on each row once."""
     encoded = encode_rows(rows, renderer, ARGUMENTS.max_length)
     assert not encoded.refused
-    path = folder / "rows.parquet"
-    digest = write_plan(path, encoded.table, plan_rows(encoded.table, Budget(rows=len(rows)), seed=3))
+    path, digest = write_plan(folder, encoded.table, plan_rows(encoded.table, TrainingBudget(rows=len(rows)), seed=3))
     chosen = ARGUMENTS.model_copy(update=arguments)
     return TrainingJob(student=tiny, rows=path, rows_digest=digest, arguments=chosen, seed=5)

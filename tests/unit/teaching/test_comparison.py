@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from tracefactory.teaching import students
 from tracefactory.teaching.comparison import Comparison
 from tracefactory.teaching.correlating import correlations, stored_results, table_of
 from tracefactory.teaching.job import TrainingJob
+from tracefactory.teaching.planning import plan_of
 from tracefactory.teaching.releases import comparison_file
 from tracefactory.teaching.report import card_line, tables
 from tracefactory.teaching.result import Result
@@ -51,6 +53,8 @@ TEACH = {
 
 class _Record:
     """What a training leaves, as far as it is stored."""
+
+    tokens, seconds = 50, 1.0
 
     def __init__(self, job: TrainingJob) -> None:
         self.job = job
@@ -158,6 +162,35 @@ def test_weights_that_are_gone_are_not_needed_once_the_answers_are_stored(
     assert trainings.jobs == []
 
 
+def test_a_plan_counts_each_training_and_answer_once(
+    pipeline: Pipeline, trainings: Trainings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    plain = students.write_plan
+
+    def write_plan(*arguments: Any) -> Any:
+        file, contents = plain(*arguments)
+        written.append(contents)
+        return file, contents
+
+    monkeypatch.setattr(students, "write_plan", write_plan)
+    plan = plan_of(Comparison(pipeline, unwatched, lambda text: None))
+    assert [pq.read_metadata(job.rows).num_rows for job in trainings.jobs] == [9]  # 3 steps of 8 rows, of 9 rows
+    assert (plan.trainings, plan.rates, plan.questions, plan.development) == (6, 2, 25, 5)
+    assert plan.loss_tokens_per_s == 50
+    assert "6 trainings: 2 datasets x 2 seeds, and 2 more" in plan.lines(pipeline.teach)[0]
+    written.clear()
+    trainings.jobs.clear()
+    result = Comparison(pipeline, unwatched, lambda text: None)()
+    assert len(written) == len(set(written)) == 4  # two datasets and two seeds, whatever the learning rate
+    assert len({job.key() for job in trainings.jobs}) == plan.trainings
+    taken = {one.name: one.taken.tokens for one in result.datasets if one.taken is not None}
+    assert plan.tokens == 3 * sum(taken.values())
+    answers = [json.loads(file.read_text()) for file in (pipeline.project.state_dir / "teaching/answers").iterdir()]
+    assert sum(one["requests"] for one in answers) == plan.answers
+    assert {job.key() for job in trainings.jobs} < {one["student"] for one in answers}
+
+
 def test_a_question_in_a_training_row_is_refused_before_anything_is_trained(
     tmp_path: Path, tiny: Checkpoint, trainings: Trainings
 ) -> None:
@@ -210,7 +243,8 @@ def test_the_result_is_stored_shown_and_ranked(pipeline: Pipeline, tmp_path: Pat
     ("changed", "message"),
     [
         ({"student": "taught"}, "'taught' is no `use: transformers` model"),
-        ({"answers": "student"}, "'student' is no `use: local` or `use: vllm` model"),
+        ({"answers": "student"}, "no stage asks 'student'"),
+        ({"answers": "nobody"}, "'nobody' is no `use: transformers`, `use: local` or `use: vllm` model"),
         ({"rows": 5}, "the budget is one of tokens, rows and problems"),
         ({"tokens": None}, "the budget is one of tokens, rows and problems"),
         ({"tokens": "2X"}, "tokens"),
@@ -256,6 +290,10 @@ def test_releases_on_the_command_line_become_a_pipeline_file(tmp_path: Path, mon
     assert file == comparison_file(given, **named)  # the second time it is there already
     loaded = load_pipeline(file)
     assert loaded.teach is not None
+    assert [(name, one.use) for name, one in loaded.models.items()] == [
+        ("student", "transformers"),
+        ("taught", "transformers"),
+    ]
     assert (loaded.teach.tokens, loaded.teach.seeds) == (2000, 2)
     assert [(one.release, one.view) for one in loaded.teach.arms.values()] == [
         ("out/good/1", ""),
@@ -264,6 +302,14 @@ def test_releases_on_the_command_line_become_a_pipeline_file(tmp_path: Path, mon
     ]
     with pytest.raises(UserError, match="compares something else"):
         comparison_file(given, **{**named, "seeds": 3})
+    monkeypatch.setenv("TRACEFACTORY_VLLM", sys.executable)
+    served = yaml.safe_load(comparison_file(["out/bad/1"], **{**named, "student": "org/model@abc"}).read_text())
+    assert served["models"]["taught"] == {
+        "use": "vllm",
+        "model": "org/model",
+        "env": "env:TRACEFACTORY_VLLM",
+        "revision": "abc",
+    }
     with pytest.raises(UserError) as raised:
         comparison_file(given, **{**named, "student": None, "questions": None})
     assert [str(one).partition(" is missing")[0] for one in raised.value.mistakes] == ["--student", "--eval"]

@@ -13,9 +13,10 @@ import pytest
 from tests.unit.students.conftest import packaged_gguf
 from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.processes import Child
+from tracefactory.core.teach import TrainingBudget
 from tracefactory.serving.loading import load_tokenizer
 from tracefactory.students.render import Renderer
-from tracefactory.teaching.budget import Budget, plan_rows, write_plan
+from tracefactory.teaching.budget import plan_rows, write_plan
 from tracefactory.teaching.encoding import encode_rows
 from tracefactory.teaching.gguf import write_gguf
 from tracefactory.teaching.job import Arguments, TrainingJob
@@ -54,10 +55,10 @@ async def test_a_trained_student_answers_with_what_it_was_taught(tmp_path: Path)
     message = {"role": "assistant", "content": ANSWER}
     rows = [TrainingRow("a", "p", "short", ({"role": "user", "content": QUESTION},), message)]
     encoded = encode_rows(rows, Renderer(load_tokenizer(student), "inline"), 128)
-    plan = plan_rows(encoded.table, Budget(rows=6), 0)
-    digest = write_plan(tmp_path / "rows.parquet", encoded.table, plan)
+    plan = plan_rows(encoded.table, TrainingBudget(rows=6), 0)
+    file, digest = write_plan(tmp_path, encoded.table, plan)
     arguments = Arguments(learning_rate=3e-4, batch_rows=2, max_length=128, warmup=0, schedule="constant", device="cpu")
-    job = TrainingJob(student=student, rows=tmp_path / "rows.parquet", rows_digest=digest, arguments=arguments)
+    job = TrainingJob(student=student, rows=file, rows_digest=digest, arguments=arguments)
     trained = train(job, tmp_path / "trained")
     assert trained.record.tokens == plan.taken.tokens == 6 * encoded.tokens
     assert trained.record.curve[-1].loss < trained.record.curve[0].loss / 2

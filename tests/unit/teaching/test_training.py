@@ -16,11 +16,13 @@ import pytest
 from tests.unit.teaching.conftest import ARGUMENTS, ROWS, job_of
 from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.errors import RunError, UserError
+from tracefactory.core.teach import TrainingBudget
+from tracefactory.store.trainings import RECORD
 from tracefactory.students.render import Renderer
 from tracefactory.teaching import training
-from tracefactory.teaching.budget import Budget, plan_rows, write_plan
+from tracefactory.teaching.budget import plan_rows, write_plan
 from tracefactory.teaching.encoding import digest_of_rows, encode_rows
-from tracefactory.teaching.job import MODEL, RECORD, TRAINER, Arguments, Record, TrainingJob, done
+from tracefactory.teaching.job import MODEL, TRAINER, Arguments, Record, TrainingJob, done
 from tracefactory.teaching.training import run_here, train
 
 trainer = pytest.importorskip("tracefactory.teaching.trainer")
@@ -335,7 +337,7 @@ def test_two_processes_do_not_train_in_one_folder(job: TrainingJob, tmp_path: Pa
 
 def test_rows_that_were_cut_are_in_the_record(tiny: Checkpoint, renderer: Renderer, tmp_path: Path) -> None:
     table = encode_rows(ROWS[:3], renderer, 45).table
-    digest = write_plan(tmp_path / "rows", table, plan_rows(table, Budget(rows=6), 0))
-    job = TrainingJob(student=tiny, rows=tmp_path / "rows", rows_digest=digest, arguments=ARGUMENTS)
+    file, digest = write_plan(tmp_path, table, plan_rows(table, TrainingBudget(rows=6), 0))
+    job = TrainingJob(student=tiny, rows=file, rows_digest=digest, arguments=ARGUMENTS)
     _, record, _ = trained_here(job, tmp_path)
     assert (record.rows, record.cut, record.answers_lost) == (6, 6, 6)

@@ -1,7 +1,8 @@
 """The plan of a garbage collection, and its execution.
 
-Listed are stages that nobody needs (`engine.garbage.reach`), old runs, doubled segments and leftovers of killed
-writes. What cannot be made again for nothing (`engine.garbage.remaking`) is listed and kept unless the user names it.
+Listed are stages that nobody needs (`engine.garbage.reach`), scores, trained students, old runs, doubled segments and
+leftovers of killed writes. What cannot be made again for nothing (`engine.garbage.remaking`) is listed and kept unless
+the user names it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ from tracefactory.store.shared.cloud import open_objects
 from tracefactory.store.shared.objects import Objects, Unreachable
 from tracefactory.store.shared.stages import SharedStage
 from tracefactory.store.stages import StageFolder
+from tracefactory.store.trainings import is_training, stored_trainings
 
+TRAINS = "a process trains it"
 KEEP_RUNS = 10
 """Runs of each pipeline whose folders are kept."""
 
@@ -56,6 +59,7 @@ class What(StrEnum):
     RUN = "run"
     SEGMENT = "segment"
     LEFTOVER = "leftover"
+    TRAINING = "training"
 
 
 class Item(Frozen):
@@ -74,7 +78,7 @@ class Item(Frozen):
     @property
     def is_named(self) -> bool:
         """Whether the user can name it to have it deleted all the same."""
-        return self.what in (What.STAGE, What.SCORES)
+        return self.what in (What.STAGE, What.SCORES, What.TRAINING)
 
 
 class GarbagePlan(Frozen):
@@ -110,13 +114,14 @@ def plan_garbage(project: Project, *, keep_runs: int = KEEP_RUNS, named: Collect
     Args:
         project: the project.
         keep_runs: how many runs of each pipeline are kept.
-        named: stages and scores, by their names in the plan, that are deleted although they cost something.
+        named: stages, scores and trainings, by their names in the plan, that are deleted although they cost something.
 
     Raises:
         UserError: when something is named that is not in the plan, or is needed.
     """
     reach = reach_of(project)
-    items = [*_with_inputs(project, list(_stages(project, reach, named)), named), *_scores(project.state_dir, named)]
+    items = _with_inputs(project, list(_stages(project, reach, named)), named)
+    items += [*_scores(project.state_dir, named), *_trainings(project, named)]
     _check_named(named, items, reach)
     notes = []
     if project.shared:
@@ -158,8 +163,10 @@ async def _delete(item: Item, project: Project) -> str:
     path = (project.root if item.name.startswith("out/") else root) / item.name
     if item.what is What.STAGE:
         return await delete_stage(root, path)
-    if item.what is What.SCORES and (live := live_runs(root)):
+    if item.what in (What.SCORES, What.TRAINING) and (live := live_runs(root)):
         return f"run {live[0]} goes on"
+    if item.what is What.TRAINING and is_training(path):
+        return TRAINS
     delete(path)
     if item.what is What.SEGMENT:
         delete(path.with_suffix(".index"))
@@ -249,6 +256,19 @@ def _scores(root: Path, named: Collection[str]) -> Iterator[Item]:
         size, why = size_of(path), "scores of the texts under one student"
         kept = "" if name in named else "they took the time of a student, mostly GPU time"
         yield Item(what=What.SCORES, name=name, files=size.files, bytes=size.bytes, why=why, kept=kept)
+
+
+def _trainings(project: Project, named: Collection[str]) -> Iterator[Item]:
+    for folder, answered, seconds in stored_trainings(project.state_dir):
+        why = "weights of a trained student" if seconds is not None else "a training that is not finished"
+        why += ", whose answers are stored" if answered else ", of whose answers none are stored"
+        kept = "its command goes on with it" if seconds is None else f"it took {seconds / 3600:.1f} h to train"
+        item = _item(What.TRAINING, folder, project, why, kept)
+        if is_training(folder):
+            kept = TRAINS
+        elif item.name in named:
+            kept = ""
+        yield item.model_copy(update={"kept": kept})
 
 
 def _check_named(named: Collection[str], items: Sequence[Item], reach: Reach) -> None:

@@ -107,7 +107,7 @@ class SharedLease:
 
     def _try(self) -> _Held | None:
         """Try to take the lease; return who has it, or None on success."""
-        own = self._content()
+        own = owner_of(self.run)
         etag = self.objects.create(self.name, own)
         if etag is None:
             try:
@@ -151,7 +151,7 @@ class SharedLease:
         self._lost(self._why_lost)
 
     def _renew_once(self) -> bool:
-        content = self._content()
+        content = owner_of(self.run)
         etag = self.objects.replace(self.name, content, self._etag)
         if etag is None:
             try:
@@ -166,9 +166,10 @@ class SharedLease:
         self._etag, self._own = etag, content
         return True
 
-    def _content(self) -> bytes:
-        owner = {"run": self.run, "host": socket.gethostname(), "pid": os.getpid(), "nonce": uuid4().hex}
-        return json.dumps(owner).encode()
+
+def owner_of(run: str) -> bytes:
+    """Return the content of a lease of a run, by which its owner knows it again: no two are equal."""
+    return json.dumps({"run": run, "host": socket.gethostname(), "pid": os.getpid(), "nonce": uuid4().hex}).encode()
 
 
 def clock_of(objects: Objects, run: str) -> float:

@@ -14,15 +14,12 @@ then are its shards taken.
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
 import time
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 from tracefactory.store.shared import leases
-from tracefactory.store.shared.leases import FREE, clock_of
+from tracefactory.store.shared.leases import FREE, clock_of, owner_of
 from tracefactory.store.shared.objects import Objects
 
 _RUN = re.compile(r"[\w@ -][\w.@ -]*")
@@ -145,8 +142,7 @@ class ShardLeases:
     def __init__(self, runs: LivingRuns, folder: str, count: int) -> None:
         self.runs, self.objects, self.count = runs, runs.objects, count
         self._prefix = f"leases/stages/{folder}"
-        owner = {"run": runs.run, "host": socket.gethostname(), "pid": os.getpid(), "nonce": uuid4().hex}
-        self._own = json.dumps(owner).encode()
+        self._own = owner_of(runs.run)
         self.held: set[int] = set()
         self.inherited: set[int] = set()
         """Shards that another run has held before, which may have paid for some of their completions."""
