@@ -29,6 +29,15 @@ setup: $(VENV)/run.stamp ## make the environment that runs the main job
 run: setup ## make the environment and run the main job on the embedded model
 	$(BIN)/tracefactory run pipelines/mix_distill.yaml
 
+$(VENV)/teach.stamp: $(VENV)/run.stamp
+	$(PIP) --constraint constraints.txt torch
+	$(PIP) --constraint constraints.txt --editable '.[local,teach]'
+	@touch $@
+
+.PHONY: teach
+teach: $(VENV)/teach.stamp run ## train SmolLM2 on the dataset of the main job, and say what it learned beside controls
+	$(BIN)/tracefactory teach pipelines/teach_mix_distill.yaml
+
 .PHONY: dev
 dev: $(VENV)/dev.stamp ## add what tests, types, lint and the student models need
 

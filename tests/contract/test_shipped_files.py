@@ -40,8 +40,9 @@ def test_every_filter_says_what_it_drops_for() -> None:
 
 @pytest.mark.parametrize("file", pipeline_files(PROJECT), ids=lambda file: file.stem)
 def test_a_pipeline_says_what_it_makes_what_it_costs_and_its_command(file: Path) -> None:
-    header = file.read_text().split("\nname:")[0]
-    for word in ("Makes", "Costs", "Command", f"tracefactory run pipelines/{file.name}"):
+    header, _, rest = file.read_text().partition("\nname:")
+    command = "teach" if "\nteach:" in rest else "run"
+    for word in ("Makes", "Costs", "Command", f"tracefactory {command} pipelines/{file.name}"):
         assert word in header, f"{file.name}: the header comment does not say {word!r}"
 
 

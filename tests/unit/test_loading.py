@@ -54,8 +54,13 @@ def test_datasets_is_not_used_while_another_thread_imports_transformers(
     """`datasets` asks for classes of transformers as soon as there is an unfinished module of that name."""
     asked = threading.Event()
     monkeypatch.setattr(datasets, "get_dataset_config_names", lambda folder: asked.set() or [])
+
+    def check() -> None:
+        with pytest.raises(RunError):
+            check_loads(tmp_path, ["sft"])
+
     with TRANSFORMERS:
-        thread = threading.Thread(target=lambda: pytest.raises(RunError, check_loads, tmp_path, ["sft"]))
+        thread = threading.Thread(target=check)
         thread.start()
         assert not asked.wait(0.3)
     thread.join()

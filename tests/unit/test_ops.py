@@ -61,7 +61,7 @@ def undescribed(entry: Entry) -> Iterator[str]:
 
 def test_no_parameter_of_anything_registered_lacks_a_description() -> None:
     found = entries()
-    assert {entry.kind for entry in found} == set(kinds())
+    assert {entry.kind for entry in found} == {*kinds(), "section"}
     assert [one for entry in found for one in undescribed(entry)] == []
     assert [f"{entry.kind} {entry.name}" for entry in found if not entry.summary] == []
 
@@ -84,7 +84,7 @@ def test_everything_that_is_registered_is_listed(told: Told) -> None:
         assert f"{verb}: {name}" in overview or verb == "filter"
 
 
-@pytest.mark.parametrize("arguments", [(), ("--full",), ("sample:chat",), ("measure:student",), ("raw",)])
+@pytest.mark.parametrize("arguments", [(), ("--full",), ("sample:chat",), ("measure:student",), ("raw",), ("teach",)])
 def test_tables_fit_80_columns(arguments: tuple[str, ...], told: Told) -> None:
     lines = told(*arguments).splitlines()
     assert lines
@@ -104,6 +104,9 @@ def test_an_entry_is_shown_with_types_defaults_and_nested_parameters(told: Told)
     (first, second) = json.loads(told("auto", "--json"))["entries"]
     assert {first["kind"], second["kind"]} == {"operation", "verifier"}
     assert [one["kind"] for one in json.loads(told("verifier:auto", "--json"))["entries"]] == ["verifier"]
+    (section,) = json.loads(told("teach:", "--json"))["entries"]
+    training = next(one for one in section["parameters"] if one["name"] == "training")
+    assert {"learning_rates", "warmup", "device"} <= {one["name"] for one in training["parameters"]}
 
 
 def test_an_unknown_name_is_answered_with_the_nearest(told: Told) -> None:

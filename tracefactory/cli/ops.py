@@ -31,6 +31,7 @@ _TITLES = {
     "verifier": "verifiers",
     "view": "views",
     "model": "kinds of models",
+    "section": "sections of a pipeline file",
 }
 
 
@@ -41,7 +42,7 @@ def ops(
     project: ProjectFolder = Path(),
     json: Json = False,
 ) -> None:
-    """List operations, verifiers, views, pruners, sources, decoders, kinds of models and measures.
+    """List operations, verifiers, views, pruners, sources, decoders, kinds of models, sections and measures.
 
     Inside a project, its plugins are included.
     """

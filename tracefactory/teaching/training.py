@@ -113,6 +113,7 @@ def _environment(device: str) -> dict[str, str]:
         raise UserError(f"device {device!r}: CUDA_VISIBLE_DEVICES={given!r} has {len(seen)} devices")
     chosen = "" if device == "cpu" else ",".join(seen[number : number + 1])
     return {
+        "OMP_WAIT_POLICY": "passive",  # threads that spin stall each other where something else uses the cores
         **os.environ,
         "CUDA_VISIBLE_DEVICES": chosen,
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it, cuBLAS is not deterministic

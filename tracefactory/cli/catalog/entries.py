@@ -11,10 +11,21 @@ from pydantic_core import to_jsonable_python
 
 from tracefactory.cli.catalog.example import example_columns
 from tracefactory.cli.catalog.types import type_of
+from tracefactory.core.budget import Budget
 from tracefactory.core.columns import Column
 from tracefactory.core.errors import Mistake, UserError, nearest
+from tracefactory.core.pipeline import RunOptions, SandboxOptions
 from tracefactory.core.registry import FAMILIES, kinds, registry
 from tracefactory.core.rows import Frozen
+from tracefactory.core.teach import Teach
+
+# The sections of a pipeline file that are no list of entries.
+_SECTIONS: Mapping[str, type[BaseModel]] = {
+    "budget": Budget,
+    "run": RunOptions,
+    "sandbox": SandboxOptions,
+    "teach": Teach,
+}
 
 # How an entry of each kind is written in a pipeline file.
 _WRITTEN = {
@@ -71,9 +82,10 @@ class Measure(Frozen):
 
 
 def entries(kind: str | None = None) -> list[Entry]:
-    """Return the entries of one kind, or of all kinds, sorted by kind and name."""
+    """Return the entries of one kind, or of all kinds, sorted by kind and name; then the sections of a pipeline."""
     wanted = kinds() if kind is None else (kind,)
-    return [_entry(one, name) for one in wanted for name in registry(one)]
+    sections = _SECTIONS if kind is None else ()
+    return [_entry(one, name) for one in wanted for name in registry(one)] + [_section(name) for name in sections]
 
 
 def measures(found: Sequence[Entry]) -> list[Measure]:
@@ -108,11 +120,12 @@ def named(name: str) -> list[Entry]:
         for kind in kinds()
         for one in registry(kind)
     }
-    found = [key for key, texts in labels.items() if wanted in texts]
+    found = [_entry(*key) for key, texts in labels.items() if wanted in texts]
+    found += [_section(one) for one in _SECTIONS if wanted.removesuffix(":") == one]
     if not found:
-        known = {text for texts in labels.values() for text in texts}
+        known = {text for texts in labels.values() for text in texts} | _SECTIONS.keys()
         raise UserError(Mistake(f"nothing is registered as {name!r}", hint=nearest(wanted, known)))
-    return [_entry(*key) for key in found]
+    return found
 
 
 def parameters_of(model: type[BaseModel], left_out: frozenset[str] = frozenset()) -> tuple[Parameter, ...]:
@@ -165,6 +178,20 @@ def _entry(kind: str, name: str) -> Entry:
     )
 
 
+def _section(name: str) -> Entry:
+    text = _plain(_SECTIONS[name])
+    return Entry(
+        kind="section",
+        name=name,
+        written=f"{name}:",
+        origin="built in",
+        version="",
+        summary=text.partition("\n\n")[0],
+        description=text,
+        parameters=parameters_of(_SECTIONS[name]),
+    )
+
+
 def _documentation(kind: str, name: str, entry: Any) -> str:
     """Return the docstring of an entry, one line per paragraph.
 
@@ -175,7 +202,11 @@ def _documentation(kind: str, name: str, entry: Any) -> str:
         return _documentation(FAMILIES[verb], own, registry(FAMILIES[verb]).get(own))
     if kind == "view":
         return str(entry.summary)
-    documented = entry if isinstance(entry, type) else type(entry)
+    return _plain(entry if isinstance(entry, type) else type(entry))
+
+
+def _plain(documented: type) -> str:
+    """Return a docstring, one line per paragraph."""
     paragraphs = inspect.cleandoc(documented.__doc__ or "").split("\n\n")
     return "\n\n".join(" ".join(one.split()) for one in paragraphs)
 
