@@ -29,6 +29,7 @@ from tracefactory.publish.card import (
     render,
 )
 from tracefactory.publish.command import RecipeLine
+from tracefactory.publish.taught import TaughtDataset, TaughtLine
 
 CONFIGS = (
     ConfigLine(name="sft", summary="`prompt` and `completion`.", rows=1200, files="data/sft/*.parquet"),
@@ -301,6 +302,35 @@ def test_limitations_name_the_checks_that_were_not_done() -> None:
     told = " ".join(limits(unsure))
     for expected in ("revision of org/m", "licence of org/m", "source files", "1,234 of the published", "no licence"):
         assert expected in told
+
+
+def test_what_a_student_learned_is_told_with_what_its_intervals_are_about() -> None:
+    told = {"correct": 0.41, "low": 0.38, "high": 0.44, "truncated": 0.0, "with_answer": 0.999, "tokens": 67.6}
+    long = TaughtDataset(name="long", this=True, about="rows", against="", **told)
+    short = TaughtDataset(name="short", this=False, about="rows", against="worse than long: -17.4 points", **told)
+    line = TaughtLine(
+        comparison="which@1",
+        student="m",
+        amount=3000,
+        axis="tokens",
+        seeds=1,
+        questions=1043,
+        baseline="long",
+        datasets=(long, short),
+        command="tracefactory teach x.yaml",
+    )
+    card = render(FULL.model_copy(update={"taught": (line,)}), version="1", configs=CONFIGS)
+    assert "3,000 tokens of each dataset below, with 1 training seed, and answered 1,043" in card
+    assert "they are about these students, and say nothing about other trainings" in card
+    tokens = MarkdownIt("commonmark").enable("table").parse(card.split("---\n", 2)[2])
+    cells = [token.content for token in tokens if token.type == "inline"]
+    first, second = cells.index("`long` (this dataset)"), cells.index("`short`")
+    assert cells[first + 1 : second] == ["41.0% (38.0% to 44.0%)", "", "0.0%", "99.9%", "68"]
+    assert cells[second + 2] == "worse than long: -17.4 points"
+    three = line.model_copy(update={"seeds": 3})
+    card = render(FULL.model_copy(update={"taught": (three,)}), version="1", configs=CONFIGS)
+    assert "with 3 training seeds" in card
+    assert "over questions and training seeds." in card
 
 
 def test_lengths_are_nearest_rank() -> None:

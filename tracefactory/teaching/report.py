@@ -22,7 +22,7 @@ def tables(result: Result) -> Group:
     each = f"{result.amount:,} {result.axis} of each dataset, {in_seeds(result.seeds)}; {result.questions:,} questions"
     title = f"{result.name} {result.version}: {public_name(result.student)}, {each}"
     learned = _table(title, "correct %", f"less {result.baseline}", "with seeds", "")
-    answered = _table("how they answered", "correct %", "wrong %", "no answer %", "cut off %", "in form %", "tokens")
+    answered = _table("how they answered, in %", "correct", "wrong", "no answer", "cut off", "in form", "tokens")
     trained = _table("what they were trained on", "rate", "rows", "problems", "epochs", "tokens", "each", "cut", "min")
     for one in result.datasets:
         learned.add_row(one.name, *_learned(one))
