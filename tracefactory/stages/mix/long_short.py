@@ -27,8 +27,8 @@ class MixParams(Frozen):
         default=0.2,
         ge=0,
         le=1,
-        description="Share of long traces. The default is that of arXiv 2502.12143; on a task that a student could not do "
-        "at once, it taught less than long traces alone (docs/teach.md).",
+        description="Share of long traces. The default is that of arXiv 2502.12143; on a task that a student could not "
+        "do at once, it taught less than long traces alone (docs/teach.md).",
     )
     short: float = Field(default=0.8, ge=0, le=1, description="Share of short traces.")
     unit: Unit = Field(default=Unit.PROBLEMS, description="What the shares are of: problems, or completion tokens.")
