@@ -229,11 +229,11 @@ def test_the_result_is_stored_shown_and_ranked(pipeline: Pipeline, tmp_path: Pat
     assert "baseline" in shown
     assert max(map(len, shown.splitlines())) <= 80
     wide = result.model_copy(
-        update={"datasets": tuple(one.model_copy(update={"name": f"dataset_no_{one.name}"}) for one in result.datasets)}
+        update={"datasets": tuple(one.model_copy(update={"name": f"name_of_{one.name}"}) for one in result.datasets)}
     )
     console.print(tables(wide), highlight=False)
     tokens = f"{result.datasets[1].students[0].marks.tokens:.0f}"
-    assert any(line.split()[0] == "dataset_no_good" and line.split()[-1] == tokens for line in rows(console))
+    assert any(line.split()[0] == "name_of_good" and line.split()[-1] == tokens for line in rows(console))
     line = card_line(result, "content of 1")
     assert [one.this for one in line.datasets] == [False, True, True]  # both releases are named 1 here
     assert "worse than good" in line.datasets[2].against
