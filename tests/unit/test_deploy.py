@@ -142,8 +142,8 @@ fi
 """,
 }
 RUN = """\
-echo "tracefactory $* [$RAY_ADDRESS $RAY_AUTH_MODE ${#RAY_AUTH_TOKEN}]" >> "$CALLS"
 trap 'echo TERM >> "$CALLS"; exit 130' TERM
+echo "tracefactory $* [$RAY_ADDRESS $RAY_AUTH_MODE ${#RAY_AUTH_TOKEN}]" >> "$CALLS"
 for ((n = 0; n < 200; n++)); do /bin/sleep 0.05; done
 """
 
@@ -220,6 +220,20 @@ class TestSlurm:
         assert calls.count("TERM") == 1
         assert ("scontrol requeue 77" in calls) is requeues
 
+    @pytest.mark.parametrize(
+        ("end", "code", "requeues"), [("kill -9 $$", 130, True), ("exit 0", 0, False), ("exit 1", 1, False)]
+    )
+    def test_only_a_run_that_was_interrupted_is_requeued(
+        self, end: str, code: int, requeues: bool, cluster: dict[str, str], project: Path, tmp_path: Path
+    ) -> None:
+        self.put(tmp_path / "bin" / "tracefactory", RUN.replace("exit 130", end))
+        job = self.start(cluster, project)
+        self.wait_for(cluster, "tracefactory run")
+        job.send_signal(signal.SIGUSR1)
+        said, _ = job.communicate(timeout=60)
+        assert job.returncode == code, said
+        assert ("scontrol requeue 77" in self.calls(cluster)) is requeues
+
     def test_a_run_that_fails_is_not_requeued(self, cluster: dict[str, str], project: Path, tmp_path: Path) -> None:
         self.put(tmp_path / "bin" / "tracefactory", "exit 3")
         job = self.start(cluster, project)
@@ -228,7 +242,7 @@ class TestSlurm:
         assert not [line for line in self.calls(cluster) if line.startswith("scontrol")]
 
     def test_several_nodes_become_one_ray_cluster(self, cluster: dict[str, str], project: Path, tmp_path: Path) -> None:
-        self.put(tmp_path / "bin" / "tracefactory", f"{RUN.splitlines()[0]}\nexit 0")
+        self.put(tmp_path / "bin" / "tracefactory", f"{RUN.splitlines()[1]}\nexit 0")
         job = self.start({**cluster, "NODES": "2"}, project, "--limit", "8")
         said, _ = job.communicate(timeout=60)
         assert job.returncode == 0, said

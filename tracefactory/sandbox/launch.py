@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -116,9 +116,11 @@ def launch(way: Way, config: Mapping[str, Any], limits: Limits, tests: Mapping[s
         _write(config_out, {**host, **place, **nothing, **limits.model_dump(), **config})
         writer = threading.Thread(target=_write, args=(tests_out, {**(tests or {}), "token": token}))
         writer.start()  # writing more than the pipe's buffer blocks until the tests start
-        how, parts, usage = _collect(process, result_in.fileno(), limits, begin, None if cage else memory)
+        meter = Meter(process.pid, begin)
+        out_of_memory = cage.out_of_memory if cage else lambda: meter.memory > memory
+        how, parts, usage = _collect(process, result_in.fileno(), limits, meter, out_of_memory)
         writer.join()
-        if cage is not None and cage.out_of_memory():
+        if out_of_memory():  # the last process to pass it may have been the last to run
             how = "memory"
     stdout, stderr = (part.decode("utf-8", "replace") for part in parts[:2])
     replies = _replies(parts[2], token)
@@ -195,18 +197,18 @@ def _replies(data: bytes, token: str) -> Mapping[str, Any]:
 
 
 def _collect(
-    process: subprocess.Popen[bytes], result: int, limits: Limits, begin: float, memory: int | None
+    process: subprocess.Popen[bytes], result: int, limits: Limits, meter: Meter, out_of_memory: Callable[[], bool]
 ) -> tuple[str, list[bytes], Usage]:
     """Read the output of the program until it exits or passes a limit; then kill its process tree."""
     outputs = [pipe.fileno() for pipe in (process.stdout, process.stderr) if pipe is not None]
     parts: dict[int, list[bytes]] = {descriptor: [] for descriptor in (*outputs, result)}
-    sizes, how, meter = 0, "exit", Meter(process.pid, begin)
+    sizes, how, end = 0, "exit", meter.begin + limits.wall_seconds
     used: float | None = None  # processor time, known when the process has been waited for
     with selectors.DefaultSelector() as selector:
         for descriptor in parts:
             selector.register(descriptor, selectors.EVENT_READ)
         while selector.get_map() and how == "exit":
-            left = begin + limits.wall_seconds - time.monotonic()
+            left = end - time.monotonic()
             patience = min(max(left, 0), _PATIENCE)
             ready = selector.select(patience)
             meter.woken(patience)
@@ -219,11 +221,11 @@ def _collect(
                     selector.unregister(key.fd)
                 parts[key.fd].append(chunk)
                 sizes += len(chunk)
-            how = _passed_limit(limits, sizes, left, meter, memory)
+            how = _passed_limit(limits, sizes, left, out_of_memory)
     while how == "exit" and used is None and (used := _reaped(process)) is None:
         time.sleep(0.005)
         meter.sample()
-        how = _passed_limit(limits, sizes, begin + limits.wall_seconds - time.monotonic(), meter, memory)
+        how = _passed_limit(limits, sizes, end - time.monotonic(), out_of_memory)
     if used is None:  # otherwise the kernel has told what it used
         meter.sample(last=True)
     _kill_tree(process)
@@ -233,10 +235,10 @@ def _collect(
     return how, [b"".join(chunks)[: limits.output_bytes] for chunks in parts.values()], meter.usage(used or 0.0)
 
 
-def _passed_limit(limits: Limits, output: int, left: float, meter: Meter, memory: int | None) -> str:
+def _passed_limit(limits: Limits, output: int, left: float, out_of_memory: Callable[[], bool]) -> str:
     if output > limits.output_bytes:
         return "output"
-    if memory is not None and meter.memory > memory:
+    if out_of_memory():
         return "memory"
     return "wall_time" if left <= 0 else "exit"
 
