@@ -23,6 +23,9 @@ from typing import Any
 
 from tracefactory.core.errors import RunError
 
+PASSIVE_THREADS: Mapping[str, str] = {"OMP_WAIT_POLICY": "passive"}
+"""Variables of a process that computes: threads of OpenMP that spin while they wait for each other stall all of them
+where another busy process is on their cores. It reads them when it is loaded; a value of the user's is to be kept."""
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 _TAIL = 2000  # characters of a log shown in an error
 

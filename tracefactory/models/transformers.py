@@ -162,7 +162,6 @@ class TransformersSpec(ModelSpec):
             f"transformers-{Path(self.model).name}",
             "tracefactory.decoding.chat_server",
             {"checkpoint": checkpoint, "rows": self.concurrency},
-            environ={"OMP_WAIT_POLICY": "passive"},  # threads that spin are stalled by any busy process on their cores
             ready_timeout_s=_START_S,
         )
 

@@ -26,9 +26,6 @@ def serve(arguments: argparse.Namespace) -> Any:
     Raises:
         RuntimeError: when llama.cpp cannot load the model; it has printed the reason to stderr.
     """
-    # llama.cpp's threads spin while they wait for each other, so another busy process on their cores stalls all of
-    # them. OpenMP reads this when the library is loaded, hence the import below. A value set by the user is kept.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import xllamacpp
 
     params = xllamacpp.CommonParams()

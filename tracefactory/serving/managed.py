@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tracefactory.core.errors import RunError
-from tracefactory.core.processes import Child
+from tracefactory.core.processes import PASSIVE_THREADS, Child
 
 
 class FixedEndpoint:
@@ -35,9 +35,8 @@ class FixedEndpoint:
 class ManagedEndpoint:
     """One managed server process, `python -m module`, that serves the OpenAI protocol on a free loopback port.
 
-    The options become `--name value` arguments; `environ` are variables of the process where this one has none of the
-    name. The process ends with this one. A server that died is restarted by the next `start`, at most `restarts` times
-    in total.
+    The options become `--name value` arguments. The process ends with this one. A server that died is restarted by the
+    next `start`, at most `restarts` times in total.
     """
 
     gpus = 0  # only vLLM servers of ours hold GPUs
@@ -48,7 +47,6 @@ class ManagedEndpoint:
         module: str,
         options: Mapping[str, str | int | float],
         *,
-        environ: Mapping[str, str] | None = None,
         ready_timeout_s: float = 300.0,
         restarts: int = 5,
     ) -> None:
@@ -56,7 +54,6 @@ class ManagedEndpoint:
         self._argv = [sys.executable, "-m", module]
         for option, value in options.items():
             self._argv += [f"--{option}", str(value)]
-        self._environ = dict(environ or {})
         self._ready_timeout_s = ready_timeout_s
         self._restarts, self._deaths = restarts, 0
         self._lock = asyncio.Lock()
@@ -118,7 +115,7 @@ class ManagedEndpoint:
         suffix = hashlib.sha256(json.dumps(self._argv).encode()).hexdigest()[:8]
         log_file = log_dir / f"{self.name.replace('/', '-')}-{suffix}.log"
         deadline = time.monotonic() + self._ready_timeout_s
-        environ = {**self._environ, **os.environ}
+        environ = {**PASSIVE_THREADS, **os.environ}
         child = await Child.spawn(
             self.name, self._argv, log_file, ready_timeout_s=self._ready_timeout_s, environ=environ
         )

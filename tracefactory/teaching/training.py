@@ -19,7 +19,7 @@ from typing import Any
 
 from tracefactory.core.errors import RunError, UserError
 from tracefactory.core.files import write_json
-from tracefactory.core.processes import end_with_parent
+from tracefactory.core.processes import PASSIVE_THREADS, end_with_parent
 from tracefactory.store.trainings import LOG, RECORD
 from tracefactory.teaching.job import JOB, MODEL, Progress, Record, TrainingJob, done
 
@@ -113,7 +113,7 @@ def _environment(device: str) -> dict[str, str]:
         raise UserError(f"device {device!r}: CUDA_VISIBLE_DEVICES={given!r} has {len(seen)} devices")
     chosen = "" if device == "cpu" else ",".join(seen[number : number + 1])
     return {
-        "OMP_WAIT_POLICY": "passive",  # threads that spin stall each other where something else uses the cores
+        **PASSIVE_THREADS,
         **os.environ,
         "CUDA_VISIBLE_DEVICES": chosen,
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it, cuBLAS is not deterministic

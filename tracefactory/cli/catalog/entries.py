@@ -19,13 +19,13 @@ from tracefactory.core.registry import FAMILIES, kinds, registry
 from tracefactory.core.rows import Frozen
 from tracefactory.core.teach import Teach
 
-# The sections of a pipeline file that are no list of entries.
-_SECTIONS: Mapping[str, type[BaseModel]] = {
+SECTIONS: Mapping[str, type[BaseModel]] = {
     "budget": Budget,
     "run": RunOptions,
     "sandbox": SandboxOptions,
     "teach": Teach,
 }
+"""The sections of a pipeline file that are one mapping of options each."""
 
 # How an entry of each kind is written in a pipeline file.
 _WRITTEN = {
@@ -84,7 +84,7 @@ class Measure(Frozen):
 def entries(kind: str | None = None) -> list[Entry]:
     """Return the entries of one kind, or of all kinds, sorted by kind and name; then the sections of a pipeline."""
     wanted = kinds() if kind is None else (kind,)
-    sections = _SECTIONS if kind is None else ()
+    sections = SECTIONS if kind is None else ()
     return [_entry(one, name) for one in wanted for name in registry(one)] + [_section(name) for name in sections]
 
 
@@ -121,9 +121,9 @@ def named(name: str) -> list[Entry]:
         for one in registry(kind)
     }
     found = [_entry(*key) for key, texts in labels.items() if wanted in texts]
-    found += [_section(one) for one in _SECTIONS if wanted.removesuffix(":") == one]
+    found += [_section(one) for one in SECTIONS if wanted.removesuffix(":") == one]
     if not found:
-        known = {text for texts in labels.values() for text in texts} | _SECTIONS.keys()
+        known = {text for texts in labels.values() for text in texts} | SECTIONS.keys()
         raise UserError(Mistake(f"nothing is registered as {name!r}", hint=nearest(wanted, known)))
     return found
 
@@ -179,7 +179,7 @@ def _entry(kind: str, name: str) -> Entry:
 
 
 def _section(name: str) -> Entry:
-    text = _plain(_SECTIONS[name])
+    text = _plain(SECTIONS[name])
     return Entry(
         kind="section",
         name=name,
@@ -188,7 +188,7 @@ def _section(name: str) -> Entry:
         version="",
         summary=text.partition("\n\n")[0],
         description=text,
-        parameters=parameters_of(_SECTIONS[name]),
+        parameters=parameters_of(SECTIONS[name]),
     )
 
 

@@ -8,13 +8,11 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from tracefactory.cli.catalog.entries import Entry, entries
+from tracefactory.cli.catalog.entries import SECTIONS, Entry, entries
 from tracefactory.config.model import ID_PATTERN, NAME_PATTERN
-from tracefactory.core.budget import Budget
 from tracefactory.core.model import MODELS
-from tracefactory.core.pipeline import RunOptions, SandboxOptions, StageOptions
+from tracefactory.core.pipeline import RunOptions, StageOptions
 from tracefactory.core.stage import STAGES
-from tracefactory.core.teach import Teach
 from tracefactory.filters import LoadedFilter
 
 Schema = dict[str, Any]
@@ -31,7 +29,7 @@ def pipeline_schema(filters: Mapping[str, LoadedFilter] | None = None) -> Schema
     operations = {name: STAGES.get(name).Params for name in STAGES if not name.startswith("filter:")}
     of_filters = {name: one.params_model for name, one in (filters or {}).items()}
     named: list[type[BaseModel]] = [*models.values(), *operations.values(), *of_filters.values()]
-    named += [Budget, RunOptions, SandboxOptions, StageOptions, Teach]
+    named += [*SECTIONS.values(), StageOptions]
     refs, definitions = models_json_schema([(one, "validation") for one in dict.fromkeys(named)])
 
     def ref(model: type[BaseModel]) -> Schema:
@@ -48,10 +46,7 @@ def pipeline_schema(filters: Mapping[str, LoadedFilter] | None = None) -> Schema
             "name": {"type": "string", "pattern": NAME_PATTERN, "description": "Name of the pipeline and its dataset."},
             "version": {"type": "string", "pattern": NAME_PATTERN, "description": "Version of the dataset, quoted."},
             "description": {"type": "string"},
-            "budget": ref(Budget),
-            "run": ref(RunOptions),
-            "sandbox": ref(SandboxOptions),
-            "teach": ref(Teach),
+            **{name: ref(one) for name, one in SECTIONS.items()},
             "models": {
                 "type": ["object", "null"],
                 "additionalProperties": _model({name: ref(one) for name, one in models.items()}, described),

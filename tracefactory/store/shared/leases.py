@@ -114,7 +114,7 @@ class SharedLease:
                 content, head = self.objects.get(self.name)
             except FileNotFoundError:  # two runs have tried at once
                 return _Held("another run", 0.0)
-            owner = _owner_in(content)
+            owner = owner_in(content)
             if owner.get("nonce") == json.loads(own)["nonce"]:  # the answer to the first attempt was lost
                 self._etag, self._own = head.etag, content
                 return None
@@ -172,6 +172,15 @@ def owner_of(run: str) -> bytes:
     return json.dumps({"run": run, "host": socket.gethostname(), "pid": os.getpid(), "nonce": uuid4().hex}).encode()
 
 
+def owner_in(content: bytes) -> dict[str, Any]:
+    """Return the owner of a lease, {} of one that was given back. A damaged one has an owner without a run."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return {"damaged": True}
+    return found if isinstance(found, dict) else {"damaged": True}
+
+
 def clock_of(objects: Objects, run: str) -> float:
     """Return the time of the store, in Unix seconds: the time stamp of an object that a run writes for this.
 
@@ -192,12 +201,3 @@ def clock_of(objects: Objects, run: str) -> float:
 async def _in_thread(ask: Callable[..., _Answer], *arguments: object) -> _Answer:
     """Return what an object store answers. Work of stages, which fills the common threads, must not delay a renewal."""
     return await asyncio.get_running_loop().run_in_executor(_THREADS, ask, *arguments)
-
-
-def _owner_in(content: bytes) -> dict[str, Any]:
-    """Return who holds a lease; nobody holds one that was given back. A damaged one has an owner without a name."""
-    try:
-        found = json.loads(content)
-    except ValueError:
-        return {"damaged": True}
-    return found if isinstance(found, dict) else {"damaged": True}

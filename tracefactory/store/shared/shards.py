@@ -13,13 +13,12 @@ then are its shards taken.
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tracefactory.store.shared import leases
-from tracefactory.store.shared.leases import FREE, clock_of, owner_of
+from tracefactory.store.shared.leases import FREE, clock_of, owner_in, owner_of
 from tracefactory.store.shared.objects import Objects
 
 _RUN = re.compile(r"[\w@ -][\w.@ -]*")
@@ -63,7 +62,7 @@ class LivingRuns:
             return None
         if content == FREE:
             return None
-        owner = _fields(content)
+        owner = owner_in(content)
         found = Holder(run, f"run {run} (process {owner.get('pid')} on {owner.get('host')})")
         if self.age_s(head.modified) < leases.EXPIRES_S:
             return found
@@ -178,19 +177,10 @@ class ShardLeases:
         self.held.discard(index)
 
     def _holder(self, content: bytes, modified: float) -> Holder | None:
-        run = _fields(content).get("run")
+        run = owner_in(content).get("run")
         if isinstance(run, str) and _RUN.fullmatch(run):
             return None if run == self.runs.run else self.runs.holder(run)
         return Holder("", "a run whose lease is damaged") if self.runs.age_s(modified) < leases.EXPIRES_S else None
 
     def _name(self, index: int) -> str:
         return f"{self._prefix}/{index:05d}-of-{self.count:05d}.json"
-
-
-def _fields(content: bytes) -> dict[str, Any]:
-    """Return the fields of a lease, none of a damaged one."""
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
