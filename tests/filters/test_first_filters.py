@@ -104,6 +104,27 @@ def test_verdict_keeps_only_correct_traces_by_default():
         FILTERS["verdict"].params_model.model_validate({"keep": []})
 
 
+def test_false_equations_drops_traces_that_state_false_sums():
+    right = make_trace(reasoning="7 + 5 = 12.\n12 - 1 = 11.", answer_text="11")
+    wrong = make_trace(reasoning="7 + 5 = 12.\n12 - 1 = 13.", answer_text="It is 12 + 1 = 14.")
+    assert decide("false_equations", right).keep
+    decision = decide("false_equations", wrong)
+    assert (decision.reason, decision.detail) == ("false_equation", "12 - 1 = 13, and 1 more")
+    assert decide("false_equations", wrong, max_false=2).keep
+    assert decide("false_equations", wrong, max_false=1).reason == "false_equation"
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        FILTERS["false_equations"].params_model.model_validate({"max_false": -1})
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the real traces of ../shared/data")
+def test_false_equations_are_few_in_the_traces_of_a_large_model():
+    """By eye, the 3 of 256 state what is false, such as "6881*0.03752 = 6881*0.03"."""
+    lines = (DATA / "traces" / "r1_0528_chat_256.jsonl").read_text().splitlines()
+    texts = ["\n".join(turn["content"] for turn in json.loads(line)["completion"]) for line in lines]
+    found = Counter(decide("false_equations", make_trace(answer_text=text)).reason for text in texts)
+    assert found == {None: 253, "false_equation": 3}
+
+
 def sentences(count: int, seed: int = 1) -> str:
     """Reasoning that recounts cases in one form of words, as long derivations do, with other numbers each time."""
     dice = random.Random(seed)

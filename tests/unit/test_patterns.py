@@ -16,6 +16,7 @@ from tracefactory.answers.normalize import strip_markup
 from tracefactory.answers.reading import read
 from tracefactory.answers.runs import shorten
 from tracefactory.core.rows import Outcome, Problem
+from tracefactory.maths.arithmetic import false_equations
 from tracefactory.pruning.answers import statements
 from tracefactory.pruning.base import PruneItem, keep
 from tracefactory.pruning.dangling import dangling
@@ -47,6 +48,7 @@ BOUNDED = {
     "tracefactory.pruning.answers:_ALTERNATIVE": (300, "a sentence of at most MAX_STATED characters"),
     "tracefactory.pruning.answers:_OPERAND_BEFORE": (300, "a statement of at most MAX_STATED characters"),
     "tracefactory.pruning.answers:_RESULT": (300, "a sentence of at most MAX_STATED characters"),
+    "tracefactory.maths.arithmetic:_WORD_BEFORE": (30, "_REACH characters before an equation"),
     "tracefactory.pruning.undefined:_RESULT": (80, "_before gives at most _REACH characters"),
     "tracefactory.pruning.undefined:_BEFORE_OPERAND": (80, "_before gives at most _REACH characters"),
     "tracefactory.pruning.undefined:_UNIT": (80, "_before gives at most _REACH characters"),
@@ -145,6 +147,7 @@ def of_statements(text: str) -> None:
     unevaluated_end(text, ["5"])
     is_evaluated(text, ["5"])
     is_literal(text)
+    false_equations(text)
 
 
 def of_values(text: str) -> None:

@@ -11,7 +11,7 @@ from tracefactory.teaching.report import in_seeds
 _STEPS = 3
 """Steps of the training that measures the rate."""
 _ASKED = 8
-"""Questions whose answers measure the rate."""
+"""The fewest questions whose answers measure the rate: as many as are answered at once."""
 
 
 class PlannedDataset(Frozen):
@@ -92,7 +92,8 @@ def plan_of(comparison: Comparison) -> ComparisonPlan:
     tokens = sum(one.tokens for one in taken.values()) * (teach.seeds + more)
     all_questions = len(comparison.questions)
     asked = (len(made) * teach.seeds + 1) * all_questions + rates * len(comparison.development)
-    measured = comparison.students.rates(next(iter(made.values())), _STEPS, min(_ASKED, all_questions))
+    at_once = max(_ASKED, comparison.pipeline.models[teach.answers].concurrency)
+    measured = comparison.students.rates(next(iter(made.values())), _STEPS, min(at_once, all_questions))
     answers = round(asked * measured.answers_per_question)
     seed_sd = assumed_seed_sd(teach.seeds)
     return ComparisonPlan(

@@ -143,24 +143,13 @@ def test_the_better_dataset_is_found_and_nothing_is_done_twice(
     assert any("in the loss" in text for text in said)
     assert sum(student.requests for one in result.datasets for student in one.students) > 0
     trainings.jobs.clear()
+    for folder in (pipeline.project.state_dir / "teaching").glob("*/model"):
+        folder.unlink()  # weights are not needed once the answers are stored
     again = Comparison(pipeline, unwatched, said.append)()
     assert trainings.jobs == []
     assert sum(student.requests for one in again.datasets for student in one.students) == 0
     assert all(student.reused for one in again.datasets for student in one.students)
     assert [one.summary for one in again.datasets] == [one.summary for one in result.datasets]
-
-
-def test_weights_that_are_gone_are_not_needed_once_the_answers_are_stored(
-    pipeline: Pipeline, trainings: Trainings
-) -> None:
-    result = Comparison(pipeline, unwatched, lambda text: None)()
-    for folder in (pipeline.project.state_dir / "teaching").glob("*/model"):
-        folder.unlink()
-    trainings.jobs.clear()
-    assert [one.summary for one in Comparison(pipeline, unwatched, lambda text: None)().datasets] == [
-        one.summary for one in result.datasets
-    ]
-    assert trainings.jobs == []
 
 
 def test_a_plan_counts_each_training_and_answer_once(
@@ -202,7 +191,7 @@ def test_a_question_in_a_training_row_is_refused_before_anything_is_trained(
     with pytest.raises(UserError, match=r"good: 1 of the 30 questions are in its training rows \('What is 3 \+ 1\?'\)"):
         Comparison(pipeline, unwatched, lambda text: None)()
     assert trainings.jobs == []
-    result = Comparison(pipeline_of(tmp_path, tiny, leaks="drop"), unwatched, lambda text: None)()
+    result = Comparison(pipeline_of(tmp_path, tiny, leaks="drop", seeds=1), unwatched, lambda text: None)()
     assert (result.leaked, result.questions) == (1, 25)  # it is one of the development
     assert sum(one.marks.answers for one in result.datasets[0].students) == 25 * 4
     asked = [({"role": "user", "content": f"What is {n} + 1?"},) for n in range(30)]
@@ -214,7 +203,8 @@ def test_a_question_in_a_training_row_is_refused_before_anything_is_trained(
         )()
 
 
-def test_the_result_is_stored_shown_and_ranked(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_the_result_is_stored_shown_and_ranked(tmp_path: Path, tiny: Checkpoint, trainings: Trainings) -> None:
+    pipeline = pipeline_of(tmp_path, tiny, development=0, training={"learning_rates": [1e-3]})
     result = Comparison(pipeline, unwatched, lambda text: None)()
     told = store(result, pipeline)
     assert "did not keep what its card is made from" in told[1]

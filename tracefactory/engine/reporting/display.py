@@ -203,10 +203,10 @@ def _state(run: StageRun, live: Numbers, flow: Flow) -> str:
 
 
 def _left(run: StageRun, live: Numbers, flow: Flow) -> str:
-    """Return the requests in flight and the time left; empty without an estimate."""
+    """Return the requests in flight and the time left, where they are known."""
     left = time_left(run, live, flow)
     if left is None:
-        return ""
+        return f"{int(waiting)} in flight" if (waiting := live.get("in_flight", 0)) else ""
     clock = f"{int(left.seconds // 60)}:{int(left.seconds % 60):02d} left"
     return f"{int(live.get('in_flight', 0))} in flight, {'at most ' if left.at_most else ''}{clock}"
 

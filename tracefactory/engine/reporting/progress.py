@@ -41,8 +41,8 @@ def time_left(run: StageRun, live: Live, flow: Flow) -> TimeLeft | None:
     if run.paying is None or not all(one.record.done() and not one.record.exception() for one in inputs):
         return None
     seconds, paid = time.time() - run.paying[0], live.get("requests", 0) - run.paying[1]
-    if paid <= 0:
-        return None
+    if paid <= 0 or paid < live.get("in_flight", 0):
+        return None  # not as many answers yet as are under way, so their speed is that of a few fast ones
     bound = live.get("at_most", 0)
     if bound and live.get("shards", 0) < len(run.done):
         return None  # shards that have not started have not reported their bounds
