@@ -36,6 +36,7 @@ class ComparisonPlan(Frozen):
         loss_tokens_per_s: the measured rate of training.
         answers_per_s: the measured rate of answers.
         hours: the time of all trainings and answers at these rates; what is stored already is not subtracted.
+        bytes: the space that the trained students take, until they are deleted.
         detectable: the smallest true difference that is found with a power of 80%.
         for_two_points: questions that a difference of two points needs; None where no number is enough.
     """
@@ -50,6 +51,7 @@ class ComparisonPlan(Frozen):
     loss_tokens_per_s: float
     answers_per_s: float
     hours: float
+    bytes: int
     detectable: float
     for_two_points: int | None
 
@@ -66,6 +68,7 @@ class ComparisonPlan(Frozen):
             "the learning rates",
             f"about {self.hours:.1f} h: {self.loss_tokens_per_s:,.0f} tokens in the loss and "
             f"{self.answers_per_s:.2f} answers per second, as measured here",
+            f"{self.bytes / 1e9:,.1f} GB for the trained students; `tracefactory gc --plan` lists them afterwards",
             f"finds true differences of {100 * self.detectable:.1f} points (power 80%, 95% intervals), if students "
             f"differ on {DISCORDANT:.0%} of the questions{between}",
         ]
@@ -116,6 +119,7 @@ def plan_of(comparison: Comparison) -> ComparisonPlan:
         loss_tokens_per_s=measured.loss_tokens_per_s,
         answers_per_s=measured.answers_per_s,
         hours=(tokens / measured.loss_tokens_per_s + answers / measured.answers_per_s) / 3600,
+        bytes=trainings * measured.student_bytes,
         detectable=detectable(counted, teach.seeds, seed_sd=seed_sd),
         for_two_points=questions_for(0.02, teach.seeds, seed_sd=seed_sd),
     )

@@ -28,6 +28,7 @@ from tracefactory.core.teach import UNTOUCHED, Teach, TrainingBudget
 from tracefactory.engine.identity import identities
 from tracefactory.engine.run import Watch
 from tracefactory.serving.gguf_checkpoint import convert
+from tracefactory.store.garbage import size_of
 from tracefactory.store.trainings import ANSWERS, TEACHING
 from tracefactory.teaching.budget import Taken, plan_rows, write_plan
 from tracefactory.teaching.datasets import Dataset
@@ -81,11 +82,13 @@ class Student(NamedTuple):
 
 
 class Rates(NamedTuple):
-    """What was measured on this machine: tokens in the loss and answers per second, and answers to a question."""
+    """What was measured on this machine: tokens in the loss and answers per second, answers to a question, bytes."""
 
     loss_tokens_per_s: float
     answers_per_s: float
     answers_per_question: float
+    student_bytes: int
+    """Of the folder of one training."""
 
 
 class Students:
@@ -178,8 +181,8 @@ class Students:
         assert student.job is not None
         record = train(student.job, self.root, self._progress).record
         answered = self.answered(self.untouched(), limit=asked)
-        answers = answered.marks.answers
-        return Rates(record.tokens / record.seconds, answers / max(answered.answer_s, 1e-3), answers / asked)
+        answers, size = answered.marks.answers, size_of(student.job.folder(self.root)).bytes
+        return Rates(record.tokens / record.seconds, answers / max(answered.answer_s, 1e-3), answers / asked, size)
 
     def _planned(self, dataset: Dataset, seed: int, budget: TrainingBudget) -> _Rows:
         """Return the rows of a training, which are planned and written once for all of its learning rates."""

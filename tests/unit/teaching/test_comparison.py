@@ -164,11 +164,13 @@ def test_a_plan_counts_each_training_and_answer_once(
         return file, contents
 
     monkeypatch.setattr(students, "write_plan", write_plan)
+    root = pipeline.project.state_dir / "teaching"
     plan = plan_of(Comparison(pipeline, unwatched, lambda text: None))
     assert [pq.read_metadata(job.rows).num_rows for job in trainings.jobs] == [9]  # 3 steps of 8 rows, of 9 rows
     assert (plan.trainings, plan.rates, plan.questions, plan.development) == (6, 2, 25, 5)
     assert plan.loss_tokens_per_s == 50
     assert "6 trainings: 2 datasets x 2 seeds, and 2 more" in plan.lines(pipeline.teach)[0]
+    assert plan.bytes == 6 * sum(file.stat().st_size for file in trainings.jobs[0].folder(root).iterdir())
     written.clear()
     trainings.jobs.clear()
     result = Comparison(pipeline, unwatched, lambda text: None)()
@@ -176,7 +178,7 @@ def test_a_plan_counts_each_training_and_answer_once(
     assert len({job.key() for job in trainings.jobs}) == plan.trainings
     taken = {one.name: one.taken.tokens for one in result.datasets if one.taken is not None}
     assert plan.tokens == 3 * sum(taken.values())
-    answers = [json.loads(file.read_text()) for file in (pipeline.project.state_dir / "teaching/answers").iterdir()]
+    answers = [json.loads(file.read_text()) for file in (root / "answers").iterdir()]
     assert sum(one["requests"] for one in answers) == plan.answers
     assert {job.key() for job in trainings.jobs} < {one["student"] for one in answers}
 
