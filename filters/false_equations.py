@@ -1,7 +1,8 @@
 """Drop traces that state false arithmetic, such as "12 - 1 = 13", whatever their answer.
 
-A right answer does not say that the steps to it are right: of the verified traces that small teachers wrote of sums, a
-fifth to a quarter state a false sum. What counts as an equation is in `tracefactory.maths.arithmetic`: numbers on both
+A right answer does not say that the steps to it are right: of the long traces of sums whose answers were verified, 15% of
+those of SmolLM2-135M and 27% of those of Qwen2.5-Coder-0.5B state a false sum (`pipelines/mix_distill.yaml`,
+`pipelines/sum_styles.yaml`). What counts as an equation is in `tracefactory.maths.arithmetic`: numbers on both
 sides, so algebra, units and words are not looked at, and a trace without equations is kept.
 """
 
