@@ -1,9 +1,9 @@
 """Drop traces that state false arithmetic, such as "12 - 1 = 13", whatever their answer.
 
-A right answer does not say that the steps to it are right: of the long traces of sums whose answers were verified, 15% of
-those of SmolLM2-135M and 27% of those of Qwen2.5-Coder-0.5B state a false sum (`pipelines/mix_distill.yaml`,
-`pipelines/sum_styles.yaml`). What counts as an equation is in `tracefactory.maths.arithmetic`: numbers on both
-sides, so algebra, units and words are not looked at, and a trace without equations is kept.
+A right answer does not say that the steps to it are right: of the long traces of sums whose answers were verified, 15%
+of those of SmolLM2-135M and 27% of those of Qwen2.5-Coder-0.5B state a false sum (`pipelines/mix_distill.yaml`,
+`pipelines/sum_styles.yaml`). What counts as an equation is in `tracefactory.maths.arithmetic`: numbers on both sides,
+so algebra, units and words are not looked at, and a trace without equations is kept.
 """
 
 from pydantic import Field
