@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ import polars as pl
 import pytest
 
 from tracefactory.config import load_pipeline
+from tracefactory.core.checkpoint import Checkpoint
 from tracefactory.core.rows import Trace
 from tracefactory.core.spans import Span
 from tracefactory.engine.run import run_pipeline
 from tracefactory.engine.runs import RunOutcome, StageOutcome
+from tracefactory.stages.measure import student
+from tracefactory.students import open_student
 from tracefactory.testing import fake_teacher, unwatched
 
 ROOT = Path(__file__).parents[3]
@@ -43,12 +47,18 @@ class Made:
         return int(sum(stage.paid.get("requests", 0) for stage in self.outcome.stages))
 
 
+@lru_cache(maxsize=1)
+def loaded(spec: Checkpoint) -> Any:
+    return open_student(spec)
+
+
 @pytest.fixture
-def run_stages(tmp_path: Path) -> RunStages:
+def run_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunStages:
     """Run `stages` (YAML) in a project with the shipped prompts and filters; each script is a fake model's.
 
-    Fields of a script under `entry` are those of the model in the pipeline.
+    Fields of a script under `entry` are those of the model in the pipeline. A student is loaded once for all tests.
     """
+    monkeypatch.setattr(student, "open_student", loaded)
 
     async def run(stages: str, problems: str, *, more_models: str = "", **scripts: dict[str, Any]) -> Made:
         root = tmp_path / "project"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 import pytest
 
@@ -27,16 +28,24 @@ is 24. This is half of 48, as the problem says. So the result is right."""
 ANSWER = "Natalia sold 72 clips altogether. The answer is 72."
 
 
-@pytest.mark.parametrize("name", ["rank_surprisal", "mean_surprisal", "mean_clipped_rank", "acceptance_p0.01_top20"])
-def test_the_same_words_measure_the_same_with_and_without_tags(smollm: Student, name: str) -> None:
-    found: dict[Over, list[float]] = {over: [] for over in Over}
-    for reasoning, answer in ((REASONING, ANSWER), ("", f"{REASONING}\n\n{ANSWER}")):
+@pytest.fixture(scope="module")
+def measured(smollm: Student) -> dict[tuple[Over, bool], Mapping[str, float]]:
+    """The measures of the same words, with think tags and without."""
+    found = {}
+    for tagged, reasoning, answer in ((True, REASONING, ANSWER), (False, "", f"{REASONING}\n\n{ANSWER}")):
         rendered = smollm.render(QUESTION, reasoning, answer)
         [every] = smollm.score([rendered])
-        text = of_text(every, rendered.text, reasoning, answer)
-        found[Over.ALL].append(trace_measures(every)[name])
-        found[Over.TEXT].append(trace_measures(text)[name])
-    (tagged, plain), (tagged_all, plain_all) = found[Over.TEXT], found[Over.ALL]
+        found[Over.ALL, tagged] = trace_measures(every)
+        found[Over.TEXT, tagged] = trace_measures(of_text(every, rendered.text, reasoning, answer))
+    return found
+
+
+@pytest.mark.parametrize("name", ["rank_surprisal", "mean_surprisal", "mean_clipped_rank", "acceptance_p0.01_top20"])
+def test_the_same_words_measure_the_same_with_and_without_tags(
+    measured: dict[tuple[Over, bool], Mapping[str, float]], name: str
+) -> None:
+    tagged, plain = measured[Over.TEXT, True][name], measured[Over.TEXT, False][name]
+    tagged_all, plain_all = measured[Over.ALL, True][name], measured[Over.ALL, False][name]
     assert tagged == pytest.approx(plain, rel=0.04)
     assert abs(tagged_all - plain_all) > 2 * abs(tagged - plain)
     if name == "rank_surprisal":
