@@ -176,11 +176,12 @@ def test_on_ray_what_the_workers_are_answered_is_put_and_another_machine_pays_no
     assert digests(second) == digests(first)
 
 
+@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
 def test_two_machines_at_once_pay_once_and_make_the_same(
-    server: S3Server, teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
+    executor: str, server: S3Server, teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
 ) -> None:
     teacher = teacher_of(**FAULTS)
-    one, two = (project_of(teacher.url, size=SIZE, samples=SAMPLES, name=name) for name in "ab")
+    one, two = (project_of(teacher.url, size=SIZE, samples=SAMPLES, name=name, executor=executor) for name in "ab")
     first = one.start()
     second = two.make()
     assert first.wait(120) == 0

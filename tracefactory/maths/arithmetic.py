@@ -39,6 +39,9 @@ _REWRITES = (
     (re.compile(r"(?<=\d),(?=\d{3}(?!\d))"), ""),
 )
 _RUN = re.compile(r"[-(]?[\d(](?:[\d()+*/^= -]|\.(?=\d))*")
+_OPEN = "\n=([{|.,;:!?>\"'。，；："
+_CLOSE = "\n.,;]}|$\"'。，；"
+"""Signs before and after which an expression is complete."""
 _LIST_ITEM = re.compile(r"(?:\A|\n) *- +\Z")
 _PART_OF_NUMBER = re.compile(r"\d[:,]\Z")
 """Times, ratios and tuples."""
@@ -125,7 +128,7 @@ def _begins(before: str) -> bool:
     """Return whether an expression can begin after this text, and is not the end of a longer one."""
     if _PART_OF_NUMBER.search(before):
         return False
-    if not before.strip(" ") or before.rstrip(" ")[-1] in "\n=([{|.,;:!?>\"'" or _LIST_ITEM.search(before):
+    if not before.strip(" ") or before.rstrip(" ")[-1] in _OPEN or _LIST_ITEM.search(before):
         return True
     word = _WORD_BEFORE.search(before)
     return word is not None and len(word[1]) > 1 and word[1].lower() not in _BINDING
@@ -135,7 +138,7 @@ def _ends(run: str, after: str) -> bool:
     """Return whether the expression at the end of a run is complete, and is stated."""
     if after.startswith((":", "...", "…")):
         return after.startswith(":") and not after[1:2].isdigit()
-    if not after.strip(" ") or after.lstrip(" ")[0] in "\n.,;]}|$\"'":
+    if not after.strip(" ") or after.lstrip(" ")[0] in _CLOSE:
         return True
     word = _WORD_AFTER.match(after)
     return word is not None and (run.endswith(" ") or after.startswith(" ")) and word[1].lower() in _GOES_ON
