@@ -17,6 +17,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 
 from tracefactory.config.command import run_command
 from tracefactory.core.checkpoint import Checkpoint
@@ -30,7 +31,7 @@ from tracefactory.engine.run import Watch, run_pipeline
 from tracefactory.teaching.budget import Taken
 from tracefactory.teaching.datasets import Dataset, datasets_of
 from tracefactory.teaching.examination import examination, leaked, refuse_leaks
-from tracefactory.teaching.power import assumed_seed_sd, detectable
+from tracefactory.teaching.power import detectable
 from tracefactory.teaching.result import DatasetResult, Result, SeedResult
 from tracefactory.teaching.statistics import UNTRAINED, Scores, compare, summary
 from tracefactory.teaching.students import Answered, Say, Students
@@ -161,6 +162,7 @@ class Comparison:
         name = teach.baseline or next(iter(teach.arms))
         baseline = next(one for one in taught if one.name == name)
         trained = next(one for one in taught if one.dataset is not None).answered[0]
+        datasets = tuple(one.result(baseline) for one in taught)
         return Result(
             name=self.pipeline.name,
             version=self.pipeline.version,
@@ -173,13 +175,21 @@ class Comparison:
             questions=self.counted,
             development=len(self.development),
             leaked=len(self.trained_on),
-            detectable=detectable(self.counted, teach.seeds, seed_sd=assumed_seed_sd(teach.seeds)),
-            datasets=tuple(one.result(baseline) for one in taught),
+            detectable=_detectable(datasets, self.counted, teach.seeds),
+            datasets=datasets,
             left_out=tuple(one for one in CONTROLS if one not in self.datasets),
             command=run_command(self.pipeline, "teach"),
             mask=trained.mask,
             versions=trained.versions,
         )
+
+
+def _detectable(datasets: Sequence[DatasetResult], questions: int, seeds: int) -> float:
+    """Return the smallest true difference that is found, by how much students and seeds differed in this comparison."""
+    variances = [one.summary.seed_sd**2 for one in datasets if one.summary.seed_sd is not None]
+    discordant = fmean(one.difference.discordant for one in datasets if one.difference is not None)
+    seed_sd = math.sqrt(fmean(variances)) if variances and seeds > 1 else 0.0
+    return detectable(questions, seeds, discordant=max(discordant, 1 / questions), seed_sd=seed_sd)
 
 
 @dataclass(frozen=True)

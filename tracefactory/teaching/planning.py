@@ -59,7 +59,7 @@ class ComparisonPlan(Frozen):
         """Return the plan in sentences."""
         each = ", ".join(f"{one.name} {one.rows:,} rows x {one.epochs}" for one in self.datasets)
         sd = assumed_seed_sd(teach.seeds)
-        between = f" and seeds by {100 * sd:g} point" if sd else ""
+        between = f" and seeds by {100 * sd:g} points" if sd else ""
         found = [
             f"{self.trainings} trainings: {len(self.datasets)} datasets x {in_seeds(teach.seeds)}, "
             f"and {self.rates} more to choose the learning rates",

@@ -39,7 +39,7 @@ def remarks(result: Result) -> Iterator[str]:
         yield f"{one.name} is {verdict(difference, result.baseline)}"
     yield (
         f"{result.questions:,} questions and {in_seeds(result.seeds)} find a true difference of "
-        f"{100 * result.detectable:.1f} points with a power of 80%; "
+        f"{100 * result.detectable:.1f} points with a power of 80%, if students and seeds differ as they did here; "
         "intervals are 95%, over the questions; in the column `with seeds`, over questions and seeds"
     )
     if any(difference.seed_note for _, difference in compared):

@@ -76,8 +76,8 @@ class Result(Frozen):
         baseline: what the others are compared with.
         questions: questions that count; `development` ones chose the learning rates and do not, and `leaked` ones are
             in training rows.
-        detectable: the smallest true difference that such a comparison finds with a power of 80%, by the assumptions of
-            `teaching.power`.
+        detectable: the smallest true difference that such a comparison finds with a power of 80%, if students and seeds
+            differ as much as in this one.
         left_out: controls that were not made.
         command: how to run it again.
         mask: the mask of one row as the trainer collated it.
