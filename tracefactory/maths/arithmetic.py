@@ -60,7 +60,7 @@ _GOES_ON = frozenset(
     }
 )
 """Words after a number that are no unit of it."""
-_WORD_AFTER = re.compile(r"[ ]*([^\W\d_]+)")
+_WORD_AFTER = re.compile(r"[^\W\d_]+")
 _BINARY = re.compile(r"[\d)] ?[-+*/^] ?[-(\d]")
 _AMBIGUOUS = re.compile(r"/ ?[\d.]+ ?\*")
 """`a / b*c`, which may mean `a / (b*c)`."""
@@ -100,7 +100,7 @@ def _equations(text: str) -> Iterator[tuple[_Side, _Side]]:
         sides = [_side(part) for part in parts]
         if not _begins(before):
             sides[0] = None
-        if not _ends(match[0], after):
+        if not _ends(after):
             sides[-1] = None
         if sides[0] and sides[1] and _LIST_ITEM.search(before):
             negative = _side(f"-{parts[0]}")  # "- 5 + 3 = -2": the sign of an item, or of its first number
@@ -134,14 +134,16 @@ def _begins(before: str) -> bool:
     return word is not None and len(word[1]) > 1 and word[1].lower() not in _BINDING
 
 
-def _ends(run: str, after: str) -> bool:
-    """Return whether the expression at the end of a run is complete, and is stated."""
-    if after.startswith((":", "...", "…")):
-        return after.startswith(":") and not after[1:2].isdigit()
-    if not after.strip(" ") or after.lstrip(" ")[0] in _CLOSE:
+def _ends(after: str) -> bool:
+    """Return whether the expression before this text is complete, and is stated; spaces belong to the expression."""
+    if after.startswith(("...", "…")):
+        return False
+    if after.startswith(":"):
+        return not after[1:2].isdigit()
+    if not after or after[0] in _CLOSE:
         return True
     word = _WORD_AFTER.match(after)
-    return word is not None and (run.endswith(" ") or after.startswith(" ")) and word[1].lower() in _GOES_ON
+    return word is not None and word[0].lower() in _GOES_ON
 
 
 def _differ(left: _Side, right: _Side) -> bool:

@@ -48,7 +48,7 @@ class Made:
 
 
 @lru_cache(maxsize=1)
-def loaded(spec: Checkpoint) -> Any:
+def opened_once(spec: Checkpoint) -> Any:
     return open_student(spec)
 
 
@@ -58,7 +58,7 @@ def run_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunStages:
 
     Fields of a script under `entry` are those of the model in the pipeline. A student is loaded once for all tests.
     """
-    monkeypatch.setattr(student, "open_student", loaded)
+    monkeypatch.setattr(student, "open_student", opened_once)
 
     async def run(stages: str, problems: str, *, more_models: str = "", **scripts: dict[str, Any]) -> Made:
         root = tmp_path / "project"

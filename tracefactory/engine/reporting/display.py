@@ -204,11 +204,11 @@ def _state(run: StageRun, live: Numbers, flow: Flow) -> str:
 
 def _left(run: StageRun, live: Numbers, flow: Flow) -> str:
     """Return the requests in flight and the time left, where they are known."""
-    left = time_left(run, live, flow)
+    left, in_flight = time_left(run, live, flow), int(live.get("in_flight", 0))
     if left is None:
-        return f"{int(waiting)} in flight" if (waiting := live.get("in_flight", 0)) else ""
+        return f"{in_flight} in flight" if in_flight else ""
     clock = f"{int(left.seconds // 60)}:{int(left.seconds % 60):02d} left"
-    return f"{int(live.get('in_flight', 0))} in flight, {'at most ' if left.at_most else ''}{clock}"
+    return f"{in_flight} in flight, {'at most ' if left.at_most else ''}{clock}"
 
 
 def _plain_lines(flow: Flow, now: Progress) -> list[tuple[str, str, bool]]:
