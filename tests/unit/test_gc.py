@@ -198,6 +198,35 @@ def test_what_a_student_measured_is_kept_unless_it_is_named(root: Path) -> None:
     assert not scores.parent.exists()
 
 
+def test_what_a_comparison_makes_again_is_deleted_when_nothing_may_use_it(root: Path) -> None:
+    teaching, student = root / ".tracefactory" / "teaching", f"{8:016x}"
+    files = ("rows/a.parquet", "untouched-1/config.json", "gguf/1.gguf", "hub/a--b@v1/manifest.json")
+    for name in files:
+        (teaching / name).parent.mkdir(parents=True)
+        (teaching / name).write_bytes(bytes(100))
+    (teaching / "answers").mkdir()
+    (teaching / "answers" / "a.json").write_text("{}")
+    names = {"teaching/rows", "teaching/untouched-1", "teaching/gguf", "teaching/hub"}
+    assert {one.name for one in planned(root).left if one.what == "copy"} == names
+    assert "less than a day ago" in item(planned(root), "teaching/rows").kept
+    for name in names:
+        os.utime(root / ".tracefactory" / name, (0, 0))
+    (teaching / student).mkdir()
+    with (teaching / student / "log.txt").open("wb") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        plan = planned(root, named=["teaching/rows"])
+        assert {item(plan, name).kept for name in names} == {"a process trains a student, which may need it"}
+    plan = planned(root)
+    with (teaching / student / "log.txt").open("ab") as log:  # it began after the plan was made
+        fcntl.flock(log, fcntl.LOCK_EX)
+        assert {one.name for one in asyncio.run(collect(project_of(root), plan)).left} >= names - {"teaching/hub"}
+    assert deleted(root) >= names - {"teaching/hub"}
+    assert [path.name for path in teaching.iterdir() if path.name not in ("answers", student)] == ["hub"]
+    assert "may not have it" in item(planned(root), "teaching/hub").kept
+    assert "teaching/hub" in deleted(root, named=["teaching/hub"])
+    assert (teaching / "answers" / "a.json").exists()
+
+
 def test_trained_students_are_kept_unless_they_are_named(root: Path) -> None:
     teaching = root / ".tracefactory" / "teaching"
     done, going = f"{7:016x}", f"{8:016x}"

@@ -19,6 +19,14 @@ TEACHING, ANSWERS = "teaching", "answers"
 RECORD, LOG = "record.json", "log.txt"
 KEY_DIGITS = 16
 _TRAINING = re.compile(rf"[0-9a-f]{{{KEY_DIGITS}}}")
+HUB = "hub"
+_COPIES = {
+    "rows": "rows of trainings in the student's tokens, encoded again from their datasets",
+    "untouched-*": "the untouched student as a folder, converted again from its GGUF file",
+    "gguf": "weights for llama.cpp, converted again from their student",
+    HUB: "releases of the Hub, fetched again from there",
+}
+"""Folders of what comparisons keep beside trainings and answers, and how it comes back."""
 
 
 class StoredTraining(NamedTuple):
@@ -40,6 +48,18 @@ def stored_trainings(root: Path) -> Iterator[StoredTraining]:
         if _TRAINING.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
             seconds = _fields(folder / RECORD).get("seconds")
             yield StoredTraining(folder, folder.name in answered, seconds if isinstance(seconds, float) else None)
+
+
+def stored_copies(root: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the folders of what comparisons make again when they need it, each with how.
+
+    Args:
+        root: the folder of the project's state.
+    """
+    for pattern, how in _COPIES.items():
+        for folder in sorted((root / TEACHING).glob(pattern)):
+            if folder.is_dir() and not folder.is_symlink() and any(folder.iterdir()):
+                yield folder, how
 
 
 def is_training(folder: Path) -> bool:

@@ -66,14 +66,16 @@ async def test_hanging_items_time_out_without_touching_the_others() -> None:
     assert workers() == []
 
 
-async def test_short_tasks_share_one_worker_and_long_ones_get_more() -> None:
+async def test_short_tasks_share_one_worker_and_long_ones_get_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting a worker takes seconds of a CPU, which a few short tasks are not worth."""
+    monkeypatch.setattr(pool_module, "_PATIENCE", 10.0)  # on a busy machine short tasks wait long, too
     short = [task("36", f"```python\nprint({n})\n```", "program") for n in range(35, 38)]
     with VerifierPool(workers=4, deadline=30) as pool:
         long = "So it is. " * 2_500  # longer than what is checked in this process, and quick in another one
         verdicts = await pool.verify([task(str(n), f"{long}\\boxed{{{n}}}") for n in range(8)])
         assert all(verdict.outcome is Outcome.CORRECT for verdict in verdicts), verdicts
         assert len(workers()) == 1
+        monkeypatch.setattr(pool_module, "_PATIENCE", 0.5)
         slow = "```python\nimport time\ntime.sleep(2)\nprint(36)\n```"
         verdicts = await pool.verify([*short, *(task("36", slow, "program") for _ in range(4))])
         assert [verdict.outcome is Outcome.CORRECT for verdict in verdicts] == [False, True, False, *[True] * 4]

@@ -44,9 +44,10 @@ from tracefactory.store.shared.cloud import open_objects
 from tracefactory.store.shared.objects import Objects, Unreachable
 from tracefactory.store.shared.stages import SharedStage
 from tracefactory.store.stages import StageFolder
-from tracefactory.store.trainings import is_training, stored_trainings
+from tracefactory.store.trainings import HUB, is_training, stored_copies, stored_trainings
 
 TRAINS = "a process trains it"
+TRAINS_ANY = "a process trains a student, which may need it"
 KEEP_RUNS = 10
 """Runs of each pipeline whose folders are kept."""
 
@@ -60,6 +61,7 @@ class What(StrEnum):
     SEGMENT = "segment"
     LEFTOVER = "leftover"
     TRAINING = "training"
+    COPY = "copy"
 
 
 class Item(Frozen):
@@ -78,7 +80,7 @@ class Item(Frozen):
     @property
     def is_named(self) -> bool:
         """Whether the user can name it to have it deleted all the same."""
-        return self.what in (What.STAGE, What.SCORES, What.TRAINING)
+        return self.what in (What.STAGE, What.SCORES, What.TRAINING, What.COPY)
 
 
 class GarbagePlan(Frozen):
@@ -114,14 +116,14 @@ def plan_garbage(project: Project, *, keep_runs: int = KEEP_RUNS, named: Collect
     Args:
         project: the project.
         keep_runs: how many runs of each pipeline are kept.
-        named: stages, scores and trainings, by their names in the plan, that are deleted although they cost something.
+        named: names of what the plan keeps for what it costs, which is deleted all the same.
 
     Raises:
         UserError: when something is named that is not in the plan, or is needed.
     """
     reach = reach_of(project)
     items = _with_inputs(project, list(_stages(project, reach, named)), named)
-    items += [*_scores(project.state_dir, named), *_trainings(project, named)]
+    items += [*_scores(project.state_dir, named), *_trainings(project, named), *_copies(project, named)]
     _check_named(named, items, reach)
     notes = []
     if project.shared:
@@ -163,10 +165,12 @@ async def _delete(item: Item, project: Project) -> str:
     path = (project.root if item.name.startswith("out/") else root) / item.name
     if item.what is What.STAGE:
         return await delete_stage(root, path)
-    if item.what in (What.SCORES, What.TRAINING) and (live := live_runs(root)):
+    if item.what in (What.SCORES, What.TRAINING, What.COPY) and (live := live_runs(root)):
         return f"run {live[0]} goes on"
     if item.what is What.TRAINING and is_training(path):
         return TRAINS
+    if item.what is What.COPY and _trains_any(root):
+        return TRAINS_ANY
     delete(path)
     if item.what is What.SEGMENT:
         delete(path.with_suffix(".index"))
@@ -269,6 +273,27 @@ def _trainings(project: Project, named: Collection[str]) -> Iterator[Item]:
         elif item.name in named:
             kept = ""
         yield item.model_copy(update={"kept": kept})
+
+
+def _copies(project: Project, named: Collection[str]) -> Iterator[Item]:
+    """Yield what comparisons make again; what was made lately may be used by one that goes on."""
+    trains = _trains_any(project.state_dir)
+    for path, how in stored_copies(project.state_dir):
+        item = _item(What.COPY, path, project, how)
+        kept = ""
+        if trains:
+            kept = TRAINS_ANY
+        elif item.name not in named:
+            if path.name == HUB:
+                kept = "the Hub may not have it any more"
+            elif time.time() - path.stat().st_mtime < OLD_S:
+                kept = "it was made less than a day ago, perhaps for a comparison that goes on"
+        yield item.model_copy(update={"kept": kept})
+
+
+def _trains_any(root: Path) -> bool:
+    """Return whether a process of this host trains any student of the project."""
+    return any(is_training(one.folder) for one in stored_trainings(root))
 
 
 def _check_named(named: Collection[str], items: Sequence[Item], reach: Reach) -> None:
