@@ -45,7 +45,7 @@ PRELOADED = (
 
 _PATH = list(sys.path)
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload([*PRELOADED, "tests.forked"])
+_CONTEXT.set_forkserver_preload([*PRELOADED, "tests.forked", "tests.preloaded"])
 
 
 def start(

@@ -75,8 +75,8 @@ class Teacher:
 
 
 def environ() -> dict[str, str]:
-    """Return the environment without what pytest writes into it for each test, and torch when it is imported."""
-    own = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
+    """Return the environment without what pytest writes into it for each test, and torch and polars when they are imported."""
+    own = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "_RJEM_MALLOC_CONF"}
     return {name: value for name, value in os.environ.items() if name not in own}
 
 

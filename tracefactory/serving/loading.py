@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,11 @@ def load_tokenizer(spec: Checkpoint) -> Any:
         UserError: when it cannot be loaded, has no character offsets, or has no chat template.
     """
     name, revision = (spec.tokenizer, spec.tokenizer_revision) if spec.tokenizer else (spec.model, spec.revision)
-    tokenizer = _pretrained(AutoTokenizer, name, revision)
+    path = local_path(name)
+    if path is not None and existing(path).is_file():
+        tokenizer = copy.deepcopy(_gguf_tokenizer(name, path.stat().st_mtime_ns))
+    else:
+        tokenizer = _pretrained(AutoTokenizer, name, revision)
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer of {name} has no character offsets; set `tokenizer:` to a fast tokenizer")
     if spec.chat_template is not None:
@@ -37,6 +42,12 @@ def load_tokenizer(spec: Checkpoint) -> Any:
             f"the tokenizer of {name} has no chat template; set `chat_template:` to the one used in training"
         )
     return tokenizer
+
+
+@lru_cache(maxsize=2)
+def _gguf_tokenizer(name: str, modified_ns: int) -> Any:
+    """Return the tokenizer in a GGUF file, which takes a second to read; the check of a student and its use read it."""
+    return _pretrained(AutoTokenizer, name, None)
 
 
 def load_model(spec: Checkpoint) -> Any:

@@ -1,0 +1,8 @@
+"""The last module that is preloaded for forked processes: the garbage collector leaves alone what is imported by now."""
+
+import gc
+
+import tests.conftest  # noqa: F401 - not written through to the disk
+
+gc.collect()
+gc.freeze()
