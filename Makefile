@@ -55,8 +55,8 @@ TEST_WORKERS ?= 3
 # One more than two cores: many tests wait for servers. They start hundreds of processes, which must find compiled modules.
 test: export PYTHONDONTWRITEBYTECODE =
 test: dev ## run the tests
-	$(BIN)/pytest -q --durations=20 --numprocesses $(TEST_WORKERS) --dist load tests/contract tests/e2e
-	$(BIN)/pytest -q --durations=20 --numprocesses $(TEST_WORKERS) --dist loadfile tests/unit tests/filters tests/attacks tests/trainers
+	$(BIN)/pytest -q --durations=20 --numprocesses $(TEST_WORKERS) --dist worksteal \
+		tests/contract tests/e2e tests/unit tests/filters tests/attacks tests/trainers
 
 .PHONY: check
 check: lint types test ## everything that must pass before a change lands: what CI runs

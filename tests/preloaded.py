@@ -1,4 +1,4 @@
-"""The last module that is preloaded for forked processes: the garbage collector leaves alone what is imported by now."""
+"""Preloaded last for forked processes: the garbage collector leaves alone what is imported by now."""
 
 import gc
 

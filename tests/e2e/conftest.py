@@ -75,13 +75,15 @@ class Teacher:
 
 
 def environ() -> dict[str, str]:
-    """Return the environment without what pytest writes into it for each test, and torch and polars when they are imported."""
+    """Return the environment without what pytest writes into it, for each test, and torch and polars, when imported."""
     own = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "_RJEM_MALLOC_CONF"}
     return {name: value for name, value in os.environ.items() if name not in own}
 
 
-def pytest_collection_finish() -> None:
-    """Remember the environment before the first test, with what libraries wrote into it when they were imported."""
+@pytest.fixture(autouse=True)
+def usual_environ() -> None:
+    """Remember the environment before the test changes it, with what libraries wrote into it when they were imported."""
+    USUAL_ENVIRON.clear()
     USUAL_ENVIRON.update(environ())
 
 
