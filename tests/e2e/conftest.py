@@ -82,7 +82,7 @@ def environ() -> dict[str, str]:
 
 @pytest.fixture(autouse=True)
 def usual_environ() -> None:
-    """Remember the environment before the test changes it, with what libraries wrote into it when they were imported."""
+    """Remember the environment before the test changes it, with what libraries wrote when they were imported."""
     USUAL_ENVIRON.clear()
     USUAL_ENVIRON.update(environ())
 

@@ -7,9 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
+from tests.processes import runs
 from tracefactory.core.errors import RunError
 from tracefactory.core.processes import Child
 
@@ -45,7 +45,7 @@ BUSY = CHILD.format(rest="import ctypes; ctypes.PyDLL(None).sleep(60)")
 def gone(pid: int, within_s: float = 10.0) -> bool:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+        if not runs(pid):
             return True
         time.sleep(0.05)
     return False

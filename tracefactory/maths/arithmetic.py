@@ -19,16 +19,16 @@ from typing import NamedTuple
 
 from tracefactory.maths.evaluate import IrrationalError, rational
 from tracefactory.maths.expression import parse_expression
+from tracefactory.maths.notation import OPERATIONS, THOUSANDS
 from tracefactory.maths.tokens import UnparsedError
 
 _LONGEST = 200
 """Characters of one side that is read."""
 _REACH = 30
 """Characters before and after an equation that are looked at."""
-_SIGNS = str.maketrans({"−": "-", "\u2013": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "\u00a0": " "})
 _REWRITES = (
-    (re.compile(r"\\(?:times|cdot)(?![a-zA-Z])"), "*"),
-    (re.compile(r"\\div(?![a-zA-Z])"), "/"),
+    *OPERATIONS,
+    (re.compile("\u00a0"), " "),
     (re.compile(r"\\[dt]?frac\{(\d{1,20})\}\{(\d{1,20})\}"), r"(\1/\2)"),
     (re.compile(r"\\boxed\{(-?[\d.,]{1,40})\}"), r"\1"),
     (re.compile(r"\\[,;! ]|\\[()\[\]]"), " "),
@@ -36,7 +36,7 @@ _REWRITES = (
     (re.compile(r"\*\*"), "\n"),  # bold text
     (re.compile(r"\$(?=-?\d)"), " "),
     (re.compile(r"(?<=\d) ?x (?=\d)"), " * "),
-    (re.compile(r"(?<=\d),(?=\d{3}(?!\d))"), ""),
+    THOUSANDS,
 )
 _RUN = re.compile(r"[-(]?[\d(](?:[\d()+*/^= -]|\.(?=\d))*")
 _OPEN = "\n=([{|.,;:!?>\"'。，；："
@@ -85,7 +85,6 @@ def false_equations(text: str) -> list[str]:
         >>> false_equations("7 + 5 = 12. 12 - 1 = 13. So x + 1 = 14, and 10 / 3 = 3.33.")
         ['12 - 1 = 13']
     """
-    text = text.translate(_SIGNS)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return [f"{left.text} = {right.text}" for left, right in _equations(text) if _differ(left, right)]

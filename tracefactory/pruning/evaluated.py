@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from itertools import pairwise
 
+from tracefactory.maths.notation import OPERATIONS, THOUSANDS
 from tracefactory.text.steps.protect import protected
 from tracefactory.text.steps.sentences import sentence_starts
 
@@ -32,12 +33,10 @@ _NOTATION = (
     (re.compile(r"\\[dtc]?frac(?![A-Za-z])\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r" (\1)/(\2)"),
     (re.compile(r"\\sqrt\s*(?:\{([^{}]*)\}|(\d))|√\s*\(?(\w+)\)?"), r" sqrt(\1\2\3)"),
     (re.compile(r"\^\s*\{([^{}]*)\}"), r"^(\1)"),
-    (re.compile(r"\\(?:times|cdot|ast)(?![A-Za-z])|[×·∗⋅]"), "*"),
-    (re.compile(r"\\div(?![A-Za-z])|÷"), "/"),
-    (re.compile(r"[−–]"), "-"),
+    *OPERATIONS,
     (re.compile(r"\\pi(?![A-Za-z])|π"), "pi"),
     (re.compile(r"\\%|\bpercent\b"), "%"),
-    (re.compile(r"(?<=\d),(?=\d{3}(?!\d))"), ""),
+    THOUSANDS,
     (re.compile(r"(?<![\w)])\((\w+(?:\.\d+)?|\s*sqrt\(\w+\))\)"), r"\1"),
     (re.compile(r"(?:\A|(?<=[=,]))\s*\((-\w+(?:\.\d+)?)\)"), r"\1"),
 )

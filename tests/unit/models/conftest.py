@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.processes import runs
 from tracefactory.core.environment import Environment
 from tracefactory.models.vllm import VLLMSpec
 
@@ -49,7 +50,7 @@ class StandIn:
     def living(self):
         """The processes of its servers and engines that still run."""
         pids = [pid for one in self.started for pid in (one["pid"], one["engine"])]
-        return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+        return [pid for pid in pids if runs(pid)]
 
     def all_gone(self, within_s=30.0):
         end = time.monotonic() + within_s
