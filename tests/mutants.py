@@ -62,7 +62,7 @@ OWN_TESTS = {
     "tracefactory/store": "tests/unit/store tests/unit/test_store.py tests/unit/test_requests.py "
     "tests/unit/test_lease.py tests/unit/test_gc.py tests/unit/test_sharing.py tests/unit/students/test_scores.py",
     "tracefactory/answers": "tests/unit/verifiers",
-    "tracefactory/maths": "tests/unit/verifiers",
+    "tracefactory/maths": "tests/unit/verifiers tests/unit/test_arithmetic.py",
     "tracefactory/sandbox/inside": f"{SANDBOX} tests/attacks/test_judging.py",
     "tracefactory/sandbox": SANDBOX,
     "tracefactory/text/steps": "tests/unit/steps",
@@ -93,7 +93,7 @@ OWN_TESTS = {
     "tracefactory/engine/reporting": REPORTING,
     "tracefactory/engine": f"{REPORTING} {EXECUTORS} {RUNS} tests/unit/test_gc.py tests/unit/test_spending.py "
     "tests/unit/test_sharing.py tests/unit/test_file_count.py tests/unit/models/test_gpu_turns.py",
-    "tracefactory/trainers": "tests/unit/trainers",
+    "tracefactory/trainers": "tests/unit/trainers tests/trainers",
     "tracefactory/teaching": "tests/unit/teaching",
     "tracefactory/cli": "tests/unit/test_ops.py tests/unit/test_new.py tests/unit/test_deploy.py "
     "tests/unit/test_serve.py tests/unit/test_watch.py tests/unit/test_gc.py tests/unit/test_compare.py "

@@ -38,7 +38,7 @@ class FakeServer:
     """A fake teacher in this process, on a loopback port; an async context manager.
 
     `port` 0 uses a free port. To the file `request_log`, each received request and each completion is appended as one
-    JSON line in a single write, so that the counts survive a kill.
+    JSON line with its time in a single write, so that the counts survive a kill.
     """
 
     def __init__(self, script: FakeScript | None = None, *, port: int = 0, request_log: Path | None = None) -> None:
@@ -223,7 +223,7 @@ class FakeServer:
 
     def _log(self, event: dict[str, Any]) -> None:
         if self._log_fd is not None:
-            os.write(self._log_fd, (json.dumps(event) + "\n").encode())
+            os.write(self._log_fd, (json.dumps({**event, "at": time.time()}) + "\n").encode())
 
 
 def _chunks(whole: dict[str, Any]) -> Iterator[dict[str, Any]]:
