@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -27,6 +28,7 @@ from tracefactory.core.tables import (
     made_table,
     schema_of,
 )
+from tracefactory.engine.backlog import Backlog
 from tracefactory.store.rows import StageRows
 from tracefactory.store.stages import ShardRecord, Tables
 
@@ -35,9 +37,9 @@ BATCH_PROBLEMS = {Host.MODEL: 64, Host.CPU: 512}
 PROBLEMS_PER_SHARD = 512
 MODEL_SHARDS = 8
 """The fewest concurrent shards of one model's stages; see `shards_in_progress`."""
-SPARE = 4
+SPARE = 8
 """Rows in progress for each request in flight. With few, no row is left to ask for while shards wait for their last."""
-BATCHES_AT_ONCE = {Host.MODEL: 4, Host.CPU: 1}
+BATCHES_AT_ONCE = {Host.MODEL: 8, Host.CPU: 1}
 KEPT = 2
 """Batches that are begun before the results of the first are written, as a multiple of those that are worked on."""
 
@@ -92,6 +94,7 @@ async def work_on_rows(
     services: Services,
     live: MutableMapping[str, float],
     look_at: Callable[[str, Batch, Result], None],
+    backlog: Backlog | None = None,
 ) -> ShardRecord:
     """Process the rows of a shard in batches, and commit the rows and decisions of the stage.
 
@@ -99,17 +102,12 @@ async def work_on_rows(
     finished before an earlier one are kept meanwhile. When a batch fails, the others are awaited, so that no response
     in flight is lost. `live` are numbers for the display: `at_most` is an upper bound on the requests for the rows so
     far, corrected when a batch is finished. `look_at` is given the stage, and every batch with its result; what it
-    raises ends the shard.
+    raises ends the shard. `backlog` says when a batch may begin; without one, a model gets all requests at once.
     """
     op, declared = job.op, known_columns(job)
-    asked = op.asks(job.stage, job.pipeline)
-    # Of a model with batches, all requests of the shard are to be in its batches, so that all of them are made now.
-    has_batches = asked is not None and job.pipeline.models[asked].batching is not None
-    at_once = AT_ONCE if has_batches else BATCHES_AT_ONCE[op.host]
-    if asked is not None:  # rows for twice the requests in flight, because the first straggler holds back later batches
-        rows = 2 * job.pipeline.models[asked].concurrency
-        shards = shards_in_progress(job.pipeline.models[asked].concurrency)
-        at_once = max(at_once, -(-rows // (shards * BATCH_PROBLEMS[op.host])))
+    asks = op.asks(job.stage, job.pipeline) is not None
+    at_once = AT_ONCE if asks and backlog is None else BATCHES_AT_ONCE[op.host]
+    place = 0 if backlog is None else backlog.shard()
     running: deque[tuple[Batch, int, asyncio.Task[Result]]] = deque()
     with Tables(job.rows.folder, job.index, job.rows.shards) as tables:
 
@@ -127,7 +125,13 @@ async def work_on_rows(
             while (batch := await asyncio.to_thread(next, batches, None)) is not None:
                 bound = sum(one.requests for one in op.at_most(job.stage, job.pipeline, batch).values())
                 live["at_most"] += bound
-                running.append((batch, bound, asyncio.create_task(op.run(job.stage, batch, services))))
+                work = partial(op.run, job.stage, batch, services)
+                task = (
+                    asyncio.create_task(work())
+                    if backlog is None
+                    else await backlog.begin(place, len(batch.rows), work)
+                )
+                running.append((batch, bound, task))
                 while running and (running[0][2].done() or len(running) >= KEPT * at_once):
                     await finish_first()
                 await _fewer({task for _, _, task in running if not task.done()}, at_once)

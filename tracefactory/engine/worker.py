@@ -26,6 +26,7 @@ from tracefactory.core.prices import Price
 from tracefactory.core.rows import Kind
 from tracefactory.core.spans import Span
 from tracefactory.core.stage import Answer, Completer, Kept, Record, Work, stage_of
+from tracefactory.engine.backlog import Backlog
 from tracefactory.engine.batching import Batches
 from tracefactory.engine.canaries import Canaries
 from tracefactory.engine.control_tokens import PromptCheck
@@ -90,7 +91,7 @@ class Worker:
         self.numbers: defaultdict[str, defaultdict[str, float]] = defaultdict(lambda: defaultdict(float))
         self._lock = RunLock(setup.root, setup.run_id)
         self._loaded = LoadedModels(self.pipeline.models, setup.log_dir, lambda: self.environment)
-        self._slots = {name: asyncio.Semaphore(spec.requests_at_once) for name, spec in setup.pipeline.models.items()}
+        self._backlogs = {name: Backlog(spec.requests_at_once) for name, spec in setup.pipeline.models.items()}
         self._in_flight: dict[str, asyncio.Future[Record]] = {}
         self._prompts = PromptCheck(self.pipeline)
         self._verifiers: VerifierPool | None = None
@@ -132,7 +133,10 @@ class Worker:
         if job.op.work(job.stage, self.pipeline) is Work.COLUMNS:
             return await asyncio.to_thread(work_on_columns, job)
         try:
-            return await work_on_rows(job, self, live, partial(self._failing.add_rows, shard=index))
+            # Of a model with batches, all requests of a shard are to be in its batches, so that all are made now.
+            waits = first is not None and self.pipeline.models[first].batching is None
+            backlog = self._backlogs[first] if first is not None and waits else None
+            return await work_on_rows(job, self, live, partial(self._failing.add_rows, shard=index), backlog)
         except Interrupted:
             if self.stopped is not None:
                 raise self.stopped from None
@@ -234,7 +238,7 @@ class Worker:
             return stored
         async with self._share_request(request.key) as paid:
             while True:
-                async with self._slots[model]:
+                async with self._backlogs[model].slot():
                     if self.draining:
                         raise Interrupted
                     claim = self.claims.take(request.key)

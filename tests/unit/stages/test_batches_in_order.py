@@ -51,7 +51,7 @@ async def test_batches_behind_a_straggler_are_begun_within_a_bound_and_written_i
 
     monkeypatch.setattr(SampleChat, "run", run)
     made = await run_stages(STAGES, SUMS, teacher={})
-    assert most == at_once
+    assert 1 < most <= at_once
     assert ended[0] != begun[0]
     assert begun == sorted(begun)
     problems = [one.problem_id for one in made.traces("sampled")]
@@ -59,7 +59,7 @@ async def test_batches_behind_a_straggler_are_begun_within_a_bound_and_written_i
     assert len(problems) == 120
 
 
-@pytest.mark.parametrize(("concurrency", "rows"), [(1, 4096), (1000, 4000), (4000, 16_000), (100_000, 400_000)])
+@pytest.mark.parametrize(("concurrency", "rows"), [(1, 4096), (1000, 8000), (4000, 32_000), (100_000, 800_000)])
 def test_shards_in_progress_have_rows_for_several_times_the_requests_in_flight(concurrency: int, rows: int) -> None:
     """With 8 shards of 512 problems, 4,000 requests in flight had no successors until a whole shard was finished."""
     found = shards.shards_in_progress(concurrency)
