@@ -97,7 +97,9 @@ OWN_TESTS = {
     "tracefactory/teaching": "tests/unit/teaching",
     "tracefactory/cli": "tests/unit/test_ops.py tests/unit/test_new.py tests/unit/test_deploy.py "
     "tests/unit/test_serve.py tests/unit/test_watch.py tests/unit/test_gc.py tests/unit/test_compare.py "
-    "tests/unit/trainers tests/unit/students/test_view.py tests/unit/verifiers/test_other_verifiers.py",
+    "tests/unit/trainers tests/unit/students/test_view.py tests/unit/verifiers/test_other_verifiers.py "
+    "tests/unit/stages/test_templates.py tests/e2e/test_teachers.py tests/e2e/test_outcomes.py "
+    "tests/e2e/test_mistakes.py",
     "tracefactory/testing": f"tests/unit/test_testing.py tests/unit/students/test_templates.py {PLUGINS}",
 }
 """Tests by the folder that they are of; the first folder that holds the given path counts."""

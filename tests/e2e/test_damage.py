@@ -177,7 +177,9 @@ def test_a_run_that_meets_a_damaged_part_names_it_and_the_repair(project: Projec
 
 
 @pytest.mark.parametrize("name", ["record.json", "identity.json", "judged", "lease.json"])
-def test_a_run_goes_on_with_a_damaged_record_part_or_lease(project: Project, name: str) -> None:
+def test_a_run_goes_on_with_a_damaged_record_part_or_lease(
+    project: Project, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = stage(project, "checked")
     path = next(folder.glob("judged-*")) if name == "judged" else folder / name
     if name == "judged":
@@ -187,6 +189,8 @@ def test_a_run_goes_on_with_a_damaged_record_part_or_lease(project: Project, nam
         (folder / "record.json").unlink()
         path.write_bytes(os.urandom(50))
         os.utime(path, (0, 0))
+        (tmp_path / "sitecustomize.py").write_text("from tracefactory.store import leases\nleases.STALE_S = 5.0\n")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     else:
         path.write_text(path.read_text()[:40])
     made = plan(project)

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from tests.unit.store.clouds import Cloud
 from tracefactory.cli import app
+from tracefactory.cli.gc import in_bytes
 from tracefactory.config.project import find_project
 from tracefactory.core.errors import UserError
 from tracefactory.core.pipeline import Project
@@ -225,6 +226,13 @@ def test_what_a_comparison_makes_again_is_deleted_when_nothing_may_use_it(root: 
     assert "may not have it" in item(planned(root), "teaching/hub").kept
     assert "teaching/hub" in deleted(root, named=["teaching/hub"])
     assert (teaching / "answers" / "a.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (10**9, "1.0 GB"), (10**16, "10000.0 TB")]
+)
+def test_sizes_are_told_with_a_unit(size: int, text: str) -> None:
+    assert in_bytes(size) == text
 
 
 def test_trained_students_are_kept_unless_they_are_named(root: Path) -> None:

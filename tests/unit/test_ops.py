@@ -98,6 +98,7 @@ def test_an_entry_is_shown_with_types_defaults_and_nested_parameters(told: Told)
     assert (found["model"]["type"], found["model"]["required"]) == ("name of a model", True)
     assert (found["temperature"]["type"], found["temperature"]["default"]) == ("number >= 0", 0.7)
     assert found["writes"]["type"] == "trace | turn"
+    assert "required" in told("sample: chat")
     shown = told("measure:student")
     assert "measures.quantiles" in shown
     assert "<student>/mean_surprisal" in shown

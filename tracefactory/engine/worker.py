@@ -134,8 +134,8 @@ class Worker:
             return await asyncio.to_thread(work_on_columns, job)
         try:
             # Of a model with batches, all requests of a shard are to be in its batches, so that all are made now.
-            waits = first is not None and self.pipeline.models[first].batching is None
-            backlog = self._backlogs[first] if first is not None and waits else None
+            in_batches = first is not None and self.pipeline.models[first].batching is not None
+            backlog = None if first is None or in_batches else self._backlogs[first]
             return await work_on_rows(job, self, live, partial(self._failing.add_rows, shard=index), backlog)
         except Interrupted:
             if self.stopped is not None:
