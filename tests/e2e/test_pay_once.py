@@ -45,6 +45,7 @@ def test_second_run_new_mix_and_more_samples(
     second = project.make()
     assert all(stage["cached"] for stage in second["stages"])
     assert digests(second) == digests(first)
+    project.forks = True
 
     half = ["--set", "stages.mixed.with.long=0.5", "--set", "stages.mixed.with.short=0.5"]
     refused = project.run("run", str(project.pipeline), *half, expect=2)
