@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from itertools import count
 from typing import Any, TypeVar
@@ -15,14 +15,7 @@ FEWEST_ROWS = 256
 T = TypeVar("T")
 
 
-class _Begun:
-    """The rows of a batch that has begun, until it asks for the first time or ends."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-
-
-_BATCH: ContextVar[_Begun | None] = ContextVar("_BATCH", default=None)
+_BATCH: ContextVar[_Batch | None] = ContextVar("_BATCH", default=None)
 
 
 class Backlog:
@@ -62,43 +55,31 @@ class Backlog:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():
-                self._coming -= rows
-                self._grant()
+                self.expect_fewer(rows)
             raise
-        return asyncio.create_task(self._run(_Begun(rows), work))
+        return asyncio.create_task(_Batch(self, rows).run(work))
 
     @asynccontextmanager
     async def slot(self) -> AsyncIterator[None]:
         """Wait until a request may be sent, and hold its place in flight."""
-        with self._waits():
+        self._waiting += 1
+        if (batch := _BATCH.get()) is not None:
+            batch.has_asked()
+        try:
             await self._slots.acquire()
+        finally:
+            self._waiting -= 1
+            self._grant()
         try:
             yield
         finally:
             self._slots.release()
 
-    @contextmanager
-    def _waits(self) -> Iterator[None]:
-        self._asks(_BATCH.get())
-        self._waiting += 1
-        try:
-            yield
-        finally:
-            self._waiting -= 1
-            self._grant()
-
-    async def _run(self, batch: _Begun, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        _BATCH.set(batch)
-        try:
-            return await work()
-        finally:
-            self._asks(batch)
-            self._grant()
-
-    def _asks(self, batch: _Begun | None) -> None:
-        if batch is not None:
-            self._coming -= batch.rows
-            batch.rows = 0
+    def expect_fewer(self, rows: int) -> None:
+        """Note that rows of batches that have begun are no longer expected to ask this model first."""
+        self._coming -= rows
+        # The other requests of the batch are made in this turn of the loop: they wait before more batches begin.
+        asyncio.get_running_loop().call_soon(self._grant)
 
     def _grant(self) -> None:
         """Let batches begin, as far as few enough requests wait, and rows that have not asked yet are few enough."""
@@ -107,3 +88,22 @@ class Backlog:
             if not turn.done():  # cancelled
                 self._coming += rows
                 turn.set_result(None)
+
+
+class _Batch:
+    """A batch that has begun, whose rows are expected to ask until it sends a request to any model, or ends."""
+
+    def __init__(self, backlog: Backlog, rows: int) -> None:
+        self._backlog, self._rows = backlog, rows
+
+    async def run(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        _BATCH.set(self)
+        try:
+            return await work()
+        finally:
+            self.has_asked()
+
+    def has_asked(self) -> None:
+        rows, self._rows = self._rows, 0
+        if rows:
+            self._backlog.expect_fewer(rows)

@@ -85,6 +85,21 @@ async def test_batches_that_ask_nothing_or_fail_hold_nobody_back() -> None:
         assert (task.exception() is None) is (work is nothing)
 
 
+async def test_batches_that_first_ask_another_model_are_begun_all_the_same() -> None:
+    own, other = Backlog(1), Backlog(1)
+    place, asked = own.shard(), []
+
+    async def asks(number: int) -> None:
+        for backlog in (other, own):
+            async with backlog.slot():
+                asked.append(number)
+
+    numbers = range(4 * FEWEST_ROWS // ROWS)
+    tasks = [await asyncio.wait_for(own.begin(place, ROWS, partial(asks, number)), 10) for number in numbers]
+    await asyncio.wait_for(asyncio.gather(*tasks), 10)
+    assert sorted(asked) == sorted([*numbers, *numbers])
+
+
 async def test_a_cancelled_turn_is_given_to_the_next() -> None:
     backlog = Backlog(1)
     hold = asyncio.Event()
