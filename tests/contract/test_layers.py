@@ -59,7 +59,15 @@ def imported(name: str) -> set[str]:
     return {one for one in found if one in MODULES and one not in (name, "tracefactory")}
 
 
-IMPORTS = {name: imported(name) for name in MODULES}
+class Imports(dict[str, set[str]]):
+    """What each module imports, looked up when it is first asked for: reading all of them takes seconds."""
+
+    def __missing__(self, name: str) -> set[str]:
+        self[name] = imported(name)
+        return self[name]
+
+
+IMPORTS = Imports()
 
 
 def layer(name: str) -> int:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.conftest import Project, Teacher, kill_tree, wait_until
 from tests.e2e.ray_cluster import Cluster
-from tests.e2e.test_pay_once import digests
+from tests.e2e.test_pay_once import FAULTS, digests
 
 REQUESTS = 160
 JOINED = ["--set", "run.executor=ray", "--set"]
@@ -50,14 +50,17 @@ def said(project: Project) -> str:
     return (project.root / "stderr.log").read_text()
 
 
-def test_sigterm_drains_a_run_on_a_cluster_and_the_token_is_found(
+def test_sigterm_drains_a_run_on_a_cluster_the_token_is_found_and_the_dataset_is_the_inline_one(
     home: Path,
     cluster_of: Callable[..., Cluster],
     teacher_of: Callable[..., Teacher],
     project_of: Callable[..., Project],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cluster, teacher = cluster_of(), teacher_of(latency_s=0.4)
+    inline = project_of(teacher_of(**FAULTS).url, name="inline")
+    inline.forks = False  # the digests must not depend on the hash seed
+    reference = digests(inline.make())
+    cluster, teacher = cluster_of(), teacher_of(**{**FAULTS, "latency_s": 0.4})
     project = project_of(teacher.url)
     joined = [*JOINED, f"run.ray_address={cluster.address}"]
     command = ["run", str(project.pipeline), *joined]
@@ -83,9 +86,11 @@ def test_sigterm_drains_a_run_on_a_cluster_and_the_token_is_found(
     assert len(project.paid_lines()) == teacher.stats()["completed_total"] < REQUESTS  # nothing was thrown away
 
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)  # as inside a Ray job
+    project.forks = False
     outcome = project.make(*JOINED, "run.ray_address=auto")
     assert teacher.stats()["completed_total"] == len(project.paid_lines()) == REQUESTS
     assert outcome["stages"][-1]["tally"]["errors"] == 0
+    assert digests(outcome) == reference
 
 
 @pytest.mark.slow

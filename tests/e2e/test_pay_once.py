@@ -63,6 +63,7 @@ def test_second_run_new_mix_and_more_samples(
     assert len(project.paid_lines()) == len(set(project.paid_lines())) == 320
 
 
+@pytest.mark.slow  # on a cluster, and without processes of verifiers, test_cluster.py tests it
 def test_ray_and_inline_make_the_same_dataset(
     teacher_of: Callable[..., Teacher], project_of: Callable[..., Project]
 ) -> None:

@@ -78,9 +78,9 @@ class TokenServer:
     @staticmethod
     def tops(logits: torch.Tensor, own: int, count: int) -> dict[str, dict[str, Any]]:
         values, ids = logits.log_softmax(0).sort(descending=True)
-        named = list(enumerate(zip(ids.tolist(), values.tolist(), strict=True), 1))
-        return {
-            str(token): {"rank": rank, "logprob": value}
-            for rank, (token, value) in named
-            if rank <= count or token == own
-        }
+        best = zip(ids[:count].tolist(), values[:count].tolist(), strict=True)
+        found = {str(token): {"rank": rank, "logprob": value} for rank, (token, value) in enumerate(best, 1)}
+        if str(own) not in found:
+            at = int((ids == own).nonzero().item())
+            found[str(own)] = {"rank": at + 1, "logprob": values[at].item()}
+        return found
