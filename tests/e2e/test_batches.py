@@ -77,9 +77,9 @@ def test_killed_and_stopped_runs_leave_their_batches_to_the_next_run(
     process.wait()
     without = project.pipeline.read_text().replace("batch: {window: 24h}, ", "")
     (project.root / "pipelines" / "without.yaml").write_text(without)
-    said = project.run("run", str(project.root / "pipelines" / "without.yaml"), expect=1)
-    assert "of its requests are in batch" in said
-    assert "Put `batch:` back" in said
+    output = project.run("run", str(project.root / "pipelines" / "without.yaml"), expect=1)
+    assert "of its requests are in batch" in output
+    assert "Put `batch:` back" in output
     process = project.start()
     log = project.root / "stderr.log"
     wait_until(lambda: "wait at 127.0.0.1" in log.read_text())
@@ -122,9 +122,9 @@ def test_on_ray_a_killed_run_at_its_cap_stores_all_and_tells_a_bill_that_differs
     teacher = teacher_of(accuracy=0.8, batch={"delay_s": 5.0, "misbilled": 7})
     project = with_batches(project_of(teacher.url, size=10, executor="ray"))
     kill_with_batches(project, teacher, "--budget", "requests=40")
-    said = project.run("run", str(project.pipeline), "--budget", "requests=40", expect=1)
-    assert "it bills" in said
-    assert "Traceback" not in said
+    output = project.run("run", str(project.pipeline), "--budget", "requests=40", expect=1)
+    assert "it bills" in output
+    assert "Traceback" not in output
     assert once(teacher)["completed_total"] == 40 == len(set(project.paid_lines()))
     assert teacher.stats()["batches"]["created"] == 2
     assert teacher.stats()["batches"]["files"], "nothing is deleted at the provider"
@@ -136,8 +136,8 @@ def test_at_a_cap_batches_that_were_submitted_are_waited_for(teacher_of: Teacher
     teacher = teacher_of(accuracy=0.8, batch={"delay_s": 4.0})
     project = with_batches(project_of(teacher.url, size=10))
     kill_with_batches(project, teacher, "--budget", "requests=30")
-    said = project.run("run", str(project.pipeline), "--budget", "requests=30", expect=3)
-    assert "10 requests are missing" in said
+    output = project.run("run", str(project.pipeline), "--budget", "requests=30", expect=3)
+    assert "10 requests are missing" in output
     assert once(teacher)["completed_total"] == 30 == len(project.paid_lines())
 
 
@@ -145,9 +145,9 @@ def test_at_a_cap_batches_that_were_submitted_are_waited_for(teacher_of: Teacher
 def test_a_bill_that_differs_ends_the_run_when_everything_is_stored(teacher_of: Teachers, project_of: Projects) -> None:
     teacher = teacher_of(accuracy=0.8, batch={"misbilled": 7})
     project = with_batches(project_of(teacher.url, size=10))
-    said = project.run("run", str(project.pipeline), expect=1)
-    assert "it bills" in said
-    assert "Traceback" not in said
+    output = project.run("run", str(project.pipeline), expect=1)
+    assert "it bills" in output
+    assert "Traceback" not in output
     assert len(project.paid_lines()) == once(teacher)["completed_total"]
     assert teacher.stats()["batches"]["files"], "nothing is deleted at the provider"
 

@@ -31,10 +31,10 @@ def stored(project: Project) -> list[dict[str, Any]]:
     return [record for line in lines if (record := _record(json.loads(line[line.index("{") :])))]
 
 
-def _record(said: Any) -> Any:
-    if isinstance(said, dict) and "completion" in said:
-        return said
-    values = said.values() if isinstance(said, dict) else said if isinstance(said, list) else ()
+def _record(output: Any) -> Any:
+    if isinstance(output, dict) and "completion" in output:
+        return output
+    values = output.values() if isinstance(output, dict) else output if isinstance(output, list) else ()
     return next((found for value in values if (found := _record(value))), None)
 
 
@@ -44,13 +44,13 @@ def test_a_cap_on_requests_is_never_exceeded_and_the_result_can_be_published(
 ) -> None:
     teacher = teacher_of(latency_s=0.02)
     project = project_of(teacher.url, executor=executor)
-    said = project.run("run", str(project.pipeline), "--budget", "requests=50", expect=3)
-    assert "stopped by a cap: " in said
-    assert "50 requests: 50 requests are spent" in said
-    assert f"{ALL - 50} requests are missing" in said
-    assert "--budget requests=100" in said
-    assert said.count("budget: ") == 1  # the warning at 80%
-    assert "Traceback" not in said
+    output = project.run("run", str(project.pipeline), "--budget", "requests=50", expect=3)
+    assert "stopped by a cap: " in output
+    assert "50 requests: 50 requests are spent" in output
+    assert f"{ALL - 50} requests are missing" in output
+    assert "--budget requests=100" in output
+    assert output.count("budget: ") == 1  # the warning at 80%
+    assert "Traceback" not in output
     assert teacher.stats()["received"] == teacher.stats()["completed_total"] == 50 == len(project.paid_lines())
     assert not (project.root / "out").exists()
 
@@ -74,8 +74,8 @@ def test_a_cap_in_dollars_is_kept_and_nearly_used(teacher_of: Teachers, project_
     teacher = teacher_of(latency_s=0.02)
     project = project_of(teacher.url)
     cap = 0.0125
-    said = project.run("run", str(project.pipeline), "--budget", f"usd={cap}", expect=3)
-    assert "US dollars are spent, and the next request can take" in said
+    output = project.run("run", str(project.pipeline), "--budget", f"usd={cap}", expect=3)
+    assert "US dollars are spent, and the next request can take" in output
     records = stored(project)
     spent = sum(record["cost"] for record in records)
     worst = 4096 * 2.0 / 1e6  # max_tokens of the dearer model, whose prompts are free
@@ -91,8 +91,8 @@ def test_a_cap_in_dollars_is_kept_and_nearly_used(teacher_of: Teachers, project_
 def test_a_cap_of_one_model_holds_for_it_alone(teacher_of: Teachers, project_of: Projects) -> None:
     teacher = teacher_of(latency_s=0.02)
     project = project_of(teacher.url)
-    said = project.run("run", str(project.pipeline), "--budget", "short_teacher.requests=7", expect=3)
-    assert "short_teacher: 7 requests" in said
+    output = project.run("run", str(project.pipeline), "--budget", "short_teacher.requests=7", expect=3)
+    assert "short_teacher: 7 requests" in output
     spent = {model: amount.requests for (model, _), amount in ledger(project).items()}
     assert spent["short_teacher"] == 7
 
@@ -134,8 +134,8 @@ def test_answers_that_are_lost_count(teacher_of: Teachers, project_of: Projects)
     teacher = teacher_of(rate_hang=0.3, hang_s=3.0, max_faults=1, rate_drop=0.2)
     project = project_of(teacher.url)
     short = [option for name in ("long", "short") for option in ("--set", f"models.{name}_teacher.timeout_s=1")]
-    said = project.run("run", str(project.pipeline), *short, "--budget", "requests=40", expect=3)
-    assert "40 requests are spent" in said
+    output = project.run("run", str(project.pipeline), *short, "--budget", "requests=40", expect=3)
+    assert "40 requests are spent" in output
     wait_until(lambda: teacher.stats()["in_flight"] == 0)
     assert len(project.paid_lines()) < teacher.stats()["completed_total"] <= teacher.stats()["received"] <= 40
 
@@ -145,9 +145,9 @@ def test_a_cap_with_a_model_without_a_price_refuses_to_start(teacher_of: Teacher
     project = project_of(teacher.url)
     text = project.pipeline.read_text()
     project.pipeline.write_text(text.replace(", price: {input: 0, output: 1.0}", ""))
-    said = project.run("run", str(project.pipeline), "--budget", "usd=5", expect=2)
-    assert "model 'short_teacher' has no price, so the cap in US dollars cannot be kept" in said
-    assert "long_teacher" not in said
+    output = project.run("run", str(project.pipeline), "--budget", "usd=5", expect=2)
+    assert "model 'short_teacher' has no price, so the cap in US dollars cannot be kept" in output
+    assert "long_teacher" not in output
     assert teacher.stats()["received"] == 0
     plan = " ".join(project.run("plan", str(project.pipeline), "--budget", "usd=5").split())
     assert "no run begins: " in plan
@@ -170,8 +170,8 @@ def test_a_cap_with_a_model_without_a_price_refuses_to_start(teacher_of: Teacher
 def test_the_time_of_a_run_is_a_cap(teacher_of: Teachers, project_of: Projects) -> None:
     teacher = teacher_of(latency_s=2.0)
     project = project_of(teacher.url, size=200)
-    said = project.run("run", str(project.pipeline), "--budget", "wall=20s", expect=3)
-    assert "wall 20s: the time of this run is over" in said
+    output = project.run("run", str(project.pipeline), "--budget", "wall=20s", expect=3)
+    assert "wall 20s: the time of this run is over" in output
     assert 0 < teacher.stats()["completed_total"] == len(project.paid_lines()) < 800
     project.run("run", str(project.pipeline), "--budget", "wall=6 s", expect=2)
 
@@ -185,10 +185,10 @@ def test_a_damaged_ledger_refuses_a_run_with_caps_until_it_is_repaired(
     file = Path(project.root / ".tracefactory" / "spend" / "sums@1.ledger")
     damaged = file.read_bytes().replace(b'"r":[1', b'"r":[0', 1)
     file.write_bytes(damaged)
-    said = project.run("run", str(project.pipeline), "--budget", "requests=30", expect=1)
-    assert f"{file} is damaged at byte 0, so that it is not known what was spent" in said
-    assert "`tracefactory fsck --repair`" in said
-    assert "Traceback" not in said
+    output = project.run("run", str(project.pipeline), "--budget", "requests=30", expect=1)
+    assert f"{file} is damaged at byte 0, so that it is not known what was spent" in output
+    assert "`tracefactory fsck --repair`" in output
+    assert "Traceback" not in output
     assert teacher.stats()["received"] == 20
     assert "not a line of a ledger" in project.run("plan", str(project.pipeline), "--budget", "requests=30", "--json")
 

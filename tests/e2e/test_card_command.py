@@ -167,9 +167,9 @@ def test_a_secret_is_on_no_card(project: Project) -> None:
     environment = ["--set", "models.long_teacher.api_key=env:TEACHER_KEY"]
     for first in (f"models.long_teacher.api_key={literal}", f"models.long_teacher.base_url=http://u:{literal}@h/v1"):
         later = [*environment, "--set", "models.long_teacher.base_url=http://127.0.0.1:9/v1"]
-        said = project.run("plan", str(project.pipeline), "--set", first, *later, expect=2)
-        assert "env:NAME" in said
-        assert literal not in said
+        output = project.run("plan", str(project.pipeline), "--set", first, *later, expect=2)
+        assert "env:NAME" in output
+        assert literal not in output
     os.environ["TEACHER_KEY"] = literal
     try:
         project.make(*environment)

@@ -46,7 +46,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return found
 
 
-def said(project: Project) -> str:
+def stderr_of(project: Project) -> str:
     return (project.root / "stderr.log").read_text()
 
 
@@ -80,9 +80,9 @@ def test_sigterm_drains_a_run_on_a_cluster_the_token_is_found_and_the_dataset_is
     wait_until(lambda: teacher.stats()["in_flight"] > 4 and len(project.paid_lines()) > 10)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
-    assert "run the same command to continue" in said(project)
-    assert "Traceback" not in said(project)
-    assert "SIGTERM received" not in said(project)  # Ray's handler, which aborts
+    assert "run the same command to continue" in stderr_of(project)
+    assert "Traceback" not in stderr_of(project)
+    assert "SIGTERM received" not in stderr_of(project)  # Ray's handler, which aborts
     assert len(project.paid_lines()) == teacher.stats()["completed_total"] < REQUESTS  # nothing was thrown away
 
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)  # as inside a Ray job
@@ -123,8 +123,8 @@ def test_whatever_is_taken_away_no_row_is_lost_and_nothing_is_paid_twice(
             node.kill()
     status = process.wait(300)
     assert status == {"actor": 0, "node": 0, "head": 1}.get(victim, -signal.SIGKILL)
-    assert "Traceback" not in said(project)
-    assert ("the head of the Ray cluster has not answered" in said(project)) == (victim == "head")
+    assert "Traceback" not in stderr_of(project)
+    assert ("the head of the Ray cluster has not answered" in stderr_of(project)) == (victim == "head")
     if victim in ("head", "all"):
         cluster = cluster_of(1)
         (home / ".ray" / "auth_token").write_text(str(cluster.token))
@@ -177,8 +177,8 @@ def test_after_the_grace_period_the_process_ends_at_once(
     wait_until(lambda: teacher.stats()["in_flight"] > 0)
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 130  # and not when the requests are answered
-    assert "at the latest in 0.5 s" in said(project)
-    assert "stopped at once" in said(project)
+    assert "at the latest in 0.5 s" in stderr_of(project)
+    assert "stopped at once" in stderr_of(project)
 
 
 @pytest.mark.slow
@@ -192,7 +192,7 @@ def test_sigterm_drains_a_run_with_a_ray_of_its_own_and_several_clients(
     wait_until(lambda: teacher.stats()["in_flight"] > 4 and len(project.paid_lines()) > 10)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
-    assert "SIGTERM received" not in said(project)
+    assert "SIGTERM received" not in stderr_of(project)
     assert len(project.paid_lines()) == teacher.stats()["completed_total"] < REQUESTS
     assert project.make(*several)["stages"][-1]["tally"]["errors"] == 0
     assert teacher.stats()["completed_total"] == REQUESTS

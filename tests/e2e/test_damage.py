@@ -166,10 +166,10 @@ def test_a_run_that_meets_a_damaged_part_names_it_and_the_repair(project: Projec
     part = next(stage(project, "short").glob("traces-*"))
     part.write_bytes(part.read_bytes()[:-50])
     shutil.rmtree(stage(project, "checked"))
-    said = project.run("run", PIPELINE, expect=1)
-    assert str(part) in said
-    assert "tracefactory fsck --repair" in said
-    assert "Traceback" not in said
+    printed = project.run("run", PIPELINE, expect=1)
+    assert str(part) in printed
+    assert "tracefactory fsck --repair" in printed
+    assert "Traceback" not in printed
     assert "short-" in project.run("fsck", "--repair")
     outcome = json.loads(project.run("run", PIPELINE, "--json"))
     assert sum(one["paid"].get("requests", 0) for one in outcome["stages"]) == 0
@@ -207,8 +207,8 @@ def test_a_repair_is_refused_while_a_run_is_going_on(project: Project) -> None:
     alive = next((state(project) / "runs").glob("*/alive"))
     with alive.open("a") as held:
         fcntl.flock(held, fcntl.LOCK_SH)
-        said = project.run("fsck", "--repair", expect=2)
-    assert f"run {alive.parent.name} is going on" in said
+        printed = project.run("fsck", "--repair", expect=2)
+    assert f"run {alive.parent.name} is going on" in printed
     assert (state(project) / "requests" / "garbage.parquet").exists()
     journal = next((state(project) / "requests").glob("journal-*"))
     with journal.open("a") as held:

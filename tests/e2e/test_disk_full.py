@@ -103,10 +103,10 @@ def test_a_run_on_a_disk_that_is_full_already_pays_nothing(
     teacher = teacher_of()
     project = project_of(teacher.url)
     ballast = fill(small_disk)
-    said = project.run("run", str(project.pipeline), expect=1)
-    assert "No space left on device" in said
-    assert "run the same command again" in said
-    assert "Traceback" not in said
+    output = project.run("run", str(project.pipeline), expect=1)
+    assert "No space left on device" in output
+    assert "run the same command again" in output
+    assert "Traceback" not in output
     assert teacher.stats()["received"] == 0
     ballast.unlink()
     project.make()

@@ -24,8 +24,8 @@ def test_a_forked_process_has_a_folder_output_and_exit_status_of_its_own(tmp_pat
     assert environ() == USUAL_ENVIRON, "otherwise every command of the tests is a new process: seconds longer each"
     (tmp_path / "says.py").write_text(SAYS)
     status, output, errors = forked.finish("says", ("a", "b c"), tmp_path, 60)
-    said, end = output.splitlines()
-    assert json.loads(said) == [os.path.realpath(tmp_path), ["a", "b c"], "__main__", False, False]
+    printed, end = output.splitlines()
+    assert json.loads(printed) == [os.path.realpath(tmp_path), ["a", "b c"], "__main__", False, False]
     assert (status, end, errors) == (7, "the end", "so\n")
 
 

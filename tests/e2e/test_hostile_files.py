@@ -51,11 +51,11 @@ def test_credentials_in_an_address_are_a_message(project_of: Projects, key: str,
     address = f"http://me:{SECRET}@127.0.0.1:9/v1"
     project = project_of(address if place == "file" else "env:SOME_URL", size=2)
     project.pipeline.write_text(project.pipeline.read_text().replace("retries: 8", "retries: 0" + key))
-    said = refused(project, "run", SOME_URL=address, SOME_KEY="k")
-    assert "a base URL with a user or a password would be shown and published" in said
-    assert "api_key: env:NAME" in said
+    printed = refused(project, "run", SOME_URL=address, SOME_KEY="k")
+    assert "a base URL with a user or a password would be shown and published" in printed
+    assert "api_key: env:NAME" in printed
     if place == "file":
-        assert "sums.yaml:4: " in said
+        assert "sums.yaml:4: " in printed
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,9 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.setattr(sys, "argv", ["tracefactory", *arguments])
         with pytest.raises(SystemExit) as end:
             main()
-        said = capsys.readouterr()
-        assert (end.value.code, said.out) == (2, "")
-        return said.err
+        output = capsys.readouterr()
+        assert (end.value.code, output.out) == (2, "")
+        return output.err
 
     return run
 
@@ -58,10 +58,10 @@ def test_a_broken_pipeline_is_answered_readably(
     text = project.pipeline.read_text()
     assert right in text
     project.pipeline.write_text(text.replace(right, wrong, 1))
-    said = refused(project, "run", str(project.pipeline))
-    assert re.search(answer, said), said
+    output = refused(project, "run", str(project.pipeline))
+    assert re.search(answer, output), output
     for noise in ("Traceback", "pydantic", "https://", "validation error"):
-        assert noise not in said
+        assert noise not in output
     assert not (project.root / ".tracefactory").exists()  # nothing was begun
 
 
@@ -71,8 +71,8 @@ def test_all_mistakes_are_said_at_once(project_of: Callable[..., Project], refus
     for right, wrong, _ in (BROKEN["unknown key"], BROKEN["missing prompt"], BROKEN["bad ratio"]):
         text = text.replace(right, wrong, 1)
     project.pipeline.write_text(text)
-    said = refused(project, "check", str(project.root))
-    assert [line.split(": ")[0].rsplit(":")[-1] for line in said.splitlines()] == ["4", "10", "14"]
+    output = refused(project, "check", str(project.root))
+    assert [line.split(": ")[0].rsplit(":")[-1] for line in output.splitlines()] == ["4", "10", "14"]
 
 
 def test_unknown_runs_rows_and_projects(project_of: Callable[..., Project], refused: Refused) -> None:

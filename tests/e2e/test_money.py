@@ -26,9 +26,9 @@ def tallies(outcome: dict[str, Any]) -> dict[str, Any]:
 def test_a_run_without_credit_stops_and_owes_the_rest(teacher_of: Teachers, project_of: Projects) -> None:
     teacher = teacher_of(outage={"after": 50, "requests": 1, "status": 402}, latency_s=0.05)
     project = project_of(teacher.url)
-    said = project.run("run", str(project.pipeline), expect=1)
-    assert "add credit, then run the same command" in said
-    assert "Traceback" not in said
+    output = project.run("run", str(project.pipeline), expect=1)
+    assert "add credit, then run the same command" in output
+    assert "Traceback" not in output
     assert not (project.root / "out").exists()
     stored = teacher.stats()["completed_total"]
     assert 50 <= stored < 160
@@ -57,8 +57,8 @@ def test_one_403_is_a_failed_row_and_not_the_end_of_the_run(teacher_of: Teachers
 def test_a_server_that_refuses_everything_stops_the_run(teacher_of: Teachers, project_of: Projects) -> None:
     teacher = teacher_of(outage={"after": 60, "requests": 10**6, "status": 403})
     project = project_of(teacher.url)
-    said = project.run("run", str(project.pipeline), expect=1)
-    assert "refused 8 requests in a row after answering others" in said
+    output = project.run("run", str(project.pipeline), expect=1)
+    assert "refused 8 requests in a row after answering others" in output
     assert teacher.stats()["received"] <= 60 + 2 * 8 + 2 * 16
 
 
@@ -67,9 +67,9 @@ def test_an_incomplete_dataset_is_not_published_unless_it_is_allowed(
 ) -> None:
     teacher = teacher_of(rate_500=0.3, max_faults=1)
     project = project_of(teacher.url, size=20)
-    said = project.run("run", str(project.pipeline), *NO_RETRIES, expect=1)
-    assert "nothing is published, because rows are still owed" in said
-    assert "server_error" in said
+    output = project.run("run", str(project.pipeline), *NO_RETRIES, expect=1)
+    assert "nothing is published, because rows are still owed" in output
+    assert "server_error" in output
     assert "failed rows to retry" in project.run("plan", str(project.pipeline), *NO_RETRIES)
     assert not (project.root / "out").exists()
 
@@ -145,8 +145,8 @@ def test_a_dead_server_costs_no_row(teacher_of: Teachers, project_of: Projects) 
 def test_an_expired_key_stops_the_run_and_nothing_is_paid_again(teacher_of: Teachers, project_of: Projects) -> None:
     teacher = teacher_of(outage={"after": 50, "requests": 40, "status": 401}, latency_s=0.05)
     project = project_of(teacher.url)
-    said = project.run("run", str(project.pipeline), expect=1)
-    assert "check the key, its permissions and its expiry" in said
+    output = project.run("run", str(project.pipeline), expect=1)
+    assert "check the key, its permissions and its expiry" in output
     for _ in range(6):  # until the outage is over
         if teacher.stats()["faults"]["outage"] < 40:
             project.running.append(project.start())

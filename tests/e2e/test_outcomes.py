@@ -80,10 +80,10 @@ def test_show_tells_how_every_run_has_ended(teacher_of: Teachers, project_of: Pr
 def test_show_tells_why_a_run_was_stopped_or_has_failed(teacher_of: Teachers, project_of: Projects) -> None:
     teacher = teacher_of(outage={"after": 30, "requests": 1, "status": 402})
     project = project_of(teacher.url)
-    said = project.run("run", str(project.pipeline), expect=1)
-    assert re.search(r"^ problems +40 +40 +0 +0 +done", said, re.MULTILINE)
-    assert re.search(r"^ (long|short) .* failed", said, re.MULTILINE)
-    assert said.splitlines()[-1].startswith("failed: ")
+    output = project.run("run", str(project.pipeline), expect=1)
+    assert re.search(r"^ problems +40 +40 +0 +0 +done", output, re.MULTILINE)
+    assert re.search(r"^ (long|short) .* failed", output, re.MULTILINE)
+    assert output.splitlines()[-1].startswith("failed: ")
     outcome = shown(project)
     assert outcome["state"] == "stopped"
     assert "add credit" in outcome["reason"]

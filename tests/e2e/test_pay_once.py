@@ -137,9 +137,9 @@ def test_ctrl_c_keeps_what_is_in_flight_and_says_how_to_go_on(
     wait_until(lambda: teacher.stats()["in_flight"] > 4 and len(project.paid_lines()) > 10)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    said = (project.root / "stderr.log").read_text()
-    assert "run the same command to continue" in said
-    assert "Traceback" not in said
+    output = (project.root / "stderr.log").read_text()
+    assert "run the same command to continue" in output
+    assert "Traceback" not in output
     assert len(project.paid_lines()) == teacher.stats()["completed_total"] < 240  # nothing in flight was thrown away
     before = len(project.paid_lines())
     assert paid(project.make()) == 240 - before

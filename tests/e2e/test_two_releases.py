@@ -60,8 +60,8 @@ def test_one_pipeline_publishes_raw_and_pruned_side_by_side(
         repos = {name: repo["tags"] for name, repo in hub.state["repos"].items()}
         assert sorted(repos) == ["someone/sums", "someone/sums-pruned"]
         assert all(list(tags) == ["v1"] for tags in repos.values())
-        said = project.run("publish", "out/sums-pruned/1", "--repo", "someone/elsewhere")
-        assert said.startswith(f"pushed: {hub.url}/datasets/someone/elsewhere")
+        output = project.run("publish", "out/sums-pruned/1", "--repo", "someone/elsewhere")
+        assert output.startswith(f"pushed: {hub.url}/datasets/someone/elsewhere")
 
     raw, pruned = (project.root / "out" / name / "1" for name in ("sums", "sums-pruned"))
     assert [path.name for path in raw.parent.iterdir()] == [path.name for path in pruned.parent.iterdir()] == ["1"]
@@ -112,6 +112,6 @@ def test_a_collision_is_refused_before_anything_is_paid(case: str, project: Proj
     assert right in text
     project.pipeline.write_text(text.replace(right, wrong, 1))
     for command in (["check"], ["run", str(project.pipeline)]):
-        said = " ".join(project.run(*command, expect=2).split())
-        assert re.search(message, said), said
+        output = " ".join(project.run(*command, expect=2).split())
+        assert re.search(message, output), output
     assert not (project.root / ".tracefactory" / "requests").exists()

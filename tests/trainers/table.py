@@ -32,13 +32,13 @@ def cells(bench: Bench, trainer: str, view: str) -> list[str]:
 
 def cell(findings: Mapping[str, set[str]]) -> str:
     """Return findings as the text of a cell."""
-    said = [
+    output = [
         name
         if kinds == {"all"}
         else f"{name} ({', '.join(sorted(kinds - {'plain'}) if 'plain' not in kinds else ['where there is any'])})"
         for name, kinds in sorted(findings.items())
     ]
-    return "; ".join(said) or "ok"
+    return "; ".join(output) or "ok"
 
 
 def line(trainer: str, view: str, found: Sequence[str]) -> str:

@@ -53,18 +53,18 @@ def test_a_changed_parameter_is_told_as_the_plan_tells_it(tmp_path):
         identity = {"op": "mix:long_short", "version": "1", "uses": {}, "with": {"long": share}, "inputs": {}}
         changed = {**json.loads((folder / "manifest.json").read_text()), "recipe": {"mixed": identity}}
         (folder / "manifest.json").write_text(json.dumps(changed | {"stages": {"mixed": str(share)}}))
-    said = CliRunner().invoke(app, ["diff", *map(str, folders)]).stdout
-    assert "• mixed: long: 0.4 -> 0.2" in said
-    assert "stage mixed" not in said
+    output = CliRunner().invoke(app, ["diff", *map(str, folders)]).stdout
+    assert "• mixed: long: 0.4 -> 0.2" in output
+    assert "stage mixed" not in output
 
 
 def test_the_diff_command_prints_tables_and_json(tmp_path):
     rows = traces(12)
     write(tmp_path / "1.0", rows)
     write(tmp_path / "1.1", rows[7:])
-    said = CliRunner().invoke(app, ["diff", str(tmp_path / "1.0"), str(tmp_path / "1.1")]).stdout
+    output = CliRunner().invoke(app, ["diff", str(tmp_path / "1.0"), str(tmp_path / "1.1")]).stdout
     first = ", ".join(sorted(one.id[:12] for one in rows[:7])[:5])
-    assert f"only in the first: {first} and 2 more" in " ".join(said.split())
+    assert f"only in the first: {first} and 2 more" in " ".join(output.split())
     machine = json.loads(
         CliRunner().invoke(app, ["diff", str(tmp_path / "1.0"), str(tmp_path / "1.1"), "--json"]).stdout
     )

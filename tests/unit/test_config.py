@@ -414,13 +414,13 @@ BROKEN = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_mistake_is_reported_at_its_line(project: Maker, case: str) -> None:
-    before, after, line, said = BROKEN[case]
+    before, after, line, output = BROKEN[case]
     if case == "forward":
         project.change("run: {workers", "  - {id: spare, source: files, with: {paths: problems.jsonl}}\nrun: {workers")
     project.change(before, after)
     told = project.told()
     assert told[0].startswith(f"pipelines/mix.yaml:{line}: "), told
-    assert said in told[0]
+    assert output in told[0]
     # One mistake is one message; a name that is gone is missed by those who use it.
     assert len(told) == 1 or case in ("two verbs", "model name", "no id", "bad id", "duplicate id"), told
 
@@ -451,8 +451,8 @@ def test_missing_libraries_of_a_used_model_are_reported(project: Maker, monkeypa
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "torch" else found(name))
     told = [one for one in project.told() if "torch" in one]
-    said = "pipelines/mix.yaml:5: model 'helper': it needs torch (pip install 'tracefactory[student]')"
-    assert told == [said]
+    output = "pipelines/mix.yaml:5: model 'helper': it needs torch (pip install 'tracefactory[student]')"
+    assert told == [output]
 
 
 def test_all_mistakes_of_a_project_are_reported_at_once(project: Maker) -> None:
@@ -509,7 +509,7 @@ def test_a_broken_filter_is_not_also_an_unknown_one(project: Maker) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "output"),
     [
         ("stages.lnog.with.samples=8", "unknown stage 'lnog' (did you mean 'long'?)"),
         ("stages.long.samples.x=8", "a stage has no 'samples' (did you mean 'sample'?)"),
@@ -533,10 +533,10 @@ def test_a_broken_filter_is_not_also_an_unknown_one(project: Maker) -> None:
         ("stages..x=1", "write it as path=value"),
     ],
 )
-def test_a_wrong_set_is_reported_with_its_path(project: Maker, given: str, said: str) -> None:
+def test_a_wrong_set_is_reported_with_its_path(project: Maker, given: str, output: str) -> None:
     told = project.told(sets=[given])
     assert told[0].startswith(f"--set {given.partition('=')[0]}: ")
-    assert said in told[0]
+    assert output in told[0]
     assert len(told) == 1 or given == "models.teacher="
 
 
@@ -551,7 +551,7 @@ def test_an_unknown_profile_is_refused_with_the_nearest_name(project: Maker) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "output"),
     [
         ("", "a pipeline is a mapping with `name:`, found nothing"),
         ("- a\n", "a pipeline is a mapping with `name:`, found a list"),
@@ -570,11 +570,11 @@ def test_an_unknown_profile_is_refused_with_the_nearest_name(project: Maker) -> 
         ),
     ],
 )
-def test_an_empty_or_broken_file_is_refused(project: Maker, text: str, said: str) -> None:
+def test_an_empty_or_broken_file_is_refused(project: Maker, text: str, output: str) -> None:
     project.write(text)
     (told,) = project.told()
     assert told.startswith("pipelines/mix.yaml:")
-    assert said in told
+    assert output in told
 
 
 # ------------------------------------------------------------------------------------------------- a whole project
@@ -662,7 +662,7 @@ def test_credentials_in_an_address_are_refused_at_their_line(project: Maker, add
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "line", "said"),
+    ("before", "after", "line", "output"),
     [
         ("samples: 4", "samples: " + "4" * 5000, 8, "a whole number has at most 64 bits"),
         ("samples: 4", "samples: " + "[" * 10_000, 8, "nested more than 64 levels deep"),
@@ -673,12 +673,12 @@ def test_credentials_in_an_address_are_refused_at_their_line(project: Maker, add
     ids=["digits", "brackets", "float", "twice", "hexadecimal"],
 )
 def test_a_hostile_value_of_a_pipeline_is_a_mistake_at_its_line(
-    project: Maker, before: str, after: str, line: int, said: str
+    project: Maker, before: str, after: str, line: int, output: str
 ) -> None:
     project.change(before, after)
     told = project.told()
     assert told[0].startswith(f"pipelines/mix.yaml:{line}: ")
-    assert said in told[0]
+    assert output in told[0]
     assert all(len(one) < 500 for one in told)
 
 

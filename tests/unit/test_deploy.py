@@ -78,7 +78,7 @@ class TestCommand:
         assert run_main(monkeypatch, "slurm", pipeline, "--out", str(project / "other")) == 0
 
     @pytest.mark.parametrize(
-        ("name", "options", "said"),
+        ("name", "options", "message"),
         [
             ("tiny.yml", [], "the folder has: tiny.yaml"),
             ("a b$(id).yaml", [], "shell scripts"),
@@ -89,7 +89,7 @@ class TestCommand:
         self,
         name: str,
         options: list[str],
-        said: str,
+        message: str,
         project: Path,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
@@ -97,7 +97,7 @@ class TestCommand:
         if "$" in name:
             (project / "pipelines" / name).write_text(UNUSED)
         assert run_main(monkeypatch, "slurm", str(project / "pipelines" / name), *options) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
         assert not (project / "deploy").exists()
 
     @pytest.mark.parametrize("target", Target)
@@ -197,9 +197,9 @@ class TestSlurm:
     def test_it_runs_the_pipeline_with_the_options_of_the_user(self, cluster: dict[str, str], project: Path) -> None:
         (project / "pipelines" / "tiny.yaml").write_text(UNUSED)
         job = self.start(cluster, project, "--set", "run.executor=inline")
-        said, _ = job.communicate(timeout=120)
-        assert job.returncode == 0, said
-        assert "1 " in said
+        message, _ = job.communicate(timeout=120)
+        assert job.returncode == 0, message
+        assert "1 " in message
         (outcome,) = (project / ".tracefactory" / "runs").glob("*/outcome.json")
         assert '"finished"' in outcome.read_text()
         assert not [line for line in self.calls(cluster) if line.startswith(("ray", "srun", "scontrol"))]
@@ -214,8 +214,8 @@ class TestSlurm:
         job.send_signal(number)
         self.wait_for(cluster, "TERM")
         job.send_signal(number)
-        said, _ = job.communicate(timeout=60)
-        assert job.returncode == 130, said
+        message, _ = job.communicate(timeout=60)
+        assert job.returncode == 130, message
         calls = self.calls(cluster)
         assert calls.count("TERM") == 1
         assert ("scontrol requeue 77" in calls) is requeues
@@ -230,8 +230,8 @@ class TestSlurm:
         job = self.start(cluster, project)
         self.wait_for(cluster, "tracefactory run")
         job.send_signal(signal.SIGUSR1)
-        said, _ = job.communicate(timeout=60)
-        assert job.returncode == code, said
+        message, _ = job.communicate(timeout=60)
+        assert job.returncode == code, message
         assert ("scontrol requeue 77" in self.calls(cluster)) is requeues
 
     def test_a_run_that_fails_is_not_requeued(self, cluster: dict[str, str], project: Path, tmp_path: Path) -> None:
@@ -244,8 +244,8 @@ class TestSlurm:
     def test_several_nodes_become_one_ray_cluster(self, cluster: dict[str, str], project: Path, tmp_path: Path) -> None:
         self.put(tmp_path / "bin" / "tracefactory", f"{RUN.splitlines()[1]}\nexit 0")
         job = self.start({**cluster, "NODES": "2"}, project, "--limit", "8")
-        said, _ = job.communicate(timeout=60)
-        assert job.returncode == 0, said
+        message, _ = job.communicate(timeout=60)
+        assert job.returncode == 0, message
         calls = [line for line in self.calls(cluster) if not line.startswith(("ray status", "sbatch"))]
         head, worker = (line for line in calls if line.startswith("srun"))
         assert "--nodes=1 --ntasks=1 --nodelist=first ray start --head --port=20077" in head
@@ -258,9 +258,9 @@ class TestSlurm:
     def test_nodes_that_do_not_join_end_it(self, cluster: dict[str, str], project: Path, tmp_path: Path) -> None:
         self.put(tmp_path / "bin" / "sleep", "exit 0")
         job = self.start({**cluster, "NODES": "5"}, project)  # its srun starts one of the other four
-        said, _ = job.communicate(timeout=120)
+        message, _ = job.communicate(timeout=120)
         assert job.returncode == 1
-        assert "2 of 5 nodes have joined" in said
+        assert "2 of 5 nodes have joined" in message
 
 
 def fields(value: Any, at: str = "") -> set[str]:

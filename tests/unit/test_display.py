@@ -30,7 +30,7 @@ def left(live: dict[str, float], rows: int = 40, shards: int = 2) -> str:
 
 
 @pytest.mark.parametrize(
-    ("live", "said"),
+    ("live", "message"),
     [
         ({}, ""),
         ({"requests": 2, "done": 2}, ""),
@@ -42,8 +42,8 @@ def left(live: dict[str, float], rows: int = 40, shards: int = 2) -> str:
         ({"requests": 12, "done": 10, "at_most": 80, "shards": 1}, ""),  # the other shard has not said yet
     ],
 )
-def test_the_time_left_goes_by_requests_or_by_their_bound(live: dict[str, float], said: str) -> None:
-    assert left(live) == said
+def test_the_time_left_goes_by_requests_or_by_their_bound(live: dict[str, float], message: str) -> None:
+    assert left(live) == message
 
 
 def test_no_number_is_cut_off_at_80_columns() -> None:
@@ -54,11 +54,11 @@ def test_no_number_is_cut_off_at_80_columns() -> None:
     lines = [FunnelLine(f"a_rather_long_stage_{n}", tally, paid, state) for n, state in enumerate(states)]
     out = io.StringIO()
     Console(file=out, width=80).print(funnel("t", lines))
-    said = " ".join(out.getvalue().split())
-    assert "…" not in said
+    message = " ".join(out.getvalue().split())
+    assert "…" not in message
     for number in ("1,234,567", "1,200,000", "30,000", "4,567", "1.23M", "1.11B", "12,345.67"):
-        assert said.count(f" {number} ") == len(lines), number
-    assert all(text in said for text in ("gives up at 08:58:30", "at most 12:34 left", states[2]))
+        assert message.count(f" {number} ") == len(lines), number
+    assert all(text in message for text in ("gives up at 08:58:30", "at most 12:34 left", states[2]))
 
 
 def test_what_a_stage_has_paid_shows_before_its_first_shard_is_done() -> None:
@@ -69,10 +69,10 @@ def test_what_a_stage_has_paid_shows_before_its_first_shard_is_done() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "said"), [(0, "0"), (99_999, "99,999"), (100_000, "100k"), (1_234_567, "1.23M"), (1.23e10, "12.3B")]
+    ("number", "message"), [(0, "0"), (99_999, "99,999"), (100_000, "100k"), (1_234_567, "1.23M"), (1.23e10, "12.3B")]
 )
-def test_large_numbers_are_rounded(number: float, said: str) -> None:
-    assert rounded(number) == said
+def test_large_numbers_are_rounded(number: float, message: str) -> None:
+    assert rounded(number) == message
 
 
 EARLY = """\

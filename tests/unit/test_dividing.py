@@ -52,7 +52,7 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         cloud.create(f"leases/{lease_of_run(name)}.json", json.dumps({"run": name, "host": "h", "pid": 7}).encode())
         self.made: list[int] = []
-        self.said: list[str] = []
+        self.output: list[str] = []
         self.waits = asyncio.Event()
         self.logged: list[str] = []
         self.events: list[str] = []
@@ -74,7 +74,7 @@ class Run:
         return lambda work, *arguments: asyncio.get_running_loop().run_in_executor(pool, work, *arguments)
 
     def _tell(self, text: str) -> None:
-        self.said.append(text)
+        self.output.append(text)
         self.waits.set()
 
     async def _catch_up(self) -> None:
@@ -149,7 +149,7 @@ async def test_a_shard_of_a_run_that_dies_is_taken_over_after_catching_up(tmp_pa
     task = asyncio.create_task(mine())
     async with asyncio.timeout(10):
         await mine.waits.wait()
-        assert mine.said == [
+        assert mine.output == [
             "s-1: waiting for run dead (process 7 on h) to finish 1 shard, until it ends or shows no sign of life for "
             "60 s"
         ]

@@ -310,10 +310,10 @@ print(json.dumps({{
 def test_the_command_pushes_a_finished_version_once(server: HubServer, tmp_path: Path) -> None:
     folder = release(tmp_path, "1.0")
     code = f"import sys; from tracefactory.cli import main; sys.argv = ['t', 'publish', {str(folder)!r}, '--repo', "
-    said = [client(server, tmp_path, f"{code}{REPO!r}]; main()").communicate()[0] for _ in range(2)]
-    assert said[0].startswith(f"pushed: {server.url}/datasets/{REPO}")
-    assert said[1].startswith("already published: ")
-    assert f"(tag v1.0 on commit {server.resolve(REPO, 'main')})" in said[1]
+    printed = [client(server, tmp_path, f"{code}{REPO!r}]; main()").communicate()[0] for _ in range(2)]
+    assert printed[0].startswith(f"pushed: {server.url}/datasets/{REPO}")
+    assert printed[1].startswith("already published: ")
+    assert f"(tag v1.0 on commit {server.resolve(REPO, 'main')})" in printed[1]
     older = client(server, tmp_path, f"{code}{REPO!r}]; main()".replace(str(folder), str(release(tmp_path, "0.9"))))
     assert older.communicate()[0].strip().endswith("; main keeps 1.0)")
     other = release(tmp_path / "other", "1.0", answer="5")

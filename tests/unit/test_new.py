@@ -41,9 +41,9 @@ def new(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr(sys, "argv", ["tracefactory", "new", *arguments, "--project", str(root)])
         with pytest.raises(SystemExit) as end:
             main()
-        said = capsys.readouterr()
-        assert (end.value.code or 0) == expect, said.err
-        return said.err if expect else said.out
+        output = capsys.readouterr()
+        assert (end.value.code or 0) == expect, output.err
+        return output.err if expect else output.out
 
     return run
 

@@ -39,9 +39,9 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         monkeypatch.setattr(sys, "argv", ["tracefactory", "ops", *arguments])
         with pytest.raises(SystemExit) as end:
             main()
-        said = capsys.readouterr()
-        assert (end.value.code or 0) == expect, said.err
-        return said.err if expect else said.out
+        output = capsys.readouterr()
+        assert (end.value.code or 0) == expect, output.err
+        return output.err if expect else output.out
 
     return run
 
@@ -133,9 +133,9 @@ def test_a_schema_is_described_as_a_short_text(schema: dict[str, Any], words: st
 
 @pytest.fixture(scope="module")
 def schema() -> dict[str, Any]:
-    status, said, errors = here(ROOT, "ops", "--schema", "--project", str(ROOT))
+    status, output, errors = here(ROOT, "ops", "--schema", "--project", str(ROOT))
     assert status == 0, errors
-    found: dict[str, Any] = json.loads(said)
+    found: dict[str, Any] = json.loads(output)
     jsonschema.Draft202012Validator.check_schema(found)
     return found
 

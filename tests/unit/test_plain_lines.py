@@ -16,7 +16,7 @@ from tracefactory.engine.reporting.report import FunnelLine, funnel
 from tracefactory.store.stages import Tally
 
 
-def said(*looks: list[tuple[str, str, bool]], every_s: float = 10.0) -> list[tuple[float, str]]:
+def printed(*looks: list[tuple[str, str, bool]], every_s: float = 10.0) -> list[tuple[float, str]]:
     """Return what is printed, with the time of each line, when it is looked at `every_s` seconds."""
     now = [0.0]
     found: list[tuple[float, str]] = []
@@ -29,12 +29,12 @@ def said(*looks: list[tuple[str, str, bool]], every_s: float = 10.0) -> list[tup
 
 def test_a_line_is_printed_when_it_changes() -> None:
     looks = [[("a", f"a: {number // 2}", False), ("b", "", False)] for number in range(4)]
-    assert [text for _, text in said(*looks)] == ["a: 0", "a: 1"]
+    assert [text for _, text in printed(*looks)] == ["a: 0", "a: 1"]
 
 
 def test_a_line_comes_every_30_s_and_says_what_is_waited_for() -> None:
     stages = [("a", "a: done", True), ("b", "b: teacher: paused", False), ("c", "", False)]
-    found = said(*[stages] * 100, every_s=12.0)  # looking takes some seconds
+    found = printed(*[stages] * 100, every_s=12.0)  # looking takes some seconds
     times = [at for at, _ in found]
     assert max(later - at for at, later in pairwise(times)) <= 30
     for _, text in found[2:]:
@@ -43,7 +43,7 @@ def test_a_line_comes_every_30_s_and_says_what_is_waited_for() -> None:
 
 def test_a_run_that_has_not_begun_a_stage_says_so() -> None:
     for stages in ([], [("a", "", False)], [("a", "a: done", True)]):
-        found = [text for _, text in said(*[stages] * 6) if "waits for a first stage" in text]
+        found = [text for _, text in printed(*[stages] * 6) if "waits for a first stage" in text]
         assert len(found) == 2
 
 

@@ -185,7 +185,7 @@ def test_prices_and_caps_are_in_the_pipeline_and_in_no_identity(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "printed"),
     [
         (f"{HOSTED}, budget: {{wall: 2h}}", "wall is a cap of the whole pipeline"),
         (f"{HOSTED}, price: {{input: 1}}", "output is missing"),
@@ -194,10 +194,10 @@ def test_prices_and_caps_are_in_the_pipeline_and_in_no_identity(tmp_path: Path) 
         (f"{HOSTED}, price_out: cheap", "price.output must be a number"),
     ],
 )
-def test_mistakes_in_prices_and_caps_are_named(tmp_path: Path, model: str, said: str) -> None:
+def test_mistakes_in_prices_and_caps_are_named(tmp_path: Path, model: str, printed: str) -> None:
     with pytest.raises(UserError) as raised:
         pipeline(tmp_path, model)
-    assert said in str(raised.value)
+    assert printed in str(raised.value)
 
 
 def test_prices_of_version_0_2_mean_what_they_meant(tmp_path: Path) -> None:

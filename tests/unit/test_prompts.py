@@ -74,7 +74,7 @@ def test_the_digest_is_of_what_changes_rows_and_of_nothing_else(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "said"),
+    ("text", "line", "message"),
     [
         ("Just a body {{ question }}\n", 1, "front matter"),
         ("---\nstyle: long\n{{ question }}\n", 1, "front matter"),
@@ -94,12 +94,12 @@ def test_the_digest_is_of_what_changes_rows_and_of_nothing_else(tmp_path: Path) 
         ("---\nstyle: a\n---\nx\n\n{% include 'other.md' %}\n", 6, "one file"),
     ],
 )
-def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, line: int, said: str) -> None:
+def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, line: int, message: str) -> None:
     with pytest.raises(UserError) as caught:
         read(tmp_path, text)
     places = [(mistake.file, mistake.line) for mistake in caught.value.mistakes]
     assert (tmp_path / "one.md", line) in places
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_all_mistakes_of_all_prompts_are_told_at_once(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def lines(log: RunLog, name: str = LOG) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("two\n lines\tand \r\n more", "two lines and more"),
         ("\x1b[31mred\x07", "\\u001b[31mred\\u0007"),
@@ -52,8 +52,8 @@ def lines(log: RunLog, name: str = LOG) -> list[dict[str, Any]]:
     ],
     ids=["spaces", "escape", "bidi", "separators", "letters", "empty", "long", "huge", "blank"],
 )
-def test_a_text_becomes_one_line_that_is_safe_to_print(text: str, said: str) -> None:
-    assert one_line(text) == said
+def test_a_text_becomes_one_line_that_is_safe_to_print(text: str, message: str) -> None:
+    assert one_line(text) == message
 
 
 def test_every_line_has_time_event_and_run_and_no_secret(log: RunLog) -> None:

@@ -132,8 +132,8 @@ async def test_a_run_stops_when_its_completions_cannot_be_put_for_another_reason
     assert "no longer kept up to date" in run.stopped[0]
 
 
-def _wait_for(said: list[str]) -> None:
-    while not said:
+def _wait_for(output: list[str]) -> None:
+    while not output:
         time.sleep(0.01)
 
 
@@ -227,12 +227,12 @@ async def test_a_stage_that_others_divide_is_not_put_over_their_work(
 async def test_who_waits_for_a_stage_that_is_divided_otherwise_is_told_for_whom_and_can_be_stopped(
     tmp_path: Path, run: Run, cloud: Cloud, stage: StageSpec[Any], shards: int | None
 ) -> None:
-    folder, said = run.root / "stages" / "s-1", asyncio.Event()
+    folder, output = run.root / "stages" / "s-1", asyncio.Event()
     texts: list[str] = []
 
     def tell(text: str) -> None:
         texts.append(text)
-        said.set()
+        output.set()
 
     async def waiting() -> None:
         async with run.sharing.stage(folder, "run", tell, run.stopped.append, shards=shards):
@@ -240,7 +240,7 @@ async def test_who_waits_for_a_stage_that_is_divided_otherwise_is_told_for_whom_
 
     async def work() -> None:
         task = asyncio.create_task(waiting())
-        await asyncio.wait_for(said.wait(), 10)
+        await asyncio.wait_for(output.wait(), 10)
         run.sharing.stop()
         with pytest.raises(Interrupted):
             await asyncio.wait_for(task, 10)

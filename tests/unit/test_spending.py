@@ -136,14 +136,14 @@ async def test_gpu_hours_are_counted_and_capped(make: Make, monkeypatch: pytest.
 async def test_most_of_a_cap_is_said_once(make: Make) -> None:
     spent: Any = make("budget.requests=10", "models.teacher.budget.usd=100")
     watch = BudgetWatch(spent.pipeline, spent.root, 0.0)
-    said = []
+    printed = []
     for _ in range(10):
         async with spent.request("teacher", REQUEST, NOWHERE) as paid:
             paid.settle(DONE)
-        said.append(list(watch.warnings()))
+        printed.append(list(watch.warnings()))
     watch.close()
-    assert [bool(one) for one in said] == [False] * 7 + [True, False, False]
-    assert said[7] == ["budget: 80% of the cap 10 requests are spent (8 requests)"]
+    assert [bool(one) for one in printed] == [False] * 7 + [True, False, False]
+    assert printed[7] == ["budget: 80% of the cap 10 requests are spent (8 requests)"]
 
 
 async def test_at_a_cap_the_command_to_go_on_has_the_options_of_the_run(make: Make) -> None:

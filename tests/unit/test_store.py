@@ -125,17 +125,17 @@ def test_a_later_value_of_a_column_stands_where_there_is_one(tmp_path: Path, tra
     write(source, traces, 2, lucky=True)
     ordered = rows_of(source, 2).traces(Span.all())
     values: list[dict[str, float]] = [{"x/y": -1.0}, {}, {"new": 2.0}, {"x/y": 0.0, "new": 3.0}]
-    said = {trace.id: values[at % 4] for at, trace in enumerate(ordered)}
+    output = {trace.id: values[at % 4] for at, trace in enumerate(ordered)}
     declared = [Column(name="x/y"), Column(name="new")]
     judging.reopen(1)
     with Tables(judging, 0, 1) as tables:
         owners = {trace.id: trace.problem_id for trace in ordered}
         tables.add_judged(
-            judged_table([Judgement(one, values=said[one]) for one in owners], owners, declared), declared
+            judged_table([Judgement(one, values=output[one]) for one in owners], owners, declared), declared
         )
         judging.write_shard(0, 1, tables, "run", {})
     rows = StageRows(judging, 1, Kind.TRACES, Kind.NONE, judges=True, inputs=(rows_of(source, 2),))
-    assert [trace.measures for trace in rows.traces(Span.all())] == [one.measures | said[one.id] for one in ordered]
+    assert [trace.measures for trace in rows.traces(Span.all())] == [one.measures | output[one.id] for one in ordered]
     assert {tuple(trace.measures) for trace in ordered} == {
         (),
         ("x/y",),

@@ -42,9 +42,9 @@ def watch(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         monkeypatch.setattr(sys, "argv", ["tracefactory", "watch", *arguments, "--project", str(project)])
         with pytest.raises(SystemExit) as end:
             main()
-        said = capsys.readouterr()
-        assert (end.value.code or 0) == expect, said.out + said.err
-        return said.out + said.err
+        output = capsys.readouterr()
+        assert (end.value.code or 0) == expect, output.out + output.err
+        return output.out + output.err
 
     return run
 
@@ -91,9 +91,9 @@ def test_it_ends_with_the_status_of_a_run_that_has_ended(
     state: End, stored: int | None, status: int, project: Path, watch: Watch
 ) -> None:
     ended(begun(project), state, stored, "why it ended")
-    said = watch(expect=status)
-    assert "sums 1" in said
-    assert ("why it ended" in said) is (state is not End.FINISHED)
+    output = watch(expect=status)
+    assert "sums 1" in output
+    assert ("why it ended" in output) is (state is not End.FINISHED)
     assert json.loads(watch("--json", expect=status).splitlines()[-1])["exit_status"] == status
 
 
@@ -130,11 +130,11 @@ def test_a_run_is_followed_to_its_end(project: Path, watch: Watch, later: Callab
         ended(run, End.CAP, 3, "enough")
 
     later(work)
-    said = watch(run.id, expect=3)
-    lines = said.splitlines()
+    output = watch(run.id, expect=3)
+    lines = output.splitlines()
     assert all(len(line) <= 80 for line in lines)
-    assert "\x1b" not in said
-    flat = " ".join(said.split())
+    assert "\x1b" not in output
+    flat = " ".join(output.split())
     assert "short: runs; 1/8 shards, kept 9, dropped 0, errors 1, requests 1,234,567, 40 in flight, 1.5000 $" in flat
     assert "short: a row failed (timeout): \\u001b[2J took too long" in flat
     assert flat.index("teacher: is starting") < flat.index("teacher: ready") < flat.index("enough")
@@ -163,9 +163,9 @@ def test_hostile_lines_are_counted_and_passed_over(project: Path, watch: Watch) 
         run.log("progress", **what)
     run.log("waiting", stage={"a": 1})
     ended(run, End.FINISHED, 0)
-    said = watch()
-    assert "6 lines of" in said
-    assert "\x1b" not in said
+    output = watch()
+    assert "6 lines of" in output
+    assert "\x1b" not in output
 
 
 def test_a_run_of_another_host_is_killed_when_it_is_silent(
@@ -201,9 +201,9 @@ def test_runs_of_a_shared_state_are_fetched(project: Path, watch: Watch, monkeyp
             ended(begun(project), End.FINISHED, 0)
 
     monkeypatch.setattr(runs, "pull_runs", pull)
-    said = watch()
+    output = watch()
     assert asked == ["s3://bucket/folder"] * 3
-    assert "the shared state is not seen now: gone\\u001b for a while" in said
+    assert "the shared state is not seen now: gone\\u001b for a while" in output
 
 
 def test_a_damaged_record_is_said(project: Path, watch: Watch) -> None:

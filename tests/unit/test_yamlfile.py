@@ -87,7 +87,7 @@ def test_a_number_keeps_the_text_it_was_written_as() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "said"),
+    ("text", "line", "output"),
     [
         ("a: 1\nb: 2\na: 3\n", 3, "the key 'a' is given twice (first in line 1)"),
         ("a: {b: 1,\n  b: 2}\n", 2, "given twice"),
@@ -114,10 +114,10 @@ def test_a_number_keeps_the_text_it_was_written_as() -> None:
         ("[" * 200 + "]" * 200, 1, "nested more than"),
     ],
 )
-def test_an_invalid_value_is_reported_with_its_line(text: str, line: int, said: str) -> None:
+def test_an_invalid_value_is_reported_with_its_line(text: str, line: int, output: str) -> None:
     _, mistakes = parse(text)
     assert [(mistake.file, mistake.line) for mistake in mistakes] == [(FILE, line)]
-    assert said in str(mistakes[0])
+    assert output in str(mistakes[0])
 
 
 def test_all_mistakes_are_reported_and_the_rest_of_the_file_is_read() -> None:
@@ -165,7 +165,7 @@ def test_no_text_makes_the_reader_fail(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "said"),
+    ("text", "line", "output"),
     [
         ("a: 1\nb: " + "9" * 5000, 2, "a whole number has at most 64 bits"),
         ("a: 1\nb: -" + "9" * 20, 2, "a whole number has at most 64 bits"),
@@ -183,14 +183,14 @@ def test_no_text_makes_the_reader_fail(text: str) -> None:
         ("a: 1\na: 2", 2, "given twice (first in line 1)"),
     ],
 )
-def test_hostile_values_are_mistakes_at_their_line(tmp_path: Path, text: str, line: int, said: str) -> None:
+def test_hostile_values_are_mistakes_at_their_line(tmp_path: Path, text: str, line: int, output: str) -> None:
     file, mistakes = tmp_path / "file.yaml", list[Mistake]()
     file.write_text(text)
     started = time.monotonic()
     read_yaml(file, mistakes)
     assert time.monotonic() - started < 5
     assert mistakes[0].line == line
-    assert said in mistakes[0].message
+    assert output in mistakes[0].message
     assert all(len(str(one)) < 500 for one in mistakes)
 
 

@@ -63,7 +63,7 @@ def test_valid_values_are_read_with_their_exact_types() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "said"),
+    ("text", "line", "message"),
     [
         ('count: "3"', 1, "count must be a whole number, found the text '3' (write 3)"),
         ("count: 1_000", 1, "count must be a whole number, found the text '1_000' (write 1000)"),
@@ -99,12 +99,12 @@ def test_valid_values_are_read_with_their_exact_types() -> None:
         ("api_key: [sk-1]", 1, "api_key must be text, found a list"),
     ],
 )
-def test_each_mistake_is_reported_once_at_its_line(text: str, line: int, said: str) -> None:
+def test_each_mistake_is_reported_once_at_its_line(text: str, line: int, message: str) -> None:
     model, told = read(text)
     assert model is None
     (only,) = told
     assert only.startswith(f"f.yaml:{line}: it")
-    assert said in only.lower() if "tuple" in said else said in only
+    assert message in only.lower() if "tuple" in message else message in only
 
 
 def test_a_secret_of_a_wrong_type_is_not_repeated() -> None:

@@ -41,9 +41,9 @@ def test_kill_9_of_the_engine_and_of_the_driver_and_the_end_on_shared_servers(vl
     finally:
         if driver.poll() is None:
             kill_tree(driver.pid)
-    said = (project.root / "stderr.log").read_text()
-    assert "0 of 1 servers up; starting, " in said
-    assert "restart 1 of 5" in said
+    output = (project.root / "stderr.log").read_text()
+    assert "0 of 1 servers up; starting, " in output
+    assert "restart 1 of 5" in output
     finish_on_shared_servers(project)
 
 

@@ -57,17 +57,17 @@ async def test_a_served_student_measures_what_the_same_student_measures_in_proce
             assert behind[name] == pytest.approx(here[name], rel=0.02, abs=2 / here["tokens"])
 
 
-@pytest.mark.parametrize(("mode", "said"), [("raw_logits", "reports logits"), ("processed_logprobs", None)])
-async def test_only_a_server_with_the_models_own_log_probabilities_is_believed(vllm_environ, tmp_path, mode, said):
+@pytest.mark.parametrize(("mode", "message"), [("raw_logits", "reports logits"), ("processed_logprobs", None)])
+async def test_only_a_server_with_the_models_own_log_probabilities_is_believed(vllm_environ, tmp_path, mode, message):
     """vLLM reports logits of a prompt's tokens in a mode of logits, and raw values in every other mode."""
     fields = {**FIELDS, "engine_args": {**FIELDS["engine_args"], "logprobs_mode": mode}}
     loaded = load_pipeline(project(tmp_path, fields))
-    if said is None:
+    if message is None:
         made = Made(await run_pipeline(loaded, unwatched), loaded.project.state_dir)
         for trace in made.traces("both"):
             assert trace.measures["behind/mean_surprisal"] == pytest.approx(
                 trace.measures["here/mean_surprisal"], abs=NEAR
             )
         return
-    with pytest.raises(UserError, match=f"{said} .*--logprobs-mode raw_logprobs"):
+    with pytest.raises(UserError, match=f"{message} .*--logprobs-mode raw_logprobs"):
         await run_pipeline(loaded, unwatched)

@@ -191,7 +191,7 @@ def _words(body: str, sentence: Span) -> Span | None:
 
 
 def _alone(body: str, sentence: Span) -> Span | None:
-    """Return a short last line that stands alone, without being a sentence."""
+    """Return a short last line of its own, without being a sentence."""
     text = body[sentence.start : sentence.end].strip()
     label = _WORD_LABEL.match(body, sentence.start, sentence.end)
     if label is not None and len(text) <= _LONGEST_NAME:

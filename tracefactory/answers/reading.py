@@ -319,8 +319,8 @@ def _bracketed(text: str, depth: int) -> Value | None:
     if not balanced(inner):
         return None
     such_that = _SUCH_THAT.search(inner, 1) if (opening, closing) == (r"\{", r"\}") else None
-    if such_that and (said := inner[such_that.end() :].strip()):
-        condition = read_value(said, depth + 1)
+    if such_that and (restriction := inner[such_that.end() :].strip()):
+        condition = read_value(restriction, depth + 1)
         return condition if isinstance(condition, Relation | Interval | Region) else None
     if not inner:
         return EMPTY if opening in (r"\{", "{") else None

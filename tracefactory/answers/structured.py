@@ -82,10 +82,10 @@ def json_field(body: str, names: Sequence[str] = FIELDS) -> Field | None:
         return None
     name, value = key
     span = _value_range(text, name)
-    said = _said(value)
-    if span is None or not said.strip():
+    written = _as_text(value)
+    if span is None or not written.strip():
         return None
-    return Field(start + span[0], start + span[1], said)
+    return Field(start + span[0], start + span[1], written)
 
 
 def _object_at_end(body: str) -> tuple[int, str] | None:
@@ -162,18 +162,18 @@ def _value_range(text: str, name: str) -> tuple[int, int] | None:
     return (at, at + len(scalar[0].rstrip())) if scalar is not None and scalar[0].strip() else None
 
 
-def _said(value: Any, depth: int = 0) -> str:
+def _as_text(value: Any, depth: int = 0) -> str:
     if depth > _DEEPEST:
         return ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return ", ".join(_said(item, depth + 1) for item in value)
+        return ", ".join(_as_text(item, depth + 1) for item in value)
     if isinstance(value, dict):
         amount = next((value[key] for key in ("value", "amount", "number", *FIELDS) if key in value), None)
         if amount is not None:
-            return f"{_said(amount, depth + 1)} {value.get('unit', value.get('units', ''))}".strip()
-        return ", ".join(f"{key} = {_said(item, depth + 1)}" for key, item in value.items())
+            return f"{_as_text(amount, depth + 1)} {value.get('unit', value.get('units', ''))}".strip()
+        return ", ".join(f"{key} = {_as_text(item, depth + 1)}" for key, item in value.items())
     return "" if value is None else str(value)
 
 

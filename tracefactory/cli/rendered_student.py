@@ -23,7 +23,7 @@ _PACKAGED_MODEL = "smollm2-135m"
 
 @dataclass(frozen=True)
 class Trained:
-    """The student: its name, its renderer, the form of its reasoning, and what must be said of its tokens."""
+    """The student: its name, its renderer, the form of its reasoning, and a remark on its tokens."""
 
     name: str
     renderer: Renderer

@@ -299,8 +299,8 @@ def _with_price(node: Node, what: str, mistakes: list[Mistake]) -> Node:
     free = Node(0.0, first.position)
     rates = {"input": former["price_in"] or free, "output": former["price_out"] or free}
     if node.child("price") is not None:
-        said = ", ".join(f"{name}: {rate.plain()}" for name, rate in rates.items())
-        message = f"{what}: price_in and price_out are now in price: write price: {{{said}}} alone"
+        written = ", ".join(f"{name}: {rate.plain()}" for name, rate in rates.items())
+        message = f"{what}: price_in and price_out are now in price: write price: {{{written}}} alone"
         mistakes.append(first.position.mistake(message))
     kept = {name: one for name, one in node.mapping().items() if name not in former}
     return replace(node, value={**kept, "price": node.child("price") or Node(rates, first.position)})

@@ -25,7 +25,7 @@ Seconds = Annotated[float, Field(ge=0, le=1e11, allow_inf_nan=False)]
 
 
 class Completion(Frozen):
-    """One answer of a server, with everything it said about it. All text is valid UTF-8.
+    """One answer of a server, with everything it reported about it. All text is valid UTF-8.
 
     `reasoning` is the server's separate reasoning field, None when it sent none; `logprobs` are those of the sampled
     tokens, if requested (see `serving.logprobs.packed`); `created` is Unix time at arrival; `seconds` is the wall time
@@ -52,7 +52,7 @@ class Completion(Frozen):
 
     @property
     def reports_usage(self) -> bool:
-        """Whether the server said how many tokens it took: every prompt has some, and every text it wrote too."""
+        """Whether the server reported how many tokens it took: every prompt has some, and every text it wrote too."""
         wrote = bool(self.content or self.reasoning)
         return bool(self.prompt_tokens and (self.completion_tokens or not wrote))
 

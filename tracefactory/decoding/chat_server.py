@@ -155,9 +155,9 @@ class ChatServer:
             self._answers.pop(answer, None)
             answer.finish = CANCELLED
             raise
-        return web.Response(body=orjson.dumps(self._said(answer)), content_type="application/json")
+        return web.Response(body=orjson.dumps(self._response(answer)), content_type="application/json")
 
-    def _said(self, answer: Answer) -> dict[str, Any]:
+    def _response(self, answer: Answer) -> dict[str, Any]:
         """Return a finished answer in the form of the protocol."""
         prompt, written = len(answer.spec.prompt), len(answer.tokens)
         return {
@@ -193,8 +193,8 @@ def _entry(text: str, logprob: float) -> dict[str, Any]:
 def _sentences(error: ValidationError) -> Iterator[str]:
     for one in error.errors():
         name = ".".join(map(str, one["loc"]))
-        said = "this server does not support it" if one["type"] == "extra_forbidden" else one["msg"]
-        yield f"{name}: {said}" if name else said
+        problem = "this server does not support it" if one["type"] == "extra_forbidden" else one["msg"]
+        yield f"{name}: {problem}" if name else problem
 
 
 def _refused(message: str, code: str = "") -> web.Response:

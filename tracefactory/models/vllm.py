@@ -245,8 +245,8 @@ class VLLMSpec(ModelSpec):
         if folder is not None and not (folder / "config.json").is_file():
             raise UserError(f"{folder} is no checkpoint folder: it holds no config.json")
         if folder is None and (not self.revision or self.revision in _MOVING):
-            said = f"revision {self.revision!r} moves" if self.revision else f"model {name!r} has no revision"
-            raise UserError(Mistake(said, hint="give a commit or a tag as `revision:`"))
+            problem = f"revision {self.revision!r} moves" if self.revision else f"model {name!r} has no revision"
+            raise UserError(Mistake(problem, hint="give a commit or a tag as `revision:`"))
 
     def _python(self, environment: Environment) -> str:
         """Return the interpreter that has vLLM."""

@@ -178,7 +178,7 @@ class _Search:
         return self._asked("", 0)
 
     def without(self, step: int) -> ScoreItem:
-        """Return the request for the kept text without a step; what stands before the step has its scores."""
+        """Return the request for the kept text without a step; what is before the step has its scores."""
         kept = [index for index in self.kept if index != step]
         return self._asked(self.item.join(kept).rstrip(), self._start(step))
 

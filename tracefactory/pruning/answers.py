@@ -1,6 +1,6 @@
 """Find the steps of a reasoning text that state the verified answer.
 
-A statement counts where the value itself stands written, as the result: the verifier accepts "so we need 3*4+6" for 18,
+A statement counts where the value itself is written, as the result: the verifier accepts "so we need 3*4+6" for 18,
 which states what is left to calculate.
 """
 
@@ -87,7 +87,7 @@ async def stated_answers(items: Sequence[PruneItem], verify: Verify, evidence: S
 
 
 def stands_written(problem: Problem, text: str, verdict: Verdict) -> bool:
-    """Return whether the value that a verifier read in a statement stands there as the result, with nothing left to do.
+    """Return whether the value that a verifier read in a statement is there as the result, with nothing left to do.
 
     Args:
         problem: the problem with its gold answers.

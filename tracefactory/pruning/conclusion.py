@@ -195,7 +195,7 @@ def without_answer(reasoning: str, stating: Stating = "explicit") -> str:
     Args:
         reasoning: the text.
         stating: what states an answer. With `result`, the closing result ("So the total is 18.") does, too, wherever
-            it stands; other results are part of the derivation.
+            it is; other results are part of the derivation.
     """
     last = last_statement(reasoning, "result") if stating == "result" else None
     return "".join(

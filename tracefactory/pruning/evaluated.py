@@ -1,4 +1,4 @@
-"""Tell a value that stands written from an expression that has yet to be calculated.
+"""Tell a written value from an expression that has yet to be calculated.
 
 A verifier calculates: it accepts "3*4+6" for 18, and 0.25 for a fourth. A trace that is cut there teaches to stop
 before the last step. So a statement counts as the answer only where the gold answer itself is written: the same number,
@@ -69,10 +69,10 @@ _RELATION = re.compile(r"=|≈|\\approx(?![A-Za-z])")
 
 
 def is_evaluated(value: str, golds: Iterable[str]) -> bool:
-    """Return whether a value stands written, so that nothing is left to calculate.
+    """Return whether a value is written out, so that nothing is left to calculate.
 
     Args:
-        value: a value that the verifier accepts, as it stands in the text.
+        value: a value that the verifier accepts, as the text has it.
         golds: the gold answers. An expression is a value where one of them is the same expression.
     """
     if len(value) > MAX_VALUE:

@@ -40,7 +40,7 @@ _CALLED = (
 
 @dataclass(frozen=True)
 class Training:
-    """One conversation of a row: what stands before the assistant's last message, and that message.
+    """One conversation of a row: what is before the assistant's last message, and that message.
 
     `what` is completion, chosen or rejected. With `earlier`, trainers supervise the assistant's earlier messages too.
     `details` are the character ranges of the view `masked`, which refer to the message; a template must not change it.

@@ -117,7 +117,11 @@ def _between(answers: Sequence[Answered], spec: ModelSpec) -> Iterator[Fault]:
         seen = "samples of one prompt with different seeds are the same, byte for byte, for two prompts"
         yield Fault("siblings", seen, "the provider ignores seed and temperature: take one sample, or another one")
     if any(one.request.params.get("logprobs") and one.completion.logprobs is None for one in answers):
-        yield Fault("logprobs", "no log-probabilities came, which the stage asks for", "the provider has none for it")
+        yield Fault(
+            "logprobs",
+            "the response has no log-probabilities, which the stage asks for",
+            "the provider has none for it",
+        )
     served = next((one.completion.served_model for one in answers if one.completion.served_model), "")
     if served and spec.names_served_model and not _same_model(served, spec.model):
         yield Fault("model", f"the server says that {served!r} answered, not {spec.model!r}", "check `model:`")

@@ -148,7 +148,7 @@ def kind_of_status(status: int, detail: Mapping[str, object]) -> str:
 
 
 def from_connection(error: Exception, timeout_s: float) -> AttemptFailed:
-    """Return the failure of a connection that was refused or lost, or over which no answer came in time."""
+    """Return the failure of a connection that was refused or lost, or over which no answer arrived in time."""
     import aiohttp  # takes long, and only a failed connection needs it
 
     unconnected = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ConnectionRefusedError)

@@ -57,7 +57,7 @@ class Job:
 
 
 class Jobs:
-    """All batches of one fake teacher, whatever protocol they came by."""
+    """All batches of one fake teacher, of any protocol."""
 
     def __init__(self, script: FakeScript, billed: Counter[str]) -> None:
         self.model, self.script, self._billed = script, script.batch, billed

@@ -244,7 +244,7 @@ def _message(chat: Mapping[str, Any]) -> dict[str, Any]:
 def _from_gemini(request: Mapping[str, Any], model: str) -> dict[str, Any]:
     """Return a GenerateContentRequest in the form of the OpenAI protocol."""
     roles = {"model": "assistant"}
-    said = [
+    messages = [
         {"role": roles.get(one["role"], one["role"]), "content": one["parts"][0]["text"]} for one in request["contents"]
     ]
     system = [
@@ -254,7 +254,7 @@ def _from_gemini(request: Mapping[str, Any], model: str) -> dict[str, Any]:
     names = {"temperature": "temperature", "topP": "top_p", "maxOutputTokens": "max_tokens", "seed": "seed"}
     params = {names[name]: value for name, value in config.items() if name in names}
     stop = {"stop": config["stopSequences"]} if "stopSequences" in config else {}
-    return {**params, **stop, "model": model, "messages": [*system, *said]}
+    return {**params, **stop, "model": model, "messages": [*system, *messages]}
 
 
 def _to_gemini(chat: Mapping[str, Any]) -> dict[str, Any]:

@@ -49,10 +49,10 @@ def generate_body(body: Mapping[str, Any]) -> dict[str, Any]:
             config["thinkingConfig"] = {named.get(one, one): number for one, number in given.items()}
         else:
             raise ValueError(f"{name} cannot be sent in batches of Gemini")
-    said = [one for one in body["messages"] if one["role"] != "system"]
+    turns = [one for one in body["messages"] if one["role"] != "system"]
     roles = {"assistant": "model"}
     mapped: dict[str, Any] = {
-        "contents": [{"role": roles.get(one["role"], "user"), "parts": [{"text": one["content"]}]} for one in said]
+        "contents": [{"role": roles.get(one["role"], "user"), "parts": [{"text": one["content"]}]} for one in turns]
     }
     if system := [{"text": one["content"]} for one in body["messages"] if one["role"] == "system"]:
         mapped["systemInstruction"] = {"parts": system}

@@ -74,7 +74,7 @@ class _Pieces:
 
 
 def _parts(pieces: list[Any]) -> list[Any]:
-    """Return the parts in the pieces of a text that came as lists of parts, as some servers send them."""
+    """Return the parts in the pieces of a text that was sent as lists of parts, as some servers send them."""
     return [part for piece in pieces for part in (piece if isinstance(piece, list) else [piece])]
 
 

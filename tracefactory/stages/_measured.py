@@ -16,7 +16,7 @@ from tracefactory.core.tables import TABLE_OF, schema_of
 def columns_above(stage: StageSpec[Any], pipeline: Pipeline) -> list[Column] | None:
     """Return the columns that the stages above add.
 
-    None when that cannot be said because a stage above is itself wrong and therefore not there.
+    None when that is unknown because a stage above is itself wrong and therefore not there.
     """
     above = pipeline.above(stage)
     if any(not one.inputs and Kind.NONE not in stage_of(one).takes for one in (stage, *above)):

@@ -212,7 +212,7 @@ class SampleStage(Stage[S]):
         written: dict[str, Any],
         record: Record | None = None,
     ) -> Trace:
-        """Describe one sample by everything that decided it, and by what came back."""
+        """Describe one sample by everything that decided it, and by the response."""
         params = stage.params
         # What version 1 paid for is the trace that version 1 made of it: what hangs on its id is found again.
         key = request.key if record is None else record.get("key_v1", request.key)
@@ -299,8 +299,8 @@ def continued(trace: Trace, prompted: Sequence[Mapping[str, Any]]) -> list[Mappi
     system = [message for message in prompted if message["role"] == "system"]
     if not system and trace.system is not None:
         system = [{"role": "system", "content": trace.system}]
-    said = [turn.message() for turn in trace.messages]
-    return [*system, *said, *(message for message in prompted if message["role"] != "system")]
+    turns = [turn.message() for turn in trace.messages]
+    return [*system, *turns, *(message for message in prompted if message["role"] != "system")]
 
 
 def turns_after(trace: Trace, messages: Sequence[Mapping[str, Any]]) -> tuple[Turn, ...]:

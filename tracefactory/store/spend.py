@@ -258,8 +258,8 @@ class Ledger:
 
     def _reserve(self, model: str, amount: Amount, key: str) -> int:
         self._number += 1
-        said = {"w": self._own.id, "n": self._number, "m": model, "run": self._own.run, "k": key[:KEY_DIGITS]}
-        self._add({**said, "r": list(amount)})
+        event = {"w": self._own.id, "n": self._number, "m": model, "run": self._own.run, "k": key[:KEY_DIGITS]}
+        self._add({**event, "r": list(amount)})
         return self._number
 
     def _release_dead(self, key: str) -> None:
@@ -314,27 +314,29 @@ class Ledger:
 
     def _note(self, line: bytes, start: int) -> None:
         try:
-            said = orjson.loads(line[_CRC_DIGITS:])
+            event = orjson.loads(line[_CRC_DIGITS:])
             if int(line[:_CRC_DIGITS], 16) != zlib.crc32(line[_CRC_DIGITS:]):
                 raise ValueError("the checksum does not fit")
-            if "r" in said:
-                amount, place = Amount(*said["r"]), (said["w"], said["n"])
-                self._open[place] = (said["m"], said["run"], amount, said["k"])
-                self._by_key[said["k"]].add(place)
-                self._reserved[said["m"], said["w"]] = self._reserved[said["m"], said["w"]].plus(amount)
-            elif "n" in said:
-                place = (said["w"], said["n"])
+            if "r" in event:
+                amount, place = Amount(*event["r"]), (event["w"], event["n"])
+                self._open[place] = (event["m"], event["run"], amount, event["k"])
+                self._by_key[event["k"]].add(place)
+                self._reserved[event["m"], event["w"]] = self._reserved[event["m"], event["w"]].plus(amount)
+            elif "n" in event:
+                place = (event["w"], event["n"])
                 if place not in self._open and self._met is not None:  # the line with its reservation is damaged
-                    self.settled["", ""] = self.settled["", ""].plus(Amount(*said["s"]))
+                    self.settled["", ""] = self.settled["", ""].plus(Amount(*event["s"]))
                     return
                 model, run, reserved, key = self._open.pop(place)
                 self._by_key[key].discard(place)
                 if not self._by_key[key]:
                     del self._by_key[key]
-                self._reserved[model, said["w"]] = self._reserved[model, said["w"]].plus(reserved, -1)
-                self.settled[model, run] = self.settled[model, run].plus(Amount(*said["s"]))
+                self._reserved[model, event["w"]] = self._reserved[model, event["w"]].plus(reserved, -1)
+                self.settled[model, run] = self.settled[model, run].plus(Amount(*event["s"]))
             else:
-                self.settled[said["m"], said["run"]] = self.settled[said["m"], said["run"]].plus(Amount(*said["s"]))
+                self.settled[event["m"], event["run"]] = self.settled[event["m"], event["run"]].plus(
+                    Amount(*event["s"])
+                )
         except (ValueError, KeyError, TypeError) as error:
             if self._met is None:
                 raise RunError(
@@ -343,12 +345,12 @@ class Ledger:
                 ) from error
             self._met(Damage(self.path, f"byte {start}", "not a line of a ledger", "what it says is not counted"))
 
-    def _add(self, said: Mapping[str, object]) -> None:
+    def _add(self, event: Mapping[str, object]) -> None:
         if self._file is None:
             self.path.touch()
             self._open_file()
         assert self._file is not None
-        line = _line(said)
+        line = _line(event)
         if os.pwrite(self._file.fileno(), line, self._read_to) < len(line):
             os.ftruncate(self._file.fileno(), self._read_to)
             raise OSError(28, "the disk is full")
@@ -386,6 +388,6 @@ def rewrite(root: Path, name: str) -> None:
     ledger.close()
 
 
-def _line(said: Mapping[str, object]) -> bytes:
-    data = orjson.dumps(said)
+def _line(event: Mapping[str, object]) -> bytes:
+    data = orjson.dumps(event)
     return f"{zlib.crc32(data):0{_CRC_DIGITS}x}".encode() + data + b"\n"

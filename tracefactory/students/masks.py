@@ -71,9 +71,9 @@ def check_ranges(turn: AssistantTurn, tokens: Rendered, content: str, details: S
     differing = np.flatnonzero((meant & ~cut) != trained)
     wrong = next((int(one) for one in differing if not turn.text[one].isspace()), None)
     if wrong is not None:
-        said = "carries loss" if trained[wrong] else "carries no loss"
+        carries = "carries loss" if trained[wrong] else "carries no loss"
         near = turn.text[max(0, wrong - 10) : wrong + 10]
-        raise RenderError("mask_not_exact", f"a token is partly in a range that was cut, so {near!r} {said} in part")
+        raise RenderError("mask_not_exact", f"a token is partly in a range that was cut, so {near!r} {carries} in part")
 
 
 def check_marks(

@@ -85,13 +85,13 @@ def _run(job: TrainingJob, folder: Path, progress: Progress) -> Exception | None
     assert process.stdin is not None
     try:
         for line in process.stdout:
-            said = json.loads(line)
-            if "mistakes" in said:
-                failure = UserError(f"{said['mistakes']}")
-            elif "error" in said:
-                failure = RunError(said["error"])
+            event = json.loads(line)
+            if "mistakes" in event:
+                failure = UserError(f"{event['mistakes']}")
+            elif "error" in event:
+                failure = RunError(event["error"])
             else:
-                progress(said)
+                progress(event)
         process.stdin.close()
         code = process.wait()
     finally:

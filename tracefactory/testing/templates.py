@@ -92,7 +92,7 @@ _REASONS = {
     "no_system_role": "the template has no system role: write the text of `system:` at the beginning of the body",
     "example_reasoning_dropped": "the reasoning of earlier turns is removed: write the examples into `system:` or the "
     "body",
-    "prefill_not_in_turn": "a header stands before the thinking, which a prefill would replace",
+    "prefill_not_in_turn": "a header is before the thinking, which a prefill would replace",
     "question_not_rendered": "the template drops a user's message, because it takes no plain text",
     "system_not_rendered": "the template drops the system message: write its text at the beginning of the body",
     "template_failed": "the template fails: it takes no plain text, or no messages of tools",

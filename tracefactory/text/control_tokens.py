@@ -49,7 +49,7 @@ class ControlTokens(StrEnum):
 class Marks:
     r"""Finds and escapes the marks of common chat templates, and the control tokens of tokenizers.
 
-    The escaped form has a backslash after the first character: `<\|im_end|>`. One that stands escaped already gets
+    The escaped form has a backslash after the first character: `<\|im_end|>`. One that is already escaped gets
     another one, so that `unescape` returns every text as it was.
 
     Args:

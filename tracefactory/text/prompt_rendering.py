@@ -136,8 +136,8 @@ def _missing(messages: Sequence[Message], text: str) -> Iterator[tuple[str, str]
 def _doubles_examples(template: ChatTemplate, messages: Sequence[Message], text: str) -> bool:
     """Tell whether there are more think tags in the text than in worked examples that all reason."""
     examples = [str(message["content"]) for message in messages if message["role"] == "assistant"]
-    said = "".join(str(message["content"]) for message in messages) + template.generation
-    return bool(examples) and all(map(_reasons, examples)) and text.count(_OPEN) > said.count(_OPEN)
+    given = "".join(str(message["content"]) for message in messages) + template.generation
+    return bool(examples) and all(map(_reasons, examples)) and text.count(_OPEN) > given.count(_OPEN)
 
 
 def _reasons(content: str) -> bool:
@@ -180,7 +180,7 @@ def _cut(template: ChatTemplate, before: Sequence[Message], prefill: str) -> str
 
 
 def _begins_turn(template: ChatTemplate, before: Sequence[Message], text: str) -> bool:
-    """Tell whether the thinking in a turn to train on stands where a prefill puts it, white space aside."""
+    """Tell whether the thinking in a turn to train on is where a prefill puts it, white space aside."""
     turn: Mapping[str, Any] = {"role": "assistant", "content": f"{_OPEN}\n{_ANSWER}\n</think>\n\n{_ANSWER}"}
     try:
         trained = template.text([*before, turn], generate=False)

@@ -1,6 +1,6 @@
 """The script that writes the view `tool_use` in the layout of LLaMA-Factory, which reads it in no other way as meant.
 
-Its `openai` format drops what is said before a call, and writes arguments as JSON within JSON (version 0.9.5). In its
+Its `openai` format drops the text before a call, and writes arguments as JSON within JSON (version 0.9.5). In its
 `sharegpt` format a call is a message of the role `function_call`, with the reasoning in think tags before it.
 """
 
@@ -20,7 +20,7 @@ from datasets import load_dataset
 rows = {loaded}
 
 
-def said(one):
+def as_turn(one):
     thinking = f"<think>\\n{{one['reasoning_content']}}\\n</think>\\n\\n" if one["reasoning_content"] else ""
     text = thinking + one["content"]
     if not one["tool_calls"]:
@@ -34,7 +34,7 @@ def said(one):
 
 def conversation(row):
     messages = []
-    for one in map(said, row["messages"]):
+    for one in map(as_turn, row["messages"]):
         if one["role"] == "tool" and messages[-1]["role"] == "tool":  # the results of parallel calls are one message
             messages[-1]["content"] += "\\n</tool_response>\\n<tool_response>\\n" + one["content"]
         else:

@@ -1,4 +1,4 @@
-"""The verdict on a program that did not end by itself, and what is said of one that failed.
+"""The verdict on a program that did not end by itself, and the message about one that failed.
 
 A program that runs for too long, or holds too much memory, is incorrect where the task says how much it may: where
 `seconds` or `memory_mb` is in the spec of the problem or in the policy of the stage. Without that, the limit is this

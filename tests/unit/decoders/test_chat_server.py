@@ -94,7 +94,7 @@ async def test_what_the_context_does_not_hold_is_told_apart(spec: TransformersSp
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"tools": []}, "tools: this server does not support it"),
         ({"top_k": 5}, "top_k: this server does not support it"),
@@ -109,13 +109,13 @@ async def test_what_the_context_does_not_hold_is_told_apart(spec: TransformersSp
     ],
 )
 async def test_what_it_does_not_support_is_refused(
-    changes: dict[str, Any], said: str, spec: TransformersSpec, tmp_path: Path
+    changes: dict[str, Any], message: str, spec: TransformersSpec, tmp_path: Path
 ) -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "Why?"}], "max_tokens": 1, **changes}
     async with served(spec, tmp_path) as (_, url), ClientSession() as session:
         async with session.post(f"{url}/chat/completions", json=body) as response:
             status, told = response.status, (await response.json())["error"]["message"]
-        assert (status, said in told) == (400, True), told
+        assert (status, message in told) == (400, True), told
 
 
 async def test_a_checkpoint_that_cannot_be_loaded_ends_the_run_with_the_reason(

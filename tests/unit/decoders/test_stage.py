@@ -133,7 +133,7 @@ async def test_unrelated_vocabularies_raise_user_error(read: Read, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("big", "said"),
+    ("big", "message"),
     [
         ("use: fake, model: x", "'big' .`use: fake`. cannot exchange tokens"),
         (
@@ -146,8 +146,8 @@ async def test_unrelated_vocabularies_raise_user_error(read: Read, tmp_path: Pat
         ),
     ],
 )
-def test_models_that_cannot_decode_together_are_a_mistake_of_the_pipeline(read: Read, big: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_models_that_cannot_decode_together_are_a_mistake_of_the_pipeline(read: Read, big: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         read(f"models.big={{{big}}}")
 
 

@@ -184,7 +184,7 @@ async def test_results_that_have_expired_are_told_and_never_paid_again_unasked(t
         ({"misfailed": 2}, r"it counts 2 failed requests, and its results hold 0"),
         (
             {"misbilled": 7},
-            r"it bills [\d,]+ tokens of prompts and [\d,]+ of completions, and the completions that came",
+            r"it bills [\d,]+ tokens of prompts and [\d,]+ of completions, and the completions that were received",
         ),
     ],
 )
@@ -430,8 +430,8 @@ async def test_a_batch_at_another_address_is_not_submitted_again(tmp_path):
 async def test_batches_of_others_in_the_account_are_not_taken_for_ours(tmp_path):
     async with serve(delay_s=0.3) as server:
         spec = spec_of(server.base_url, "anthropic")
-        code, said = await run_harness(tmp_path, server, "anthropic", 9, "after the create")
-        assert code == 9, said
+        code, output = await run_harness(tmp_path, server, "anthropic", 9, "after the create")
+        assert code == 9, output
         others = []
         for start in (100, 200):  # of the same model and size, by another program, one before ours and one after it
             api, _ = api_of(spec, Environment())
@@ -442,8 +442,8 @@ async def test_batches_of_others_in_the_account_are_not_taken_for_ours(tmp_path)
             await api.http.close()
         jobs = server.batches.jobs
         jobs[others[0]].created = next(iter(jobs.values())).created - 1
-        code, said = await run_harness(tmp_path, server, "anthropic", 9)
-        assert code == 0, said
+        code, output = await run_harness(tmp_path, server, "anthropic", 9)
+        assert code == 0, output
         assert [jobs[one].deleted for one in others] == [False, False]
         (mine,) = [entry for entry in Ledger(tmp_path).entries() if entry.requests == 9]
         assert mine.batch not in others
@@ -495,8 +495,8 @@ async def test_the_ledger_tells_what_is_in_a_batch(tmp_path):
 
 async def run_harness(root, server, protocol, count, step=""):
     arguments = (str(root), server.base_url, protocol, str(count), step)
-    code, _, said = await asyncio.to_thread(forked.finish, "tests.unit.models.batch_harness", arguments, ROOT, 60)
-    return code, said
+    code, _, output = await asyncio.to_thread(forked.finish, "tests.unit.models.batch_harness", arguments, ROOT, 60)
+    return code, output
 
 
 @pytest.mark.parametrize(
@@ -511,11 +511,11 @@ async def run_harness(root, server, protocol, count, step=""):
 )
 async def test_kill_9_at_each_step(tmp_path, protocol, step):
     async with serve(delay_s=0.3) as server:
-        code, said = await run_harness(tmp_path, server, protocol, 9, step)
+        code, output = await run_harness(tmp_path, server, protocol, 9, step)
         skipped = protocol == "anthropic" and ("file id" in step or "upload" in step)
-        assert code == 9 or (skipped and code == 0), said
-        code, said = await run_harness(tmp_path, server, protocol, 9)
-        assert code == 0, said
+        assert code == 9 or (skipped and code == 0), output
+        code, output = await run_harness(tmp_path, server, protocol, 9)
+        assert code == 0, output
         spec = spec_of(server.base_url, protocol)
         keys = [one.key for one in requests_of(spec, 9) + requests_of(spec, 1, start=FURTHER)]
         assert server.batches.by_custom_id == dict.fromkeys(keys, 1)

@@ -25,7 +25,7 @@ def asked(row: int = 0, seed: int = 0, **params: Any) -> ChatRequest:
     return ChatRequest(model_identity={}, messages=messages, params={"temperature": 0.7, "seed": seed, **params})
 
 
-def said(content: str = "It is 7.", reasoning: str | None = None, **more: Any) -> Completion:
+def completion_with(content: str = "It is 7.", reasoning: str | None = None, **more: Any) -> Completion:
     given = {"finish_reason": "stop", "completion_tokens": 60, "served_model": "teacher-2026-01", **more}
     return Completion(content=content, reasoning=reasoning, created=time.time(), seconds=1.0, **given)
 
@@ -38,7 +38,7 @@ def four(*texts: Any, **more: Any) -> list[Answered]:
     """Return four answers: two pairs of siblings."""
     rows = [(0, 0), (0, 1), (1, 0), (1, 1)]
     parts = [texts[n % len(texts)] for n in range(4)]
-    return [Answered(asked(*row), said(*part, **more)) for row, part in zip(rows, parts, strict=True)]
+    return [Answered(asked(*row), completion_with(*part, **more)) for row, part in zip(rows, parts, strict=True)]
 
 
 GOOD = {
@@ -46,14 +46,17 @@ GOOD = {
     "a separate field": four(("It is 7.", LONG), ("7", LONG * 2)),
     "tags": four((f"<think>\n{LONG}\n</think>\n\n7",), (f"<think>\n{LONG}2\n</think>\n\n7",)),
     "opened in the template": four((f"{LONG}\n</think>\n\n7",), (f"{LONG}2\n</think>\n\n7",)),
-    "one of four cut off": [*four(("a",), ("b",))[:3], Answered(asked(3), said("c", finish_reason="length"))],
+    "one of four cut off": [
+        *four(("a",), ("b",))[:3],
+        Answered(asked(3), completion_with("c", finish_reason="length")),
+    ],
     "equal for one of two prompts": [
-        Answered(asked(row, seed), said(LONG if not row else f"{LONG}{seed}", completion_tokens=400))
+        Answered(asked(row, seed), completion_with(LONG if not row else f"{LONG}{seed}", completion_tokens=400))
         for row in range(2)
         for seed in range(2)
     ],
     "short and equal": four(("7",), completion_tokens=2),
-    "refused once": [*four(("a",), ("b",))[:3], Answered(asked(3), said("", refusal="no"))],
+    "refused once": [*four(("a",), ("b",))[:3], Answered(asked(3), completion_with("", refusal="no"))],
 }
 
 
@@ -70,7 +73,7 @@ FAULTS = {
     "unclosed": (four((f"<think>\n{LONG} It is 7.",), (f"<think>\n{LONG}7",)), {}),
     "answer": (four(("", LONG), ("", f"{LONG}2")), {}),
     "siblings": (four((LONG,), completion_tokens=400), {}),
-    "logprobs": ([Answered(asked(logprobs=True), said())], {}),
+    "logprobs": ([Answered(asked(logprobs=True), completion_with())], {}),
     "model": (four(("a",), ("b",), served_model="cheap-model"), {}),
 }
 

@@ -333,15 +333,15 @@ async def test_work_goes_to_the_least_loaded_server_and_away_from_a_dead_one():
 
 
 @pytest.mark.parametrize(
-    ("prefill", "said", "flags"),
+    ("prefill", "output", "flags"),
     [
         ("plain", "so 7", set()),
         ("vllm", "so 7", {"continue_final_message", "add_generation_prompt"}),
         ("llama.cpp", "<think>\nso 7", set()),
     ],
 )
-async def test_a_prefill_is_continued_and_never_part_of_the_answer(prefill, said, flags):
-    async with scripted((200, message(content=said), {})) as (url, seen), client_of(url, prefill=prefill) as client:
+async def test_a_prefill_is_continued_and_never_part_of_the_answer(prefill, output, flags):
+    async with scripted((200, message(content=output), {})) as (url, seen), client_of(url, prefill=prefill) as client:
         assert (await client.complete(ask(prefill="<think>\n"))).content == "so 7"
         await client.complete(ask())
     assert set(seen[0]["body"]) - {"model", "messages"} == flags
@@ -360,15 +360,15 @@ async def test_text_that_is_not_utf8_fails_alone():
 async def test_faults_change_neither_the_answers_nor_how_often_they_are_paid():
     faulty = FakeScript(rate_429=0.15, rate_500=0.15, rate_drop=0.15, accuracy=0.6, rate_truncate=0.1)
     calm = FakeScript(accuracy=0.6, rate_truncate=0.1)
-    said = []
+    output = []
     for script in (faulty, calm):
         async with FakeServer(script) as server, client_of(server.base_url) as client:
             done = await asyncio.gather(*(client.complete(ask(seed=seed)) for seed in range(80)))
-            said.append([(answer.content, answer.finish_reason) for answer in done])
+            output.append([(answer.content, answer.finish_reason) for answer in done])
             assert Counter(server.completed.values()) == {1: 80}
             assert server.received == sum(answer.attempts for answer in done) == 80 + server.faults.total()
             assert server.faults.keys() == ({"429", "500", "drop"} if script is faulty else set())
-    assert said[0] == said[1]
+    assert output[0] == output[1]
 
 
 @pytest.mark.parametrize("reasoning", ["reasoning_content", "inline"])

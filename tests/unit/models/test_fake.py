@@ -30,7 +30,7 @@ def body(question="What is 4 + 3 - 2?", prefill=None, **params):
     return {"model": "fake", "messages": messages, **params}
 
 
-def said(script=None, **fields):
+def reply_of(script=None, **fields):
     return answer(body(**fields), script or FakeScript())
 
 
@@ -57,7 +57,7 @@ def test_integer_arithmetic_is_solved(text, value):
 
 @given(st.text(alphabet="0123456789 +-*/().x×÷\n"))
 def test_any_question_gets_an_answer(text):
-    assert "boxed" in said(question=text).message["content"]
+    assert "boxed" in reply_of(question=text).message["content"]
 
 
 @given(st.text())
@@ -66,8 +66,8 @@ def test_tokens_lose_nothing(text):
 
 
 def test_questions_that_are_no_arithmetic_get_a_stable_answer_that_differs_by_question():
-    first = {said(question="How far is the moon?", seed=seed).message["content"].split()[-1] for seed in range(20)}
-    other = said(question="How far is the sun?").message["content"].split()[-1]
+    first = {reply_of(question="How far is the moon?", seed=seed).message["content"].split()[-1] for seed in range(20)}
+    other = reply_of(question="How far is the sun?").message["content"].split()[-1]
     assert len(first) == 1
     assert other not in first
 
@@ -75,26 +75,26 @@ def test_questions_that_are_no_arithmetic_get_a_stable_answer_that_differs_by_qu
 @pytest.mark.parametrize("accuracy", [0.0, 0.3, 0.8, 1.0])
 def test_accuracy_is_the_share_of_right_answers(accuracy):
     right = sum(
-        said(FakeScript(accuracy=accuracy), seed=seed).message["content"].endswith("boxed{5}.") for seed in SEEDS
+        reply_of(FakeScript(accuracy=accuracy), seed=seed).message["content"].endswith("boxed{5}.") for seed in SEEDS
     )
     assert right / len(SEEDS) == pytest.approx(accuracy, abs=0.1)
 
 
 def test_the_answer_is_decided_by_messages_parameters_and_script():
-    first = said(seed=1)
-    assert first == said(seed=1)
-    assert first != said(seed=2)
-    assert first != said(FakeScript(seed=1), seed=1)
-    assert first == said(FakeScript(rate_500=0.9, latency_s=9, hang_s=1), seed=1)
+    first = reply_of(seed=1)
+    assert first == reply_of(seed=1)
+    assert first != reply_of(seed=2)
+    assert first != reply_of(FakeScript(seed=1), seed=1)
+    assert first == reply_of(FakeScript(rate_500=0.9, latency_s=9, hang_s=1), seed=1)
     assert first == answer({**body(seed=1), "model": "another"}, FakeScript())
 
 
 def test_styles_follow_the_prompt_or_the_script():
-    long, short = said(), said(question="Answer briefly: what is 4 + 3 - 2?")
+    long, short = reply_of(), reply_of(question="Answer briefly: what is 4 + 3 - 2?")
     assert long.completion_tokens > 3 * short.completion_tokens
     assert "<think>" not in short.message["content"]
-    assert said(FakeScript(style="short")).completion_tokens < 40
-    assert "<think>" in said(FakeScript(style="long"), question="Briefly: 1 + 1?").message["content"]
+    assert reply_of(FakeScript(style="short")).completion_tokens < 40
+    assert "<think>" in reply_of(FakeScript(style="long"), question="Briefly: 1 + 1?").message["content"]
 
 
 @pytest.mark.parametrize(
@@ -120,23 +120,23 @@ def test_every_way_of_delivering_reasoning_reads_the_same(delivery, prefill, ope
 
 
 def test_a_wrong_answer_comes_from_a_wrong_step():
-    wrong = said(FakeScript(accuracy=0.0)).message["content"]
+    wrong = reply_of(FakeScript(accuracy=0.0)).message["content"]
     value = wrong.rsplit("{", 1)[1].split("}")[0]
     assert value != "5"
     assert f"7 - 2 = {value}." in wrong
 
 
 def test_max_tokens_cuts_and_says_so():
-    whole = said()
-    cut = said(max_tokens=20)
+    whole = reply_of()
+    cut = reply_of(max_tokens=20)
     assert (whole.finish_reason, cut.finish_reason) == ("stop", "length")
     assert cut.completion_tokens == 20
     assert split_reasoning(cut.message["content"], None, opened_in_prompt=False)[2] is Thinking.OPEN
 
 
 def test_a_stop_string_ends_the_answer_before_it():
-    assert said(stop=["</think>"]).message["content"].rstrip().endswith("the result is 5.")
-    assert said(stop="</think>").finish_reason == "stop"
+    assert reply_of(stop=["</think>"]).message["content"].rstrip().endswith("the result is 5.")
+    assert reply_of(stop="</think>").finish_reason == "stop"
 
 
 @pytest.mark.parametrize(
@@ -149,8 +149,8 @@ def test_a_stop_string_ends_the_answer_before_it():
 )
 def test_spoilt_answers_come_at_their_rate(rate, spoilt):
     script = FakeScript.model_validate({rate: 0.3})
-    assert sum(spoilt(said(script, seed=seed)) for seed in SEEDS) / len(SEEDS) == pytest.approx(0.3, abs=0.1)
-    assert not any(spoilt(said(seed=seed)) for seed in SEEDS)
+    assert sum(spoilt(reply_of(script, seed=seed)) for seed in SEEDS) / len(SEEDS) == pytest.approx(0.3, abs=0.1)
+    assert not any(spoilt(reply_of(seed=seed)) for seed in SEEDS)
 
 
 async def test_stats_count_requests_answers_and_faults():

@@ -54,7 +54,7 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypa
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "output"),
     [
         ("packaged:smollm", "smollm2-135m"),
         ("nowhere.gguf", "nowhere.gguf"),
@@ -62,12 +62,12 @@ def test_missing_packages_are_named_with_the_command_that_installs_them(monkeypa
         ("env:W", "W is not set"),
     ],
 )
-def test_weights_that_cannot_be_are_the_users_mistake(model, said, tmp_path):
+def test_weights_that_cannot_be_are_the_users_mistake(model, output, tmp_path):
     (tmp_path / "text.gguf").write_text("not weights")
     spec, environment = LocalSpec(model=model), Environment(root=tmp_path, environ={})
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=output):
         spec.identity(environment)
-    found = [mistake for mistake in spec.check(environment) if said in mistake.message]
+    found = [mistake for mistake in spec.check(environment) if output in mistake.message]
     assert len(found) == (0 if model.startswith("env:") else 1)  # who needs an unset variable is told by configuration
 
 

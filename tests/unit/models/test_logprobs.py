@@ -62,7 +62,7 @@ async def test_a_client_keeps_them_with_the_completion_only_when_asked(tmp_path,
     assert told.content == plain.content  # asking changes nothing of what is said
     assert told.logprobs is not None
     tokens, numbers = unpacked(told.logprobs)
-    said = b"".join(tokens).decode()
-    assert (told.reasoning or "") in said
-    assert said.endswith(told.content)
+    output = b"".join(tokens).decode()
+    assert (told.reasoning or "") in output
+    assert output.endswith(told.content)
     assert all(-3.0 <= number <= 0.0 for number in numbers)

@@ -63,7 +63,7 @@ RAW = {"cat": -0.5, "dog": -1.5, "fish": -6.0}
 
 
 @pytest.mark.parametrize(
-    ("cold", "hot", "said"),
+    ("cold", "hot", "message"),
     [
         (RAW, RAW, None),
         (RAW, {**RAW, "fish": -5.8}, None),  # the noise of a busy server
@@ -77,9 +77,9 @@ RAW = {"cat": -0.5, "dog": -1.5, "fish": -6.0}
         (RequestFailed("bad_request", "no top_logprobs", attempts=1, retryable=False), RAW, "no top_logprobs.*skip"),
     ],
 )
-async def test_what_two_temperatures_tell(cold: Any, hot: Any, said: str | None) -> None:
+async def test_what_two_temperatures_tell(cold: Any, hot: Any, message: str | None) -> None:
     found = await fault_of(cold, hot)
-    assert found is None if said is None else re.search(said, found or ""), found
+    assert found is None if message is None else re.search(message, found or ""), found
 
 
 async def test_a_server_that_is_busy_settles_nothing() -> None:

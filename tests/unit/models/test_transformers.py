@@ -15,15 +15,15 @@ FROM_VARIABLE = TransformersSpec.model_validate({"model": "env:WEIGHTS", "device
 
 
 def test_a_checkpoint_that_a_variable_names_is_looked_for_once_it_is_set(tmp_path: Path) -> None:
-    def said(value: str | None) -> list[str]:
+    def messages_with(value: str | None) -> list[str]:
         environ = {} if value is None else {"WEIGHTS": value}
         return [str(one) for one in FROM_VARIABLE.check(Environment(environ=environ, root=tmp_path))]
 
     (tmp_path / "weights").mkdir()
-    assert said("./weights") == []
-    (missing,) = said("./other")
+    assert messages_with("./weights") == []
+    (missing,) = messages_with("./other")
     assert missing.startswith(f"there is no checkpoint {tmp_path / 'other'}")
-    assert said(None) == []  # told where variables are checked
+    assert messages_with(None) == []  # told where variables are checked
 
 
 def test_a_checkpoint_is_loaded_as_it_is_declared(tmp_path: Path) -> None:

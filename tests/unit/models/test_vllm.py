@@ -76,7 +76,7 @@ def test_a_local_checkpoint_and_a_template_count_by_their_bytes(stand_in):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model": "org/name"}, "model 'org/name' has no revision"),
         ({"model": "org/name", "revision": "main"}, "revision 'main' moves"),
@@ -86,10 +86,10 @@ def test_a_local_checkpoint_and_a_template_count_by_their_bytes(stand_in):
         ({"chat_template": "t.jinja"}, "there is no chat template"),
     ],
 )
-def test_what_is_missing_is_told_before_anything_is_paid(changes, said, stand_in):
+def test_what_is_missing_is_told_before_anything_is_paid(changes, message, stand_in):
     mistakes = stand_in.spec(**changes).check(stand_in.environment())
-    assert [said in str(mistake) for mistake in mistakes] == [True]
-    with pytest.raises(UserError, match=said.split("'")[0]):
+    assert [message in str(mistake) for mistake in mistakes] == [True]
+    with pytest.raises(UserError, match=message.split("'")[0]):
         stand_in.spec(**changes).plan(stand_in.environment())
 
 

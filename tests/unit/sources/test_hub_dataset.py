@@ -117,9 +117,9 @@ def test_a_wrong_field_is_refused_with_the_nearest_one(hub: HubServer, tmp_path:
 def test_a_hub_that_cannot_be_reached_is_a_message(hub: HubServer, tmp_path: Path):
     hub.url = "http://127.0.0.1:9"
     for answer in ask_all(hub, tmp_path, {"revision": "v1"}, {"revision": "main", "allow_moving": True}):
-        said = answer["error"]
-        assert said.startswith(f"the Hub cannot be reached for the data set '{REPO}' (")
-        assert "check the network" in said
+        output = answer["error"]
+        assert output.startswith(f"the Hub cannot be reached for the data set '{REPO}' (")
+        assert "check the network" in output
 
 
 @pytest.mark.parametrize(

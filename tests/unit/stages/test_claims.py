@@ -44,7 +44,7 @@ def write(root: Path, file: str, name: str = "sums", version: str = "1", **chang
     return made
 
 
-def said(*arguments: str) -> tuple[int, str]:
+def output_of(*arguments: str) -> tuple[int, str]:
     done = CliRunner().invoke(app, list(arguments))
     text = done.output if done.exception is None or isinstance(done.exception, SystemExit) else str(done.exception)
     return done.exit_code, " ".join(text.split())
@@ -52,13 +52,13 @@ def said(*arguments: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("command", ["check", "plan", "run"])
 def test_two_files_that_publish_the_same_version_are_refused_with_file_and_line(root: Path, command: str) -> None:
-    assert said("check", "pipelines/sums.yaml")[0] == 0
+    assert output_of("check", "pipelines/sums.yaml")[0] == 0
     write(root, "again", name="Sums")
-    code, text = said(command, "pipelines/sums.yaml")
+    code, text = output_of(command, "pipelines/sums.yaml")
     assert code != 0
     assert "pipelines/sums.yaml:5: stage 'dataset': stage 'dataset' of pipelines/again.yaml, line 5, publishes" in text
     assert "Sums 1 too, and a version holds one dataset (name one of them otherwise, as in `with: {name:" in text
-    assert "again.yaml:5: stage 'dataset': stage 'dataset' of pipelines/sums.yaml, line 5" in said("check")[1]
+    assert "again.yaml:5: stage 'dataset': stage 'dataset' of pipelines/sums.yaml, line 5" in output_of("check")[1]
     assert not (root / "out").exists()
 
 
@@ -78,7 +78,7 @@ def test_another_name_or_version_and_a_broken_file_claim_nothing(
 ) -> None:
     file = write(root, "again", name, version)
     file.write_text(file.read_text().replace(old, new) if old else file.read_text())
-    code, text = said("check", "pipelines/sums.yaml")
+    code, text = output_of("check", "pipelines/sums.yaml")
     assert code == 0, text
 
 
@@ -87,30 +87,31 @@ def test_a_name_given_to_the_stage_or_by_a_profile_counts(root: Path) -> None:
     own = file.read_text()
     file.write_text(own.replace("{views: [sft], licence", "{name: sums, views: [sft], licence"))
     assert (
-        "stage 'dataset' of pipelines/again.yaml, line 5, publishes sums 1" in said("check", "pipelines/sums.yaml")[1]
+        "stage 'dataset' of pipelines/again.yaml, line 5, publishes sums 1"
+        in output_of("check", "pipelines/sums.yaml")[1]
     )
     file.write_text(own.replace("{with: {views: [sft]}}", "{with: {name: sums}}"))
-    assert "publishes sums 1 too under the profile 'small'" in said("check", "pipelines/sums.yaml")[1]
-    assert said("check", "pipelines/sums.yaml", "--help")[0] == 0
+    assert "publishes sums 1 too under the profile 'small'" in output_of("check", "pipelines/sums.yaml")[1]
+    assert output_of("check", "pipelines/sums.yaml", "--help")[0] == 0
 
 
 def test_a_release_that_another_pipeline_made_is_refused(root: Path) -> None:
-    code, text = said("run", "pipelines/sums.yaml")
+    code, text = output_of("run", "pipelines/sums.yaml")
     assert code == 0, text
     manifest = root / "out" / "sums" / "1" / MANIFEST
     assert json.loads(manifest.read_text())["pipeline"] == "sums"
     (root / "pipelines" / "sums.yaml").unlink()
     file = write(root, "others", name="others")
     file.write_text(file.read_text().replace("{views: [sft], licence", "{name: sums, views: [sft], licence"))
-    code, text = said("check", "pipelines/others.yaml")
+    code, text = output_of("check", "pipelines/others.yaml")
     assert code != 0
     assert "others.yaml:5: stage 'dataset': out/sums/1 was published by another pipeline, 'sums'" in text
     assert "raise `version:`" in text
     told = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({key: value for key, value in told.items() if key != "pipeline"}))
-    assert said("check", "pipelines/others.yaml")[0] == 0  # of 0.2, which did not say: the run compares it
+    assert output_of("check", "pipelines/others.yaml")[0] == 0  # of 0.2, which did not say: the run compares it
     manifest.write_text("{")
-    assert said("check", "pipelines/others.yaml")[0] == 0
+    assert output_of("check", "pipelines/others.yaml")[0] == 0
 
 
 def test_files_without_the_name_are_not_read_as_yaml(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,9 +124,9 @@ def test_files_without_the_name_are_not_read_as_yaml(root: Path, monkeypatch: py
         return read_yaml(file, mistakes)
 
     monkeypatch.setattr("tracefactory.publish.claims.read_yaml", reading)
-    assert said("check", "pipelines/sums.yaml")[0] == 0
+    assert output_of("check", "pipelines/sums.yaml")[0] == 0
     assert not read
     file = write(root, "again")
     file.write_text(file.read_text().replace("publish: dataset", "filter: verdict"))
-    assert said("check", "pipelines/sums.yaml")[0] == 0
+    assert output_of("check", "pipelines/sums.yaml")[0] == 0
     assert [file.name for file in read] == ["again.yaml"]

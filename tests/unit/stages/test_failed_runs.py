@@ -33,13 +33,13 @@ async def test_a_share_of_failures_above_the_limit_stops_the_run(run_stages: Run
     entry = {"retries": 0, "concurrency": 8}
     with pytest.raises(RunStopped) as stopped:
         await run_stages(SOURCE + ASKED % "", PROBLEMS, t={**script, "entry": entry})
-    said = str(stopped.value)
-    failed, asked = map(int, re.findall(r"asked: (\d+) of (\d+) requests failed", said)[0])
+    output = str(stopped.value)
+    failed, asked = map(int, re.findall(r"asked: (\d+) of (\d+) requests failed", output)[0])
     assert 50 <= asked < 100
     assert failed > 0.2 * asked
-    assert f"server_error {failed}" in said
-    assert re.search(r"First messages: [0-9a-f]{12}: HTTP 500: a scripted failure", said)
-    assert "To go on: tracefactory run pipelines/t.yaml" in said
+    assert f"server_error {failed}" in output
+    assert re.search(r"First messages: [0-9a-f]{12}: HTTP 500: a scripted failure", output)
+    assert "To go on: tracefactory run pipelines/t.yaml" in output
     made = await run_stages(SOURCE + ASKED % ", run: {max_error_rate: 1}", PROBLEMS, t={"entry": entry})
     assert made.stage("asked").tally.kept == 100
     assert made.paid() < 100  # what was answered before the stop is stored
@@ -108,10 +108,10 @@ async def test_a_stage_that_keeps_nothing_stops_there_and_says_what_dropped_it(
     for _ in range(2):  # the second time from its record
         with pytest.raises(RunError) as failed:
             await run_stages(stages, FEW, t={})
-        said = str(failed.value)
-        assert "short keeps none of its 12 rows, so nothing reaches paid. Reasons: too_long 12." in said
-        assert re.search(r"too_long: \d+ tokens, at most 1", said)
-        assert "filter 'length' {'max_tokens': 1}" in said
+        output = str(failed.value)
+        assert "short keeps none of its 12 rows, so nothing reaches paid. Reasons: too_long 12." in output
+        assert re.search(r"too_long: \d+ tokens, at most 1", output)
+        assert "filter 'length' {'max_tokens': 1}" in output
     outcome = load_outcome(tmp_path / "project" / ".tracefactory", finished=False)
     ends = {one.id: (one.done, one.failed, one.tally.reasons) for one in outcome.stages}
     assert (ends["asked"], ends["short"], ends["paid"][:2]) == (

@@ -29,7 +29,7 @@ def finished(root: Path, stage: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("op", "changed", "stage", "said"),
+    ("op", "changed", "stage", "message"),
     [
         (VerifyAuto, lambda result: replace(result, judged=result.judged[1:]), "checked", "judged: rows were lost"),
         (VerifyAuto, lambda result: replace(result, judged=[*result.judged] * 2), "checked", "judged: rows were lost"),
@@ -37,7 +37,13 @@ def finished(root: Path, stage: str) -> list[str]:
     ],
 )
 async def test_a_stage_that_does_not_account_for_every_row_is_stopped(
-    run_stages: RunStages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, op: Any, changed: Any, stage: str, said: str
+    run_stages: RunStages,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    op: Any,
+    changed: Any,
+    stage: str,
+    message: str,
 ) -> None:
     real = op.run
 
@@ -45,7 +51,7 @@ async def test_a_stage_that_does_not_account_for_every_row_is_stopped(
         return changed(await real(self, *given))
 
     monkeypatch.setattr(op, "run", run)
-    with pytest.raises(AssertionError, match=said):
+    with pytest.raises(AssertionError, match=message):
         await run_stages(STAGES, SUMS, teacher={})
     assert finished(tmp_path, stage) == []
 

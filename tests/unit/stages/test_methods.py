@@ -75,11 +75,11 @@ async def test_critique_and_correction(run_stages: RunStages) -> None:
     for trace in corrected:
         critique = critiques[trace.parent(ParentRole.REVISES) or ""]
         attempt = attempts[critique.parent(ParentRole.CRITIQUES) or ""]
-        first, asks_critique, said, asks_again = trace.turns
+        first, asks_critique, output, asks_again = trace.turns
         assert (first.role, first.content) == ("assistant", attempt.answer_text)
-        assert (asks_critique.role, said.role, asks_again.role) == ("user", "assistant", "user")
+        assert (asks_critique.role, output.role, asks_again.role) == ("user", "assistant", "user")
         assert asks_critique.content.startswith("Check this solution")
-        assert (said.content, said.reasoning) == (CRITIQUED, "Let me see.")
+        assert (output.content, output.reasoning) == (CRITIQUED, "Let me see.")
         assert trace.verdict is not None
         assert trace.verdict.outcome is Outcome.CORRECT
     (chat, _) = loaded(made.root, "chat")
@@ -168,13 +168,13 @@ async def test_real_trajectories_come_back_whole(run_stages: RunStages) -> None:
     assert len(published) == made.stage("right").tally.kept > 100
     by_question = {row["messages"][0]["content"]: row for row in rows}
     for question, row in published.items():
-        (said,) = row["messages"][1]["tool_calls"]
-        assert said["function"] == by_question[question]["messages"][1]["tool_calls"][0]["function"]
+        (output,) = row["messages"][1]["tool_calls"]
+        assert output["function"] == by_question[question]["messages"][1]["tool_calls"][0]["function"]
         assert row["messages"][2]["content"] == by_question[question]["messages"][2]["content"]
 
 
 @pytest.mark.parametrize(
-    ("messages", "said"),
+    ("messages", "output"),
     [
         (None, "no list"),
         ("[", "not valid JSON"),
@@ -186,8 +186,8 @@ async def test_real_trajectories_come_back_whole(run_stages: RunStages) -> None:
         ([{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{}]}], "message 1 calls a tool"),
     ],
 )
-def test_what_is_no_conversation_is_named(messages: Any, said: str) -> None:
-    with pytest.raises(BadConversation, match=said):
+def test_what_is_no_conversation_is_named(messages: Any, output: str) -> None:
+    with pytest.raises(BadConversation, match=output):
         read_conversation(messages)
 
 

@@ -356,7 +356,7 @@ async def test_the_card_says_what_became_of_problems_that_one_teacher_alone_solv
 
 
 @pytest.mark.parametrize(
-    ("by", "shares", "said"),
+    ("by", "shares", "message"),
     [
         ("teacher", "{large: 0.2, smal: 0.8}", "shares: no stage above makes traces with teacher 'smal'.*'small'"),
         ("teacher", "{large: 0.5, small: 0.6}", "add up to 1, not 1.1"),
@@ -367,6 +367,6 @@ async def test_the_card_says_what_became_of_problems_that_one_teacher_alone_solv
         ("parents", "{large: 0.2, small: 0.8}", "no single value"),
     ],
 )
-async def test_groups_that_cannot_be_are_refused(run_stages: RunStages, by: str, shares: str, said: str) -> None:
-    with pytest.raises(UserError, match=f"t.yaml:.*{said}"):
+async def test_groups_that_cannot_be_are_refused(run_stages: RunStages, by: str, shares: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"t.yaml:.*{message}"):
         await run_stages(STAGES.replace("BY", by).replace("SHARES", shares), PROBLEMS, large={}, small={})

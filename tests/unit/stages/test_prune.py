@@ -36,8 +36,8 @@ def line(response: str, answer: str = "42", question: str = "What is six times s
     return json.dumps({"q": question, "a": answer, "response": response}) + "\n"
 
 
-def trace(thought: str = THOUGHT, said: str = RIGHT, **rest: str) -> str:
-    return line(f"<think>\n{thought}\n</think>\n\n{said}", **rest)
+def trace(thought: str = THOUGHT, message: str = RIGHT, **rest: str) -> str:
+    return line(f"<think>\n{thought}\n</think>\n\n{message}", **rest)
 
 
 def parent_of(row: Trace) -> str | None:
@@ -137,7 +137,7 @@ async def test_a_request_that_may_yet_succeed_is_an_error_row_and_one_that_will_
     run_stages: RunStages,
 ) -> None:
     stages = SOURCE + "  - {id: cut, prune: binary_cut, with: {model: student}}"
-    rows = trace() + trace(said="So \\boxed{42}.")
+    rows = trace() + trace(message="So \\boxed{42}.")
     made = await run_stages(stages, rows, student={"rate_500": 1.0, "max_faults": 99})
     stage = made.stage("cut")
     assert (stage.tally.kept, stage.tally.errors, stage.tally.owed) == (0, 2, 2)
@@ -196,7 +196,7 @@ async def test_steps_that_could_not_be_typed_are_tried_again(run_stages: RunStag
 
 
 @pytest.mark.parametrize(
-    ("stage", "said"),
+    ("stage", "message"),
     [
         ("prune: binary_cut", "model is missing"),
         ("prune: binary_cut, with: {model: studnet}", "did you mean 'student'"),
@@ -210,9 +210,9 @@ async def test_steps_that_could_not_be_typed_are_tried_again(run_stages: RunStag
         ("prune: binry_cut", "did you mean 'binary_cut'"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(tmp_path: Path, stage: str, said: str) -> None:
+def test_mistakes_are_told_before_anything_runs(tmp_path: Path, stage: str, message: str) -> None:
     pipeline = project(tmp_path, f"  - {{id: cut, {stage}}}")
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_pipeline(pipeline)
 
 

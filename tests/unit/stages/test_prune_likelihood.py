@@ -156,7 +156,7 @@ async def test_a_student_that_could_not_be_asked_is_owed(
 
 
 @pytest.mark.parametrize(
-    ("with_", "said"),
+    ("with_", "message"),
     [
         ("check: answer", "no student; scores need"),
         ("student: fake, check: answer", "'fake' is `use: fake`; scores need `use: transformers` or `vllm`"),
@@ -164,11 +164,11 @@ async def test_a_student_that_could_not_be_asked_is_owed(
         ("student: pupil, check: answer, max_steps: 1", "max_steps"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(tmp_path: Path, with_: str, said: str) -> None:
+def test_mistakes_are_told_before_anything_runs(tmp_path: Path, with_: str, message: str) -> None:
     file = project(tmp_path, f"  - {{id: cut, prune: answer_likelihood, with: {{{with_}}}}}")
     models = f"models:\n  fake: {{use: fake}}\n{PUPIL}{PUPIL.replace('pupil', 'large').replace('}', ', gpus: 2}')}"
     file.write_text(file.read_text().replace("models: {student: {use: fake}}\n", models))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_pipeline(file)
 
 

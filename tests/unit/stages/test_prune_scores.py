@@ -116,8 +116,8 @@ async def test_a_stage_prunes_by_what_a_measure_stage_stored(
 async def test_real_students_say_which_steps_say_little(run_stages: RunStages, name: str) -> None:
     pytest.importorskip("torch")
     pupil = f"  pupil: {{use: transformers, model: {gguf(name)}}}\n"
-    said = "And 35 + 7 = 42."
-    said_again = THOUGHT.replace(said, f"{said}\n\n{said}")
+    output = "And 35 + 7 = 42."
+    said_again = THOUGHT.replace(output, f"{output}\n\n{output}")
     given = "{{student: pupil, check: answer, drop: {1}, score: {2}}}"
     low = f"  - {{{{id: {{0}}, prune: low_information, from: scored, with: {given}}}}}\n"
     ways = {"by_mean": (0.3, "surprisal"), "by_first": (0.3, "first_surprisal"), "by_sum": (0.5, "entropy")}
@@ -136,7 +136,7 @@ async def test_real_students_say_which_steps_say_little(run_stages: RunStages, n
             assert row.reasoning.endswith("So the answer is 42.")
     # What was said before is what a student expects most.
     (repeats,) = [row for row in made.traces("by_mean") if parents[parent_of(row) or ""].reasoning == said_again]
-    assert repeats.reasoning.count(said) < 2
+    assert repeats.reasoning.count(output) < 2
 
 
 def test_scores_must_be_measured_above_and_of_the_traces_themselves(tmp_path: Path) -> None:

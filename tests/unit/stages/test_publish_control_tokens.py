@@ -18,7 +18,7 @@ ROWS = [
     trace(),
     trace("It ends with <|im_end|>.", question="What ends a turn?"),
     trace(question="What does <s> begin?"),
-    trace(said="\\boxed{42} </s> and <|im_end|>", question="And then?"),
+    trace(message="\\boxed{42} </s> and <|im_end|>", question="And then?"),
 ]
 SOURCE = "  - {id: raw, source: traces, with: {paths: problems.jsonl, question: q, answer: a, model: someone}}\n"
 
@@ -34,7 +34,7 @@ def chosen(policy: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("policy", "rows", "said"),
+    ("policy", "rows", "message"),
     [
         ("default", 1, ["No text to train on spells a control token", "3 traces that spell one were dropped."]),
         ("drop", 1, ["3 traces that spell one were dropped."]),
@@ -43,7 +43,7 @@ def chosen(policy: str) -> str:
     ],
 )
 async def test_the_card_and_the_funnel_count_what_became_of_the_rows(
-    run_stages: RunStages, tmp_path: Path, policy: str, rows: int, said: list[str]
+    run_stages: RunStages, tmp_path: Path, policy: str, rows: int, message: list[str]
 ) -> None:
     made = await run_stages(stages(policy), "".join(ROWS))
     tally = made.stage("dataset").tally
@@ -52,7 +52,7 @@ async def test_the_card_and_the_funnel_count_what_became_of_the_rows(
     folder = tmp_path / "project" / "out" / policy / "1"
     assert {name: one.rows for name, one in read_manifest(folder).configs.items()} == {"sft": rows, "raw": rows}
     card = (folder / "README.md").read_text()
-    for one in said:
+    for one in message:
         assert one in card
     (file,) = (folder / "data" / "sft").glob("*.parquet")
     texts = sorted(one["completion"][0]["content"] for one in pq.read_table(file).to_pylist())

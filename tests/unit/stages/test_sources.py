@@ -39,8 +39,8 @@ async def test_what_does_not_fit_in_memory_is_sorted_on_disk(
 
 async def test_a_source_of_traces_without_a_single_usable_row_says_why(run_stages: RunStages) -> None:
     more = "  - {id: checked, verify: auto}\n  - {id: right, filter: verdict}\n"
-    said = r"raw keeps none of its 3 rows, so nothing reaches right\. Reasons: no_response 3\."
-    with pytest.raises(RunError, match=said):
+    message = r"raw keeps none of its 3 rows, so nothing reaches right\. Reasons: no_response 3\."
+    with pytest.raises(RunError, match=message):
         await run_stages(STAGES + more, line("", "1", "Which number is 1?") * 3)
 
 

@@ -70,10 +70,10 @@ async def test_a_row_that_comes_by_two_ways_is_one_row_with_the_columns_of_both(
 
 async def test_a_stage_is_given_the_values_that_are_read_back(run_stages: RunStages) -> None:
     made = await joined(run_stages)
-    said = {
+    output = {
         trace.id: trace.verdict.outcome for stage in ("left", "right") for trace in made.traces(stage) if trace.verdict
     }
-    assert set(said.values()) == {Outcome.UNVERIFIABLE, Outcome.CORRECT}  # of the shared rows each way says another
+    assert set(output.values()) == {Outcome.UNVERIFIABLE, Outcome.CORRECT}  # of the shared rows each way says another
     assert made.traces("joined") == made.traces("turned")  # in whatever order they are written
     right = {trace.id for trace in made.traces("turned") if trace.verdict and trace.verdict.outcome is Outcome.CORRECT}
     assert ids(made, "solved") == right == ids(made, "right") - ids(made, "left")

@@ -79,14 +79,14 @@ def checked(file: Path) -> str:
 def test_check_refuses_a_prompt_that_a_decoders_student_cannot_be_given(
     tmp_path: Path, template: str, front: str, reason: str, remedy: str
 ) -> None:
-    said = checked(project(tmp_path, DECODED, template, front))
+    printed = checked(project(tmp_path, DECODED, template, front))
     if not reason:
-        assert "no mistakes" in said
+        assert "no mistakes" in printed
         return
-    assert reason in said
-    assert remedy in said
-    assert f"sums.yaml:{8}:" in said
-    assert "stage 'decoded': prompt 'asked' under the chat template of 'pupil'" in said
+    assert reason in printed
+    assert remedy in printed
+    assert f"sums.yaml:{8}:" in printed
+    assert "stage 'decoded': prompt 'asked' under the chat template of 'pupil'" in printed
 
 
 DUEL = """
@@ -128,21 +128,21 @@ def duel(folder: Path, asked_with: str, given: str = "self.reply", front: str = 
 
 
 def test_check_tries_every_prompt_of_a_rollout_on_each_of_its_models(tmp_path: Path) -> None:
-    said = checked(duel(tmp_path, ""))
-    assert "stage 'made': prompt 'asked' under the chat template of 'pupil'" in said
-    assert "no_system_role" in said
-    assert "beginning of the body" in said
-    assert "say so in its `asked_with`" in said
-    assert "'teacher'" not in said
-    assert "'replied'" not in said
+    printed = checked(duel(tmp_path, ""))
+    assert "stage 'made': prompt 'asked' under the chat template of 'pupil'" in printed
+    assert "no_system_role" in printed
+    assert "beginning of the body" in printed
+    assert "say so in its `asked_with`" in printed
+    assert "'teacher'" not in printed
+    assert "'replied'" not in printed
 
 
 def test_a_rollout_that_says_which_model_gets_a_prompt_is_tried_on_that_and_held_to_it(tmp_path: Path) -> None:
     assert "no mistakes" in checked(duel(tmp_path / "right", TOLD))
     elsewhere = TOLD.replace("self.b: [self.reply]", "'nobody': ['nothing']")
-    said = checked(duel(tmp_path / "elsewhere", elsewhere))
-    assert "has 'nobody' in `asked_with`, no parameter of it" in said
-    assert "has 'nothing' in `asked_with`, no parameter of it" in said
+    printed = checked(duel(tmp_path / "elsewhere", elsewhere))
+    assert "has 'nobody' in `asked_with`, no parameter of it" in printed
+    assert "has 'nothing' in `asked_with`, no parameter of it" in printed
 
 
 def test_check_says_once_which_chat_templates_it_could_not_try(tmp_path: Path) -> None:
@@ -153,18 +153,18 @@ def test_check_says_once_which_chat_templates_it_could_not_try(tmp_path: Path) -
     far = '  far: {use: openai, model: big, base_url: "http://127.0.0.1:9/v1"}\n'
     file = project(tmp_path, stages, front="system: Be brief.\n")
     file.write_text(file.read_text().replace("models:\n", f"models:\n{far}"))
-    said = checked(file)
-    assert "no mistakes" in said
-    assert said.count("note: the chat template of far is not on this machine") == 1
+    printed = checked(file)
+    assert "no mistakes" in printed
+    assert printed.count("note: the chat template of far is not on this machine") == 1
     (tmp_path / "prompts" / "asked.md").write_text("---\nstyle: long\n---\n{{ question }}\n")
     assert "note:" not in checked(file)  # nothing in it hangs on the template
 
 
 def test_check_refuses_a_student_that_cannot_be_measured(tmp_path: Path) -> None:
     measured = TRACES + "  - {id: measured, measure: student, with: {student: pupil}}\n"
-    said = checked(project(tmp_path, measured, "deepseek_r1_distill"))
-    assert "reasoning_not_rendered" in said
-    assert "deepseek_r1_distill_training.jinja" in said
+    printed = checked(project(tmp_path, measured, "deepseek_r1_distill"))
+    assert "reasoning_not_rendered" in printed
+    assert "deepseek_r1_distill_training.jinja" in printed
     (tmp_path / "student.jinja").write_text(shipped()["deepseek_r1_distill_training"])
     assert "no mistakes" in checked(tmp_path / "pipelines" / "sums.yaml")
 
@@ -172,9 +172,9 @@ def test_check_refuses_a_student_that_cannot_be_measured(tmp_path: Path) -> None
 def test_check_refuses_a_view_that_the_student_of_the_dataset_loses(tmp_path: Path) -> None:
     publish = "  - {id: dataset, publish: dataset, with: {views: [sft, chat, raw], student: pupil}}\n"
     file = project(tmp_path, TRACES + publish)
-    said = checked(file)
-    assert "the view 'chat' under the chat template of 'pupil'" in said
-    assert "leave chat out of `views:`" in said
+    printed = checked(file)
+    assert "the view 'chat' under the chat template of 'pupil'" in printed
+    assert "leave chat out of `views:`" in printed
     file.write_text(file.read_text().replace("chat, ", ""))
     assert "no mistakes" in checked(file)
 
@@ -207,9 +207,9 @@ def test_every_row_is_rendered_and_refused_or_counted(strict: bool) -> None:
     else:
         assert len(left.rows) == 3
         assert counted == {("pupil", "no_reasoning"): 1}
-        (said,) = unrendered({"sft": counted})
-        assert "1 rows" in said
-        assert "no_reasoning" in said
+        (printed,) = unrendered({"sft": counted})
+        assert "1 rows" in printed
+        assert "no_reasoning" in printed
 
 
 def test_publish_with_a_student_leaves_out_rows_that_its_tokenizer_reads_otherwise(
@@ -247,21 +247,21 @@ def test_render_prints_a_row_with_what_is_masked_and_every_problem(
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, ["run", "pipelines/sums.yaml"])
     assert done.exit_code == 0, done.output
-    code, said = rendered("sums", "--student", "pupil")
-    assert code == 0, said
-    assert "<think>\nTwo and two.\n</think>\n\n4<|im_end|>[masked]\n[/masked]" in said
-    assert "\n[masked]<|im_start|>system" in said
-    assert "<|im_start|>assistant\n[/masked]<think>" in said
-    assert "tokens supervised" in said
+    code, printed = rendered("sums", "--student", "pupil")
+    assert code == 0, printed
+    assert "<think>\nTwo and two.\n</think>\n\n4<|im_end|>[masked]\n[/masked]" in printed
+    assert "\n[masked]<|im_start|>system" in printed
+    assert "<|im_start|>assistant\n[/masked]<think>" in printed
+    assert "tokens supervised" in printed
     assert rendered("out/sums/1", "--student", "packaged:smollm2-135m")[0] == 0
     assert rendered("--student", "pupil")[0] == 0  # the newest run
-    code, said = rendered("sums", "--student", "pupil", "--view", "chat")
+    code, printed = rendered("sums", "--student", "pupil", "--view", "chat")
     assert code == 1
-    assert "problem: it drops or rewrites the reasoning (reasoning_not_rendered)" in said
+    assert "problem: it drops or rewrites the reasoning (reasoning_not_rendered)" in printed
     (tmp_path / "r1.jinja").write_text(shipped()["deepseek_r1_distill"])
-    code, said = rendered("sums", "--student", "r1.jinja")
+    code, printed = rendered("sums", "--student", "r1.jinja")
     assert code == 1
-    assert "counted with" in said or "reasoning_not_rendered" in said
+    assert "counted with" in printed or "reasoning_not_rendered" in printed
     assert rendered("sums", "--view", "raw", "--student", "pupil")[0] == 0
 
 

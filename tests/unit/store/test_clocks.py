@@ -54,17 +54,17 @@ async def had_within(lease: Lease, seconds: float) -> bool:
 async def test_a_live_lease_is_kept_and_a_dead_one_is_free_soon_whatever_the_clocks_say(
     tmp_path: Path, become: Host, skew: float
 ) -> None:
-    folder, said = tmp_path / "stages" / "s-1", []
+    folder, output = tmp_path / "stages" / "s-1", []
     become("one", 0.0)
-    theirs = Lease(tmp_path, folder, "theirs", said.append)
+    theirs = Lease(tmp_path, folder, "theirs", output.append)
     await theirs.__aenter__()
     await asyncio.sleep(2 * HEARTBEAT_S)
     become("two", skew)
-    assert not await had_within(Lease(tmp_path, folder, "mine", said.append), 2 * STALE_S)
-    assert "run theirs" in said[0]
+    assert not await had_within(Lease(tmp_path, folder, "mine", output.append), 2 * STALE_S)
+    assert "run theirs" in output[0]
     assert theirs._heartbeat is not None
     theirs._heartbeat.cancel()  # as by kill -9: nothing is given back
-    mine = Lease(tmp_path, folder, "mine", said.append)
+    mine = Lease(tmp_path, folder, "mine", output.append)
     assert await had_within(mine, 10 * STALE_S)
     await mine.__aexit__(None, None, None)
     assert theirs._file is not None

@@ -177,14 +177,14 @@ def test_a_full_disk_fails_a_shard_with_a_sentence_and_leaves_no_file(
 
     before = sorted(folder.path.iterdir())
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
-    said = r"traces-00001-of-00002.*No space left.*nothing is paid again"
+    message = r"traces-00001-of-00002.*No space left.*nothing is paid again"
 
     def write() -> None:
         with Tables(folder, 1, 2) as tables:
             tables.add_made(Table.TRACES, made_table(Table.TRACES, [Made(make_trace())]))
             tables.commit()
 
-    with pytest.raises(RunError, match=said):
+    with pytest.raises(RunError, match=message):
         write()
     assert sorted(folder.path.iterdir()) == before
 

@@ -133,7 +133,7 @@ def test_a_store_that_ignores_conditions_is_refused(objects: Objects, server: S3
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("s4://bucket/a", "names no object store"),
         ("file:///tmp/a", "TRACEFACTORY_HOME"),
@@ -143,9 +143,9 @@ def test_a_store_that_ignores_conditions_is_refused(objects: Objects, server: S3
         ("s3://bucket/a?endpoint=x", "not of the form"),
     ],
 )
-def test_a_url_of_no_object_store_is_a_mistake(url: str, said: str) -> None:
+def test_a_url_of_no_object_store_is_a_mistake(url: str, message: str) -> None:
     with pytest.raises(UserError) as raised:
         checked_url(url)
     text = f"{raised.value} {raised.value.mistakes[0].hint}"
-    assert said in text
+    assert message in text
     assert "secret" not in text

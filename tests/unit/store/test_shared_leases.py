@@ -25,9 +25,9 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> Cloud:
     return Cloud()
 
 
-def lease(cloud: Cloud, run: str, said: list[str] | None = None, **options: Any) -> SharedLease:
-    said = [] if said is None else said
-    return SharedLease(cloud, "stages/s", run, said.append, said.append, **options)
+def lease(cloud: Cloud, run: str, output: list[str] | None = None, **options: Any) -> SharedLease:
+    output = [] if output is None else output
+    return SharedLease(cloud, "stages/s", run, output.append, output.append, **options)
 
 
 async def is_free(cloud: Cloud, within_s: float, run: str = "mine") -> bool:
@@ -49,16 +49,16 @@ async def kill(held: SharedLease) -> None:
 @pytest.mark.parametrize("skew", [-300.0, 300.0])
 async def test_it_is_waited_for_given_back_and_taken_over_when_its_holder_died(cloud: Cloud, skew: float) -> None:
     cloud.skew_s = skew  # the machines agree with each other, and not with the store
-    said: list[str] = []
+    output: list[str] = []
     held = lease(cloud, "theirs")
     async with held:
         async with asyncio.timeout(10):
-            waiting = asyncio.create_task(lease(cloud, "mine", said).__aenter__())
+            waiting = asyncio.create_task(lease(cloud, "mine", output).__aenter__())
             await asyncio.sleep(1.0)  # longer than it takes to expire: it is renewed
             assert not waiting.done()
     mine = await asyncio.wait_for(waiting, 10)
-    assert len(said) == 1
-    assert "run theirs (process" in said[0]
+    assert len(output) == 1
+    assert "run theirs (process" in output[0]
     await kill(mine)
     assert not await is_free(cloud, 0.3, "third")
     assert await is_free(cloud, 10, "third")
@@ -110,13 +110,13 @@ async def test_a_holder_that_cannot_renew_stops_before_another_may_take_it(
 
 
 async def test_short_faults_and_lost_answers_cost_no_lease(cloud: Cloud) -> None:
-    said: list[str] = []
+    output: list[str] = []
     cloud.faults["create"] = ["lost"]
-    async with lease(cloud, "theirs", said):
+    async with lease(cloud, "theirs", output):
         cloud.faults["replace"] = [Unreachable("away"), "lost", "refused", Unreachable("away"), "refused", "lost"]
         await asyncio.sleep(0.5)
         assert not await is_free(cloud, 0.5)
-    assert said == []
+    assert output == []
     assert await is_free(cloud, 5)
 
 

@@ -11,7 +11,7 @@ def test_loading_a_student_writes_no_progress_bar(smollm_spec: Checkpoint, capfd
     bar = modeling_gguf_pytorch_utils.tqdm
     load_tokenizer(smollm_spec)
     load_model(smollm_spec)
-    said = capfd.readouterr()
-    assert "GGUF" not in said.err + said.out
-    assert "Loading weights" not in said.err + said.out
+    output = capfd.readouterr()
+    assert "GGUF" not in output.err + output.out
+    assert "Loading weights" not in output.err + output.out
     assert modeling_gguf_pytorch_utils.tqdm is bar

@@ -37,7 +37,7 @@ def renderer(source: str) -> Renderer:
     return Renderer(with_template(source), "inline")
 
 
-def said(reasoning: str = REASONING, answer: str = ANSWER) -> dict[str, Any]:
+def turns_of(reasoning: str = REASONING, answer: str = ANSWER) -> dict[str, Any]:
     thinking = f"<think>\n{reasoning}\n</think>\n\n" if reasoning else ""
     return {"role": "assistant", "content": thinking + answer}
 
@@ -50,7 +50,7 @@ def reason_of(row: dict[str, Any], source: str = PLAIN) -> str:
     return "ok"
 
 
-TALK = {"messages": [USER, said("Is it 40?", "It is 40."), {"role": "user", "content": "No."}, said()]}
+TALK = {"messages": [USER, turns_of("Is it 40?", "It is 40."), {"role": "user", "content": "No."}, turns_of()]}
 
 
 @pytest.mark.parametrize(
@@ -77,24 +77,27 @@ def test_generation_marks_are_around_the_assistants_messages_and_nothing_else(bo
 def test_generation_marks_around_everything_are_refused() -> None:
     everything = "{% for m in messages %}{% generation %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
     assert reason_of(TALK, everything + "{% endgeneration %}" + TAIL) == "marks_differ"
-    assert reason_of({"prompt": [USER], "completion": [said()]}, everything + "{% endgeneration %}" + TAIL) == "ok"
+    assert reason_of({"prompt": [USER], "completion": [turns_of()]}, everything + "{% endgeneration %}" + TAIL) == "ok"
 
 
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"messages": [USER, said("", "")]}, "empty_turn"),
-        ({"messages": [USER, said("", " \n")]}, "empty_turn"),
-        ({"messages": [USER, said("", ""), USER, said()]}, "empty_turn"),
-        ({"prompt": [USER], "completion": [said("", "")]}, "empty_turn"),
-        ({"prompt": [USER, said("", ""), USER], "completion": [said()]}, "ok"),  # what comes before is not trained
-        ({"messages": [{**USER, "content": ""}, said()]}, "ok"),
-        ({"prompt": [USER], "chosen": [said()], "rejected": [said("", "")]}, "empty_turn"),
-        ({"messages": [USER, said("Then <|endoftext|> comes.")]}, "special_token_inside"),
-        ({"messages": [USER, said(answer="See <filename>.")]}, "special_token_inside"),  # of SmolLM2 alone
-        ({"messages": [{**USER, "content": "Read <file_sep> aloud."}, said()]}, "special_token_inside"),
-        ({"messages": [USER, said("a < b, <b>bold</b>, <unknown>, <|nothing|>")]}, "ok"),
-        ({"messages": [USER, said(answer="半分は42個。 🍎 e\u0301 \u202e")]}, "ok"),
+        ({"messages": [USER, turns_of("", "")]}, "empty_turn"),
+        ({"messages": [USER, turns_of("", " \n")]}, "empty_turn"),
+        ({"messages": [USER, turns_of("", ""), USER, turns_of()]}, "empty_turn"),
+        ({"prompt": [USER], "completion": [turns_of("", "")]}, "empty_turn"),
+        (
+            {"prompt": [USER, turns_of("", ""), USER], "completion": [turns_of()]},
+            "ok",
+        ),  # what comes before is not trained
+        ({"messages": [{**USER, "content": ""}, turns_of()]}, "ok"),
+        ({"prompt": [USER], "chosen": [turns_of()], "rejected": [turns_of("", "")]}, "empty_turn"),
+        ({"messages": [USER, turns_of("Then <|endoftext|> comes.")]}, "special_token_inside"),
+        ({"messages": [USER, turns_of(answer="See <filename>.")]}, "special_token_inside"),  # of SmolLM2 alone
+        ({"messages": [{**USER, "content": "Read <file_sep> aloud."}, turns_of()]}, "special_token_inside"),
+        ({"messages": [USER, turns_of("a < b, <b>bold</b>, <unknown>, <|nothing|>")]}, "ok"),
+        ({"messages": [USER, turns_of(answer="半分は42個。 🍎 e\u0301 \u202e")]}, "ok"),
     ],
 )
 def test_empty_turns_and_control_tokens_of_the_student_are_refused(row: dict[str, Any], reason: str) -> None:
@@ -112,7 +115,7 @@ def test_a_template_that_drops_what_carries_loss_is_refused() -> None:
 
 def test_a_token_across_the_start_of_the_turn_is_refused() -> None:
     joined = HEAD.replace("\n", " app") + "{{ m.content }}<|im_end|>\n" + TAIL.replace("\n", " app")
-    row = {"messages": [USER, said("", "les are left")]}
+    row = {"messages": [USER, turns_of("", "les are left")]}
     assert reason_of(row, joined) == "mask_not_exact"
     assert reason_of({"prompt": [USER], "completion": row["messages"][1:]}, joined) == "mask_not_exact"
 
@@ -123,7 +126,7 @@ def test_a_tokenizer_that_composes_characters_trains_on_the_same_text() -> None:
     own = renderer(PLAIN)
     own.tokenizer._tokenizer = type(own.tokenizer.backend_tokenizer).from_str(own.tokenizer.backend_tokenizer.to_str())
     own.tokenizer._tokenizer.normalizer = normalizers.NFC()
-    row = {"messages": [USER, said("So e\u0301 = é.", "It is e\u0301.")]}
+    row = {"messages": [USER, turns_of("So e\u0301 = é.", "It is e\u0301.")]}
     (one,) = trainings(row)
     tokens = own.tokens_of(rendered_turn(own.template, one.before, one.last))
     assert own.decode(tokens.ids[tokens.first : tokens.stop]) != tokens.text
@@ -136,13 +139,13 @@ MASKED = "Take 84.\n\nLet me check: 42 + 42 = 84.\n\nIt is 42."
 
 
 def masked_row(cut: str) -> dict[str, Any]:
-    content = said(MASKED)["content"]
+    content = turns_of(MASKED)["content"]
     at = content.index(cut)
     ranges = [(0, at, True), (at, at + len(cut), False), (at + len(cut), len(content), True)]
     details = [
         {"begin_offset": begin, "end_offset": end - 1, "train": train} for begin, end, train in ranges if begin < end
     ]
-    return {"masked_messages": [{**USER, "train_detail": None}, {**said(MASKED), "train_detail": details}]}
+    return {"masked_messages": [{**USER, "train_detail": None}, {**turns_of(MASKED), "train_detail": details}]}
 
 
 @pytest.mark.parametrize(
@@ -226,7 +229,7 @@ def test_the_view_tool_use_refuses_arguments_that_are_no_object(arguments: str) 
 
 def test_views_of_one_trace_are_tokenized_once(monkeypatch: pytest.MonkeyPatch) -> None:
     own = renderer(PLAIN)
-    rows = [{"messages": [USER, said()]}, {"prompt": [USER], "completion": [said()]}]
+    rows = [{"messages": [USER, turns_of()]}, {"prompt": [USER], "completion": [turns_of()]}]
     for row in rows:
         check_row(row, own)
     assert own._tokenized.cache_info().misses == 1

@@ -76,9 +76,9 @@ def test_a_token_across_the_end_of_the_words_is_one_of_them() -> None:
 
 
 def test_columns_say_what_they_are_over() -> None:
-    for over, said in ((Over.TEXT, "without think tags"), (Over.ALL, "with think tags and end of turn")):
+    for over, output in ((Over.TEXT, "without think tags"), (Over.ALL, "with think tags and end of turn")):
         columns = {one.name: one.description for one in measure_columns("s", MeasureParams(), over, entropies=True)}
-        assert all(said in text for name, text in columns.items() if name != "s/tokens")
+        assert all(output in text for name, text in columns.items() if name != "s/tokens")
         assert columns["s/tokens"].startswith("All supervised tokens")
 
 

@@ -117,7 +117,7 @@ async def test_a_server_with_the_models_own_log_probabilities_is_probed_once(ser
 
 
 @pytest.mark.parametrize(
-    ("mode", "said"),
+    ("mode", "message"),
     [
         ("logits", r"reports logits in place of the log-probabilities .*--logprobs-mode raw_logprobs"),
         ("negative logits", r"reports logits in place of .*--logprobs-mode raw_logprobs"),
@@ -125,11 +125,11 @@ async def test_a_server_with_the_models_own_log_probabilities_is_probed_once(ser
     ],
 )
 async def test_a_server_that_reports_something_else_is_refused_before_anything_is_scored(
-    serve: Serve, mode: str, said: str
+    serve: Serve, mode: str, message: str
 ) -> None:
     server = Server(mode)
     student = await serve(server)
-    with pytest.raises(UserError, match=f"the server of m: .*{said}"):
+    with pytest.raises(UserError, match=f"the server of m: .*{message}"):
         await student.score(traces(student, 3))
     assert server.scored == 0
     trusted = await serve(Server(mode), skip_checks=("logprobs",))
@@ -149,7 +149,7 @@ RAW = [(-3.0, -0.1, -2.4), (-0.2, -0.2, -1.8), (-5.0, -0.7, -0.8)]
 
 
 @pytest.mark.parametrize(
-    ("cold", "hot", "said"),
+    ("cold", "hot", "message"),
     [
         (RAW, RAW, None),
         (RAW, [tuple(value - 0.05 for value in one) for one in RAW], None),
@@ -160,6 +160,6 @@ RAW = [(-3.0, -0.1, -2.4), (-0.2, -0.2, -1.8), (-5.0, -0.7, -0.8)]
         ([], [], "no log-probabilities"),
     ],
 )
-def test_what_two_temperatures_tell_of_a_prompt(cold: Any, hot: Any, said: str | None) -> None:
+def test_what_two_temperatures_tell_of_a_prompt(cold: Any, hot: Any, message: str | None) -> None:
     found = prompt_logprobs_fault(cold, hot)
-    assert found is None if said is None else found is not None and said in found[0], found
+    assert found is None if message is None else found is not None and message in found[0], found

@@ -111,8 +111,8 @@ def test_a_trial_uses_the_measured_student_or_the_only_one(load: Callable[..., P
 def test_a_trial_reports_all_mistakes_together(load: Callable[..., Pipeline]) -> None:
     with pytest.raises(UserError) as caught:
         trial_of(load(MEASURE), 5, student="pupl", teachers=["bigg", "smal"])
-    said = [mistake.message for mistake in caught.value.mistakes]
-    assert said == [
+    output = [mistake.message for mistake in caught.value.mistakes]
+    assert output == [
         "--student: unknown model 'pupl'",
         "--teacher: unknown teacher 'bigg'",
         "--teacher: unknown teacher 'smal'",

@@ -126,8 +126,8 @@ def by_name(result: Result) -> Mapping[str, Any]:
 def test_the_better_dataset_is_found_and_nothing_is_done_twice(
     pipeline: Pipeline, trainings: Trainings, tmp_path: Path
 ) -> None:
-    said: list[str] = []
-    result = Comparison(pipeline, unwatched, said.append)()
+    output: list[str] = []
+    result = Comparison(pipeline, unwatched, output.append)()
     found = by_name(result)
     assert list(found) == ["untouched", "good", "bad"]
     assert result.baseline == "good"
@@ -140,12 +140,12 @@ def test_the_better_dataset_is_found_and_nothing_is_done_twice(
     assert found["good"].summary.questions == 25
     assert found["good"].taken.tokens >= 50
     assert len({job.key() for job in trainings.jobs}) == 6  # two rates and one more seed of two datasets
-    assert any("in the loss" in text for text in said)
+    assert any("in the loss" in text for text in output)
     assert sum(student.requests for one in result.datasets for student in one.students) > 0
     trainings.jobs.clear()
     for folder in (pipeline.project.state_dir / "teaching").glob("*/model"):
         folder.unlink()  # weights are not needed once the answers are stored
-    again = Comparison(pipeline, unwatched, said.append)()
+    again = Comparison(pipeline, unwatched, output.append)()
     assert trainings.jobs == []
     assert sum(student.requests for one in again.datasets for student in one.students) == 0
     assert all(student.reused for one in again.datasets for student in one.students)

@@ -42,8 +42,8 @@ def _determinism_as_before() -> Iterator[None]:
 def trained_here(job: TrainingJob, root: Path) -> tuple[Path, Record, Lines]:
     folder = job.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
-    said: Lines = []
-    return folder, run_here(job, folder, said.append), said
+    output: Lines = []
+    return folder, run_here(job, folder, output.append), output
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +57,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, job: TrainingJob) -> t
 
 
 def test_the_record_says_what_was_trained(undisturbed: tuple[Path, Record, Lines], job: TrainingJob) -> None:
-    folder, record, said = undisturbed
+    folder, record, output = undisturbed
     rows = trainer.planned_rows(job)
     assert record.rows == len(rows) == len(ROWS)
     assert record.steps == 5  # the last one has a single row
     assert record.tokens == sum(label != -100 for row in rows["labels"].to_pylist() for label in row)
-    assert [one["step"] for one in said if "step" in one] == [1, 2, 3, 4, 5]
-    assert [one["saved"] for one in said if "saved" in one] == [2, 4]  # the model itself follows the last step
-    assert said[-1]["tokens"] == record.tokens
+    assert [one["step"] for one in output if "step" in one] == [1, 2, 3, 4, 5]
+    assert [one["saved"] for one in output if "saved" in one] == [2, 4]  # the model itself follows the last step
+    assert output[-1]["tokens"] == record.tokens
     assert record.curve[-1].loss < record.curve[0].loss
     assert record.lora_rank is None
     assert record.trained_parameters == record.parameters
@@ -109,9 +109,9 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     assert done(folder) is None
     (folder / TRAINER / "checkpoint-4").mkdir(exist_ok=True)  # killed while it was written
     (folder / TRAINER / "checkpoint-4" / "whole").unlink(missing_ok=True)
-    _, record, said = trained_here(job, tmp_path)
+    _, record, output = trained_here(job, tmp_path)
     assert record.resumed_at == 2
-    assert next(one["step"] for one in said if "step" in one) == 3
+    assert next(one["step"] for one in output if "step" in one) == 3
     assert record.files == undisturbed[1].files
     assert record.curve == undisturbed[1].curve
     again = train(job, tmp_path, lambda line: pytest.fail("it was trained already"))

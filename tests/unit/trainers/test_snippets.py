@@ -30,15 +30,15 @@ PLACES = [
 @pytest.mark.parametrize("data", PLACES, ids=["folder", "hub", "hostile"])
 def test_every_configuration_parses_and_names_dataset_and_student(trainer: object, view: str, data: Data) -> None:
     files = snippet(trainer, view, data)  # type: ignore[arg-type]
-    said = []
+    message = []
     for file in files:
         if file.language == "python":
-            said += [one.value for one in ast.walk(ast.parse(file.text)) if isinstance(one, ast.Constant)]
+            message += [one.value for one in ast.walk(ast.parse(file.text)) if isinstance(one, ast.Constant)]
         elif file.language == "sh":
-            said += shlex.split(file.text, comments=True)
+            message += shlex.split(file.text, comments=True)
         else:
-            said += list(_values(json.loads(file.text) if file.language == "json" else yaml.safe_load(file.text)))
-    text = [str(one) for one in said]
+            message += list(_values(json.loads(file.text) if file.language == "json" else yaml.safe_load(file.text)))
+    text = [str(one) for one in message]
     assert any(data.place in one or (data.hub and f"data/{view}" in one) for one in text)
     assert data.student in text
     assert any(view in file.text for file in files)
@@ -57,7 +57,7 @@ def test_every_view_that_trainers_name_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trainer", "view", "said"),
+    ("trainer", "view", "message"),
     [
         ("llamafactory", "chat", "drops the reasoning; the view `messages` has it inline"),
         ("llamafactory", "preference", "the view `ranking` has the same pairs"),
@@ -65,8 +65,8 @@ def test_every_view_that_trainers_name_exists() -> None:
         ("trl", "raw", "TRL does not read the view 'raw'"),
     ],
 )
-def test_a_view_that_a_trainer_would_read_wrongly_is_refused(trainer: str, view: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_a_view_that_a_trainer_would_read_wrongly_is_refused(trainer: str, view: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         snippet(TRAINERS[trainer], view, Data("x"))
 
 

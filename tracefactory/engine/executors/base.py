@@ -52,7 +52,7 @@ class Executor(Protocol):
         ...
 
     async def close(self) -> None:
-        """End all workers, when what came is stored.
+        """End all workers, when all responses are stored.
 
         Raises:
             RunError: when something went wrong of which no shard was told.

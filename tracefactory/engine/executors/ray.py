@@ -36,7 +36,7 @@ PROGRESS_S = 2.0
 AWAY_S = 2.0  # that an actor which was lost is not asked again: it restarts, or waits for a free CPU
 HEAD_S = 45.0  # without an answer of the head; after a minute without it, Ray ends processes in its own way
 DRAIN_S = 10.0  # for actors to hear that they send nothing more
-CLOSE_S = 60.0  # for actors to store what came and to stop their servers; then they are killed
+CLOSE_S = 60.0  # for actors to store responses and to stop their servers; then they are killed
 CONTINUE = "what was paid for is stored: run the same command when the cluster is up again"
 
 
@@ -68,7 +68,7 @@ class RayExecutor:
         self._ready = self._draining = False
         self._lost: asyncio.Task[None] | None = None  # ends when the head is lost
         self._members: dict[str, list[_Member]] = {}
-        self._died = ""  # what Ray said of the last actor that died too often
+        self._died = ""  # what Ray reported of the last actor that died too often
 
     async def run_shard(self, stage: StageSpec[Any], index: int, layouts: Layouts) -> ShardRecord | None:
         return await self._call(stage, "run_shard", stage.id, index, dict(layouts))  # type: ignore[no-any-return]

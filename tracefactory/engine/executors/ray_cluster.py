@@ -61,7 +61,7 @@ def connect(run: RunOptions) -> None:
     Raises:
         UserError: when the address or the token has to be changed.
         RunError: when the cluster does not answer, or does not fit this process.
-        Interrupted: when SIGTERM came meanwhile.
+        Interrupted: when SIGTERM arrived meanwhile.
     """
     if ray.is_initialized():
         return
@@ -84,9 +84,9 @@ def connect(run: RunOptions) -> None:
     except SystemExit:  # by the handler of SIGTERM that Ray has while it starts
         raise Interrupted from None
     except (OSError, RuntimeError, ValueError) as error:
-        said = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         where = "on this machine" if address == "local" else f"with the cluster at {address}"
-        raise RunError(f"Ray does not start {where}: {said}") from error
+        raise RunError(f"Ray does not start {where}: {reason}") from error
 
 
 async def head_lost(after_s: float) -> None:

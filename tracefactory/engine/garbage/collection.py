@@ -310,7 +310,7 @@ def _check_named(named: Collection[str], items: Sequence[Item], reach: Reach) ->
 
 
 def _inputs_last(root: Path, items: Sequence[Item]) -> list[Item]:
-    """Return stages in an order in which each stands before its inputs."""
+    """Return stages in an order in which each is before its inputs."""
     by_name = {item.name: item for item in items}
     ordered: dict[str, Item] = {}
 

@@ -1,4 +1,4 @@
-"""Google's batches of Gemini models, in file mode alone: large results that came inline were billed and never seen.
+"""Google's batches of Gemini models, in file mode alone: large inline results were billed and never seen.
 
 `batchStats` of a batch counts requests, which is reconciled; what it bills in tokens is told nowhere but in its lines.
 """

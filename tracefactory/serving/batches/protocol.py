@@ -30,7 +30,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a provider refused a batch as a whole: what it said, and the number of the line if it named one, from 1."""
+    """Why a provider refused a batch as a whole: its message, and the number of the line if it named one, from 1."""
 
     code: str
     message: str

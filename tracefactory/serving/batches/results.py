@@ -150,6 +150,6 @@ def difference(entry: Entry, state: BatchState, read: Results) -> str:
     if state.usage is not None and not read.malformed and not read.unreadable and state.usage != used:
         found.append(
             f"it bills {state.usage[0]:,} tokens of prompts and {state.usage[1]:,} of completions, and the completions "
-            f"that came have {used[0]:,} and {used[1]:,}"
+            f"that were received have {used[0]:,} and {used[1]:,}"
         )
     return "; ".join(found)

@@ -69,7 +69,7 @@ class BatchRunner:
         self.tender = Tender(spec, api, ledger, services, self, self.times, settings.max_wait_s)
         self._waiting: dict[str, _Waiting] = {}
         self._new: dict[str, None] = {}  # keys that are in no batch that we know of
-        self._last = 0.0  # when the last of them came
+        self._last = 0.0  # when the last of them arrived
         self._tended: dict[str, Entry] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended: Exception | None = None

@@ -1,4 +1,4 @@
-"""One batch from its entry in the ledger to its receipt: submit it, wait for its end, store what came, reconcile.
+"""One batch from its entry in the ledger to its receipt: submit it, wait for its end, store its results, reconcile.
 
 Every step is written into the ledger before the next one begins, so that whoever comes after a kill goes on where it
 was. A step whose outcome is not known (a lost connection, a kill) is never repeated before the provider was asked.
@@ -117,7 +117,7 @@ class Tender:
             The stored entry; None when it was given up: nothing of it was done, or it is somebody else's batch.
 
         Raises:
-            RunStopped: when what came differs from what the provider counts, or cannot be had any more.
+            RunStopped: when the results differ from what the provider counts, or cannot be had any more.
         """
         with self._busy_now():
             return await self._collect(entry)
@@ -140,7 +140,7 @@ class Tender:
                 if not problem:
                     return await self._store(entry, requests, read)
         raise RunStopped(
-            f"batch {entry.batch} at {self.api.http.host}: {problem}. Every completion that came is stored, and "
+            f"batch {entry.batch} at {self.api.http.host}: {problem}. Every completion received is stored, and "
             "nothing was deleted at the provider. Run the same command to look again; to go on without what is "
             f"missing, and pay for it again, delete {self.ledger.folder / entry.id}.json"
         )
@@ -214,7 +214,7 @@ class Tender:
             known = {one.batch for one in self.ledger.entries() if one.id != entry.id} | set(entry.rejected)
             ours = [batch for batch in found if batch not in known]
             if ours and self.api.finds_by_tag:
-                for twin in ours[1:]:  # two creates came through: the later one is ended before it costs more
+                for twin in ours[1:]:  # two creates were accepted: the later one is ended before it costs more
                     await self._try(f"cancel batch {twin}", self.api.cancel, twin)
             if ours:
                 return self._submitted(entry, ours[0], None)
@@ -249,7 +249,7 @@ class Tender:
         """Deal with a batch that failed as a whole, for which nothing is billed."""
         with self.ledger.requests(entry.id) as requests:
             keys = list(requests)
-        said = "; ".join(dict.fromkeys(f"{one.code} {one.message}".strip() for one in refusals))
+        reasons = "; ".join(dict.fromkeys(f"{one.code} {one.message}".strip() for one in refusals))
         later = any(one.code.lower() in LATER for one in refusals)
         lines = {one.line: one for one in refusals if one.line is not None and 0 < one.line <= len(keys)}
         for number, one in lines.items():
@@ -257,11 +257,11 @@ class Tender:
             self.listener.failed(keys[number - 1], refused.failed(1, others_answered=True))
         await self._give_up(entry)
         if later:
-            self.refused, self.most = said, Limits(max(1, len(keys) // 2), self.most.bytes)
+            self.refused, self.most = reasons, Limits(max(1, len(keys) // 2), self.most.bytes)
             await asyncio.sleep(random.uniform(0.5, 1.0) * self.times.again)
         elif not lines:
             raise RunStopped(
-                f"{self.api.http.host} refused batch {entry.batch} of {len(keys):,} requests: {said}. Nothing of it "
+                f"{self.api.http.host} refused batch {entry.batch} of {len(keys):,} requests: {reasons}. Nothing of it "
                 "was answered or billed; correct the model or the stage, then run the same command"
             )
 

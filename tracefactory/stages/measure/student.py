@@ -79,7 +79,7 @@ class MeasureStudentParams(Frozen):
 
 
 class ScoredStudent:
-    """A student, in this worker's memory or served, and the store of what it said."""
+    """A student, in this worker's memory or served, and the store of its scores."""
 
     def __init__(self, student: InProcess | ServedStudent, store: ScoreStore) -> None:
         self.student, self.store = student, store
@@ -94,10 +94,10 @@ class ScoredStudent:
             if np.array_equal(scores.token_ids, item.ids[item.first : item.stop])
         }
         missing = {trace_id: item for trace_id, item in rendered.items() if trace_id not in found}
-        came = dict(zip(missing, await self.student.score(list(missing.values())), strict=True))
-        new = {trace_id: one for trace_id, one in came.items() if isinstance(one, TokenScores)}
+        computed = dict(zip(missing, await self.student.score(list(missing.values())), strict=True))
+        new = {trace_id: one for trace_id, one in computed.items() if isinstance(one, TokenScores)}
         self.store.put(new)
-        return found | came, len(new)
+        return found | computed, len(new)
 
     async def naturalness(
         self, items: Sequence[tuple[Trace, Rendered]], window: int
@@ -256,11 +256,11 @@ def _divergence(
         known = scores[trace.id]
         assert isinstance(known, TokenScores)
         logprobs = stored_logprobs(records.get(trace.request_key))
-        came = divergence_measures(trace, known, logprobs, params.divergence)
-        if isinstance(came, str):
-            why_not[came] = why_not.get(came, 0.0) + 1.0
+        measures = divergence_measures(trace, known, logprobs, params.divergence)
+        if isinstance(measures, str):
+            why_not[measures] = why_not.get(measures, 0.0) + 1.0
         else:
-            found[trace.id] = came
+            found[trace.id] = measures
     return found, why_not
 
 

@@ -96,7 +96,7 @@ def shared(frame: pl.DataFrame, by: str) -> pl.DataFrame:
 
 
 def _groups_above(stage: StageSpec[SharesParams], pipeline: Pipeline) -> set[str]:
-    """Return the stages, teachers, prompts or styles that traces can have; empty where that cannot be said."""
+    """Return the stages, teachers, prompts or styles that traces can have; empty where that is unknown."""
     above = pipeline.above(stage)
     teachers = {name for one in above for name in stage_of(one).teachers(one, pipeline)}
     if "*" in teachers:

@@ -51,7 +51,7 @@ class ServedModel:
         """Have the student answer from beginnings of reasoning; an answer that was cut off is not closed."""
         prompt = self._prompt("prompt")
         answers = await self._ask([_conclude(item, prompt, self.params.max_tokens) for item in items])
-        return [_said(answer, opened=prompt.opened_in_prompt) for answer in answers]
+        return [_conclusion(answer, opened=prompt.opened_in_prompt) for answer in answers]
 
     judge = conclude
 
@@ -60,7 +60,7 @@ class ServedModel:
         assert isinstance(self.params, JudgeParams)
         prompt = self._prompt("continue_prompt")
         answers = await self._ask([_conclude(item, prompt, self.params.continue_max_tokens) for item in items])
-        return [_said(answer, opened=True) for answer in answers]
+        return [_conclusion(answer, opened=True) for answer in answers]
 
     async def label(self, items: Sequence[LabelItem]) -> list[str]:
         """Have a model type steps; one that fails says nothing."""
@@ -71,7 +71,7 @@ class ServedModel:
             )
             for item in items
         ]
-        return [_said(answer, opened=False).text for answer in await self._ask(questions)]
+        return [_conclusion(answer, opened=False).text for answer in await self._ask(questions)]
 
     async def rewrite(self, items: Sequence[RewriteItem]) -> list[Conclusion]:
         """Have the writer write reasoning anew."""
@@ -120,7 +120,7 @@ def _conclude(item: ConcludeItem, prompt: Prompt, max_tokens: int) -> _Question:
     return _Question(item.id, prompt, values, max_tokens, item.temperature, item.sample)
 
 
-def _said(answer: Completion | RequestFailed, *, opened: bool) -> Conclusion:
+def _conclusion(answer: Completion | RequestFailed, *, opened: bool) -> Conclusion:
     if isinstance(answer, RequestFailed):
         return Conclusion(error=answer.kind)
     reasoning, text, thinking = split_reasoning(answer.content, answer.reasoning, opened_in_prompt=opened)

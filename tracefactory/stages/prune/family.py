@@ -226,7 +226,7 @@ class _Rows:
     inherited: Sequence[Column]
 
     def of(self, item: PruneItem, checked: Checked) -> tuple[Judgement, Trace | None]:
-        """Return what is said of the parent, and the pruned trace where there is one."""
+        """Return the decision about the parent, and the pruned trace where there is one."""
         result, evidence = checked.result, checked.evidence
         trace, counter = item.trace, LengthCounter.of(item.trace, self.tokenizer)
         name, granularity = self.stage.name, self.params.granularity

@@ -82,7 +82,7 @@ class SharedCompletions:
             Unreachable: when the shared state cannot be asked.
         """
         self._retired.pull()
-        # Of merges whose segment came by an earlier call: who lists the indexes now would find neither otherwise.
+        # Of merges whose segment an earlier call brought: who lists the indexes now would find neither otherwise.
         self._retired.drop(path.stem for path in self.folder.glob("[!.]*.index"))
         new: dict[Path, str] = {}
         old: dict[Path, str] = {}

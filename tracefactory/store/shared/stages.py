@@ -211,18 +211,18 @@ class SharedStage:
     def _merged(self, count: int, finished: Mapping[int, str | None]) -> dict[str, str]:
         """Return the manifest with shards that were finished here; see `push_shards`."""
         own = self._files()
-        mine = set()
+        from_here = set()
         for index, base in finished.items():
             name = judged_file(index, count)
             if name in own and self.version(index, count) in (None, base, own[name]):
-                mine.add(shard_of(name))
+                from_here.add(shard_of(name))
             elif base is None or base != own.get(name):  # otherwise it was there, and was begun anew by another machine
                 if self._took_theirs(index, count):
                     own = self._files()
                 else:
-                    mine.add(shard_of(name))
-        merged = {name: one for name, one in of_shards(self._shared, count).items() if shard_of(name) not in mine}
-        merged |= {name: one for name, one in of_shards(own, count).items() if shard_of(name) in mine}
+                    from_here.add(shard_of(name))
+        merged = {name: one for name, one in of_shards(self._shared, count).items() if shard_of(name) not in from_here}
+        merged |= {name: one for name, one in of_shards(own, count).items() if shard_of(name) in from_here}
         is_whole = RECORD in own and merged == of_shards(own)
         if not finished and not is_whole:
             return dict(self._shared)
