@@ -73,7 +73,8 @@ def test_a_full_disk_costs_no_paid_answer(small_disk: Path, teacher_of: Teachers
     assert teacher.stats()["completed_total"] == ALL
 
 
-@pytest.mark.parametrize("at_once", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("at_once", [False, True])
 def test_a_run_that_is_stopped_on_a_full_disk_loses_at_most_what_it_names(
     small_disk: Path, teacher_of: Teachers, project_of: Projects, at_once: bool
 ) -> None:

@@ -69,10 +69,10 @@ def test_what_a_stage_has_paid_shows_before_its_first_shard_is_done() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "message"), [(0, "0"), (99_999, "99,999"), (100_000, "100k"), (1_234_567, "1.23M"), (1.23e10, "12.3B")]
+    ("number", "text"), [(0, "0"), (99_999, "99,999"), (100_000, "100k"), (1_234_567, "1.23M"), (1.23e10, "12.3B")]
 )
-def test_large_numbers_are_rounded(number: float, message: str) -> None:
-    assert rounded(number) == message
+def test_large_numbers_are_rounded(number: float, text: str) -> None:
+    assert rounded(number) == text
 
 
 EARLY = """\

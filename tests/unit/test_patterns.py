@@ -30,9 +30,9 @@ from tracefactory.text.steps.label import parse_labels
 from tracefactory.verification.base import VerifyTask
 from tracefactory.verification.pool import QUICK_CHARS, quick_verdict
 
-SIZES = (24, 250, 2000)
+SIZES = (24, 250, 4000)
 """Characters; the small ones stop a pattern of exponential or cubic time before the large ones."""
-SUSPECT = 0.004
+SUSPECT = 0.008
 """CPU seconds for a text that a linear pattern does not need at any of these sizes."""
 MOST_BOUNDED = 0.05
 """CPU seconds for a text of the most characters that a bounded pattern is given."""

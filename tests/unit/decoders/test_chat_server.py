@@ -161,6 +161,7 @@ def run(tmp_path: Path, folder: Path) -> Callable[[str], Coroutine[Any, Any, Any
     return make
 
 
+@pytest.mark.slow  # test_vllm_servers.py kills servers that are started in the same way
 async def test_a_run_survives_the_death_of_its_server(
     run: Callable[[str], Coroutine[Any, Any, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

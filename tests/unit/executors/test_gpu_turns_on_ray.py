@@ -17,6 +17,7 @@ def one_gpu():
     ray.shutdown()
 
 
+@pytest.mark.slow  # test_gpu_turns.py does it inline
 @pytest.mark.usefixtures("one_gpu")
 async def test_three_models_finish_on_one_gpu_of_ray(file_of, stand_in):
     pipeline = load_pipeline(file_of(), sets=["run.executor=ray", "run.gpus=null"])

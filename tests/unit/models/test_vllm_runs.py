@@ -41,7 +41,8 @@ def project_of(stand_in, monkeypatch):
     end(made)
 
 
-@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_vllm_servers.py kills the servers of one client
+@pytest.mark.parametrize("executor", ["inline", "ray"])
 def test_a_run_survives_its_servers_and_its_servers_end_with_it(executor, stand_in, project_of):
     project = project_of(executor, size=60, replicas=2, environ={"STAND_IN_LATENCIES": "0.4"})
     run = project.start()

@@ -36,8 +36,8 @@ def line(response: str, answer: str = "42", question: str = "What is six times s
     return json.dumps({"q": question, "a": answer, "response": response}) + "\n"
 
 
-def trace(thought: str = THOUGHT, message: str = RIGHT, **rest: str) -> str:
-    return line(f"<think>\n{thought}\n</think>\n\n{message}", **rest)
+def trace(thought: str = THOUGHT, answer_text: str = RIGHT, **rest: str) -> str:
+    return line(f"<think>\n{thought}\n</think>\n\n{answer_text}", **rest)
 
 
 def parent_of(row: Trace) -> str | None:
@@ -137,7 +137,7 @@ async def test_a_request_that_may_yet_succeed_is_an_error_row_and_one_that_will_
     run_stages: RunStages,
 ) -> None:
     stages = SOURCE + "  - {id: cut, prune: binary_cut, with: {model: student}}"
-    rows = trace() + trace(message="So \\boxed{42}.")
+    rows = trace() + trace(answer_text="So \\boxed{42}.")
     made = await run_stages(stages, rows, student={"rate_500": 1.0, "max_faults": 99})
     stage = made.stage("cut")
     assert (stage.tally.kept, stage.tally.errors, stage.tally.owed) == (0, 2, 2)

@@ -100,7 +100,7 @@ async def test_without_a_check_the_rows_and_the_card_say_so(run_stages: RunStage
 
 async def test_a_plan_counts_the_check(run_stages: RunStages, tmp_path: Path) -> None:
     fake = "  student: {use: fake, price: {input: 0, output: 1.0}}\n"
-    await run_stages(SOURCE, trace() + trace(output="So \\boxed{42}."), more_models=fake)
+    await run_stages(SOURCE, trace() + trace(answer_text="So \\boxed{42}."), more_models=fake)
     file = tmp_path / "project" / "pipelines" / "t.yaml"
     file.write_text(file.read_text().replace("stages:\n" + SOURCE, "stages:\n" + SOURCE + CUT.format("") + "\n"))
     loaded = load_pipeline(file)

@@ -18,7 +18,7 @@ ROWS = [
     trace(),
     trace("It ends with <|im_end|>.", question="What ends a turn?"),
     trace(question="What does <s> begin?"),
-    trace(message="\\boxed{42} </s> and <|im_end|>", question="And then?"),
+    trace(answer_text="\\boxed{42} </s> and <|im_end|>", question="And then?"),
 ]
 SOURCE = "  - {id: raw, source: traces, with: {paths: problems.jsonl, question: q, answer: a, model: someone}}\n"
 

@@ -222,7 +222,7 @@ class RayExecutor:
             cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
             workers = min(pipeline.run.workers or cpus, cpus) if spec is None else spec.client_processes
             gpus = 0 if spec is None else spec.worker_gpus
-            at_once = shards_at_once(host, pipeline)
+            at_once = shards_at_once(host, _part(pipeline, 0, workers))
             check_gpus(str(model), workers * gpus, cluster=self._cluster)
             actor = ray.remote(
                 num_cpus=1 if spec is None else 0,
