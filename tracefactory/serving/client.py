@@ -1,7 +1,7 @@
 """The client for all chat models: completions over the OpenAI protocol, with retries.
 
 Responses are read as plain JSON, so fields that the OpenAI library does not know, such as reasoning, are kept. What
-follows from a failure is in `serving.failures`, how fast servers are asked in `serving.pace`.
+follows from a failure is in `serving.failures`, how fast servers are asked in `serving.adaptive_limits`.
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class ChatClient:
                 attempt += 1
 
     def _note_failure(self, url: str, sent_at: float, request: object, failed: AttemptFailed) -> None:
-        """Adapt the pace to a failure, and stop the run where asking on makes no sense.
+        """Adapt the limits to a failure, and stop the run where asking on makes no sense.
 
         Raises:
             RunStopped: without credit, after `IN_A_ROW` refusals, or when the servers are silent for too long.

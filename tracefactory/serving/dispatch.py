@@ -1,4 +1,4 @@
-"""Which request goes to which server of a model, and when: one queue before the paces of all its servers."""
+"""Which request goes to which server of a model, and when: one queue before the limits of all its servers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from datetime import datetime
 from urllib.parse import urlsplit
 
 from tracefactory.core.errors import Interrupted, RunStopped
+from tracefactory.serving.adaptive_limits import AdaptiveLimits
 from tracefactory.serving.failures import AttemptFailed
-from tracefactory.serving.pace import Pace
 from tracefactory.serving.status import EndpointStatus
 
 FIRST_ANSWER_S = 120.0
@@ -40,7 +40,7 @@ class Dispatcher:
         self.name, self.most, self.max_pause_s = name, most, max_pause_s
         self.ended = asyncio.Event()
         self._reason: Exception = Interrupted()
-        self._paces: dict[str, Pace] = {}
+        self._limits: dict[str, AdaptiveLimits] = {}
         self._urls: tuple[str, ...] = ()
         self._waiting: deque[_Waiter] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -58,8 +58,8 @@ class Dispatcher:
         """
         self._urls = tuple(urls)
         for url in self._urls:
-            if url not in self._paces:
-                self._paces[url] = Pace(self.most)
+            if url not in self._limits:
+                self._limits[url] = AdaptiveLimits(self.most)
         if self.ended.is_set():
             raise self._reason
         waiter = _Waiter(asyncio.get_running_loop().create_future(), near)
@@ -76,12 +76,12 @@ class Dispatcher:
 
     def end(self, url: str) -> None:
         """End a turn: the request was answered, or it failed."""
-        self._paces[url].ended()
+        self._limits[url].ended()
         self._grant()
 
     def answered(self, url: str) -> None:
         """Note that a server has answered."""
-        self._paces[url].answered(time.monotonic())
+        self._limits[url].answered(time.monotonic())
 
     def failed(self, url: str, sent_at: float, request: object, failure: AttemptFailed) -> None:
         """Note a failure that tells of the state of a server.
@@ -95,14 +95,14 @@ class Dispatcher:
         if failure.kind.name == "connection" and len(self._urls) > 1:  # a dead server fails fast and so looks idle
             wait = _AVOIDED_S
         reason = f"{urlsplit(url).netloc}: {failure.message}"
-        self._paces[url].failed(
+        self._limits[url].failed(
             now, sent_at, request, reason, refused=failure.kind.name == "rate_limited", retry_after_s=wait
         )
-        paces = [self._paces[one] for one in self._urls]
-        silent_s = min((one.silent_s(now) for one in paces), default=0.0)
-        asked_s = min((one.paused_until - now for one in paces), default=0.0)
+        limits = [self._limits[one] for one in self._urls]
+        silent_s = min((one.silent_s(now) for one in limits), default=0.0)
+        asked_s = min((one.paused_until - now for one in limits), default=0.0)
         waits = failure.kind.name in ("rate_limited", "overloaded")
-        if not waits and silent_s > FIRST_ANSWER_S and all(one.answered_at is None for one in paces):
+        if not waits and silent_s > FIRST_ANSWER_S and all(one.answered_at is None for one in limits):
             raise RunStopped(
                 f"{self.name} has not answered once, and is silent for {silent_s:.0f} s ({reason}); check `base_url:`, "
                 "and that the server runs, then run the same command"
@@ -116,7 +116,7 @@ class Dispatcher:
 
     def is_paused(self, url: str) -> bool:
         """Return whether a server fails for all requests, so that the failure of one says nothing of it."""
-        return self._paces[url].opened_at is not None
+        return self._limits[url].opened_at is not None
 
     def stop(self, reason: Exception) -> None:
         """Grant no further turns; those who wait for one, or come later, get an exception."""
@@ -142,28 +142,30 @@ class Dispatcher:
     def endpoints(self) -> tuple[EndpointStatus, ...]:
         """Return the state of every server."""
         now = time.monotonic()
-        paces = [(url, self._paces[url]) for url in self._urls]
+        servers = [(url, self._limits[url]) for url in self._urls]
         return tuple(
             EndpointStatus(
                 host=urlsplit(url).netloc,
-                in_flight=pace.in_flight,
-                limit=1 if pace.opened_at is not None else int(pace.limit),
-                rate=pace.rate,
-                answered=pace.answers,
-                refused=pace.refusals,
-                failed=pace.faults,
-                paused_s=max(0.0, pace.paused_until - now),
-                reason=pace.reason,
+                in_flight=limits.in_flight,
+                limit=1 if limits.opened_at is not None else int(limits.limit),
+                rate=limits.rate,
+                answered=limits.answers,
+                refused=limits.refusals,
+                failed=limits.faults,
+                paused_s=max(0.0, limits.paused_until - now),
+                reason=limits.reason,
             )
-            for url, pace in paces
+            for url, limits in servers
         )
 
     @property
     def notice(self) -> str:
         """Why the servers are asked little or nothing at the moment; empty when they are not held back."""
         now = time.monotonic()
-        held = [self._paces[url] for url in self._urls if self._paces[url].reason and self._paces[url].in_flight == 0]
-        waits = [pace for pace in held if pace.paused_until > now]
+        held = [
+            self._limits[url] for url in self._urls if self._limits[url].reason and self._limits[url].in_flight == 0
+        ]
+        waits = [limits for limits in held if limits.paused_until > now]
         if not waits or len(waits) < len(self._urls):
             return ""
         first = min(waits, key=lambda one: one.paused_until)
@@ -174,7 +176,7 @@ class Dispatcher:
         return f"paused, tries again at {until}, gives up at {gives_up} ({first.reason})"
 
     def _grant(self) -> None:
-        """Give turns to those who wait first, as far as the paces of the servers allow it now."""
+        """Give turns to those who wait first, as far as the limits of the servers allow it now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -191,17 +193,17 @@ class Dispatcher:
                 self._timer = asyncio.get_running_loop().call_later(wait_s, self._grant)
                 return
             self._waiting.popleft()
-            self._paces[url].sent(now)
+            self._limits[url].sent(now)
             waiter.granted.set_result(url)
 
     def _choose(self, now: float, near: str) -> tuple[str, float | None]:
         """Return the server for the next request, and the seconds until it may be sent; None until a request ends."""
-        waits = {url: self._paces[url].wait_s(now) for url in self._urls}
+        waits = {url: self._limits[url].wait_s(now) for url in self._urls}
         if near:  # rendezvous hashing: when a server is lost, only its requests move
-            up = [url for url in self._urls if self._paces[url].opened_at is None] or self._urls
+            up = [url for url in self._urls if self._limits[url].opened_at is None] or self._urls
             return (url := max(up, key=lambda one: hashlib.sha256(f"{near} {one}".encode()).digest())), waits[url]
         ready = [url for url, wait_s in waits.items() if wait_s is not None]
         if not ready:
             return "", None
-        url = min(ready, key=lambda one: (waits[one] or 0.0, self._paces[one].in_flight))
+        url = min(ready, key=lambda one: (waits[one] or 0.0, self._limits[one].in_flight))
         return url, waits[url]

@@ -1,6 +1,6 @@
 """How fast one server is asked: limits that adapt to what it refuses, and a circuit breaker.
 
-`Pace` holds the state of one server and has no clock; `serving.dispatch` waits by it.
+`AdaptiveLimits` holds the state of one server and has no clock; `serving.dispatch` waits by it.
 
 - Concurrency: additive increase, multiplicative decrease (Chiu and Jain, 1989) while more than `BUSY` of the requests
   fail; single faults do not slow a run down. Failures that were sent before the last decrease do not count again.
@@ -38,8 +38,8 @@ _REFUSED_S = 0.5  # pause after a 429 without Retry-After
 
 
 @dataclass
-class Pace:
-    """The pace of requests to one server. Times are seconds of any one clock.
+class AdaptiveLimits:
+    """The limits of requests to one server. Times are seconds of any one clock.
 
     Attributes:
         most: the greatest number of requests in flight.

@@ -1,4 +1,4 @@
-"""The pace of one server against simulated servers, on a clock of the test: no seconds of the machine are measured."""
+"""The limits of one server against simulated servers, on a clock of the test: nothing of the machine is timed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from tracefactory.serving.pace import LONGEST_PROBE_S, OPENS_AFTER, Pace
+from tracefactory.serving.adaptive_limits import LONGEST_PROBE_S, OPENS_AFTER, AdaptiveLimits
 
 
 class Limited:
@@ -27,15 +27,15 @@ class Limited:
 
 
 def simulate(server: Limited, seconds: float, *, most: int = 256, latency_s: float = 0.5) -> list[float]:
-    """Send as much as the pace allows; return the times of accepted requests."""
+    """Send as much as the limits allow; return the times of accepted requests."""
     draw, now, number = random.Random(1), 0.0, 0
-    pace, accepted = Pace(most), list[float]()
+    limits, accepted = AdaptiveLimits(most), list[float]()
     ends: list[tuple[float, int, float, bool]] = []
     while now < seconds:
-        wait = pace.wait_s(now)
+        wait = limits.wait_s(now)
         if wait == 0:
             number += 1
-            pace.sent(now)
+            limits.sent(now)
             good = server.accepts(now)
             if good:
                 accepted.append(now)
@@ -45,11 +45,11 @@ def simulate(server: Limited, seconds: float, *, most: int = 256, latency_s: flo
         now = min(next_end, now + wait if wait is not None else float("inf"))
         while ends and ends[0][0] <= now:
             end, which, sent_at, good = heapq.heappop(ends)
-            pace.ended()
+            limits.ended()
             if good:
-                pace.answered(end)
+                limits.answered(end)
             else:
-                pace.failed(end, sent_at, which, "429", refused=True, retry_after_s=server.retry_after_s)
+                limits.failed(end, sent_at, which, "429", refused=True, retry_after_s=server.retry_after_s)
     return accepted
 
 
@@ -66,8 +66,8 @@ def test_the_sustainable_rate_is_found_within_ten_percent(
 
 def test_a_rate_that_rises_is_used() -> None:
     server = Limited(20, 20, None)
-    pace_changes = simulate(server, 100)
-    assert len([at for at in pace_changes if at >= 60]) / 40 == pytest.approx(20, rel=0.1)
+    accepted = simulate(server, 100)
+    assert len([at for at in accepted if at >= 60]) / 40 == pytest.approx(20, rel=0.1)
 
     class Rising(Limited):
         def accepts(self, now: float) -> bool:
@@ -79,55 +79,55 @@ def test_a_rate_that_rises_is_used() -> None:
 
 
 def test_single_faults_do_not_slow_a_run_down() -> None:
-    pace, draw = Pace(64), random.Random(2)
+    limits, draw = AdaptiveLimits(64), random.Random(2)
     for step in range(2000):
         now = step * 0.01
-        pace.sent(now)
-        pace.ended()
+        limits.sent(now)
+        limits.ended()
         if draw.random() < 0.2:
-            pace.failed(now, now, step, "500", refused=False, retry_after_s=None)
+            limits.failed(now, now, step, "500", refused=False, retry_after_s=None)
         else:
-            pace.answered(now)
-    assert pace.limit > 48
-    assert pace.opened_at is None
+            limits.answered(now)
+    assert limits.limit > 48
+    assert limits.opened_at is None
 
 
 def test_more_is_sent_at_once_only_while_a_server_takes_it() -> None:
-    pace = Pace(64)
+    limits = AdaptiveLimits(64)
     for step in range(40):
-        pace.failed(float(step), float(step), step % 2, "503", refused=False, retry_after_s=None)
-    assert pace.limit < 8
+        limits.failed(float(step), float(step), step % 2, "503", refused=False, retry_after_s=None)
+    assert limits.limit < 8
     for step in range(40, 4000):
-        pace.answered(float(step))
-    assert pace.limit == 64
+        limits.answered(float(step))
+    assert limits.limit == 64
 
 
 def test_the_breaker_sends_one_request_at_growing_intervals() -> None:
-    pace, now, sent = Pace(16), 0.0, list[float]()
+    limits, now, sent = AdaptiveLimits(16), 0.0, list[float]()
     for request in range(OPENS_AFTER):
-        pace.sent(now)
-        pace.failed(now, now, request, "refused", refused=False, retry_after_s=None)
-        pace.ended()
-    assert pace.opened_at is not None
+        limits.sent(now)
+        limits.failed(now, now, request, "refused", refused=False, retry_after_s=None)
+        limits.ended()
+    assert limits.opened_at is not None
     while now < 600:
-        wait = pace.wait_s(now)
+        wait = limits.wait_s(now)
         assert wait is not None
         now += wait
         sent.append(now)
-        pace.sent(now)
-        assert pace.wait_s(now) is None  # one at a time
-        pace.ended()
-        pace.failed(now + 0.1, now, 1, "refused", refused=False, retry_after_s=None)
+        limits.sent(now)
+        assert limits.wait_s(now) is None  # one at a time
+        limits.ended()
+        limits.failed(now + 0.1, now, 1, "refused", refused=False, retry_after_s=None)
     gaps = [later - earlier for earlier, later in pairwise(sent)]
     assert gaps == sorted(gaps)
     assert max(gaps) == pytest.approx(LONGEST_PROBE_S + 0.1)
     assert len(sent) < 20
-    pace.answered(now)
-    assert pace.opened_at is None
+    limits.answered(now)
+    assert limits.opened_at is None
 
 
 def test_failures_of_few_requests_do_not_open_the_breaker() -> None:
-    pace = Pace(16)
+    limits = AdaptiveLimits(16)
     for step in range(100):
-        pace.failed(float(step), float(step), step % 3, "500", refused=False, retry_after_s=None)
-    assert pace.opened_at is None
+        limits.failed(float(step), float(step), step % 3, "500", refused=False, retry_after_s=None)
+    assert limits.opened_at is None
