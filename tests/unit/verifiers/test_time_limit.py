@@ -90,9 +90,9 @@ def test_an_endless_program_is_incorrect_where_the_task_declares_its_limit(code:
 
 def test_a_loop_uses_its_processor_time_and_a_sleeper_none() -> None:
     loops, sleeps = run(LOOP), run(SLEEP)
-    assert loops.usage.cpu >= 0.9
+    assert loops.usage.cpu >= 0.7  # 1 s by the clock ticks of a shared machine, 0.90 s by what the kernel measures
     assert loops.seconds < 60
-    assert sleeps.usage.cpu < 0.9
+    assert sleeps.usage.cpu < 0.7
     assert sleeps.seconds >= 4
 
 

@@ -197,7 +197,9 @@ def _drop_capabilities() -> None:
 def _limit(config: dict[str, Any], *, processes: bool) -> None:
     """Set the resource limits as hard limits, so that the program cannot raise them.
 
-    At the soft limit on CPU time the kernel sends SIGXCPU; at the hard limit it kills the process.
+    At the soft limit on CPU time the kernel sends SIGXCPU; at the hard limit it kills the process. It counts this time
+    by its clock ticks, those that another guest of the machine used included: on a shared machine a process with one
+    second was ended after 0.90 s. That is less than machines differ in speed, so it does not change the verdict.
     """
     seconds, memory = max(1, round(config["seconds"])), config["memory_mb"] << 20
     for kind, soft, hard in (
