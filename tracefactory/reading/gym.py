@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import Any, NoReturn
 
 from pydantic import TypeAdapter, ValidationError
 
-from tracefactory.core.errors import nearest
+from tracefactory.core.errors import Mistake, UserError, nearest
 from tracefactory.core.fingerprint import digest
 
 _OURS = {"seed", "size"}
@@ -32,14 +35,51 @@ class GeneratedProblem:
     wrong: str | None
 
 
+def installed() -> str:
+    """Return the version of reasoning_gym.
+
+    Raises:
+        UserError: when it is not installed.
+    """
+    try:
+        return version("reasoning-gym")
+    except PackageNotFoundError:
+        missing = "problems of reasoning_gym need the package reasoning-gym"
+        raise UserError(Mistake(missing, hint="pip install 'tracefactory[gym]'")) from None
+
+
 @functools.cache
 def tasks() -> Mapping[str, tuple[Any, Any]]:
-    """Return the dataset class and configuration class of every task; the import takes one or two seconds."""
-    import reasoning_gym  # noqa: F401 - registers the tasks
-    from reasoning_gym.factory import DATASETS
+    """Return the dataset class and configuration class of every task; the import takes one or two seconds.
+
+    Raises:
+        UserError: when reasoning_gym is not installed.
+    """
+    installed()
+    with _pycosat():
+        from reasoning_gym.factory import DATASETS
 
     # `composite` mixes other tasks, which this source does itself.
     return {name: classes for name, classes in sorted(DATASETS.items()) if name != "composite"}
+
+
+@contextlib.contextmanager
+def _pycosat() -> Iterator[None]:
+    """Let reasoning_gym be imported without pycosat, which has no wheel: pip compiles it, for `zebra_puzzles` alone."""
+    if importlib.util.find_spec("pycosat") is not None:
+        yield
+        return
+
+    def missing(name: str) -> NoReturn:
+        raise ModuleNotFoundError("zebra_puzzles needs pycosat, which pip compiles: pip install pycosat")
+
+    stand_in = ModuleType("pycosat")
+    stand_in.__getattr__ = missing  # type: ignore[method-assign]
+    sys.modules["pycosat"] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules["pycosat"]  # sympy uses it where it can be imported
 
 
 def check_params(task: str, params: Mapping[str, Any]) -> list[str]:

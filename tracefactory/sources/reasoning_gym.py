@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ class ReasoningGym(Source[ReasoningGymParams]):
 
     def identity(self, params: ReasoningGymParams, base_dir: Path) -> dict[str, Any]:
         """Return the version of the package, because its generators change between versions."""
-        return {"reasoning_gym": installed_version("reasoning-gym")}
+        return {"reasoning_gym": gym.installed()}
 
     def verifiers(self, params: ReasoningGymParams) -> frozenset[str]:
         """Return the verifier of all tasks."""
@@ -70,11 +69,14 @@ class ReasoningGym(Source[ReasoningGymParams]):
     def describe(self, params: ReasoningGymParams) -> str:
         """Return the version of the package and the names of the tasks."""
         names = ", ".join(sorted({task.task for task in params.tasks}))
-        return f"reasoning_gym {installed_version('reasoning-gym')}: {names}"
+        return f"reasoning_gym {gym.installed()}: {names}"
 
     def check(self, params: ReasoningGymParams, base_dir: Path) -> list[str]:
         """Check names and values, then generate one problem of every task and score it as the verifier does."""
-        checked = _checked_file(params)
+        try:
+            checked = _checked_file(params)
+        except UserError as error:
+            return [str(error)]
         if checked.exists():
             return []
         mistakes = _check_names(params) or [
@@ -95,7 +97,7 @@ def _checked_file(params: ReasoningGymParams) -> Path:
     Its name depends on the version of reasoning_gym, the tasks and the seed, but not on the number of problems.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    asked = digest({"version": installed_version("reasoning-gym"), "tasks": params.model_dump(mode="json")["tasks"]})
+    asked = digest({"version": gym.installed(), "tasks": params.model_dump(mode="json")["tasks"]})
     return cache / "tracefactory" / "reasoning_gym" / f"{asked[:32]}-{params.seed}.checked"
 
 

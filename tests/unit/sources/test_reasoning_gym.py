@@ -1,7 +1,10 @@
 """reasoning_gym as a source: the mix, the seeds, and entries that a scorer can use after a round trip through JSON."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +164,29 @@ def test_every_task_but_two_survives_json():
             wrong[task] = found
     assert set(wrong) == {"arc_agi", "rearc"}
     assert len(gym.tasks()) > 100
+
+
+def test_without_the_package_the_check_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(gym, "version", version)
+    (mistake,) = ReasoningGym().check(params(SMALL), Path())
+    assert "pip install 'tracefactory[gym]'" in mistake
+
+
+WITHOUT_PYCOSAT = """
+import sys
+sys.modules["pycosat"] = None
+from tracefactory.reading import gym
+(sums, zebras) = (next(gym.problems(task, {}, 1)) for task in ("chain_sum", "zebra_puzzles"))
+print(sums.wrong, "|", zebras.wrong, "|", sys.modules.get("pycosat"))
+"""
+
+
+def test_without_pycosat_all_tasks_but_one_make_problems() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_PYCOSAT], capture_output=True, text=True, check=True)
+    sums, zebras, left = done.stdout.strip().split(" | ")
+    assert sums == "None"
+    assert "pip install pycosat" in zebras
+    assert left == "None"  # sympy would use what is found under this name
