@@ -67,10 +67,13 @@ def test_a_ray_job_names_its_cluster_in_the_environment(
     assert ray_cluster.is_cluster(RunOptions(ray_address=address)) is cluster
 
 
-def test_a_missing_extra_is_found_before_ray_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("package", "extra"), [("torch", "student"), ("reasoning_gym", "gym")])
+def test_a_missing_extra_is_found_before_ray_is_started(
+    package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipeline, find = golden.pipeline(), importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
-    with pytest.raises(UserError, match=r"need torch \(pip install 'tracefactory\[student\]'\)"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    with pytest.raises(UserError, match=rf"need {package} \(pip install 'tracefactory\[{extra}\]'\)"):
         ray_nodes.check_this_machine(pipeline)
 
 

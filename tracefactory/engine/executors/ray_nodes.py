@@ -25,14 +25,15 @@ from tracefactory.core.pipeline import Pipeline
 
 LOOK_S = 120.0
 """Seconds for the answers of all nodes; a node may have to install what `runtime_env` names first."""
-EXTRA = {"torch": "student", "transformers": "student"}
+EXTRA = {"torch": "student", "transformers": "student", "reasoning_gym": "gym"}
 """The extra of this package that a package belongs to."""
 
 
 def packages_of(pipeline: Pipeline) -> list[str]:
-    """Return the optional packages that workers import for the models of a pipeline."""
+    """Return the optional packages that workers import for the models and the verifiers of a pipeline."""
     used = {name for stage in pipeline.stages for name in stage.model_names}
-    return list(EXTRA) if any(pipeline.models[name].in_process for name in used) else []
+    found = ["torch", "transformers"] if any(pipeline.models[name].in_process for name in used) else []
+    return found + ["reasoning_gym"] * any(stage.op == "source:reasoning_gym" for stage in pipeline.stages)
 
 
 def check_this_machine(pipeline: Pipeline) -> None:
@@ -43,7 +44,7 @@ def check_this_machine(pipeline: Pipeline) -> None:
     """
     missing = [name for name in packages_of(pipeline) if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(_install(f"models in the worker's memory need {', '.join(missing)}", missing))
+        raise UserError(_install(f"workers need {', '.join(missing)}", missing))
 
 
 def check_nodes(root: Path, packages: Collection[str]) -> None:
