@@ -1,13 +1,15 @@
-"""The findings table of docs/trainers.md: `python -m tests.trainers.table` proves every cell anew and writes it."""
+"""The findings table of docs/trainers.md: `python -m tests.trainers.table` proves every cell anew and writes it, and
+the digests of the configurations that were read (`tests.trainers.proved`)."""
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.trainers import release, students
+from tests.trainers import proved, release, students
 from tests.trainers.proofs import Bench, environment, found, read
 from tests.trainers.students import STUDENTS
 from tracefactory.trainers import TRAINERS
@@ -62,6 +64,7 @@ def main() -> None:
         table = head + "".join(line(trainer, view, cells(bench, trainer, view)) for trainer, view in PROVEN)
     before, rest = DOCS.read_text().split(BEGIN)
     DOCS.write_text(f"{before}{BEGIN}{table}{END}{rest.split(END)[1]}")
+    proved.FILE.write_text(json.dumps(proved.digests(), indent=1) + "\n")
 
 
 if __name__ == "__main__":

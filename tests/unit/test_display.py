@@ -37,6 +37,7 @@ def left(live: dict[str, float], rows: int = 40, shards: int = 2) -> str:
         ({"requests": 12, "done": 10, "in_flight": 4}, "4 in flight, 0:30 left"),
         ({"requests": 12, "done": 10, "in_flight": 11}, "11 in flight"),  # the first answers are the fast ones
         ({"requests": 12, "done": 30}, "0 in flight, 0:10 left"),  # 20 were paid for before
+        ({"requests": 0, "done": 10, "elsewhere": 3}, "3 wait for another process"),
         # Where answers decide what is asked next, the bound counts and not the rows.
         ({"requests": 12, "done": 10, "at_most": 160, "shards": 2}, "0 in flight, at most 2:30 left"),
         ({"requests": 12, "done": 10, "at_most": 80, "shards": 1}, ""),  # the other shard has not said yet

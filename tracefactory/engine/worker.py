@@ -250,7 +250,11 @@ class Worker:
                             self.claims.release(request.key)
                         paid.set_result(record)
                         return record
-                await asyncio.sleep(CLAIM_POLL_S)  # another process is sending it
+                self.numbers[stage_id]["elsewhere"] += 1  # another process is sending it, or has died a while ago
+                try:
+                    await asyncio.sleep(CLAIM_POLL_S)
+                finally:
+                    self.numbers[stage_id]["elsewhere"] -= 1
 
     async def _send(self, model: str, request: ChatRequest, stage_id: str, client: Completer | None) -> Record:
         """Send a request and store its completion; a completion that was paid for is stored in any case."""

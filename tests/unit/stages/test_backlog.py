@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from functools import partial
+from typing import Any
 
 import pytest
 
+from tests.unit.stages.conftest import RunStages
 from tracefactory.engine.backlog import FEWEST_ROWS, Backlog
+from tracefactory.engine.worker import Worker
+from tracefactory.store.claims import Claim, Claims
 
 MOST, SHARDS, BATCHES, ROWS = 600, 6, 8, 64
 
@@ -121,3 +125,36 @@ async def test_a_cancelled_turn_is_given_to_the_next() -> None:
     hold.set()
     await asyncio.wait_for(asyncio.gather(await turns[1], *tasks), 10)
     assert turns[0].cancelled()
+
+
+async def test_requests_that_another_process_sends_are_counted_apart(
+    run_stages: RunStages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that died on another host holds its requests for a minute: the stage looked as if nothing was left."""
+    workers: list[Worker] = []
+    counts: list[float] = []
+    held: set[str] = set()
+    take = Claims.take
+
+    async def run_shard(self: Worker, *given: Any) -> Any:
+        workers.append(self)
+        return await real(self, *given)
+
+    def claim(self: Claims, key: str) -> Claim:
+        counts.append(workers[0].numbers["sampled"]["elsewhere"])
+        if key in held:
+            return take(self, key)
+        held.add(key)
+        return Claim.HELD
+
+    real = Worker.run_shard
+    monkeypatch.setattr(Worker, "run_shard", run_shard)
+    monkeypatch.setattr(Claims, "take", claim)
+    stages = """\
+  - {id: problems, source: files, with: {paths: problems.jsonl, question: q, answer: a}}
+  - {id: sampled, sample: chat, with: {model: teacher, prompt: math_short, samples: 4}}"""
+    made = await run_stages(stages, '{"q": "What is 1 + 2?", "a": "3"}\n', teacher={})
+    assert made.stage("sampled").tally.kept == 4
+    assert len(held) == 4
+    assert 1 <= max(counts) <= 4
+    assert workers[0].numbers["sampled"]["elsewhere"] == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.trainers import proved
 from tracefactory.cli.rendered_row import ChosenRow
 from tracefactory.cli.rendered_trainer import configuration, trainer_of
 from tracefactory.core.errors import UserError
@@ -48,6 +49,11 @@ def _values(value: object) -> list[object]:
     if isinstance(value, dict):
         return [one for inner in value.values() for one in _values(inner)]
     return [one for inner in value for one in _values(inner)] if isinstance(value, list) else [value]
+
+
+def test_a_configuration_that_changes_is_read_by_its_trainer_again() -> None:
+    """`make trainers-table` reads them with the trainers' own code, and writes the digests."""
+    assert proved.digests() == json.loads(proved.FILE.read_text())
 
 
 def test_every_view_that_trainers_name_exists() -> None:

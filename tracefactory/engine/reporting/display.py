@@ -203,12 +203,18 @@ def _state(run: StageRun, live: Numbers, flow: Flow) -> str:
 
 
 def _left(run: StageRun, live: Numbers, flow: Flow) -> str:
-    """Return the requests in flight and the time left, where they are known."""
-    left, in_flight = time_left(run, live, flow), int(live.get("in_flight", 0))
-    if left is None:
-        return f"{in_flight} in flight" if in_flight else ""
-    clock = f"{int(left.seconds // 60)}:{int(left.seconds % 60):02d} left"
-    return f"{in_flight} in flight, {'at most ' if left.at_most else ''}{clock}"
+    """Return the requests in flight, those that wait for another process, and the time left, where they are known."""
+    left, in_flight, elsewhere = (
+        time_left(run, live, flow),
+        int(live.get("in_flight", 0)),
+        int(live.get("elsewhere", 0)),
+    )
+    parts = [f"{in_flight} in flight"] if in_flight or left else []
+    parts += [f"{elsewhere} wait for another process"] if elsewhere else []
+    if left is not None:
+        clock = f"{int(left.seconds // 60)}:{int(left.seconds % 60):02d} left"
+        parts.append(f"{'at most ' if left.at_most else ''}{clock}")
+    return ", ".join(parts)
 
 
 def _plain_lines(flow: Flow, now: Progress) -> list[tuple[str, str, bool]]:
