@@ -205,3 +205,17 @@ def test_a_dead_replica_costs_no_row(teacher_of: Teachers, project_of: Projects)
     in_flight = 16  # half of the requests in flight, at most, were at the server that died
     assert one.stats()["completed_total"] + answered + in_flight >= 160
     assert one.stats()["completed_total"] <= 160 - answered + in_flight
+
+
+def test_a_second_sigterm_does_not_shorten_the_first(teacher_of: Teachers, project_of: Projects) -> None:
+    """SLURM sends it to the script of a job and to the run, and the script passes it on."""
+    teacher = teacher_of(latency_s=1)
+    project = project_of(teacher.url)
+    process = project.start()
+    wait_until(lambda: teacher.stats()["in_flight"] > 4)
+    process.send_signal(signal.SIGTERM)
+    wait_until(lambda: "at the latest in" in (project.root / "stderr.log").read_text())
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 130
+    assert "stopped at once" not in (project.root / "stderr.log").read_text()
+    assert len(project.paid_lines()) == teacher.stats()["completed_total"] > 4

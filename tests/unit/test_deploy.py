@@ -371,7 +371,7 @@ class TestSkyPilot:
         assert set(task["resources"]["job_recovery"]) <= {"max_restarts_on_errors", "recover_on_exit_codes"}
         assert task["secrets"] == {"TEACHER_URL": None, "TEACHER_KEY": None}
         assert task["envs"] == {"TRACEFACTORY_SHARED": None}  # SkyPilot asks for what is null
-        assert f"tracefactory[objects]=={__version__}" in task["setup"]
+        assert f"tracefactory[gym,local,objects]=={__version__}" in task["setup"]
         for script in (task["setup"], task["run"]):
             assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 

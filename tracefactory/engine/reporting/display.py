@@ -35,8 +35,9 @@ STOPPING = "stopping: no new requests are sent; those in flight are finished and
 class Display:
     """Displays a run and handles Ctrl-C and SIGTERM.
 
-    The first drains the run, the second ends the process at once. After SIGTERM, which schedulers send before SIGKILL,
-    the process also ends when `run: grace_s` is over.
+    The first drains the run, a second Ctrl-C ends the process at once. After SIGTERM, which schedulers send before
+    SIGKILL, the process also ends when `run: grace_s` is over; a second SIGTERM changes nothing, because it can be the
+    same one: SLURM sends it to all processes of a job, and a script passes on its own.
     """
 
     def __init__(self, console: Console, lines: Literal["auto", "plain", "json"] = "auto") -> None:
@@ -49,7 +50,7 @@ class Display:
         page = self._page(flow)
         loop = asyncio.get_running_loop()
         drains: set[asyncio.Task[None]] = set()
-        stopping = False
+        received: set[int] = set()
 
         grace_s = flow.pipeline.run.grace_s
         last = threading.Timer(grace_s, self._leave, (flow,))  # of a thread, which also runs when the loop is blocked
@@ -61,13 +62,13 @@ class Display:
             drains.add(loop.create_task(flow.stop()))
 
         def interrupted(number: int, frame: FrameType | None) -> None:
-            nonlocal stopping
-            if stopping:
+            if received and number == signal.SIGINT:
                 self._leave(flow)
-            stopping = True
-            if number == signal.SIGTERM:
+            if number == signal.SIGTERM and number not in received:
                 last.start()
-            loop.call_soon_threadsafe(drain, number)
+            if not received:
+                loop.call_soon_threadsafe(drain, number)
+            received.add(number)
 
         before = {one: signal.signal(one, interrupted) for one in (signal.SIGINT, signal.SIGTERM)}
         watching = loop.create_task(self._watch(flow, executor, page))
