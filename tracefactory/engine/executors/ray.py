@@ -190,9 +190,11 @@ class RayExecutor:
         if self._lost is None:
             self._lost = asyncio.create_task(head_lost(HEAD_S))
         call = asyncio.ensure_future(asked)
-        await asyncio.wait([call, self._lost], return_when=asyncio.FIRST_COMPLETED)
-        if not call.done():
-            call.cancel()
+        try:
+            await asyncio.wait([call, self._lost], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            lost = call.cancel()  # does nothing to an answer that is there
+        if lost:
             raise RunStopped(f"the head of the Ray cluster has not answered for {HEAD_S:g} s; {CONTINUE}")
         return call.result()
 
@@ -263,10 +265,6 @@ def _joined(one: ModelStatus, other: ModelStatus) -> tuple[Any, ...]:
 
 async def _answers(asked: Sequence[Any], seconds: float = CLOSE_S) -> list[Any]:
     """Return what actors answered in time, exceptions too; what does not answer is left out."""
-    if not asked:
-        return []
-    tasks = [asyncio.ensure_future(one) for one in asked]
-    done, late = await asyncio.wait(tasks, timeout=seconds)
-    for one in late:
-        one.cancel()
-    return [one.exception() or one.result() for one in tasks if one in done]
+    answers = (asyncio.wait_for(one, seconds) for one in asked)
+    made = await asyncio.gather(*answers, return_exceptions=True)
+    return [one for one in made if not isinstance(one, TimeoutError)]

@@ -81,5 +81,5 @@ class _RayReplica:
     async def stop(self) -> None:
         if self._asked is not None:
             self._asked.cancel()
-        await asyncio.wait([asyncio.ensure_future(self.actor.stop.remote())], timeout=STOP_S)
+        await asyncio.gather(asyncio.wait_for(self.actor.stop.remote(), STOP_S), return_exceptions=True)
         ray.kill(self.actor)

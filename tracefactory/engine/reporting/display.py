@@ -62,13 +62,14 @@ class Display:
             drains.add(loop.create_task(flow.stop()))
 
         def interrupted(number: int, frame: FrameType | None) -> None:
-            if received and number == signal.SIGINT:
+            before, repeated = bool(received), number in received
+            received.add(number)  # first of all: the next signal can interrupt this
+            if before and number == signal.SIGINT:
                 self._leave(flow)
-            if number == signal.SIGTERM and number not in received:
+            if number == signal.SIGTERM and not repeated:
                 last.start()
-            if not received:
+            if not before:
                 loop.call_soon_threadsafe(drain, number)
-            received.add(number)
 
         before = {one: signal.signal(one, interrupted) for one in (signal.SIGINT, signal.SIGTERM)}
         watching = loop.create_task(self._watch(flow, executor, page))
