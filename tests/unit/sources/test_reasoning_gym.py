@@ -1,10 +1,12 @@
 """reasoning_gym as a source: the mix, the seeds, and entries that a scorer can use after a round trip through JSON."""
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections import Counter
-from importlib.metadata import PackageNotFoundError
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +192,12 @@ def test_without_pycosat_all_tasks_but_one_make_problems() -> None:
     assert sums == "None"
     assert "pip install pycosat" in zebras
     assert left == "None"  # sympy would use what is found under this name
+
+
+def test_the_makefile_installs_what_reasoning_gym_needs_but_for_pycosat() -> None:
+    root = Path(__file__).parents[3]
+    (listed,) = re.findall(r"^GYM := (.*)$", (root / "Makefile").read_text(), re.MULTILINE)
+    own = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    needed = {one for one in requires("reasoning-gym") or () if "extra ==" not in one}
+    names = {re.split(r"[^\w-]", one)[0] for one in needed} - {"pycosat"}
+    assert names <= {*listed.split(), *(re.split(r"[^\w-]", one)[0] for one in own)}
