@@ -124,6 +124,12 @@ class _Careless:
         return self.create(name, content)
 
 
+def test_a_bucket_that_does_not_exist_is_a_mistake(objects: Objects, server: S3Server) -> None:
+    server.faults["PUT"] = [404]
+    with pytest.raises(UserError, match="there is no bucket 'bucket'"):
+        check_conditions(objects)
+
+
 def test_a_store_that_ignores_conditions_is_refused(objects: Objects, server: S3Server) -> None:
     check_conditions(objects)
     with pytest.raises(Unreachable, match="ignores If-None-Match"):

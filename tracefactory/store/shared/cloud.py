@@ -144,9 +144,12 @@ def check_conditions(objects: Objects) -> None:
 
     Raises:
         Unreachable: when it does not.
+        UserError: when its bucket does not exist.
     """
     name = f"probes/{uuid4().hex}"
     etag = objects.create(name, b"1")
+    if etag is None:  # nothing has this name, so that the store does not find the bucket
+        raise UserError(Mistake(f"{objects.url}: there is no bucket {urlsplit(objects.url).netloc!r}"))
     try:
         if not etag:
             raise Unreachable(f"{objects.url}: an object written with If-None-Match has no etag")
