@@ -22,7 +22,7 @@ from tracefactory.engine.runs import End, RunFolder, RunOutcome
 from tracefactory.store.shared import cloud, runs
 
 STAGE = {"stage": "short", "state": "runs", "shards_done": 1, "shards": 8, "kept": 9, "dropped": 0, "errors": 1}
-STAGE |= {"requests": 1234567, "in_flight": 40, "cost": 1.5, "unpriced": 0, "waiting": ""}
+STAGE |= {"requests": 1234567, "in_flight": 40, "elsewhere": 2, "cost": 1.5, "unpriced": 0, "waiting": ""}
 Watch = Callable[..., str]
 
 
@@ -135,7 +135,8 @@ def test_a_run_is_followed_to_its_end(project: Path, watch: Watch, later: Callab
     assert all(len(line) <= 80 for line in lines)
     assert "\x1b" not in output
     flat = " ".join(output.split())
-    assert "short: runs; 1/8 shards, kept 9, dropped 0, errors 1, requests 1,234,567, 40 in flight, 1.5000 $" in flat
+    assert "short: runs; 1/8 shards, kept 9, dropped 0, errors 1, requests 1,234,567, 40 in flight" in flat
+    assert "40 in flight, 2 wait for another process, 1.5000 $" in flat
     assert "short: a row failed (timeout): \\u001b[2J took too long" in flat
     assert flat.index("teacher: is starting") < flat.index("teacher: ready") < flat.index("enough")
     assert "next" not in flat

@@ -145,7 +145,9 @@ def _stages(line: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
         counts = ", ".join(f"{name} {_number(one, name)}" for name in ("kept", "dropped", "errors", "requests"))
         told = f"{stage}: {one.get('waiting') or state}; {_number(one, 'shards_done')}/{_number(one, 'shards')} shards"
         paid = [one[name] if isinstance(one.get(name), int | float) else 0 for name in ("cost", "unpriced", "requests")]
-        text = one_line(f"{told}, {counts}, {_number(one, 'in_flight')} in flight, {dollars(*paid)} $")
+        in_flight = f"{_number(one, 'in_flight')} in flight"
+        in_flight += f", {_number(one, 'elsewhere')} wait for another process" if one.get("elsewhere") else ""
+        text = one_line(f"{told}, {counts}, {in_flight}, {dollars(*paid)} $")
         found.append((stage, "" if state == "waits" and not one.get("waiting") else text, state == "done"))
     return found
 
