@@ -125,36 +125,34 @@ def _ranking(trial: Trial, outcome: RunOutcome, root: Path, by: RankBy, every: b
 
 
 def _table(ranking: Ranking) -> Table:
+    """Return the ranking; at 80 columns only the names of stages and teachers are folded."""
     title = f"teachers for {ranking.student} ({ranking.model}): {ranking.of} on {ranking.problems} problems"
     table = plain_table(title)
-    for name in ("", "stage", "teacher"):
-        table.add_column(name, overflow="fold")
+    table.add_column("")
+    table.add_column("stage\nteacher", overflow="fold")
     for name in (
-        f"{ranking.by} (95%)",
+        f"{ranking.by.replace('_', chr(10))}\n(95%)",
         "first",
         "used",
-        "pass rate (95%)",
-        "tokens, median",
-        "all",
-        "$ per correct",
+        "passed\n(95%)",
+        "tokens\nmedian\nall",
+        "$ per\ncorrect",
     ):
-        table.add_column(name, justify="right")
-    table.add_column("not used")
+        table.add_column(name, justify="right", no_wrap=True)
     for place, row in enumerate(ranking.teachers, start=1):
         lost = {"failed": row.failed, "refused": row.refused, "unmeasured": row.unmeasured}
+        without = ", ".join(f"{name} {count}" for name, count in lost.items() if count)
         value = "-" if row.value is None else f"{row.value:.3f}"
-        interval = "" if row.low is None or row.high is None else f" ({row.low:.3f} .. {row.high:.3f})"
+        interval = "" if row.low is None or row.high is None else f"\n{row.low:.3f}-{row.high:.3f}"
+        median = "-" if row.median_tokens is None else f"{row.median_tokens:g}"
         table.add_row(
             "-" if row.value is None else str(place),
-            row.stage,
-            row.teacher,
+            f"{row.stage}\n{row.teacher}" + (f"\n{without}" if without else ""),
             value + interval,
             "-" if row.value is None else f"{row.first:.0%}",
-            f"{row.used} of {row.samples}",
-            f"{row.passed.rate:.0%} ({row.passed.low:.0%} .. {row.passed.high:.0%})",
-            "-" if row.median_tokens is None else f"{row.median_tokens:g}",
-            f"{row.total_tokens:,}",
+            f"{row.used}/{row.samples}",
+            f"{row.passed.rate:.0%}\n{row.passed.low:.0%}-{row.passed.high:.0%}",
+            f"{median}\n{row.total_tokens:,}",
             "-" if row.cost_per_usable is None else f"{row.cost_per_usable:.6f}",
-            ", ".join(f"{name} {count}" for name, count in lost.items() if count),
         )
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from binascii import crc32
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -128,14 +129,18 @@ async def test_real_students_say_which_steps_say_little(run_stages: RunStages, n
         found = made.traces(way)
         assert len(found) == 2
         for row in found:
-            assert parent_of(row) in parents, row.derivation
+            if parent_of(row) is None:  # what the student expects most is what the conclusion stands on
+                assert json.loads(row.derivation or "")["fallback"] == "undefined_value"
+                assert row.reasoning in (THOUGHT, said_again)
+                continue
             whole = parents[parent_of(row) or ""]
             lost = len(whole.reasoning) - len(row.reasoning)
             assert 0 < row.measures["prune_tokens_saved"] <= drop * whole.measures["pupil/tokens"]
             assert lost > 0
             assert row.reasoning.endswith("So the answer is 42.")
     # What was said before is what a student expects most.
-    (repeats,) = [row for row in made.traces("by_mean") if parents[parent_of(row) or ""].reasoning == said_again]
+    pruned = [row for row in made.traces("by_mean") if parent_of(row)]
+    (repeats,) = [row for row in pruned if parents[parent_of(row) or ""].reasoning == said_again]
     assert repeats.reasoning.count(output) < 2
 
 

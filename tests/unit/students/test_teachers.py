@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import io
 import random
 
 import pytest
+from rich.console import Console
 
+from tracefactory.cli.teachers import Ranking, _table
 from tracefactory.core.rows import Outcome, Trace
 from tracefactory.students.measures import dataset_rank_surprisal
 from tracefactory.students.ranking import RankBy, TeacherTrial, rank_teachers, remarks
@@ -113,3 +116,28 @@ def test_cost_per_usable_trace_counts_all_samples() -> None:
 def test_a_teacher_without_traces_gets_a_row() -> None:
     (row,) = rank_teachers([tried("t", [], failed=3)], "s")
     assert (row.value, row.median_tokens, row.passed.samples, row.failed) == (None, None, 0, 3)
+
+
+def test_the_table_cuts_off_no_number_at_80_columns() -> None:
+    good, spare = noisy(2, 2.0), [trace(f"q{n}", 4.0, 1.0, cost=0.5) for n in range(40)]
+    rows = rank_teachers([tried("a_teacher_with_a_long_name", good, failed=12), tried("b", spare, priced=True)], "s")
+    rows[0] = rows[0].model_copy(update={"total_tokens": 1_234_567, "samples": 1000, "used": 988})
+    found = Ranking(
+        student="pupil",
+        model="pupil.gguf",
+        by=RankBy.RANK_SURPRISAL,
+        of="correct traces",
+        run="r",
+        problems=40,
+        teachers=tuple(rows),
+        remarks=(),
+    )
+    out = io.StringIO()
+    Console(file=out, width=80).print(_table(found))
+    shown = out.getvalue()
+    assert "…" not in shown
+    words = shown.split()
+    for number in ("1", "2", "988/1000", "1,234,567", f"{rows[0].value:.3f}", f"{rows[0].low:.3f}-{rows[0].high:.3f}"):
+        assert number in words
+    assert "0.500000" in words
+    assert {"failed", "12"} <= {*words}
