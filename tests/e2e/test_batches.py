@@ -75,11 +75,12 @@ def test_killed_and_stopped_runs_leave_their_batches_to_the_next_run(
     wait_until(lambda: teacher.stats()["batches"]["created"] == 2)
     kill_tree(process.pid)
     process.wait()
-    without = project.pipeline.read_text().replace("batch: {window: 24h}, ", "")
-    (project.root / "pipelines" / "without.yaml").write_text(without)
-    output = project.run("run", str(project.root / "pipelines" / "without.yaml"), expect=1)
+    written = project.pipeline.read_text()
+    project.pipeline.write_text(written.replace("batch: {window: 24h}, ", ""))
+    output = project.run("run", str(project.pipeline), expect=1)
     assert "of its requests are in batch" in output
     assert "Put `batch:` back" in output
+    project.pipeline.write_text(written)
     process = project.start()
     log = project.root / "stderr.log"
     wait_until(lambda: "wait at 127.0.0.1" in log.read_text())
