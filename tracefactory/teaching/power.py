@@ -14,8 +14,8 @@ DISCORDANT = 0.2
 """An assumption, for planning: similar students differ on one question in five. Measured: `Difference.discordant`."""
 SEED_SD = 0.03
 """An assumption, for planning: the accuracy varies by three points between training seeds. Measured: `Summary.seed_sd`;
-the medians of the nine datasets of `pipelines/teach_sum_styles.yaml` were 3.0 (one learning rate) and 2.2 points (a rate
-chosen for each), of 0 to 15.5 points."""
+the medians of the nine datasets of `pipelines/teach_sum_styles.yaml` were 3.0 (one learning rate) and 2.2 points (a
+rate chosen for each), of 0 to 15.5 points."""
 CHANCE = 0.5
 """An assumption: half of the discordance is the chance of single answers, the rest lies in the questions."""
 
