@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-import reasoning_gym
 import typer
 from typer.testing import CliRunner
 
 from tracefactory.cli.verify import verify
 from tracefactory.core.errors import UserError
 from tracefactory.core.rows import Outcome, Verdict
+from tracefactory.reading import gym
 from tracefactory.verification.consensus import consensus
 from tracefactory.verification.judge import judge, read_vote
 from tracefactory.verification.pass_rates import pass_rate, wilson
@@ -77,8 +77,7 @@ def test_exact_text_and_numeric_verdicts() -> None:
 
 @pytest.mark.parametrize("task", ["leg_counting", "basic_arithmetic", "spiral_matrix", "word_sorting", "countdown"])
 def test_reasoning_gym_scores_correct_wrong_and_missing_answers(task: str) -> None:
-    entry = reasoning_gym.create_dataset(task, size=1, seed=3)[0]
-    entry = json.loads(json.dumps(entry, default=str))
+    entry = next(gym.problems(task, {}, seed=3)).entry
     spec = {"task": task, "entry": entry}
     gold = entry["answer"] or entry["metadata"].get("expression")
     for response in (rf"\boxed{{{gold}}}", f"Final answer: {gold}", f"<answer>{gold}</answer>"):
